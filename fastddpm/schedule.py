@@ -1,0 +1,394 @@
+"""The noise schedule: how much noise each of the T training steps adds.
+
+A `NoiseSchedule` holds the betas of the forward process q(x_t | x_{t-1}) and every quantity derived from
+them under the name the field uses. It is immutable and float64; `fastddpm.gaussian` turns it into formulas
+on images, `fastddpm.plans` into tables for the sampler. t is a 0-based index, 0 .. T-1.
+
+Sources: Ho et al. 2020 (DDPM), Nichol and Dhariwal 2021 (cosine), Jabri et al. 2022 (sigmoid), Lin et al.
+2023 (zero terminal SNR), and the betas of diffusers, denoising-diffusion-pytorch and the SR3 repository.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[np.float64]
+_NAMED = ("linear", "scaled_linear", "quad", "cosine", "sigmoid", "warmup", "const", "jsd")
+
+
+class NoiseSchedule:
+    """Betas of a variance-preserving diffusion and what follows from them.
+
+    Every array is float64, read-only and of shape [T]. Betas lie in (0, 1], and only the last may be 1
+    (zero terminal SNR); then alphas_cumprod[-1] is 0, sqrt_recip_alphas_cumprod[-1] is inf and log_snr[-1]
+    is -inf, as the formulas say.
+
+    Make one with `linear`, `scaled_linear`, `quad`, `cosine`, `sigmoid`, `warmup`, `const`, `jsd` or
+    `from_betas`. Two schedules are equal when all their betas are.
+    """
+
+    betas: Array
+    name: str
+    parameters: dict[str, int | float]
+    zero_terminal_snr: bool
+
+    def __init__(
+        self,
+        betas: Sequence[float] | npt.ArrayLike | torch.Tensor,
+        *,
+        name: str = "custom",
+        parameters: Mapping[str, int | float] | None = None,
+        zero_terminal_snr: bool = False,
+    ) -> None:
+        """Prefer the named constructors; `name` and `parameters` are what `to_dict` writes."""
+        object.__setattr__(self, "betas", _checked_betas(betas))
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "parameters", dict(parameters or {}))
+        object.__setattr__(self, "zero_terminal_snr", zero_terminal_snr)
+
+    # ---------------------------------------------------------------- constructors
+
+    @classmethod
+    def linear(
+        cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> NoiseSchedule:
+        """beta_t evenly spaced from beta_start to beta_end (Ho et al. 2020, section 4)."""
+        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
+        return cls(np.linspace(start, end, n), name="linear", parameters=_parameters(n, start, end))
+
+    @classmethod
+    def scaled_linear(
+        cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> NoiseSchedule:
+        """sqrt(beta_t) evenly spaced, as diffusers' `scaled_linear` (Stable Diffusion: 0.00085 to 0.012)."""
+        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
+        betas = np.linspace(start**0.5, end**0.5, n) ** 2
+        return cls(betas, name="scaled_linear", parameters=_parameters(n, start, end))
+
+    @classmethod
+    def quad(
+        cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> NoiseSchedule:
+        """sqrt(beta_t) evenly spaced: the SR3 repository's name for `scaled_linear`."""
+        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
+        betas = np.linspace(start**0.5, end**0.5, n) ** 2
+        return cls(betas, name="quad", parameters=_parameters(n, start, end))
+
+    @classmethod
+    def cosine(
+        cls, num_train_timesteps: int = 1000, s: float = 0.008, max_beta: float = 0.999
+    ) -> NoiseSchedule:
+        """beta_t = min(1 - f(t+1)/f(t), max_beta), f(i) = cos((i/T + s)/(1 + s) * pi/2)^2.
+
+        Nichol and Dhariwal 2021, equation 17. With these defaults it is diffusers' `squaredcos_cap_v2` and
+        the `cosine` of abarankab/DDPM, denoising-diffusion-pytorch, guided-diffusion and the SR3 repository
+        (up to the dtype they store it in). s >= 0; max_beta in (0, 1].
+        """
+        n = _count(num_train_timesteps)
+        s = _number("s", s, low=0.0, high=math.inf)
+        max_beta = _unit("max_beta", max_beta)
+        f = np.cos((np.arange(n + 1) / n + s) / (1 + s) * math.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], max_beta)
+        parameters = {"num_train_timesteps": n, "s": s, "max_beta": max_beta}
+        return cls(betas, name="cosine", parameters=parameters)
+
+    @classmethod
+    def sigmoid(
+        cls,
+        num_train_timesteps: int = 1000,
+        start: float = -3.0,
+        end: float = 3.0,
+        tau: float = 1.0,
+        max_beta: float = 0.999,
+    ) -> NoiseSchedule:
+        """abar(i) = (sigmoid(end/tau) - sigmoid((i/T*(end-start) + start)/tau)) / (... at i = 0), capped.
+
+        Jabri et al. 2022, figure 8, as denoising-diffusion-pytorch computes it (not diffusers' `sigmoid`,
+        which squashes the betas themselves). That library rounds sigmoid(end/tau) to float32 inside an
+        otherwise float64 formula; it moves the last abar by 1e-4 relative, so it is repeated here.
+        start < end; tau > 0; max_beta in (0, 1].
+        """
+        n = _count(num_train_timesteps)
+        start = _number("start", start, low=-math.inf, high=math.inf)
+        end = _number("end", end, low=-math.inf, high=math.inf)
+        tau = _number("tau", tau, low=0.0, high=math.inf)
+        max_beta = _unit("max_beta", max_beta)
+        if not start < end:
+            raise ValueError(f"start must be below end, got start={start!r} and end={end!r}")
+        if tau == 0.0:
+            raise ValueError("tau must be above 0, got 0.0")
+        v_start, v_end = (float(np.float32(_sigmoid(v / tau))) for v in (start, end))
+        i = np.arange(n + 1) / n
+        abar = (v_end - _sigmoid((i * (end - start) + start) / tau)) / (v_end - v_start)
+        betas = np.minimum(1 - abar[1:] / abar[:-1], max_beta)
+        parameters = {"num_train_timesteps": n, "start": start, "end": end, "tau": tau, "max_beta": max_beta}
+        return cls(betas, name="sigmoid", parameters=parameters)
+
+    @classmethod
+    def warmup(
+        cls,
+        fraction: float,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+    ) -> NoiseSchedule:
+        """Linear from beta_start to beta_end over the first int(T * fraction) steps, then beta_end.
+
+        SR3's `warmup10` is fraction 0.1 and `warmup50` is 0.5. fraction in [0, 1].
+        """
+        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
+        fraction = _number("fraction", fraction, low=0.0, high=1.0)
+        betas = np.full(n, end)
+        rising = int(n * fraction)
+        betas[:rising] = np.linspace(start, end, rising)
+        return cls(betas, name="warmup", parameters={"fraction": fraction, **_parameters(n, start, end)})
+
+    @classmethod
+    def const(cls, num_train_timesteps: int = 1000, beta: float = 0.02) -> NoiseSchedule:
+        """beta_t = beta (the SR3 repository's `const`, whose value is its linear_end)."""
+        n, beta = _count(num_train_timesteps), _unit("beta", beta)
+        return cls(np.full(n, beta), name="const", parameters={"num_train_timesteps": n, "beta": beta})
+
+    @classmethod
+    def jsd(cls, num_train_timesteps: int = 1000) -> NoiseSchedule:
+        """beta_t = 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015, section 2.4.1): ends at zero SNR."""
+        n = _count(num_train_timesteps)
+        betas = 1.0 / np.linspace(n, 1, n)
+        return cls(betas, name="jsd", parameters={"num_train_timesteps": n})
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float] | npt.ArrayLike | torch.Tensor) -> NoiseSchedule:
+        """A schedule from T given betas (list, array or tensor), read as float64."""
+        return cls(betas)
+
+    def rescaled_zero_terminal_snr(self) -> NoiseSchedule:
+        """A new schedule with alphas_cumprod[-1] = 0: sqrt(abar) is shifted and scaled, its first value kept.
+
+        Lin et al. 2023, algorithm 1; diffusers' `rescale_betas_zero_snr`. Needs T >= 2.
+        """
+        if len(self) < 2:
+            raise ValueError(f"rescaling to zero terminal SNR needs at least 2 timesteps, got {len(self)}")
+        root = self.sqrt_alphas_cumprod
+        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+        abar = root**2
+        betas = 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
+        return type(self)(betas, name=self.name, parameters=self.parameters, zero_terminal_snr=True)
+
+    # ---------------------------------------------------------------- derived quantities
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alphas(self) -> Array:
+        """alpha_t = 1 - beta_t."""
+        return _frozen(1.0 - self.betas)
+
+    @cached_property
+    def alphas_cumprod(self) -> Array:
+        """abar_t = alpha_0 * ... * alpha_t."""
+        return _frozen(np.cumprod(self.alphas))
+
+    @cached_property
+    def alphas_cumprod_prev(self) -> Array:
+        """abar_{t-1}, with 1 before the first step."""
+        return _frozen(np.concatenate([[1.0], self.alphas_cumprod[:-1]]))
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> Array:
+        """sqrt(abar_t): the signal left at step t (SR3's noise level)."""
+        return _frozen(np.sqrt(self.alphas_cumprod))
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> Array:
+        """sqrt(1 - abar_t): the standard deviation of the noise at step t."""
+        return _frozen(np.sqrt(1.0 - self.alphas_cumprod))
+
+    @cached_property
+    def sqrt_recip_alphas_cumprod(self) -> Array:
+        """sqrt(1 / abar_t); inf where abar_t is 0."""
+        with np.errstate(divide="ignore"):
+            return _frozen(np.sqrt(1.0 / self.alphas_cumprod))
+
+    @cached_property
+    def sqrt_recipm1_alphas_cumprod(self) -> Array:
+        """sqrt(1 / abar_t - 1); inf where abar_t is 0."""
+        with np.errstate(divide="ignore"):
+            return _frozen(np.sqrt(1.0 / self.alphas_cumprod - 1.0))
+
+    @cached_property
+    def posterior_variance(self) -> Array:
+        """beta_t (1 - abar_{t-1}) / (1 - abar_t): the variance of q(x_{t-1} | x_t, x_0), 0 at t = 0."""
+        return _frozen(self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod))
+
+    @cached_property
+    def posterior_log_variance_clipped(self) -> Array:
+        """log(max(posterior_variance, 1e-20)), as SR3 and denoising-diffusion-pytorch store it."""
+        return _frozen(np.log(np.maximum(self.posterior_variance, 1e-20)))
+
+    @cached_property
+    def posterior_mean_coef1(self) -> Array:
+        """Weight of x_0 in the posterior mean: beta_t sqrt(abar_{t-1}) / (1 - abar_t)."""
+        return _frozen(self.betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod))
+
+    @cached_property
+    def posterior_mean_coef2(self) -> Array:
+        """Weight of x_t in the posterior mean: (1 - abar_{t-1}) sqrt(alpha_t) / (1 - abar_t)."""
+        return _frozen((1.0 - self.alphas_cumprod_prev) * np.sqrt(self.alphas) / (1.0 - self.alphas_cumprod))
+
+    @cached_property
+    def snr(self) -> Array:
+        """Signal to noise ratio abar_t / (1 - abar_t)."""
+        return _frozen(self.alphas_cumprod / (1.0 - self.alphas_cumprod))
+
+    @cached_property
+    def log_snr(self) -> Array:
+        """log(snr); -inf where abar_t is 0."""
+        with np.errstate(divide="ignore"):
+            return _frozen(np.log(self.snr))
+
+    def tensor(
+        self, name: str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> torch.Tensor:
+        """The derived quantity `name` as a torch tensor [T] (float32 unless another dtype is given)."""
+        import torch
+
+        values = getattr(self, name, None)
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"name must be one of the schedule's arrays, such as 'betas', got {name!r}")
+        return torch.tensor(values.copy(), dtype=dtype or torch.float32, device=device)
+
+    # ---------------------------------------------------------------- as a value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for schedule.json: the name and parameters, or the betas of a custom schedule."""
+        content: dict[str, Any] = {"name": self.name}
+        if self.name in _NAMED:
+            content["parameters"] = dict(self.parameters)
+            content["zero_terminal_snr"] = self.zero_terminal_snr
+        else:
+            content["betas"] = self.betas.tolist()
+        return content
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that `to_dict` described; ValueError for anything else."""
+        if not isinstance(content, Mapping) or "name" not in content:
+            raise ValueError(f"a schedule is a mapping with a 'name', got {content!r}")
+        name = content["name"]
+        if name == "custom":
+            _check_keys(content, {"name", "betas"}, required={"betas"})
+            return cls.from_betas(content["betas"])
+        if name not in _NAMED:
+            raise ValueError(f"schedule name must be one of {', '.join(_NAMED)} or custom, got {name!r}")
+        _check_keys(content, {"name", "parameters", "zero_terminal_snr"}, required=set())
+        parameters = content.get("parameters", {})
+        rescale = content.get("zero_terminal_snr", False)
+        if not isinstance(parameters, Mapping):
+            raise ValueError(f"schedule parameters must be a mapping, got {parameters!r}")
+        if not isinstance(rescale, bool):
+            raise ValueError(f"zero_terminal_snr must be true or false, got {rescale!r}")
+        try:
+            schedule: NoiseSchedule = getattr(cls, name)(**parameters)
+        except TypeError as error:
+            raise ValueError(f"schedule {name!r} does not take parameters {dict(parameters)!r}") from error
+        return schedule.rescaled_zero_terminal_snr() if rescale else schedule
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoiseSchedule) and np.array_equal(self.betas, other.betas)
+
+    def __hash__(self) -> int:
+        return hash(self.betas.tobytes())
+
+    def __repr__(self) -> str:
+        if self.name not in _NAMED:
+            return f"NoiseSchedule.from_betas(<{len(self)} betas, {self.betas[0]:g} .. {self.betas[-1]:g}>)"
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
+        suffix = ".rescaled_zero_terminal_snr()" if self.zero_terminal_snr else ""
+        return f"NoiseSchedule.{self.name}({arguments}){suffix}"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a NoiseSchedule is immutable, cannot set {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a NoiseSchedule is immutable, cannot delete {name!r}")
+
+
+def _frozen(values: npt.NDArray[Any]) -> Array:
+    array: Array = np.asarray(values, dtype=np.float64)
+    array.setflags(write=False)
+    return array
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def _checked_betas(betas: Any) -> Array:
+    """A read-only float64 copy, or ValueError with the first value that is out of range."""
+    try:
+        array = np.array(betas, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"betas must be a one-dimensional sequence of numbers, got {betas!r}") from error
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"betas must be a non-empty one-dimensional sequence, got shape {array.shape}")
+    allowed = (array > 0.0) & (array < 1.0)
+    allowed[-1] |= array[-1] == 1.0
+    if not allowed.all():
+        i = int(np.argmin(allowed))
+        accepted = "in (0, 1], and 1 only as the last"
+        raise ValueError(f"betas must lie {accepted}, got betas[{i}] = {array[i]} of {len(array)}")
+    return _frozen(array)
+
+
+def _number(name: str, value: Any, *, low: float, high: float) -> float:
+    """`value` as a finite float in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not (low <= value <= high and math.isfinite(value)):
+        raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
+    return float(value)
+
+
+def _unit(name: str, value: Any) -> float:
+    """`value` as a float in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise ValueError(f"{name} must be a number in (0, 1], got {value!r}")
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"num_train_timesteps must be an integer of at least 1, got {value!r}")
+    return int(value)
+
+
+def _range(count: Any, beta_start: Any, beta_end: Any) -> tuple[int, float, float]:
+    return _count(count), _unit("beta_start", beta_start), _unit("beta_end", beta_end)
+
+
+def _parameters(count: int, beta_start: float, beta_end: float) -> dict[str, int | float]:
+    return {"num_train_timesteps": count, "beta_start": beta_start, "beta_end": beta_end}
+
+
+def _check_keys(content: Mapping[str, Any], accepted: set[str], *, required: set[str]) -> None:
+    if set(content) - accepted or required - set(content):
+        raise ValueError(
+            f"a schedule named {content['name']!r} has the keys {sorted(accepted)}, got {sorted(content)}"
+        )
