@@ -1,0 +1,82 @@
+"""`reverse_step` in plain torch: what runs on every device but CUDA, and what the kernel is held against.
+
+It works in place, reads nothing on the host and traces in one graph, so that Inductor fuses it into one loop.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..noise import normal
+from ..table import Column
+
+
+def reverse_step(
+    x: Tensor,
+    m: Tensor,
+    table: Tensor,
+    counter: Tensor,
+    *,
+    noise: Tensor | None = None,
+    x0: Tensor | None = None,
+    guidance: Tensor | None = None,
+    threshold: Tensor | None = None,
+    clip: bool = False,
+    multistep: bool = False,
+) -> None:
+    """One reverse step in float32, in place on x and x0; arguments as in `dispatch.reverse_step`."""
+    row = table.index_select(0, counter[:1]).squeeze(0)
+    # In the order of `Column` (whose members torch.compile cannot trace as indices).
+    p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m = row[: len(Column)].unbind()
+    m, variance = split_output(m, x.shape[1], guidance)
+
+    if not clip and threshold is None and x0 is None:
+        x_next = linear_x * x + linear_m * m
+    else:
+        pred_x0 = p * x + q * m
+        if threshold is not None:
+            bound = _per_sample(threshold, x)
+            pred_x0 = torch.clamp(pred_x0, -bound, bound) / bound
+        elif clip:
+            pred_x0 = torch.clamp(pred_x0, -r, r)
+        x_next = a * pred_x0 + b * x + e * m
+        if x0 is not None:
+            if multistep:
+                x_next = x_next + h * x0
+            x0.copy_(pred_x0)
+
+    if noise is not None:
+        sigma = c
+        if variance is not None:
+            f = (variance + 1.0) * 0.5
+            log_variance = f * log_var_max + (1.0 - f) * log_var_min
+            sigma = sigma * torch.exp(0.5 * log_variance)
+        x_next = x_next + sigma * _noise(noise, counter, x)
+    x.copy_(x_next)
+
+
+def split_output(m: Tensor, channels: int, guidance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The network's output as (m, v) in float32: guided, and v None unless there are 2C channels.
+
+    m_u + w*(m_c - m_u) is taken of m alone; v comes from the conditional half.
+    """
+    m = m.to(torch.float32)
+    unconditional, conditional = m.chunk(2, dim=0) if guidance is not None else (m, m)
+    variance = conditional[:, channels:] if m.shape[1] != channels else None
+    unconditional, conditional = unconditional[:, :channels], conditional[:, :channels]
+    if guidance is None:
+        return conditional, variance
+    return unconditional + _per_sample(guidance, m) * (conditional - unconditional), variance
+
+
+def _noise(noise: Tensor, counter: Tensor, x: Tensor) -> Tensor:
+    """z of this row: drawn when `noise` holds seeds, else its slot of the ring."""
+    k, repeat = counter[:1], counter[1:]
+    if noise.dtype == torch.int64:
+        return normal(noise, k + 1, x.shape[1:], repeat=repeat)
+    return noise.index_select(0, k % noise.shape[0]).squeeze(0)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *(1,) * (like.dim() - 1))
