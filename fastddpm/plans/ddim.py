@@ -1,0 +1,112 @@
+"""DDIM: non-Markovian sampling with adjustable noise (Song et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.plans.ddpm import consecutive_alphas_cumprod
+from fastddpm.plans.plan import (
+    PREDICTION_TYPES,
+    Float64,
+    Plan,
+    PredictionType,
+    build_table,
+    check_choice,
+    check_clip_range,
+    check_number,
+    prediction_columns,
+)
+from fastddpm.plans.spacing import resolve_timesteps
+from fastddpm.schedule import NoiseSchedule
+
+
+def ddim_plan(
+    schedule: NoiseSchedule,
+    num_inference_steps: int | None = None,
+    *,
+    eta: float = 0.0,
+    prediction_type: PredictionType = "epsilon",
+    clip_sample_range: float | None = None,
+    timestep_spacing: str = "leading",
+    timesteps: Sequence[int] | npt.ArrayLike | None = None,
+    use_clipped_model_output: bool = False,
+    final_alpha_cumprod: float = 1.0,
+) -> Plan:
+    """DDIM (Song et al. 2021, equations 12 and 16) between consecutive timesteps t -> s of the plan.
+
+        sigma = eta sqrt((1 - abar_s)/(1 - abar_t)) sqrt(1 - abar_t/abar_s)
+        x_s   = sqrt(abar_s) x0 + sqrt(1 - abar_s - sigma^2) eps + sigma z
+
+    eta = 0 is deterministic, eta = 1 has the variance of DDPM's "fixed_small". The last step adds no noise.
+
+    Args:
+        schedule: the T training timesteps.
+        num_inference_steps: S in 1 .. T; None is T.
+        eta: amount of noise, in [0, 1].
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        clip_sample_range: bound of |x0|, above 0, or None for no clip.
+        timestep_spacing: "leading", "linspace" or "trailing"; see `spaced_timesteps`.
+        timesteps: the timesteps themselves instead, strictly descending.
+        use_clipped_model_output: compute eps anew from x_t and the clipped x0 (guided-diffusion,
+            denoising-diffusion-pytorch), instead of taking the network's (diffusers' default). The same
+            without a clip.
+        final_alpha_cumprod: abar after the last step, between that of the last timestep and 1.
+
+    Raises:
+        ValueError: an argument is not as above, or x0 would be infinite (epsilon, no clip, abar = 0).
+    """
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+    check_number("eta", eta, low=0.0, high=1.0)
+    r = check_clip_range(clip_sample_range)
+    visited = resolve_timesteps(schedule, num_inference_steps, timestep_spacing, timesteps)
+    abar, abar_prev = consecutive_alphas_cumprod(schedule, visited, final_alpha_cumprod)
+
+    alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
+    p, q = prediction_columns(prediction_type, alpha, sigma, bounded=r != np.inf)
+    with np.errstate(invalid="ignore"):
+        variance = eta**2 * (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)
+    variance[-1] = 0.0  # the last step adds no noise, also where final_alpha_cumprod is below 1
+    # eta = 1 over a step to zero SNR leaves exactly 0 here, and rounding may leave less.
+    direction = np.sqrt(np.maximum(1 - abar_prev - variance, 0.0))
+    from_x0, from_x, from_m = epsilon_columns(
+        prediction_type, alpha, sigma, rederived=use_clipped_model_output
+    )
+    table = build_table(
+        len(visited),
+        p=p,
+        q=q,
+        r=r,
+        a=np.sqrt(abar_prev) + direction * from_x0,
+        b=direction * from_x,
+        e=direction * from_m,
+        c=np.sqrt(variance),
+    )
+    return Plan(
+        method="ddim",
+        timesteps=visited,
+        model_time=visited,
+        table=table,
+        prediction_type=prediction_type,
+        clip=r != np.inf,
+    )
+
+
+def epsilon_columns(
+    prediction_type: PredictionType, alpha: Float64, sigma: Float64, *, rederived: bool
+) -> tuple[Float64, Float64, Float64]:
+    """eps as a weighted sum of the (clipped) x0, of x and of the network's output m: the three weights, [S].
+
+    eps = m, (x - alpha m)/sigma or alpha m + sigma x for epsilon, sample and v_prediction; `rederived`, it is
+    (x - alpha x0)/sigma whatever m is.
+    """
+    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
+    if rederived:
+        return -alpha / sigma, one / sigma, zero
+    if prediction_type == "epsilon":
+        return zero, zero, one
+    if prediction_type == "sample":
+        return zero, one / sigma, -alpha / sigma
+    return zero, sigma, alpha

@@ -1,0 +1,112 @@
+"""Ancestral sampling: each step draws from the Gaussian posterior of Ho et al. 2020, algorithm 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.plans.plan import (
+    PREDICTION_TYPES,
+    Float64,
+    Plan,
+    PredictionType,
+    build_table,
+    check_choice,
+    check_clip_range,
+    check_number,
+    prediction_columns,
+)
+from fastddpm.plans.spacing import resolve_timesteps
+from fastddpm.schedule import NoiseSchedule
+
+VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned_range")
+
+
+def ddpm_plan(
+    schedule: NoiseSchedule,
+    num_inference_steps: int | None = None,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    variance_type: str = "fixed_small",
+    sigma_scale: float = 1.0,
+    clip_sample_range: float | None = None,
+    timestep_spacing: str = "leading",
+    timesteps: Sequence[int] | npt.ArrayLike | None = None,
+    final_alpha_cumprod: float = 1.0,
+) -> Plan:
+    """DDPM (Ho et al. 2020, equations 6, 7 and 11), respaced as in Nichol and Dhariwal 2021, section 4.
+
+    With consecutive timesteps t -> s of the plan, abar_s = final_alpha_cumprod after the last one, and the
+    effective alpha = abar_t / abar_s, beta = 1 - alpha:
+
+        x_s = sqrt(abar_s) beta / (1 - abar_t) * x0 + sqrt(alpha) (1 - abar_s) / (1 - abar_t) * x_t + sigma z
+
+    sigma^2 is sigma_scale^2 times beta (1 - abar_s)/(1 - abar_t) ("fixed_small"), beta ("fixed_large"), or an
+    interpolation of the two on a log scale by the network ("learned_range"; Nichol and Dhariwal, equation
+    15). The last step adds no noise. sigma_scale = 0 is a deterministic chain, and not DDIM.
+
+    Args:
+        schedule: the T training timesteps.
+        num_inference_steps: S in 1 .. T; None is T.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        variance_type: "fixed_small", "fixed_large" or "learned_range".
+        sigma_scale: factor of the noise's standard deviation, >= 0.
+        clip_sample_range: bound of |x0|, above 0, or None for no clip.
+        timestep_spacing: "leading", "linspace" or "trailing"; see `spaced_timesteps`.
+        timesteps: the timesteps themselves instead, strictly descending.
+        final_alpha_cumprod: abar after the last step, between that of the last timestep and 1.
+
+    Raises:
+        ValueError: an argument is not as above, or x0 would be infinite (epsilon, no clip, abar = 0).
+    """
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+    check_choice("variance_type", variance_type, VARIANCE_TYPES)
+    check_number("sigma_scale", sigma_scale, low=0.0)
+    r = check_clip_range(clip_sample_range)
+    visited = resolve_timesteps(schedule, num_inference_steps, timestep_spacing, timesteps)
+    abar, abar_prev = consecutive_alphas_cumprod(schedule, visited, final_alpha_cumprod)
+
+    p, q = prediction_columns(prediction_type, np.sqrt(abar), np.sqrt(1 - abar), bounded=r != np.inf)
+    with np.errstate(invalid="ignore"):
+        alpha = abar / abar_prev
+    beta = 1 - alpha
+    variance = beta * (1 - abar_prev) / (1 - abar)
+    log_var_min = log_var_max = np.zeros_like(beta)
+    if variance_type == "learned_range":
+        sigma = np.ones_like(beta)
+        log_var_min, log_var_max = (np.log(np.maximum(v, 1e-20)) for v in (variance, beta))
+    else:
+        sigma = np.sqrt(variance if variance_type == "fixed_small" else beta)
+    sigma[-1] = 0.0  # the mean of the last step is the image
+
+    table = build_table(
+        len(visited),
+        p=p,
+        q=q,
+        r=r,
+        a=np.sqrt(abar_prev) * beta / (1 - abar),
+        b=np.sqrt(alpha) * (1 - abar_prev) / (1 - abar),
+        c=sigma_scale * sigma,
+        log_var_min=log_var_min,
+        log_var_max=log_var_max,
+    )
+    return Plan(
+        method="ddpm",
+        timesteps=visited,
+        model_time=visited,
+        table=table,
+        prediction_type=prediction_type,
+        clip=r != np.inf,
+        learned_range=variance_type == "learned_range",
+    )
+
+
+def consecutive_alphas_cumprod(
+    schedule: NoiseSchedule, visited: npt.NDArray[np.int64], final_alpha_cumprod: float
+) -> tuple[Float64, Float64]:
+    """abar at each visited timestep and after the step from it, float64 [S] each."""
+    abar = schedule.alphas_cumprod[visited]
+    check_number("final_alpha_cumprod", final_alpha_cumprod, low=float(abar[-1]), high=1.0)
+    return abar, np.append(abar[1:], final_alpha_cumprod)

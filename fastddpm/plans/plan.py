@@ -1,0 +1,212 @@
+"""A plan: a sampling method written down as a table, one row of coefficients per step.
+
+    x0     = clip(p*x + q*m, -r, r)
+    x_next = a*x0 + b*x + e*m + h*x0_prev + c*z          z ~ N(0, I), m the network's output
+
+The functions of this package go from a `NoiseSchedule` (or a diffusers scheduler's configuration) to a
+`Plan`; a sampler walks its rows with `fastddpm_kernels.reverse_step`. Nothing here needs a network or torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from fastddpm_kernels.table import N_COLUMNS, Column
+
+if TYPE_CHECKING:
+    from fastddpm.schedule import NoiseSchedule
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
+
+LARGEST_RECIPROCAL = 2.0**60
+"""Stands for 1/sqrt(alphas_cumprod) at alphas_cumprod = 0: any x0 it touches lands on the clip's bound."""
+
+Float64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to do at each of S steps. Arrays are read-only copies; a plan holds no NaN.
+
+    Attributes:
+        method: the method's name, such as "ddpm".
+        timesteps: int64 [S], the training timesteps visited, in the order of the visits (descending).
+        model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels.
+        table: float32 [S, 16]; columns as in `fastddpm_kernels.table.Column`.
+        prediction_type: what the network returns.
+        clip: whether column R bounds x0. False: the collapsed LINEAR_X, LINEAR_M form is exact.
+        multistep: whether a row uses the x0 of the row before (column H).
+        learned_range: whether the network returns 2C channels, the second half steering the variance between
+            LOG_VAR_MIN and LOG_VAR_MAX. With both columns 0 the second half changes nothing.
+        thresholding: (ratio, largest bound) of dynamic thresholding, or None. Excludes clip.
+        draws: bool [S], the rows at which the method draws from a sequential random generator. Left out, it
+            is where c is not 0; some libraries draw noise that they then multiply by 0.
+    """
+
+    method: str
+    timesteps: npt.NDArray[np.int64]
+    model_time: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+    table: npt.NDArray[np.float32]
+    prediction_type: PredictionType
+    clip: bool
+    multistep: bool = False
+    learned_range: bool = False
+    thresholding: tuple[float, float] | None = None
+    draws: npt.NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        """Freezes the arrays and refuses shapes that disagree and numbers that are not finite."""
+        steps = len(self.timesteps)
+        draws = self.table[:, Column.C] != 0 if self.draws is None else self.draws
+        time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
+        self._freeze("timesteps", self.timesteps, np.int64, (steps,))
+        self._freeze("model_time", self.model_time, time_dtype, (steps,))
+        self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
+        self._freeze("draws", draws, np.bool_, (steps,))
+        if steps == 0:
+            raise ValueError("a plan needs at least one timestep, got none")
+        if self.clip and self.thresholding is not None:
+            raise ValueError("a plan clips or thresholds x0, not both")
+        finite = np.isfinite(self.table)
+        finite[:, Column.R] = self.table[:, Column.R] > 0  # infinity is no bound; NaN compares as False
+        if not finite.all():
+            row, column = (int(i) for i in np.argwhere(~finite)[0])
+            raise ValueError(
+                f"{self.method} has no finite row at timestep {self.timesteps[row]}: "
+                f"column {_column_name(column)} is {self.table[row, column]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row adds noise."""
+        return bool(np.any(self.table[:, Column.C] != 0))
+
+    def row_of(self, timestep: int) -> int:
+        """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
+        rows = np.flatnonzero(self.timesteps <= timestep)
+        if len(rows) == 0:
+            raise ValueError(
+                f"timestep must be at least the plan's last, {self.timesteps[-1]}, got {timestep!r}"
+            )
+        return int(rows[0])
+
+    def restarted(self, row: int) -> Plan:
+        """The plan with `row` made first order, to begin a chain there without an x0 of the row before.
+
+        Replacing x0_prev by x0 turns a second-order DPM-Solver++ row into its first-order one, so h goes
+        into a. Plans that are not multistep come back as they are.
+        """
+        if not 0 <= row < len(self):
+            raise ValueError(f"row must lie in 0 .. {len(self) - 1}, got {row!r}")
+        if not self.multistep:
+            return self
+        columns = self.table.astype(np.float64)
+        columns[row, Column.A] += columns[row, Column.H]
+        columns[row, Column.H] = 0.0
+        _add_linear(columns)
+        return replace(self, table=columns.astype(np.float32))
+
+    def with_thresholding(self, ratio: float = 0.995, max_value: float = 1.0) -> Plan:
+        """The plan with dynamic thresholding of x0 instead of a fixed clip.
+
+        Saharia et al. 2022 (Imagen), section 2.3: s = the `ratio` quantile of |x0| in each sample, kept within
+        [1, max_value]; x0 = clamp(x0, -s, s) / s. ratio in [0, 1], max_value >= 1.
+        """
+        check_number("ratio", ratio, low=0.0, high=1.0)
+        check_number("max_value", max_value, low=1.0)
+        table = self.table.copy()
+        table[:, Column.R] = np.inf
+        return replace(self, table=table, clip=False, thresholding=(float(ratio), float(max_value)))
+
+    def with_noise_levels(self, schedule: NoiseSchedule) -> Plan:
+        """The plan for a network that is told sqrt(alphas_cumprod[t]), float32, instead of t (SR3)."""
+        levels = schedule.sqrt_alphas_cumprod[self.timesteps]
+        return replace(self, model_time=levels.astype(np.float32))
+
+    def _freeze(self, name: str, values: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+        array = np.array(values, dtype=dtype)
+        if array.shape != shape:
+            raise ValueError(f"a plan's {name} must have shape {shape}, got {array.shape}")
+        array.setflags(write=False)
+        object.__setattr__(self, name, array)
+
+
+def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """A float32 [n_steps, 16] table from named columns (p, q, a, ...; scalars or [n_steps], float64).
+
+    Columns left out are 0, and r infinity. The collapsed columns LINEAR_X and LINEAR_M are computed here.
+    """
+    table = np.zeros((n_steps, N_COLUMNS))
+    table[:, Column.R] = np.inf
+    for name, values in columns.items():
+        table[:, Column[name.upper()]] = values
+    _add_linear(table)
+    return table.astype(np.float32)
+
+
+def _add_linear(table: Float64) -> None:
+    p, q, a, b, e = (table[:, c] for c in (Column.P, Column.Q, Column.A, Column.B, Column.E))
+    table[:, Column.LINEAR_X] = a * p + b
+    table[:, Column.LINEAR_M] = a * q + e
+
+
+def prediction_columns(
+    prediction_type: PredictionType, alpha: Float64, sigma: Float64, *, bounded: bool
+) -> tuple[Float64, Float64]:
+    """p and q with x0 = p*x + q*m, from x = alpha*x0 + sigma*eps and v = alpha*eps - sigma*x0.
+
+    alpha = sqrt(abar_t) and sigma = sqrt(1 - abar_t), [S]. `bounded` says that x0 is clipped or
+    thresholded afterwards: then alpha = 0 is allowed for epsilon, with 2**60 for its reciprocal.
+    """
+    if prediction_type == "sample":
+        return np.zeros_like(alpha), np.ones_like(alpha)
+    if prediction_type == "v_prediction":
+        return alpha, -sigma
+    if not bounded and np.any(alpha == 0):
+        raise ValueError(
+            "clip_sample_range is None: x0 cannot be recovered from epsilon where alphas_cumprod is 0 (zero "
+            "terminal SNR) unless it is clipped; give clip_sample_range, or use a network that predicts "
+            "v_prediction or sample"
+        )
+    with np.errstate(divide="ignore"):
+        p = 1.0 / alpha
+    if bounded:
+        p = np.minimum(p, LARGEST_RECIPROCAL)
+    return p, -sigma * p
+
+
+def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
+    """ValueError unless `value` is one of `accepted`."""
+    if value not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+
+
+def check_number(name: str, value: Any, *, low: float, high: float = math.inf) -> None:
+    """ValueError unless `value` is a finite number in [low, high]."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not low <= value <= high:
+        accepted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{name} must be a finite number {accepted}, got {value!r}")
+
+
+def check_clip_range(clip_sample_range: Any) -> float:
+    """The bound r of the clip: `clip_sample_range`, a finite number above 0, or infinity for None."""
+    if clip_sample_range is None:
+        return math.inf
+    check_number("clip_sample_range", clip_sample_range, low=0.0)
+    if clip_sample_range == 0:
+        raise ValueError(f"clip_sample_range must be above 0, or None for no clip, got {clip_sample_range!r}")
+    return float(clip_sample_range)
+
+
+def _column_name(column: int) -> str:
+    return Column(column).name.lower() if column in list(Column) else str(column)

@@ -1,0 +1,98 @@
+"""Which of the T training timesteps a plan of S steps visits.
+
+leading, linspace and trailing are the three of Lin et al. 2023, table 2, under the names of diffusers and with
+its rounding (half to even). All return int64 [S], descending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.plans.plan import check_choice
+from fastddpm.schedule import NoiseSchedule
+
+SPACINGS = ("leading", "linspace", "trailing")
+
+Int64 = npt.NDArray[np.int64]
+
+
+def spaced_timesteps(
+    num_train_timesteps: int, num_inference_steps: int, spacing: str, *, skip_last: bool = False
+) -> Int64:
+    """S of the timesteps T-1 .. 0.
+
+    leading:  i * (T // S), i = S-1 .. 0. It ends at 0 and starts below T-1 (at T - T//S when S divides T).
+    linspace: round(i * (T-1)/(S-1)). Both ends are kept; a single step starts at T-1.
+    trailing: round(T - i * T/S) - 1, i = 0 .. S-1. It starts at T-1 and ends near T/S - 1.
+
+    With `skip_last`, leading and linspace are made for S+1 steps and lose the last one, 0: what
+    DPM-Solver uses, whose last step goes from the last timestep to the clean image. S = T is always
+    every timestep.
+    """
+    total, steps = num_train_timesteps, num_inference_steps
+    check_steps(total, steps)
+    check_choice("timestep_spacing", spacing, SPACINGS)
+    if steps == total:
+        return np.arange(total, dtype=np.int64)[::-1].copy()
+    if spacing == "trailing":
+        # Each value from exact integers: a running float sum can yield an extra -1 (S = 61 of T = 1000).
+        trailing: Int64 = np.round(total * np.arange(steps, 0, -1) / steps).astype(np.int64) - 1
+        return trailing
+    points = steps + 1 if skip_last else steps
+    if spacing == "leading":
+        ascending = np.arange(points) * (total // points)
+    elif points == 1:
+        ascending = np.array([total - 1])
+    else:
+        ascending = np.linspace(0, total - 1, points).round()
+    return ascending[::-1][:steps].astype(np.int64)
+
+
+def resolve_timesteps(
+    schedule: NoiseSchedule,
+    num_inference_steps: int | None,
+    spacing: str,
+    timesteps: Sequence[int] | npt.ArrayLike | None,
+    *,
+    skip_last: bool = False,
+) -> Int64:
+    """The timesteps asked for: a given list, or a spacing of num_inference_steps (None: all T of them)."""
+    total = schedule.num_train_timesteps
+    check_choice("timestep_spacing", spacing, SPACINGS)
+    if timesteps is None:
+        steps = total if num_inference_steps is None else num_inference_steps
+        return spaced_timesteps(total, steps, spacing, skip_last=skip_last)
+    visited = check_timesteps(total, timesteps)
+    if num_inference_steps is not None and num_inference_steps != len(visited):
+        raise ValueError(
+            f"give num_inference_steps or timesteps, or let them agree, got {num_inference_steps!r} steps and "
+            f"{len(visited)} timesteps"
+        )
+    return visited
+
+
+def check_steps(num_train_timesteps: int, num_inference_steps: Any) -> None:
+    """ValueError unless num_inference_steps is an integer in 1 .. T."""
+    is_integer = isinstance(num_inference_steps, (int, np.integer)) and not isinstance(
+        num_inference_steps, bool
+    )
+    if not is_integer or not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps must be an integer in 1 .. {num_train_timesteps}, got {num_inference_steps!r}"
+        )
+
+
+def check_timesteps(num_train_timesteps: int, timesteps: Any) -> Int64:
+    """`timesteps` as int64, or ValueError unless strictly descending integers in 0 .. T-1."""
+    accepted = f"strictly descending integers in 0 .. {num_train_timesteps - 1}"
+    visited = np.asarray(timesteps)
+    if visited.ndim != 1 or len(visited) == 0 or visited.dtype.kind not in "iu":
+        raise ValueError(f"timesteps must be {accepted}, got {timesteps!r}")
+    visited = visited.astype(np.int64)
+    if visited.min() < 0 or visited.max() >= num_train_timesteps or np.any(np.diff(visited) >= 0):
+        raise ValueError(f"timesteps must be {accepted}, got {timesteps!r}")
+    return visited
