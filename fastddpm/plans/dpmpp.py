@@ -70,7 +70,8 @@ def dpmpp_2m_plan(
     abar, abar_next = consecutive_alphas_cumprod(schedule, visited, final_alpha_cumprod)
     if final_alpha_cumprod == abar[-1]:
         raise ValueError(
-            f"final_alpha_cumprod must be above that of the last timestep, {abar[-1]}, got {final_alpha_cumprod!r}"
+            f"final_alpha_cumprod must be above {abar[-1]}, that of the last timestep, "
+            f"got {final_alpha_cumprod!r}"
         )
     abar = np.where(abar == 0, SMALLEST_ALPHA_CUMPROD, abar)
 

@@ -118,8 +118,8 @@ class Plan:
     def with_thresholding(self, ratio: float = 0.995, max_value: float = 1.0) -> Plan:
         """The plan with dynamic thresholding of x0 instead of a fixed clip.
 
-        Saharia et al. 2022 (Imagen), section 2.3: s = the `ratio` quantile of |x0| in each sample, kept within
-        [1, max_value]; x0 = clamp(x0, -s, s) / s. ratio in [0, 1], max_value >= 1.
+        Saharia et al. 2022 (Imagen), section 2.3: s = the `ratio` quantile of |x0| in each sample, kept
+        within [1, max_value]; x0 = clamp(x0, -s, s) / s. ratio in [0, 1], max_value >= 1.
         """
         check_number("ratio", ratio, low=0.0, high=1.0)
         check_number("max_value", max_value, low=1.0)

@@ -1,7 +1,7 @@
 """Which of the T training timesteps a plan of S steps visits.
 
-leading, linspace and trailing are the three of Lin et al. 2023, table 2, under the names of diffusers and with
-its rounding (half to even). All return int64 [S], descending.
+leading, linspace and trailing are the three of Lin et al. 2023, table 2, under the names of diffusers and
+with its rounding (half to even). All return int64 [S], descending.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def spaced_timesteps(
         ascending = np.array([total - 1])
     else:
         ascending = np.linspace(0, total - 1, points).round()
-    return ascending[::-1][:steps].astype(np.int64)
+    descending: Int64 = ascending[::-1][:steps].astype(np.int64)
+    return descending
 
 
 def resolve_timesteps(
@@ -69,20 +70,19 @@ def resolve_timesteps(
     visited = check_timesteps(total, timesteps)
     if num_inference_steps is not None and num_inference_steps != len(visited):
         raise ValueError(
-            f"give num_inference_steps or timesteps, or let them agree, got {num_inference_steps!r} steps and "
-            f"{len(visited)} timesteps"
+            f"num_inference_steps must be None or the number of timesteps given, {len(visited)}, "
+            f"got {num_inference_steps!r}"
         )
     return visited
 
 
 def check_steps(num_train_timesteps: int, num_inference_steps: Any) -> None:
     """ValueError unless num_inference_steps is an integer in 1 .. T."""
-    is_integer = isinstance(num_inference_steps, (int, np.integer)) and not isinstance(
-        num_inference_steps, bool
-    )
-    if not is_integer or not 1 <= num_inference_steps <= num_train_timesteps:
+    steps = num_inference_steps
+    is_integer = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
+    if not is_integer or not 1 <= steps <= num_train_timesteps:
         raise ValueError(
-            f"num_inference_steps must be an integer in 1 .. {num_train_timesteps}, got {num_inference_steps!r}"
+            f"num_inference_steps must be an integer in 1 .. {num_train_timesteps}, got {steps!r}"
         )
 
 
