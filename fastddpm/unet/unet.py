@@ -1,0 +1,162 @@
+"""The noise-prediction network: a UNet with time embedding, class embedding and attention.
+
+Data flows one way: (t, y) -> one bias per residual block -> x down, through the middle, up. The biases are
+also to be had alone (:meth:`UNet.time_biases`, :meth:`UNet.class_biases`), since over a sampling chain
+they can be computed once per step for all images, or once per chain.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastddpm.unet.blocks import (
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    activate,
+    make_norm,
+    sinusoidal_embedding,
+)
+from fastddpm.unet.config import UNetConfig
+
+
+class UNet(nn.Module):
+    """UNet of Ho et al. 2020 with the options of :class:`UNetConfig`.
+
+    Call: ``unet(x, t, class_labels=None)``.
+
+    Example:
+        >>> unet = UNet(UNetConfig(in_channels=3, base_channels=32, num_classes=10))
+        >>> eps = unet(torch.randn(4, 3, 32, 32), torch.tensor([10, 20, 30, 40]), torch.tensor([0, 1, 2, 3]))
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        base = config.base_channels
+        widths = [base * m for m in config.channel_mults]
+        self.time_mlp = nn.Sequential(
+            nn.Linear(base, config.time_dim), nn.SiLU(), nn.Linear(config.time_dim, config.time_dim)
+        )
+        self.conv_in = nn.Conv2d(config.in_channels, base, 3, padding=1)
+        self.down, self.mid, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+
+        channels, skips = base, [base]
+        for level, width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                self.down.append(ResidualBlock(channels, width, config, level in config.attention_levels))
+                channels = width
+                skips.append(channels)
+            if level != len(widths) - 1:
+                self.down.append(Downsample(channels))
+                skips.append(channels)
+        for attention in (True, False):
+            self.mid.append(ResidualBlock(channels, channels, config, attention))
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(config.num_res_blocks + 1):
+                attends = level in config.attention_levels
+                self.up.append(ResidualBlock(skips.pop() + channels, width, config, attends))
+                channels = width
+            if level != 0:
+                self.up.append(Upsample(channels))
+        self.norm_out = make_norm(config.norm, channels, config.num_groups)
+        self.conv_out = nn.Conv2d(channels, config.image_channels, 3, padding=1)
+
+    @property
+    def residual_blocks(self) -> list[ResidualBlock]:
+        """The residual blocks in the order in which they run."""
+        layers = [*self.down, *self.mid, *self.up]
+        return [layer for layer in layers if isinstance(layer, ResidualBlock)]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.conv_in.weight.dtype
+
+    def time_biases(self, t: Tensor) -> Tensor:
+        """What time adds inside every residual block.
+
+        Args:
+            t: ``(N,)`` timestep index (int64) or float time.
+
+        Returns:
+            ``(N, sum of the blocks' out_channels)``; block after block in the order they run.
+        """
+        embedding = sinusoidal_embedding(t, self.config.base_channels, self.config.time_scale)
+        hidden = activate(self.time_mlp(embedding.to(self.dtype)), self.config.activation)
+        return torch.cat([block.time_proj(hidden) for block in self.residual_blocks], dim=1)
+
+    def class_biases(self, class_labels: Tensor) -> Tensor:
+        """What the class adds inside every residual block: ``(B,)`` int64 -> ``(B, sum of out_channels)``."""
+        tables = [block.class_embed for block in self.residual_blocks]
+        return torch.cat([table(class_labels) for table in tables if table is not None], dim=1)
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Predicts the noise (or whatever it was trained to predict) in ``x``.
+
+        Args:
+            x: ``(B, in_channels, H, W)``; H and W plus twice ``initial_pad`` are multiples of
+                ``config.size_multiple``.
+            t: ``(B,)`` int64 timestep index, or float time.
+            class_labels: ``(B,)`` int64 in ``[0, num_classes)``, or ``num_classes`` for no class where the
+                network has a null class. Required for a class-conditional network, refused otherwise.
+
+        Returns:
+            ``(B, out_channels, H, W)`` in the dtype of the weights.
+
+        Raises:
+            ValueError: missing or unexpected ``class_labels``; a size the network cannot halve.
+        """
+        if (class_labels is None) != (self.config.num_classes is None):
+            raise ValueError(
+                "class_labels: none given, but the network is class-conditional"
+                if class_labels is None
+                else "class_labels: given, but the network has no classes (num_classes is None)"
+            )
+        bias = self.time_biases(t)
+        if class_labels is not None:
+            bias = bias + self.class_biases(class_labels)
+        return self.forward_biased(x, bias)
+
+    def forward_biased(self, x: Tensor, bias: Tensor) -> Tensor:
+        """The network with its time and class path already computed.
+
+        Args:
+            x: as in :meth:`forward`.
+            bias: ``(B or 1, sum of out_channels)``, the sum of :meth:`time_biases` and
+                :meth:`class_biases`.
+        """
+        pad = self.config.initial_pad
+        self._check_size(x)
+        if pad:
+            x = F.pad(x, (pad, pad, pad, pad))
+        biases = iter(bias.split([block.out_channels for block in self.residual_blocks], dim=1))
+        x = self.conv_in(x)
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, next(biases)) if isinstance(layer, ResidualBlock) else layer(x)
+            skips.append(x)
+        for layer in self.mid:
+            x = layer(x, next(biases))
+        for layer in self.up:
+            if isinstance(layer, ResidualBlock):
+                x = layer(torch.cat((x, skips.pop()), dim=1), next(biases))
+            else:
+                x = layer(x)
+        x = self.conv_out(activate(self.norm_out(x), self.config.activation))
+        return x[:, :, pad:-pad, pad:-pad] if pad else x
+
+    def _check_size(self, x: Tensor) -> None:
+        multiple, pad = self.config.size_multiple, 2 * self.config.initial_pad
+        height, width = x.shape[-2:]
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"x: shape {tuple(x.shape)} given, (B, {self.config.in_channels}, H, W) accepted"
+            )
+        if (height + pad) % multiple or (width + pad) % multiple:
+            raise ValueError(
+                f"x: size {height}x{width} given; height and width plus {pad} (initial_pad) "
+                f"must be multiples of {multiple}"
+            )
