@@ -37,7 +37,7 @@ def spaced_timesteps(
     check_steps(total, steps)
     check_choice("timestep_spacing", spacing, SPACINGS)
     if steps == total:
-        return np.arange(total, dtype=np.int64)[::-1].copy()
+        return np.arange(total - 1, -1, -1, dtype=np.int64)
     if spacing == "trailing":
         # Each value from exact integers: a running float sum can yield an extra -1 (S = 61 of T = 1000).
         trailing: Int64 = np.round(total * np.arange(steps, 0, -1) / steps).astype(np.int64) - 1

@@ -1,0 +1,39 @@
+"""Plans that repeat the arithmetic of diffusers' schedulers, so that a drop-in returns the same images.
+
+A scheduler's configuration goes in (diffusers itself is not imported), a `Plan` comes out whose coefficients
+were computed as diffusers computes them: float32, in its order, with its previous timestep, its rounding of
+the spacing and its noise in the last step. For plans without those habits use `fastddpm.plans`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastddpm.plans.diffusers.config import read_config
+from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
+from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
+from fastddpm.plans.diffusers.dpmsolver import from_dpmsolver_scheduler
+from fastddpm.plans.plan import Plan, check_choice
+
+_BUILDERS: dict[str, Callable[..., Plan]] = {
+    "DDPMScheduler": from_ddpm_scheduler,
+    "DDIMScheduler": from_ddim_scheduler,
+    "DPMSolverMultistepScheduler": from_dpmsolver_scheduler,
+}
+
+__all__ = ["from_ddim_scheduler", "from_ddpm_scheduler", "from_dpmsolver_scheduler", "from_scheduler"]
+
+
+def from_scheduler(scheduler: Mapping[str, Any] | Any, num_inference_steps: int, **options: Any) -> Plan:
+    """The plan of a diffusers scheduler or its configuration, whichever of the three it is.
+
+    A configuration says which by its "_class_name". `options` go to the function for that class.
+
+    Raises:
+        ValueError: another scheduler, or a configuration that cannot be expressed.
+    """
+    config = read_config(scheduler)
+    name = config.get("_class_name") if isinstance(scheduler, Mapping) else type(scheduler).__name__
+    check_choice("scheduler", name, tuple(_BUILDERS))
+    return _BUILDERS[str(name)](config, num_inference_steps, **options)

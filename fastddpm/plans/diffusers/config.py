@@ -1,0 +1,149 @@
+"""What the three schedulers of diffusers share: configuration, float32 alphas_cumprod, timestep spacing.
+
+Source: diffusers 0.42.1, scheduling_ddpm.py, scheduling_ddim.py, scheduling_dpmsolver_multistep.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastddpm.plans.plan import (
+    PREDICTION_TYPES,
+    Float64,
+    PredictionType,
+    check_choice,
+    check_clip_range,
+    prediction_columns,
+)
+from fastddpm.plans.spacing import SPACINGS, Int64, check_timesteps
+
+COMMON_DEFAULTS: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+
+
+def read_config(
+    scheduler: Mapping[str, Any] | Any, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The configuration of a scheduler object, or a copy of the mapping, with `defaults` for missing keys."""
+    config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"scheduler must be a diffusers scheduler or its configuration, got {scheduler!r}")
+    return {**(defaults or {}), **config}
+
+
+def float32_betas(config: Mapping[str, Any], accepted: tuple[str, ...]) -> torch.Tensor:
+    """betas as the schedulers' constructors make them: float32 [T]; `accepted` are the class's schedules."""
+    start, end, total = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
+    schedule = config["beta_schedule"]
+    if config["trained_betas"] is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+        if betas.shape != (total,):
+            raise ValueError(f"trained_betas must be {total} numbers, got shape {tuple(betas.shape)}")
+        return betas
+    check_choice("beta_schedule", schedule, accepted)
+    if schedule == "linear":
+        return torch.linspace(start, end, total, dtype=torch.float32)
+    if schedule == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, total, dtype=torch.float32) ** 2
+    if schedule == "sigmoid":
+        squashed: torch.Tensor = torch.sigmoid(torch.linspace(-6, 6, total)) * (end - start) + start
+        return squashed
+    alpha_bar = _laplace_alpha_bar if schedule == "laplace" else _cosine_alpha_bar
+    steps = [min(1 - alpha_bar((i + 1) / total) / alpha_bar(i / total), 0.999) for i in range(total)]
+    return torch.tensor(steps, dtype=torch.float32)
+
+
+def float32_alphas_cumprod(config: Mapping[str, Any], accepted: tuple[str, ...]) -> torch.Tensor:
+    """alphas_cumprod, float32 [T], rescaled to zero terminal SNR where the configuration says so."""
+    betas = float32_betas(config, accepted)
+    if config["rescale_betas_zero_snr"]:
+        root = torch.cumprod(1.0 - betas, dim=0).sqrt()
+        first, last = root[0].clone(), root[-1].clone()
+        root -= last
+        root *= first / (first - last)
+        abar = root**2
+        betas = 1 - torch.cat([abar[0:1], abar[1:] / abar[:-1]])
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def ancestral_timesteps(config: Mapping[str, Any], num_inference_steps: int) -> Int64:
+    """The timesteps that DDPMScheduler and DDIMScheduler visit."""
+    total, steps, spacing = config["num_train_timesteps"], num_inference_steps, config["timestep_spacing"]
+    check_choice("timestep_spacing", spacing, SPACINGS)
+    if spacing == "linspace":
+        values = np.linspace(0, total - 1, steps).round()[::-1]
+    elif spacing == "leading":
+        values = (np.arange(0, steps) * (total // steps)).round()[::-1] + config["steps_offset"]
+    else:
+        values = np.round(np.arange(total, 0, -total / steps)) - 1
+    return usable_timesteps(config, num_inference_steps, values)
+
+
+def usable_timesteps(config: Mapping[str, Any], num_inference_steps: int, values: npt.NDArray[Any]) -> Int64:
+    """`values` as int64, or ValueError where diffusers would look up a timestep that does not exist.
+
+    Its "trailing" can end with an extra -1 (61 of 1000 steps), steps_offset can run past the end, and
+    DPM-Solver's S + 1 points can fall on one timestep twice.
+    """
+    total, spacing = config["num_train_timesteps"], config["timestep_spacing"]
+    try:
+        return check_timesteps(total, values.astype(np.int64))
+    except ValueError as error:
+        raise ValueError(
+            f"num_inference_steps={num_inference_steps} with timestep_spacing={spacing!r}, "
+            f"steps_offset={config['steps_offset']} of {total} timesteps cannot be repeated: {error}"
+        ) from error
+
+
+def x0_columns(
+    config: Mapping[str, Any], alpha: torch.Tensor, sigma: torch.Tensor, *, clips: bool
+) -> dict[str, Float64 | float]:
+    """p, q and r for x = alpha*x0 + sigma*eps with float32 alpha and sigma, [S].
+
+    `clips`: the class has clip_sample. Thresholding comes first, and then nothing is clipped.
+    """
+    prediction_type: PredictionType = config["prediction_type"]
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+    thresholds = bool(config["thresholding"])
+    r = math.inf
+    if clips and config["clip_sample"] and not thresholds:
+        r = check_clip_range(config["clip_sample_range"])
+    bounded = thresholds or r != math.inf
+    p, q = prediction_columns(
+        prediction_type, alpha.double().numpy(), sigma.double().numpy(), bounded=bounded
+    )
+    return {"p": p, "q": q, "r": r}
+
+
+def thresholding_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(ratio, largest bound) of the configuration's dynamic thresholding, or None."""
+    if not config["thresholding"]:
+        return None
+    return float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
+
+
+def _cosine_alpha_bar(t: float) -> float:
+    return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _laplace_alpha_bar(t: float) -> float:
+    log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * math.fabs(0.5 - t) + 1e-6)
+    snr = math.exp(log_snr)
+    return math.sqrt(snr / (1 + snr))

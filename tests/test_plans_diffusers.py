@@ -1,0 +1,360 @@
+"""Peer-arithmetic plans against diffusers' own schedulers: one step at a time, and whole chains."""
+
+import numpy as np
+import pytest
+import torch
+from fastddpm_kernels import reverse_step
+from fastddpm_kernels.table import Column
+
+from fastddpm.plans import ddim_plan
+from fastddpm.plans.diffusers import (
+    from_ddim_scheduler,
+    from_ddpm_scheduler,
+    from_dpmsolver_scheduler,
+    from_scheduler,
+)
+from fastddpm.schedule import NoiseSchedule
+
+diffusers = pytest.importorskip("diffusers")
+
+TOLERANCE = 1e-5
+"""Largest difference from diffusers' step over the step's largest absolute value."""
+
+PREDICTIONS = ["epsilon", "sample", "v_prediction"]
+SPACINGS = ["leading", "linspace", "trailing"]
+STEPS = [(1000, 10), (1000, 50), (100, 100)]
+SHAPE = (2, 3, 4, 5)
+
+
+class Walker:
+    """Applies a plan's rows with the operator, as a sampler would, drawing noise from a torch generator."""
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.table = torch.tensor(plan.table)
+        self.x0 = torch.full(SHAPE, 7.0)  # what is left over from elsewhere: a first row must not use it
+
+    def step(self, k, x, m, generator):
+        plan, x = self.plan, x.clone()
+        noise = torch.randn(SHAPE, generator=generator)[None] if plan.draws[k] else None
+        reverse_step(
+            x,
+            m,
+            self.table,
+            torch.tensor([k, 0]),
+            noise=noise,
+            x0=self.x0 if plan.multistep else None,
+            threshold=self._threshold(k, x, m),
+            clip=plan.clip,
+            multistep=plan.multistep,
+        )
+        return x
+
+    def _threshold(self, k, x, m):
+        if self.plan.thresholding is None:
+            return None
+        ratio, largest = self.plan.thresholding
+        p, q = self.table[k, Column.P], self.table[k, Column.Q]
+        bound = torch.quantile((p * x + q * m[:, : x.shape[1]]).abs().flatten(1), ratio, dim=1)
+        return bound.clamp(min=1, max=largest)
+
+
+def hold_steps(scheduler, plan, *, channels=3, scale=1.0, **step_options):
+    """Every step of `plan` from a random x and m against scheduler.step; the largest relative difference."""
+    assert scheduler.timesteps.tolist() == plan.timesteps.tolist()
+    assert plan.model_time.tolist() == plan.timesteps.tolist()
+    inputs = torch.Generator().manual_seed(0)
+    walker, largest = Walker(plan), 0.0
+    for k, t in enumerate(scheduler.timesteps):
+        x = torch.randn(SHAPE, generator=inputs) * scale
+        m = torch.randn((SHAPE[0], channels, *SHAPE[2:]), generator=inputs)
+        theirs, ours = torch.Generator().manual_seed(k), torch.Generator().manual_seed(k)
+        if not isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
+            step_options["generator"] = theirs
+        expected = scheduler.step(m, t, x, return_dict=False, **step_options)[0]
+        got = walker.step(k, x, m, ours)
+        assert torch.isfinite(expected).all()
+        assert theirs.get_state().equal(ours.get_state()), f"row {k} draws differently"
+        difference = float((got - expected).abs().max() / expected.abs().max())
+        assert difference <= TOLERANCE, f"row {k}, timestep {t}: {difference:.1e}"
+        largest = max(largest, difference)
+    return largest
+
+
+@pytest.mark.parametrize("total_and_steps", STEPS, ids=str)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("clip", [False, True], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddpm_steps(prediction, variance, clip, spacing, total_and_steps):
+    total, steps = total_and_steps
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=total,
+        prediction_type=prediction,
+        variance_type=variance,
+        clip_sample=clip,
+        timestep_spacing=spacing,
+    )
+    scheduler.set_timesteps(steps)
+    plan = from_ddpm_scheduler(scheduler, steps)
+    assert plan.clip is clip
+    hold_steps(scheduler, plan, channels=6 if variance == "learned_range" else 3)
+
+
+@pytest.mark.parametrize("total_and_steps", STEPS, ids=str)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("clip", ["unclipped", "clipped", "rederived"])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_steps(prediction, eta, clip, spacing, total_and_steps):
+    total, steps = total_and_steps
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=total,
+        prediction_type=prediction,
+        clip_sample=clip != "unclipped",
+        timestep_spacing=spacing,
+    )
+    scheduler.set_timesteps(steps)
+    options = {"eta": eta, "use_clipped_model_output": clip == "rederived"}
+    hold_steps(scheduler, from_ddim_scheduler(scheduler, steps, **options), **options)
+
+
+@pytest.mark.parametrize("total_and_steps", [(1000, 10), (1000, 50), (100, 49)], ids=str)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("solver", [(1, "midpoint"), (2, "midpoint"), (2, "heun")], ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_dpmsolver_steps(prediction, solver, final, spacing, total_and_steps):
+    total, steps = total_and_steps
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        num_train_timesteps=total,
+        prediction_type=prediction,
+        solver_order=solver[0],
+        solver_type=solver[1],
+        final_sigmas_type=final,
+        timestep_spacing=spacing,
+    )
+    scheduler.set_timesteps(steps)
+    plan = from_dpmsolver_scheduler(scheduler, steps)
+    assert plan.multistep is (solver[0] == 2)
+    hold_steps(scheduler, plan)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "trained"])
+def test_beta_schedules(schedule):
+    betas = np.linspace(1e-3, 0.3, 40).tolist() if schedule == "trained" else None
+    config = {
+        "num_train_timesteps": 40,
+        "beta_schedule": "linear" if betas else schedule,
+        "trained_betas": betas,
+        "timestep_spacing": "trailing",
+    }
+    ddpm = diffusers.DDPMScheduler(**config)
+    ddpm.set_timesteps(20)
+    hold_steps(ddpm, from_ddpm_scheduler(ddpm.config, 20))
+    if schedule not in ("sigmoid", "laplace"):
+        ddim = diffusers.DDIMScheduler(**config)
+        ddim.set_timesteps(20)
+        hold_steps(ddim, from_ddim_scheduler(ddim.config, 20))
+        dpm = diffusers.DPMSolverMultistepScheduler(**config)
+        dpm.set_timesteps(20)
+        hold_steps(dpm, from_dpmsolver_scheduler(dpm.config, 20))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_zero_terminal_snr(prediction):
+    config = {
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    for cls, build in [
+        (diffusers.DDPMScheduler, from_ddpm_scheduler),
+        (diffusers.DDIMScheduler, from_ddim_scheduler),
+        (diffusers.DPMSolverMultistepScheduler, from_dpmsolver_scheduler),
+    ]:
+        scheduler = cls(**config)
+        scheduler.set_timesteps(10)
+        hold_steps(scheduler, build(scheduler, 10))
+
+
+def test_epsilon_at_zero_snr_needs_a_bound():
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+    with pytest.raises(ValueError, match="clip_sample_range"):
+        from_ddim_scheduler(config, 10)
+    assert np.isfinite(from_ddim_scheduler(config | {"thresholding": True}, 10).table[:, Column.P]).all()
+    assert np.isfinite(from_ddim_scheduler(config | {"timestep_spacing": "leading"}, 10).table[:, 0]).all()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_thresholding(prediction):
+    config = {
+        "prediction_type": prediction,
+        "thresholding": True,
+        "dynamic_thresholding_ratio": 0.8,
+        "sample_max_value": 1.5,
+    }
+    for cls, build in [
+        (diffusers.DDPMScheduler, from_ddpm_scheduler),
+        (diffusers.DDIMScheduler, from_ddim_scheduler),
+        (diffusers.DPMSolverMultistepScheduler, from_dpmsolver_scheduler),
+    ]:
+        scheduler = cls(**config)
+        scheduler.set_timesteps(10)
+        plan = build(scheduler, 10)
+        assert plan.thresholding == (0.8, 1.5)
+        hold_steps(scheduler, plan)
+
+
+def test_clip_range_offset_and_final_alpha():
+    ddpm = diffusers.DDPMScheduler(clip_sample_range=0.4, steps_offset=1)
+    ddpm.set_timesteps(50)
+    plan = from_ddpm_scheduler(ddpm, 50)
+    assert plan.timesteps[-1] == 1
+    assert plan.draws[-1]
+    hold_steps(ddpm, plan)
+    ddim = diffusers.DDIMScheduler(clip_sample_range=0.4, steps_offset=1, set_alpha_to_one=False)
+    ddim.set_timesteps(50)
+    hold_steps(ddim, from_ddim_scheduler(ddim, 50, eta=0.5), eta=0.5)
+
+
+def test_custom_timesteps_and_all_of_them():
+    ddpm = diffusers.DDPMScheduler(num_train_timesteps=60)
+    hold_steps(ddpm, from_ddpm_scheduler(ddpm))
+    ddpm.set_timesteps(timesteps=[59, 40, 33, 2])
+    hold_steps(ddpm, from_ddpm_scheduler(ddpm, timesteps=[59, 40, 33, 2]))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+        {"euler_at_final": True, "final_sigmas_type": "sigma_min"},
+        {"lambda_min_clipped": -2.0, "beta_schedule": "squaredcos_cap_v2"},
+        {"steps_offset": 1},
+        {"algorithm_type": "deis", "solver_type": "logrho", "final_sigmas_type": "sigma_min"},
+    ],
+    ids=str,
+)
+def test_dpmsolver_options(options, spacing):
+    scheduler = diffusers.DPMSolverMultistepScheduler(timestep_spacing=spacing, **options)
+    for steps in (7, 20):
+        scheduler.set_timesteps(steps)
+        hold_steps(scheduler, from_dpmsolver_scheduler(scheduler, steps))
+
+
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_dpmsolver_ignores_the_learned_variance(variance):
+    scheduler = diffusers.DPMSolverMultistepScheduler(variance_type=variance)
+    scheduler.set_timesteps(10)
+    plan = from_dpmsolver_scheduler(scheduler, 10)
+    assert plan.learned_range
+    hold_steps(scheduler, plan, channels=6)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        ("DDPMScheduler", {}),
+        ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}),
+        ("DDIMScheduler", {"timestep_spacing": "linspace"}),
+        ("DPMSolverMultistepScheduler", {}),
+    ],
+    ids=str,
+)
+def test_chain(cls, options):
+    """50 steps on each side's own x, with a network of fixed random weights."""
+    scheduler = getattr(diffusers, cls)(**options)
+    scheduler.set_timesteps(50)
+    plan = from_scheduler(scheduler, 50)
+    weight = torch.randn((3, 3, 3, 3), generator=torch.Generator().manual_seed(1)) * 0.2
+
+    def network(x, t):
+        return torch.tanh(torch.nn.functional.conv2d(x, weight, padding=1) + t / 1000)
+
+    theirs, ours = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    x = torch.randn(SHAPE, generator=theirs)
+    y = torch.randn(SHAPE, generator=ours)
+    walker = Walker(plan)
+    for k, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(network(x, t), t, x, generator=theirs, return_dict=False)[0]
+        y = walker.step(k, y, network(y, int(plan.model_time[k])), ours)
+    assert (x - y).abs().max() <= 1e-4 * x.abs().max()
+
+
+def test_previous_timestep_is_the_peers():
+    """diffusers' DDIM goes to t - T//S; the native plan goes to the next timestep it visits."""
+    config = {"timestep_spacing": "linspace", "clip_sample": False}
+    peer = from_ddim_scheduler(config, 50)
+    native = ddim_plan(NoiseSchedule.linear(), 50, timestep_spacing="linspace")
+    assert (peer.timesteps == native.timesteps).all()
+    a_peer, a_native = (plan.table[:, Column.A].astype(np.float64) ** 2 for plan in (peer, native))
+    off = peer.timesteps - 20 != np.append(native.timesteps[1:], -1)
+    assert off.sum() == 19 + 1
+    np.testing.assert_allclose(a_peer[~off], a_native[~off], rtol=1e-5)
+    # The last step is off as well, but both of them end at alphas_cumprod = 1.
+    assert (np.abs(a_peer / a_native - 1)[off][:-1] > 1e-4).all()
+
+
+def test_from_scheduler_picks_by_class():
+    for cls in ("DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"):
+        scheduler = getattr(diffusers, cls)()
+        by_object = from_scheduler(scheduler, 10)
+        by_config = from_scheduler({**scheduler.config, "_class_name": cls}, 10)
+        assert by_object.method == by_config.method
+        assert np.array_equal(by_object.table, by_config.table)
+    assert from_scheduler({"_class_name": "DDIMScheduler"}, 10, eta=0.5).stochastic
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
+        from_scheduler(diffusers.EulerDiscreteScheduler(), 10)
+    with pytest.raises(ValueError, match="scheduler must be"):
+        from_scheduler(3, 10)
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "message"),
+    [
+        (from_ddpm_scheduler, {"variance_type": "fixed_large_log"}, "NaN"),
+        (from_ddpm_scheduler, {"variance_type": "learned"}, "variance itself"),
+        (from_ddpm_scheduler, {"variance_type": "huge"}, "variance_type must be one of"),
+        (from_ddpm_scheduler, {"prediction_type": "score"}, "prediction_type must be one of"),
+        (from_ddpm_scheduler, {"beta_schedule": "quad"}, "beta_schedule must be one of"),
+        (from_ddpm_scheduler, {"trained_betas": [0.1, 0.2]}, "trained_betas must be 1000"),
+        (from_ddpm_scheduler, {"timestep_spacing": "even"}, "timestep_spacing must be one of"),
+        (from_ddpm_scheduler, {"clip_sample_range": -1.0}, "clip_sample_range"),
+        (from_ddpm_scheduler, {"steps_offset": 200}, "steps_offset=200"),
+        (from_ddim_scheduler, {"beta_schedule": "laplace"}, "beta_schedule must be one of"),
+        (from_dpmsolver_scheduler, {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type must be one of"),
+        (from_dpmsolver_scheduler, {"solver_type": "euler"}, "solver_type must be one of"),
+        (from_dpmsolver_scheduler, {"solver_order": 3}, "solver_order must be 1 or 2"),
+        (from_dpmsolver_scheduler, {"use_karras_sigmas": True}, "use_karras_sigmas must be False"),
+        (from_dpmsolver_scheduler, {"final_sigmas_type": "none"}, "final_sigmas_type must be one of"),
+    ],
+)
+def test_refused_configurations(build, config, message):
+    with pytest.raises(ValueError, match=message):
+        build(config, 10)
+
+
+def test_refused_arguments():
+    for steps in (0, -1, 1001, 2.5, True):
+        with pytest.raises(ValueError, match="num_inference_steps"):
+            from_ddpm_scheduler({}, steps)
+        with pytest.raises(ValueError, match="num_inference_steps"):
+            from_ddim_scheduler({}, steps)
+    for eta in (-0.1, float("nan"), 1.5):
+        with pytest.raises(ValueError, match="eta"):
+            from_ddim_scheduler({}, 10, eta=eta)
+    with pytest.raises(ValueError, match="got both"):
+        from_ddpm_scheduler({}, 10, timesteps=[3, 2])
+
+
+def test_refuses_the_timesteps_diffusers_gets_wrong():
+    """Its trailing spacing of 61 of 1000 ends at -1; DPM-Solver over all T visits a timestep twice."""
+    scheduler = diffusers.DDPMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(61)
+    assert scheduler.timesteps[-1] == -1
+    with pytest.raises(ValueError, match="cannot be repeated"):
+        from_ddpm_scheduler(scheduler, 61)
+    with pytest.raises(ValueError, match="cannot be repeated"):
+        from_dpmsolver_scheduler({"num_train_timesteps": 100}, 100)
