@@ -10,16 +10,19 @@ Sources: Ho et al. 2020 (DDPM), Nichol and Dhariwal 2021 (cosine), Jabri et al. 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm import betas as formulas
+
 if TYPE_CHECKING:
     import torch
+
+    Betas: TypeAlias = Sequence[float] | npt.ArrayLike | torch.Tensor
 
 Array = npt.NDArray[np.float64]
 _NAMED = ("linear", "scaled_linear", "quad", "cosine", "sigmoid", "warmup", "const", "jsd")
@@ -38,22 +41,22 @@ class NoiseSchedule:
 
     betas: Array
     name: str
-    parameters: dict[str, int | float]
     zero_terminal_snr: bool
+    _parameters: dict[str, int | float]
 
     def __init__(
         self,
-        betas: Sequence[float] | npt.ArrayLike | torch.Tensor,
+        betas: Betas,
         *,
         name: str = "custom",
         parameters: Mapping[str, int | float] | None = None,
         zero_terminal_snr: bool = False,
     ) -> None:
         """Prefer the named constructors; `name` and `parameters` are what `to_dict` writes."""
-        object.__setattr__(self, "betas", _checked_betas(betas))
+        object.__setattr__(self, "betas", formulas.checked(betas))
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "parameters", dict(parameters or {}))
         object.__setattr__(self, "zero_terminal_snr", zero_terminal_snr)
+        object.__setattr__(self, "_parameters", dict(parameters or {}))
 
     # ---------------------------------------------------------------- constructors
 
@@ -61,27 +64,22 @@ class NoiseSchedule:
     def linear(
         cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> NoiseSchedule:
-        """beta_t evenly spaced from beta_start to beta_end (Ho et al. 2020, section 4)."""
-        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
-        return cls(np.linspace(start, end, n), name="linear", parameters=_parameters(n, start, end))
+        """beta_t evenly spaced from beta_start to beta_end, both in (0, 1] (Ho et al. 2020, section 4)."""
+        return cls._of("linear", num_train_timesteps, beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
     def scaled_linear(
         cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> NoiseSchedule:
         """sqrt(beta_t) evenly spaced, as diffusers' `scaled_linear` (Stable Diffusion: 0.00085 to 0.012)."""
-        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
-        betas = np.linspace(start**0.5, end**0.5, n) ** 2
-        return cls(betas, name="scaled_linear", parameters=_parameters(n, start, end))
+        return cls._of("scaled_linear", num_train_timesteps, beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
     def quad(
         cls, num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> NoiseSchedule:
         """sqrt(beta_t) evenly spaced: the SR3 repository's name for `scaled_linear`."""
-        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
-        betas = np.linspace(start**0.5, end**0.5, n) ** 2
-        return cls(betas, name="quad", parameters=_parameters(n, start, end))
+        return cls._of("quad", num_train_timesteps, beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
     def cosine(
@@ -93,13 +91,7 @@ class NoiseSchedule:
         the `cosine` of abarankab/DDPM, denoising-diffusion-pytorch, guided-diffusion and the SR3 repository
         (up to the dtype they store it in). s >= 0; max_beta in (0, 1].
         """
-        n = _count(num_train_timesteps)
-        s = _number("s", s, low=0.0, high=math.inf)
-        max_beta = _unit("max_beta", max_beta)
-        f = np.cos((np.arange(n + 1) / n + s) / (1 + s) * math.pi / 2) ** 2
-        betas = np.minimum(1 - f[1:] / f[:-1], max_beta)
-        parameters = {"num_train_timesteps": n, "s": s, "max_beta": max_beta}
-        return cls(betas, name="cosine", parameters=parameters)
+        return cls._of("cosine", num_train_timesteps, s=s, max_beta=max_beta)
 
     @classmethod
     def sigmoid(
@@ -110,28 +102,12 @@ class NoiseSchedule:
         tau: float = 1.0,
         max_beta: float = 0.999,
     ) -> NoiseSchedule:
-        """abar(i) = (sigmoid(end/tau) - sigmoid((i/T*(end-start) + start)/tau)) / (... at i = 0), capped.
+        """beta_t = min(1 - abar(t+1)/abar(t), max_beta), abar falling from 1 to 0 along a sigmoid.
 
         Jabri et al. 2022, figure 8, as denoising-diffusion-pytorch computes it (not diffusers' `sigmoid`,
-        which squashes the betas themselves). That library rounds sigmoid(end/tau) to float32 inside an
-        otherwise float64 formula; it moves the last abar by 1e-4 relative, so it is repeated here.
-        start < end; tau > 0; max_beta in (0, 1].
+        which squashes the betas themselves). start < end; tau > 0; max_beta in (0, 1].
         """
-        n = _count(num_train_timesteps)
-        start = _number("start", start, low=-math.inf, high=math.inf)
-        end = _number("end", end, low=-math.inf, high=math.inf)
-        tau = _number("tau", tau, low=0.0, high=math.inf)
-        max_beta = _unit("max_beta", max_beta)
-        if not start < end:
-            raise ValueError(f"start must be below end, got start={start!r} and end={end!r}")
-        if tau == 0.0:
-            raise ValueError("tau must be above 0, got 0.0")
-        v_start, v_end = (float(np.float32(_sigmoid(v / tau))) for v in (start, end))
-        i = np.arange(n + 1) / n
-        abar = (v_end - _sigmoid((i * (end - start) + start) / tau)) / (v_end - v_start)
-        betas = np.minimum(1 - abar[1:] / abar[:-1], max_beta)
-        parameters = {"num_train_timesteps": n, "start": start, "end": end, "tau": tau, "max_beta": max_beta}
-        return cls(betas, name="sigmoid", parameters=parameters)
+        return cls._of("sigmoid", num_train_timesteps, start=start, end=end, tau=tau, max_beta=max_beta)
 
     @classmethod
     def warmup(
@@ -145,28 +121,21 @@ class NoiseSchedule:
 
         SR3's `warmup10` is fraction 0.1 and `warmup50` is 0.5. fraction in [0, 1].
         """
-        n, start, end = _range(num_train_timesteps, beta_start, beta_end)
-        fraction = _number("fraction", fraction, low=0.0, high=1.0)
-        betas = np.full(n, end)
-        rising = int(n * fraction)
-        betas[:rising] = np.linspace(start, end, rising)
-        return cls(betas, name="warmup", parameters={"fraction": fraction, **_parameters(n, start, end)})
+        bounds = {"beta_start": beta_start, "beta_end": beta_end}
+        return cls._of("warmup", num_train_timesteps, fraction=fraction, **bounds)
 
     @classmethod
     def const(cls, num_train_timesteps: int = 1000, beta: float = 0.02) -> NoiseSchedule:
         """beta_t = beta (the SR3 repository's `const`, whose value is its linear_end)."""
-        n, beta = _count(num_train_timesteps), _unit("beta", beta)
-        return cls(np.full(n, beta), name="const", parameters={"num_train_timesteps": n, "beta": beta})
+        return cls._of("const", num_train_timesteps, beta=beta)
 
     @classmethod
     def jsd(cls, num_train_timesteps: int = 1000) -> NoiseSchedule:
         """beta_t = 1/T, 1/(T-1), ..., 1 (Sohl-Dickstein et al. 2015, section 2.4.1): ends at zero SNR."""
-        n = _count(num_train_timesteps)
-        betas = 1.0 / np.linspace(n, 1, n)
-        return cls(betas, name="jsd", parameters={"num_train_timesteps": n})
+        return cls._of("jsd", num_train_timesteps)
 
     @classmethod
-    def from_betas(cls, betas: Sequence[float] | npt.ArrayLike | torch.Tensor) -> NoiseSchedule:
+    def from_betas(cls, betas: Betas) -> NoiseSchedule:
         """A schedule from T given betas (list, array or tensor), read as float64."""
         return cls(betas)
 
@@ -175,13 +144,14 @@ class NoiseSchedule:
 
         Lin et al. 2023, algorithm 1; diffusers' `rescale_betas_zero_snr`. Needs T >= 2.
         """
-        if len(self) < 2:
-            raise ValueError(f"rescaling to zero terminal SNR needs at least 2 timesteps, got {len(self)}")
-        root = self.sqrt_alphas_cumprod
-        root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-        abar = root**2
-        betas = 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
-        return type(self)(betas, name=self.name, parameters=self.parameters, zero_terminal_snr=True)
+        betas = formulas.rescaled_zero_terminal_snr(self.alphas_cumprod)
+        return type(self)(betas, name=self.name, parameters=self._parameters, zero_terminal_snr=True)
+
+    @classmethod
+    def _of(cls, name: str, num_train_timesteps: int, **parameters: float) -> NoiseSchedule:
+        betas = getattr(formulas, name)(num_train_timesteps=num_train_timesteps, **parameters)
+        plain = {key: float(value) for key, value in parameters.items()}
+        return cls(betas, name=name, parameters={"num_train_timesteps": len(betas), **plain})
 
     # ---------------------------------------------------------------- derived quantities
 
@@ -278,7 +248,7 @@ class NoiseSchedule:
         """Plain data for schedule.json: the name and parameters, or the betas of a custom schedule."""
         content: dict[str, Any] = {"name": self.name}
         if self.name in _NAMED:
-            content["parameters"] = dict(self.parameters)
+            content["parameters"] = dict(self._parameters)
             content["zero_terminal_snr"] = self.zero_terminal_snr
         else:
             content["betas"] = self.betas.tolist()
@@ -317,7 +287,7 @@ class NoiseSchedule:
     def __repr__(self) -> str:
         if self.name not in _NAMED:
             return f"NoiseSchedule.from_betas(<{len(self)} betas, {self.betas[0]:g} .. {self.betas[-1]:g}>)"
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self._parameters.items())
         suffix = ".rescaled_zero_terminal_snr()" if self.zero_terminal_snr else ""
         return f"NoiseSchedule.{self.name}({arguments}){suffix}"
 
@@ -334,61 +304,7 @@ def _frozen(values: npt.NDArray[Any]) -> Array:
     return array
 
 
-def _sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-def _checked_betas(betas: Any) -> Array:
-    """A read-only float64 copy, or ValueError with the first value that is out of range."""
-    try:
-        array = np.array(betas, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"betas must be a one-dimensional sequence of numbers, got {betas!r}") from error
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"betas must be a non-empty one-dimensional sequence, got shape {array.shape}")
-    allowed = (array > 0.0) & (array < 1.0)
-    allowed[-1] |= array[-1] == 1.0
-    if not allowed.all():
-        i = int(np.argmin(allowed))
-        accepted = "in (0, 1], and 1 only as the last"
-        raise ValueError(f"betas must lie {accepted}, got betas[{i}] = {array[i]} of {len(array)}")
-    return _frozen(array)
-
-
-def _number(name: str, value: Any, *, low: float, high: float) -> float:
-    """`value` as a finite float in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    if not (low <= value <= high and math.isfinite(value)):
-        raise ValueError(f"{name} must be a finite number in [{low}, {high}], got {value!r}")
-    return float(value)
-
-
-def _unit(name: str, value: Any) -> float:
-    """`value` as a float in (0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ValueError(f"{name} must be a number in (0, 1], got {value!r}")
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} must lie in (0, 1], got {value!r}")
-    return float(value)
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"num_train_timesteps must be an integer of at least 1, got {value!r}")
-    return int(value)
-
-
-def _range(count: Any, beta_start: Any, beta_end: Any) -> tuple[int, float, float]:
-    return _count(count), _unit("beta_start", beta_start), _unit("beta_end", beta_end)
-
-
-def _parameters(count: int, beta_start: float, beta_end: float) -> dict[str, int | float]:
-    return {"num_train_timesteps": count, "beta_start": beta_start, "beta_end": beta_end}
-
-
 def _check_keys(content: Mapping[str, Any], accepted: set[str], *, required: set[str]) -> None:
     if set(content) - accepted or required - set(content):
-        raise ValueError(
-            f"a schedule named {content['name']!r} has the keys {sorted(accepted)}, got {sorted(content)}"
-        )
+        name, keys = content["name"], sorted(accepted)
+        raise ValueError(f"a schedule named {name!r} has the keys {keys}, got {sorted(content)}")
