@@ -101,7 +101,8 @@ def rescaled_zero_terminal_snr(alphas_cumprod: Array) -> Array:
 def checked(betas: Any) -> Array:
     """A read-only float64 copy of any given betas, or ValueError with the first that is out of range."""
     try:
-        array = np.array(betas, dtype=np.float64)
+        # A tensor gives its numbers from any device, and with or without a gradient, through tolist.
+        array = np.array(betas.tolist() if hasattr(betas, "tolist") else betas, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"betas must be a one-dimensional sequence of numbers, got {betas!r}") from error
     if array.ndim != 1 or len(array) == 0:

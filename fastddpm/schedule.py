@@ -240,7 +240,7 @@ class NoiseSchedule:
         values = getattr(self, name, None)
         if not isinstance(values, np.ndarray):
             raise ValueError(f"name must be one of the schedule's arrays, such as 'betas', got {name!r}")
-        return torch.tensor(values.copy(), dtype=dtype or torch.float32, device=device)
+        return torch.tensor(values, dtype=dtype or torch.float32, device=device)
 
     # ---------------------------------------------------------------- as a value
 
