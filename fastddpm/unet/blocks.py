@@ -70,7 +70,8 @@ class Attention(nn.Module):
         q, k, v = qkv.split(channels, dim=-1)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return x + self.proj(out)
+        projected: Tensor = self.proj(out)
+        return x + projected
 
 
 class ResidualBlock(nn.Module):

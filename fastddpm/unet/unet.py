@@ -132,7 +132,8 @@ class UNet(nn.Module):
         self._check_size(x)
         if pad:
             x = F.pad(x, (pad, pad, pad, pad))
-        biases = iter(bias.split([block.out_channels for block in self.residual_blocks], dim=1))
+        widths = [block.out_channels for block in self.residual_blocks]
+        biases = iter(torch.split(bias, widths, dim=1))
         x = self.conv_in(x)
         skips = [x]
         for layer in self.down:

@@ -1,0 +1,5 @@
+"""`python -m fastddpm`."""
+
+from fastddpm.cli import main
+
+main()

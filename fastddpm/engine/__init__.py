@@ -1,0 +1,10 @@
+"""The engine: one step on static buffers, and the ways to run many of them.
+
+Data flows `Loops` -> `Loop` (buffers, network) -> executor (eager, compiled, graph replays) -> `step`.
+"""
+
+from fastddpm.engine.executors import ENGINES, Engine, EngineUnavailable, resolve_engine
+from fastddpm.engine.loop import Loop, Loops
+from fastddpm.engine.step import StepCase
+
+__all__ = ["ENGINES", "Engine", "EngineUnavailable", "Loop", "Loops", "StepCase", "resolve_engine"]

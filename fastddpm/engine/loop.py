@@ -1,0 +1,166 @@
+"""A loop: one network, one set of static buffers, one executor, for any number of chains of one kind.
+
+`Loops` keeps the last few, by a key that holds everything a captured or compiled step depends on besides
+the contents of its buffers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.engine.executors import Engine, compiled_network, make_executor
+from fastddpm.engine.graph import WARM_UP_STEPS
+from fastddpm.engine.step import StepBuffers, StepCase, step
+from fastddpm.network import Model, Network, bind, model_device_dtype
+from fastddpm.plans import Plan
+
+
+class Loop:
+    """Static buffers, the network on them, and the executor that advances them.
+
+    Args:
+        network: the model with its conditioning buffers.
+        case: what is fixed in a step.
+        capacity: plan rows the table holds; more than any plan by the graph's warm-up steps.
+        engine: resolved engine name.
+        options: `steps_per_graph` and `on_fallback` of :func:`make_executor`.
+    """
+
+    def __init__(
+        self, network: Network, case: StepCase, capacity: int, engine: Engine, **options: Any
+    ) -> None:
+        self.network, self.case = network, case
+        device = model_device_dtype(network.model)[0]
+        self.buffers = StepBuffers(case, capacity, device)
+        changed = [self.buffers.x, self.buffers.counter]
+        if self.buffers.x0 is not None:
+            changed.append(self.buffers.x0)
+        predict = compiled_network(network) if engine == "max" else network
+        one_step = functools.partial(step, predict, self.buffers, case)
+        self._executor = make_executor(engine, one_step, changed, **options)
+
+    def load(
+        self,
+        plan: Plan,
+        x: Tensor,
+        *,
+        row: int,
+        seeds: Tensor | None,
+        guidance: Tensor | None,
+        cond: Mapping[str, Tensor],
+        condition: Tensor | None,
+    ) -> None:
+        """Puts one chain into the buffers: state x at plan row ``row``, and all that goes with it.
+
+        Tables are written anew each time, so weights changed since the last chain are used.
+        """
+        buffers = self.buffers
+        buffers.x.copy_(x)
+        buffers.counter.copy_(torch.tensor([row, 0]))
+        buffers.table[: len(plan)].copy_(torch.tensor(plan.table))
+        if buffers.x0 is not None:
+            buffers.x0.zero_()
+        if seeds is not None and buffers.noise is not None:
+            buffers.noise.copy_(seeds)
+        if guidance is not None and buffers.guidance is not None:
+            buffers.guidance.copy_(guidance)
+        time = torch.tensor(plan.model_time, device=buffers.x.device)
+        self.network.load(time, cond, condition)
+
+    def run(self, n_steps: int) -> None:
+        """Advances the chain by ``n_steps`` plan rows."""
+        self._executor.run(n_steps)
+
+    def memory(self) -> int:
+        """Bytes in the loop's own buffers (a graph's private pool not included)."""
+        tensors = self.buffers.tensors() + [v for v in vars(self.network).values() if isinstance(v, Tensor)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Loops:
+    """The last few loops of a sampler, by what they depend on.
+
+    Args:
+        engine: resolved engine name.
+        limit: loops kept; the one unused for longest goes first.
+        on_fallback: called when a capture failed; None makes that an error.
+        steps_per_graph: steps in one captured graph; None for the whole chain, at most 64.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        limit: int = 4,
+        on_fallback: Callable[[], None] | None = None,
+        steps_per_graph: int | None = None,
+    ) -> None:
+        self.engine, self.limit = engine, limit
+        self._options = {"on_fallback": on_fallback, "steps_per_graph": steps_per_graph}
+        self._loops: OrderedDict[tuple[Any, ...], Loop] = OrderedDict()
+
+    def get(
+        self,
+        model: Model,
+        case: StepCase,
+        *,
+        capacity: int,
+        time_dtype: torch.dtype,
+        cond: Mapping[str, Tensor],
+        condition: Tensor | None,
+    ) -> Loop:
+        """The loop for a chain of this kind, made on first use."""
+        capacity += WARM_UP_STEPS
+        conditioning = {**cond, **({} if condition is None else {"": condition})}
+        signature = tuple((k, tuple(v.shape), v.dtype) for k, v in sorted(conditioning.items()))
+        key = (case, capacity, time_dtype, signature, *_model_key(model), *_global_key())
+        if key in self._loops:
+            self._loops.move_to_end(key)
+            return self._loops[key]
+        while len(self._loops) >= self.limit:
+            self._loops.popitem(last=False)
+        network = bind(
+            model,
+            capacity=capacity,
+            guided=case.guided,
+            time_dtype=time_dtype,
+            cond=cond,
+            condition=condition,
+        )
+        self._loops[key] = Loop(network, case, capacity, self.engine, **self._options)
+        return self._loops[key]
+
+    def memory(self) -> int:
+        """Bytes in the buffers of all kept loops."""
+        return sum(loop.memory() for loop in self._loops.values())
+
+    def clear(self) -> None:
+        """Drops every kept loop with its buffers and graphs."""
+        self._loops.clear()
+
+    def __len__(self) -> int:
+        return len(self._loops)
+
+
+def _model_key(model: Model) -> tuple[Any, ...]:
+    """Where the weights lie: a captured graph reads those addresses, a compiled step that dtype."""
+    if not isinstance(model, nn.Module):
+        return (id(model),)
+    weights = tuple((t.data_ptr(), t.dtype) for t in [*model.parameters(), *model.buffers()])
+    return (id(model), hash(weights))
+
+
+def _global_key() -> tuple[Any, ...]:
+    """Global settings that choose kernels."""
+    return (
+        torch.is_autocast_enabled("cuda"),
+        torch.is_autocast_enabled("cpu"),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+    )

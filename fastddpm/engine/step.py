@@ -1,0 +1,124 @@
+"""One step of the reverse process on static buffers: predict, update in place, advance the counter.
+
+This is the only place where a step is written down; every engine runs this function, as it is, compiled or
+captured. It reads and writes device memory alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastddpm_kernels import N_COLUMNS, Column, reverse_step
+from fastddpm_kernels.reverse_step.reference import split_output
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+NoiseKind = Literal["none", "philox", "torch"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCase:
+    """What is fixed when a step is compiled or captured.
+
+    Attributes:
+        shape: ``(B, C, H, W)`` of the state.
+        noise: where z comes from: nowhere, drawn in the kernel from per-sample seeds, or a ring of drawn
+            noise.
+        ring: steps that the noise ring holds (``noise="torch"``).
+        guided: classifier-free guidance; the network runs on the doubled batch.
+        clip: predicted x0 is clipped to the row's radius.
+        multistep: the row uses the previous step's x0.
+        keep_x0: the predicted x0 is written out.
+        thresholding: ``(quantile, largest bound)`` of dynamic thresholding, or None.
+    """
+
+    shape: tuple[int, int, int, int]
+    noise: NoiseKind = "philox"
+    ring: int = 0
+    guided: bool = False
+    clip: bool = False
+    multistep: bool = False
+    keep_x0: bool = False
+    thresholding: tuple[float, float] | None = None
+
+
+class StepBuffers:
+    """The tensors that a step reads and writes; their addresses never change.
+
+    Attributes:
+        x: float32 ``(B, C, H, W)``, the state.
+        counter: int64 ``(2,)``, plan row and repeat.
+        table: float32 ``(capacity, 16)``, the plan.
+        noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, C, H, W)``, or None.
+        x0: float32 like x, the last predicted clean image, or None.
+        guidance: float32 ``(B,)`` scales, or None.
+    """
+
+    def __init__(self, case: StepCase, capacity: int, device: torch.device) -> None:
+        batch = case.shape[0]
+        self.x = torch.zeros(case.shape, device=device)
+        self.counter = torch.zeros(2, dtype=torch.int64, device=device)
+        self.table = torch.zeros(capacity, N_COLUMNS, device=device)
+        self.noise: Tensor | None = None
+        if case.noise == "philox":
+            self.noise = torch.zeros(batch, dtype=torch.int64, device=device)
+        elif case.noise == "torch":
+            self.noise = torch.zeros(case.ring, *case.shape, device=device)
+        self.x0 = torch.zeros(case.shape, device=device) if case.multistep or case.keep_x0 else None
+        self.guidance = torch.ones(batch, device=device) if case.guided else None
+
+    def tensors(self) -> list[Tensor]:
+        """All buffers there are."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
+
+def step(predict: Predict, buffers: StepBuffers, case: StepCase) -> None:
+    """Takes the state from plan row k to the next, where k stands in ``buffers.counter``.
+
+    Args:
+        predict: ``(x, k) -> m``, a :class:`fastddpm.network.Network` or one compiled.
+        buffers: what the step reads and writes.
+        case: what is fixed.
+    """
+    k = buffers.counter[:1]
+    # m = model(x_k, t_k)
+    m = predict(buffers.x, k)
+    threshold = None
+    if case.thresholding is not None:
+        threshold = dynamic_threshold(m, buffers, case.thresholding)
+    # x_{k+1} = a*x0 + b*x + e*m + h*x0_prev + c*z,  x0 = clip(p*x + q*m)
+    reverse_step(
+        buffers.x,
+        m,
+        buffers.table,
+        buffers.counter,
+        noise=buffers.noise,
+        x0=buffers.x0,
+        guidance=buffers.guidance,
+        threshold=threshold,
+        clip=case.clip,
+        multistep=case.multistep,
+    )
+    k.add_(1)
+
+
+def dynamic_threshold(m: Tensor, buffers: StepBuffers, thresholding: tuple[float, float]) -> Tensor:
+    """Per-sample bound of Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3).
+
+    Args:
+        m: the network's output.
+        buffers: the step's buffers.
+        thresholding: ``(ratio, maximum)``: the bound is the ratio-quantile of |x0|, within [1, maximum].
+
+    Returns:
+        float32 ``(B,)``.
+    """
+    ratio, maximum = thresholding
+    m, _ = split_output(m, buffers.x.shape[1], buffers.guidance)
+    p, q = buffers.table.index_select(0, buffers.counter[:1])[0, : Column.R].unbind()
+    x0 = p * buffers.x + q * m
+    return x0.abs().flatten(1).quantile(ratio, dim=1).clamp(1.0, maximum)

@@ -1,0 +1,136 @@
+"""What the loop calls for a prediction: a model with its conditioning held in static buffers.
+
+A `Network` is made once per loop and `load`-ed once per chain; between the two its buffers keep their
+addresses, so that a captured graph or a compiled step goes on reading the right memory. Calling it with the
+state and the device counter gives the model's output for the current plan row, without touching the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.unet import UNet
+
+Model = Callable[..., Any]
+
+
+def unwrapped(output: Any) -> Tensor:
+    """The tensor in a model's output: itself, its `.sample`, or the only element of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "sample", None), Tensor):
+        tensor: Tensor = output.sample
+        return tensor
+    if isinstance(output, (tuple, list)) and len(output) == 1 and isinstance(output[0], Tensor):
+        return output[0]
+    raise ValueError(
+        f"model: returned {type(output).__name__}; a tensor, an object with a tensor `.sample`, "
+        "or a tuple of one tensor is accepted"
+    )
+
+
+def model_device_dtype(model: Model) -> tuple[torch.device, torch.dtype]:
+    """Device and floating dtype of a model's first parameter; CPU and float32 if it has none."""
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.float32
+
+
+class Network:
+    """Any model ``model(x, t, **cond)``, its time input and conditioning in static buffers.
+
+    Args:
+        model: the model; called with x ``(N, C, H, W)`` in its own dtype and t ``(N,)``.
+        capacity: plan rows the time buffer holds.
+        guided: the batch is doubled, unconditional half first; ``cond`` tensors come doubled already.
+        condition: image ``(N, Cc, H, W)`` concatenated in front of x, as in SR3; only its shape is used here.
+        time_dtype: int64 for an index, float32 for a noise level.
+        cond: keyword tensors ``(N, ...)``; only their shapes and dtypes are used here.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        capacity: int,
+        guided: bool,
+        time_dtype: torch.dtype,
+        cond: Mapping[str, Tensor],
+        condition: Tensor | None,
+    ) -> None:
+        self.model = model
+        self.guided = guided
+        device, self.dtype = model_device_dtype(model)
+        self.cond = {name: torch.empty_like(value) for name, value in cond.items()}
+        self.condition = None if condition is None else torch.empty_like(condition)
+        self.time = torch.zeros(capacity, dtype=time_dtype, device=device)
+
+    def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
+        """Fills the buffers for one chain; ``time`` is ``(S,)`` with S up to the capacity."""
+        self.time[: len(time)].copy_(time)
+        for name, value in cond.items():
+            self.cond[name].copy_(value)
+        if self.condition is not None and condition is not None:
+            self.condition.copy_(condition)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """x as the model takes it: doubled for guidance, behind the condition, in the model's dtype."""
+        if self.guided:
+            x = torch.cat((x, x))
+        if self.condition is not None:
+            x = torch.cat((self.condition.to(x.dtype), x), dim=1)
+        return x.to(self.dtype)
+
+    def __call__(self, x: Tensor, k: Tensor) -> Tensor:
+        """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
+        x = self.inputs(x)
+        t = self.time.index_select(0, k).expand(x.shape[0])
+        return unwrapped(self.model(x, t, **self.cond))
+
+
+class TabulatedUNet(Network):
+    """Our `UNet`, its time embedding and every block's time projection computed once per chain.
+
+    The table has one row per plan step and is filled by each `load`, so new weights are always in it.
+    """
+
+    model: UNet
+
+    def __init__(self, model: UNet, *, class_labels: Tensor | None, **buffers: Any) -> None:
+        super().__init__(model, cond={}, **buffers)
+        width = sum(block.out_channels for block in model.residual_blocks)
+        self.table = torch.zeros(len(self.time), width, dtype=self.dtype, device=self.time.device)
+        rows = 1 if class_labels is None else len(class_labels)
+        self.class_bias = torch.zeros(rows, width, dtype=self.dtype, device=self.time.device)
+
+    def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
+        """Fills the buffers for one chain; ``cond`` holds ``class_labels`` or nothing."""
+        super().load(time, {}, condition)
+        self.table[: len(time)].copy_(self.model.time_biases(time))
+        if "class_labels" in cond:
+            self.class_bias.copy_(self.model.class_biases(cond["class_labels"]))
+
+    def __call__(self, x: Tensor, k: Tensor) -> Tensor:
+        """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
+        bias = self.table.index_select(0, k) + self.class_bias
+        return self.model.forward_biased(self.inputs(x), bias)
+
+
+def bind(model: Model, *, cond: Mapping[str, Tensor], **buffers: Any) -> Network:
+    """The `Network` for a model: tabulated for our UNet, as it is for everything else."""
+    if isinstance(model, UNet):
+        has_classes = model.config.num_classes is not None
+        if set(cond) != ({"class_labels"} if has_classes else set()):
+            raise ValueError(
+                "class_labels: needed by this class-conditional network"
+                if has_classes
+                else f"{', '.join(cond)}: given, but this network is unconditional"
+            )
+        return TabulatedUNet(model, class_labels=cond.get("class_labels"), **buffers)
+    return Network(model, cond=cond, **buffers)

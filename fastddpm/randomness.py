@@ -1,0 +1,105 @@
+"""Where the noise of a chain comes from: the noise spec, or torch generators in another library's order.
+
+`PhiloxNoise` (`noise="philox"`): every sample has a seed, and its noise depends on nothing else.
+`TorchNoise` (`noise="torch"`): drawn from a generator outside the loop, into a ring that the step reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastddpm.plans import Plan
+from fastddpm_kernels import normal
+
+TASK_STREAM = 4
+RING_BYTES = 256 * 2**20
+MAX_SEED = 2**63 - 1
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def checked_seeds(seeds: Sequence[int] | Tensor | np.ndarray, name: str = "seeds") -> Tensor:
+    """Seeds as an int64 tensor ``(B,)`` on the CPU.
+
+    Raises:
+        ValueError: not a flat, non-empty list of integers in [0, 2**63).
+    """
+    values = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else list(seeds)
+    if not values:
+        raise ValueError(f"{name}: none given, at least one accepted")
+    for value in values:
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or not 0 <= value <= MAX_SEED:
+            raise ValueError(f"{name}: {value!r} given, integers in [0, 2**63) accepted")
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def random_seeds(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Fresh seeds from torch's random state, so that `torch.manual_seed` makes a run repeatable."""
+    device = "cpu" if generator is None else generator.device
+    return torch.randint(0, MAX_SEED, (count,), generator=generator, device=device).cpu()
+
+
+class PhiloxNoise:
+    """Noise spec v1: x_T is step 0 of stream 0; steps are drawn inside the reverse step."""
+
+    kind: Literal["philox"] = "philox"
+
+    def __init__(self, seeds: Tensor) -> None:
+        self.seeds = seeds
+
+    def initial(self, shape: tuple[int, ...]) -> Tensor:
+        """x_T, float32 ``shape`` = ``(B, C, H, W)``."""
+        return normal(self.seeds, 0, shape[1:])
+
+    def encoding(self, shape: tuple[int, ...], row: int) -> Tensor:
+        """Noise to bring a given image to the level of plan row ``row`` (stream 4, step row + 1)."""
+        return normal(self.seeds, row + 1, shape[1:], stream=TASK_STREAM)
+
+
+class TorchNoise:
+    """Noise from torch generators, in draws of the whole batch, or of one sample each for a list.
+
+    Args:
+        generator: one generator, a list with one per sample, or None for torch's global state. It may live on
+            the CPU while the state is on a GPU, as in diffusers.
+        device: where the state is.
+    """
+
+    kind: Literal["torch"] = "torch"
+
+    def __init__(self, generator: Generators | None, device: torch.device) -> None:
+        self.generator, self.device = generator, device
+
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normals, float32 ``shape``, on the state's device."""
+        if isinstance(self.generator, (list, tuple)):
+            rows = [self._draw((1, *shape[1:]), generator) for generator in self.generator]
+            return torch.cat(rows)
+        return self._draw(shape, self.generator)  # type: ignore[arg-type]
+
+    initial = draw
+
+    def encoding(self, shape: tuple[int, ...], row: int) -> Tensor:
+        """Noise to bring a given image to the level of a plan row: the generator's next draw."""
+        return self.draw(shape)
+
+    def fill(self, ring: Tensor, plan: Plan, start: int, stop: int) -> None:
+        """Draws z for plan rows start .. stop-1 into their slots ``k % K``; only where the method draws."""
+        for k in range(start, stop):
+            if plan.draws is not None and plan.draws[k]:
+                ring[k % len(ring)].copy_(self.draw(tuple(ring.shape[1:])))
+
+    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        source = self.device if generator is None else generator.device
+        return torch.randn(shape, generator=generator, device=source).to(self.device)
+
+
+def ring_length(shape: tuple[int, ...], steps: int) -> int:
+    """Steps of noise that a ring holds: as many as the chain has, within 256 MiB, at least one."""
+    return max(1, min(steps, RING_BYTES // (4 * int(np.prod(shape)))))
