@@ -97,4 +97,4 @@ def normal(
 def _column(word: npt.ArrayLike) -> npt.NDArray[np.uint64]:
     """One integer, or one per sample, as a (1, 1) or (B, 1) array of 32-bit words."""
     column = np.asarray(word, dtype=np.int64).astype(np.uint64).reshape(-1, 1)
-    return np.bitwise_and(column, np.uint64(MASK))
+    return np.asarray(column & np.uint64(MASK), dtype=np.uint64)

@@ -1,0 +1,192 @@
+"""The fused reverse step, one pass over the state.
+
+    m      = m_u + w*(m_c - m_u)                                       guidance
+    x0     = clip(p*x + q*m, -r, r)   or  clip(p*x + q*m, -s, s) / s   CLIP, threshold
+    x_next = a*x0 + b*x + e*m + h*x0_prev + sigma*z                    h only if MULTISTEP
+             linear_x*x + linear_m*m + sigma*z                         if nothing bends, reads or keeps x0
+    sigma  = c   or   c * exp(0.5*(f*log_var_max + (1-f)*log_var_min)), f = (v+1)/2      LEARNED_RANGE
+
+x and x0 are float32 (B, C, H, W) contiguous; m is float32, float16 or bfloat16, contiguous or channels_last,
+of B or (guidance) 2B rows and C or (learned range) 2C channels. Row k = counter[0] of the table, the seeds
+and the counter are read on the device: a launch has nothing of a step baked in, so that it can be replayed.
+
+Bytes per element: read x (4), read m (4, or 2 in half precision), write x (4): 12 or 10. Guidance reads m
+twice and learned range reads v too (as m); x0 is written (4) and in a multistep read (4); given noise is
+read (4).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import Launch, geometry
+from ..noise.kernel import lanes, normals
+from ..table import N_COLUMNS, Column
+
+P = tl.constexpr(int(Column.P))
+Q = tl.constexpr(int(Column.Q))
+R = tl.constexpr(int(Column.R))
+A = tl.constexpr(int(Column.A))
+B = tl.constexpr(int(Column.B))
+E = tl.constexpr(int(Column.E))
+H = tl.constexpr(int(Column.H))
+C = tl.constexpr(int(Column.C))
+LOG_VAR_MIN = tl.constexpr(int(Column.LOG_VAR_MIN))
+LOG_VAR_MAX = tl.constexpr(int(Column.LOG_VAR_MAX))
+LINEAR_X = tl.constexpr(int(Column.LINEAR_X))
+LINEAR_M = tl.constexpr(int(Column.LINEAR_M))
+ROW = tl.constexpr(N_COLUMNS)
+
+
+@triton.jit
+def load_output(
+    row_ptr,
+    block,
+    element,
+    n_elements,
+    plane,
+    channels,
+    ROW_CHANNELS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):
+    """C channels of a sample of m as a float32 tile; a channels_last pixel holds ROW_CHANNELS * C of them."""
+    if not CHANNELS_LAST:
+        mask = (block < plane) & (element < n_elements)
+        return tl.load(row_ptr + element, mask=mask).to(tl.float32)
+    # Lane by lane, in lines of neighbouring pixels: a tile of these scattered reads would get a layout of
+    # its own, and the noise would be computed in that one, once per lane.
+    spatial = n_elements // channels
+    lane = lanes()
+    line = tl.reshape(block, (block.shape[0],))
+    tile = tl.zeros((block.shape[0], 2, 2), tl.float32)
+    for i in tl.static_range(4):
+        place = line + i * plane
+        channel = place // spatial
+        pixel = place - channel * spatial
+        mask = (line < plane) & (place < n_elements)
+        values = tl.load(row_ptr + pixel * (ROW_CHANNELS * channels) + channel, mask=mask).to(tl.float32)
+        tile = tl.where(lane == i, values[:, None, None], tile)
+    return tile
+
+
+@triton.jit(do_not_specialize=["channels", "ring_slots"])
+def reverse_step_kernel(
+    x_ptr,
+    m_ptr,
+    table_ptr,
+    counter_ptr,
+    noise_ptr,
+    x0_ptr,
+    guidance_ptr,
+    threshold_ptr,
+    n_elements,
+    plane_16,
+    channels,
+    ring_slots,
+    CLIP: tl.constexpr,
+    MULTISTEP: tl.constexpr,
+    SEEDED: tl.constexpr,
+    LEARNED_RANGE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Grid (B, tiles of a sample). A pointer that a case does not use is None; plane_16 is q/16 (noise)."""
+    sample = tl.program_id(0).to(tl.int64)
+    batch = tl.num_programs(0).to(tl.int64)
+    k = tl.load(counter_ptr)
+    row_ptr = table_ptr + k * ROW
+
+    plane = plane_16 * 16
+    block = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)[:, None, None]
+    # Four neighbours to a thread whatever the width of m, so that x, m and the noise have one layout.
+    element = tl.max_contiguous(block + lanes() * plane, [4, 1, 1])
+    # Every lane has its own bound: the last lane's alone would let small samples write into their neighbours.
+    mask = (block < plane) & (element < n_elements)
+
+    x_row_ptr = x_ptr + sample * n_elements
+    x = tl.load(x_row_ptr + element, mask=mask)
+
+    ROW_CHANNELS: tl.constexpr = 2 if LEARNED_RANGE else 1
+    m_row_elements = n_elements.to(tl.int64) * ROW_CHANNELS
+    m_row_ptr = m_ptr + sample * m_row_elements
+    if guidance_ptr is not None:
+        m_u = load_output(m_row_ptr, block, element, n_elements, plane, channels, ROW_CHANNELS, CHANNELS_LAST)
+        m_row_ptr += batch * m_row_elements
+    m = load_output(m_row_ptr, block, element, n_elements, plane, channels, ROW_CHANNELS, CHANNELS_LAST)
+    if guidance_ptr is not None:
+        m = m_u + tl.load(guidance_ptr + sample) * (m - m_u)
+
+    if CLIP or (threshold_ptr is not None) or (x0_ptr is not None):
+        x0 = tl.load(row_ptr + P) * x + tl.load(row_ptr + Q) * m
+        if threshold_ptr is not None:
+            bound = tl.load(threshold_ptr + sample)
+            x0 = tl.clamp(x0, -bound, bound, propagate_nan=tl.PropagateNan.ALL) / bound
+        elif CLIP:
+            bound = tl.load(row_ptr + R)
+            x0 = tl.clamp(x0, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
+        x_next = tl.load(row_ptr + A) * x0 + tl.load(row_ptr + B) * x + tl.load(row_ptr + E) * m
+        if x0_ptr is not None:
+            x0_row_ptr = x0_ptr + sample * n_elements
+            if MULTISTEP:
+                x_next += tl.load(row_ptr + H) * tl.load(x0_row_ptr + element, mask=mask)
+            tl.store(x0_row_ptr + element, x0, mask=mask)
+    else:
+        x_next = tl.load(row_ptr + LINEAR_X) * x + tl.load(row_ptr + LINEAR_M) * m
+
+    if noise_ptr is not None:
+        if SEEDED:
+            z = normals(tl.load(noise_ptr + sample), block, k + 1, 0, tl.load(counter_ptr + 1))
+        else:
+            slot_row = (k % ring_slots) * batch + sample
+            z = tl.load(noise_ptr + slot_row * n_elements + element, mask=mask)
+        sigma = tl.load(row_ptr + C)
+        if LEARNED_RANGE:
+            v_ptr = m_row_ptr + (channels if CHANNELS_LAST else n_elements)
+            v = load_output(v_ptr, block, element, n_elements, plane, channels, ROW_CHANNELS, CHANNELS_LAST)
+            f = (v + 1.0) * 0.5
+            log_var = f * tl.load(row_ptr + LOG_VAR_MAX) + (1.0 - f) * tl.load(row_ptr + LOG_VAR_MIN)
+            sigma = sigma * tl.exp(0.5 * log_var)
+        x_next += sigma * z
+    tl.store(x_row_ptr + element, x_next, mask=mask)
+
+
+def configure(
+    x: Tensor,
+    m: Tensor,
+    table: Tensor,
+    counter: Tensor,
+    noise: Tensor | None,
+    x0: Tensor | None,
+    guidance: Tensor | None,
+    threshold: Tensor | None,
+    clip: bool,
+    multistep: bool,
+) -> Launch:
+    """The launch for these arguments (as in `dispatch.reverse_step`): grid, positional and keyword arguments.
+
+    Raises:
+        ValueError: a sample has too many elements for a grid.
+    """
+    n_elements, plane_16, grid, options = geometry("x", x)
+    seeded = noise is not None and noise.dtype == torch.int64
+    ring_slots = 1 if noise is None or seeded else noise.shape[0]
+    tensors = (x, m, table, counter, noise, x0, guidance, threshold)
+    cases = {
+        "CLIP": clip,
+        "MULTISTEP": multistep,
+        "SEEDED": seeded,
+        "LEARNED_RANGE": m.shape[1] != x.shape[1],
+        "CHANNELS_LAST": not m.is_contiguous(),
+    }
+    return grid, (*tensors, n_elements, plane_16, x.shape[1], ring_slots), options | cases
+
+
+def launch(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep):
+    """Run the kernel in place on x and x0; on CPU tensors under Triton's interpreter."""
+    grid, arguments, options = configure(
+        x, m, table, counter, noise, x0, guidance, threshold, clip, multistep
+    )
+    reverse_step_kernel[grid](*arguments, **options)
