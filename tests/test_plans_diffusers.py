@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from fastddpm_kernels import reverse_step
-from fastddpm_kernels.table import Column
 
 from fastddpm.plans import ddim_plan
 from fastddpm.plans.diffusers import (
@@ -14,6 +12,8 @@ from fastddpm.plans.diffusers import (
     from_scheduler,
 )
 from fastddpm.schedule import NoiseSchedule
+from fastddpm_kernels import reverse_step
+from fastddpm_kernels.table import Column
 
 diffusers = pytest.importorskip("diffusers")
 

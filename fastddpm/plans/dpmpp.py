@@ -77,15 +77,16 @@ def dpmpp_2m_plan(
 
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
     alpha_next, sigma_next = np.sqrt(abar_next), np.sqrt(1 - abar_next)
-    with np.errstate(divide="ignore"):
+    # An infinite h is right for the step onto the clean image; where it is not, the Plan refuses the row.
+    with np.errstate(divide="ignore", invalid="ignore"):
         h = np.log(alpha_next / sigma_next) - np.log(alpha / sigma)
+        k = -alpha_next * np.expm1(-h)
     first_order = np.zeros(len(visited), dtype=bool)
     first_order[0] = True
     first_order[-1] |= final_alpha_cumprod == 1 or (lower_order_final and len(visited) < FEW_STEPS)
     weight = second_order_weight(h, first_order)
 
     p, q = prediction_columns(prediction_type, alpha, sigma, bounded=r != np.inf)
-    k = -alpha_next * np.expm1(-h)
     table = build_table(
         len(visited), p=p, q=q, r=r, a=k * (1 + weight), b=sigma_next / sigma, h=0.0 - k * weight
     )
@@ -104,5 +105,6 @@ def second_order_weight(h: Float64, first_order: npt.NDArray[np.bool_]) -> Float
     """1/(2r) = h / (2 h_prev) for each step, 0 where the step is first order; [S]."""
     weight = np.zeros_like(h)
     steps = np.flatnonzero(~first_order)
-    weight[steps] = h[steps] / (2 * h[steps - 1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight[steps] = h[steps] / (2 * h[steps - 1])
     return weight

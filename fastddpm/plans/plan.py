@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
 from fastddpm_kernels.table import N_COLUMNS, Column
 
 if TYPE_CHECKING:
@@ -109,11 +110,13 @@ class Plan:
             raise ValueError(f"row must lie in 0 .. {len(self) - 1}, got {row!r}")
         if not self.multistep:
             return self
-        columns = self.table.astype(np.float64)
-        columns[row, Column.A] += columns[row, Column.H]
-        columns[row, Column.H] = 0.0
-        _add_linear(columns)
-        return replace(self, table=columns.astype(np.float32))
+        first = self.table[row : row + 1].astype(np.float64)
+        first[:, Column.A] += first[:, Column.H]
+        first[:, Column.H] = 0.0
+        _add_linear(first)
+        table = self.table.copy()
+        table[row] = first[0]
+        return replace(self, table=table)
 
     def with_thresholding(self, ratio: float = 0.995, max_value: float = 1.0) -> Plan:
         """The plan with dynamic thresholding of x0 instead of a fixed clip.
@@ -149,8 +152,9 @@ def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float3
     table[:, Column.R] = np.inf
     for name, values in columns.items():
         table[:, Column[name.upper()]] = values
-    _add_linear(table)
-    return table.astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # a Plan refuses what is not finite, with its timestep
+        _add_linear(table)
+        return table.astype(np.float32)
 
 
 def _add_linear(table: Float64) -> None:
