@@ -39,7 +39,7 @@ def q_sample_kernel(
     n_timesteps,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Grid (B, tiles of a sample). Either noise_ptr or seeds_ptr and ordinals_ptr are None; drawn_ptr may be."""
+    """Grid (B, tiles of a sample). Either noise_ptr or seeds_ptr and ordinals_ptr are None."""
     sample = tl.program_id(0).to(tl.int64)
     t = tl.load(t_ptr + sample)
     # The host cannot check t without waiting for the device: outside the tables it gives NaN.

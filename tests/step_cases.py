@@ -1,0 +1,145 @@
+"""The cases of `reverse_step` that its tests share: arguments for a case, and what float64 says the result is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import float64_reference
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastddpm_kernels import N_COLUMNS, Column
+
+SHAPES = {1: (1, 1, 1), 2: (2, 1, 1), 5: (1, 1, 5), 33: (3, 11, 1), 784: (1, 28, 28), 3072: (3, 32, 32)}
+"""Shapes of a sample by its number of elements."""
+
+SEEDS = (0, 2**32 + 5, 2**63 - 1)
+K, REPEAT, RING_SLOTS = 2, 3, 2
+
+TOLERANCE = 4e-6
+"""Of float32 results up to about 10 in size, against float64, at any dtype of m: m is read exactly."""
+
+ROW = {
+    "p": 1.3,
+    "q": -0.75,
+    "r": 1.0,
+    "a": 0.35,
+    "b": 0.62,
+    "e": 0.11,
+    "h": -0.23,
+    "c": 0.41,
+    "log_var_min": -3.2,
+    "log_var_max": -0.7,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which of the operator's options are on."""
+
+    name: str
+    noise: str | None = "seeds"
+    clip: bool = False
+    x0: bool = False
+    multistep: bool = False
+    guidance: bool = False
+    threshold: bool = False
+    learned_range: bool = False
+
+
+CASES = (
+    Case("linear"),
+    Case("clip", clip=True),
+    Case("deterministic", noise=None, clip=True),
+    Case("deterministic_linear", noise=None),
+    Case("ring", noise="ring", clip=True),
+    Case("x0_out", x0=True),
+    Case("multistep", noise=None, x0=True, multistep=True, clip=True),
+    Case("multistep_noisy", x0=True, multistep=True),
+    Case("threshold", threshold=True, x0=True),
+    Case("guidance", guidance=True, clip=True),
+    Case("learned_range", learned_range=True, clip=True),
+    Case("learned_range_linear_ring", learned_range=True, noise="ring"),
+    Case("everything", guidance=True, learned_range=True, threshold=True, x0=True, multistep=True),
+)
+
+
+def table(row: dict[str, float] = ROW, k: int = K) -> Tensor:
+    """Four rows with `row` as the k-th and NaN in the others, so that reading a wrong one shows."""
+    values = dict(row, linear_x=row["a"] * row["p"] + row["b"], linear_m=row["a"] * row["q"] + row["e"])
+    rows = torch.full((4, N_COLUMNS), math.nan, dtype=torch.float64)
+    rows[k] = 0
+    for name, value in values.items():
+        rows[k, Column[name.upper()]] = value
+    return rows.to(torch.float32)
+
+
+def arguments(
+    case: Case,
+    shape: tuple[int, ...],
+    *,
+    seeds: tuple[int, ...] = SEEDS,
+    m_dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> dict[str, Any]:
+    """The operator's arguments, by name, on the CPU."""
+    batch = len(seeds)
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    m_shape = (batch * (1 + case.guidance), shape[0] * (1 + case.learned_range), *shape[1:])
+    m = draw(*m_shape).to(m_dtype)
+    if channels_last:
+        m = m.to(memory_format=torch.channels_last)
+    noise = {None: None, "seeds": torch.tensor(seeds), "ring": draw(RING_SLOTS, batch, *shape)}[case.noise]
+    return {
+        "x": draw(batch, *shape),
+        "m": m,
+        "table": table(),
+        "counter": torch.tensor([K, REPEAT]),
+        "noise": noise,
+        "x0": draw(batch, *shape) if case.x0 else None,
+        "guidance": torch.tensor([1.5, 0.0, 4.0])[:batch] if case.guidance else None,
+        "threshold": torch.tensor([1.2, 0.7, 2.0])[:batch] if case.threshold else None,
+        "clip": case.clip,
+        "multistep": case.multistep,
+    }
+
+
+def expected(given: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(x_next, x0) in float64 for these arguments, from float64_reference."""
+    x = given["x"].numpy()
+    row = {name: float(np.float32(value)) for name, value in ROW.items()}
+    return float64_reference.reverse_step(
+        x,
+        given["m"].to(torch.float32).contiguous().numpy(),
+        row,
+        z=_noise(given, x.shape),
+        x0_prev=given["x0"].numpy() if given["multistep"] else None,
+        w=None if given["guidance"] is None else given["guidance"].numpy(),
+        s=None if given["threshold"] is None else given["threshold"].numpy(),
+        clip=given["clip"],
+    )
+
+
+def _noise(given: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
+    noise = given["noise"]
+    if noise is None:
+        return None
+    if noise.dtype != torch.int64:
+        return noise[K % RING_SLOTS].numpy().astype(np.float64)
+    return np.stack(
+        [float64_reference.sample_noise(int(seed), K + 1, shape[1:], repeat=REPEAT) for seed in noise]
+    )
+
+
+def clone(given: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+    """The same arguments in new memory, their layouts kept."""
+    return {
+        name: value.clone().to(device) if isinstance(value, Tensor) else value for name, value in given.items()
+    }
