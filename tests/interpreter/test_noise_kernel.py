@@ -1,0 +1,58 @@
+"""The Triton device functions of the noise spec against the NumPy reference."""
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from fastddpm_kernels.noise import reference
+from fastddpm_kernels.noise.kernel import lanes, normals, philox
+
+SIZES = (1, 2, 5, 33, 784, 3072)
+SEEDS = (0, 2**32 + 5, 2**63 - 1)
+
+
+@triton.jit
+def words_kernel(seed_ptr, counter_ptr, out_ptr, BLOCK_SIZE: tl.constexpr):
+    """Words of counters 0 .. BLOCK_SIZE-1; counter_ptr holds (step, stream, repeat)."""
+    block = tl.arange(0, BLOCK_SIZE)
+    step = tl.load(counter_ptr).to(tl.uint32)
+    stream = tl.load(counter_ptr + 1).to(tl.uint32)
+    repeat = tl.load(counter_ptr + 2).to(tl.uint32)
+    w0, w1, w2, w3 = philox(tl.load(seed_ptr), block.to(tl.uint32), step, stream, repeat)
+    tl.store(out_ptr + block, w0.to(tl.int64))
+    tl.store(out_ptr + BLOCK_SIZE + block, w1.to(tl.int64))
+    tl.store(out_ptr + 2 * BLOCK_SIZE + block, w2.to(tl.int64))
+    tl.store(out_ptr + 3 * BLOCK_SIZE + block, w3.to(tl.int64))
+
+
+@triton.jit
+def normals_kernel(seed_ptr, counter_ptr, out_ptr, plane, BLOCK_SIZE: tl.constexpr):
+    block = tl.arange(0, BLOCK_SIZE)[:, None, None]
+    z = normals(tl.load(seed_ptr), block, tl.load(counter_ptr), 1, tl.load(counter_ptr + 2))
+    tl.store(out_ptr + block + lanes() * plane, z, mask=block < plane)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("n", SIZES)
+def test_words_agree_bit_for_bit(seed, n):
+    plane = reference.plane_size(n)
+    size = triton.next_power_of_2(plane)
+    counter = (3, 4, 2**32 - 1)
+    out = torch.empty(4, size, dtype=torch.int64)
+    words_kernel[(1,)](torch.tensor([seed]), torch.tensor(counter), out, BLOCK_SIZE=size)
+    expected = reference.words([seed], counter[0], n, stream=counter[1], repeat=counter[2])
+    np.testing.assert_array_equal(out[:, :plane].numpy(), expected[0])
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_normals_agree_with_the_reference(n):
+    plane = reference.plane_size(n)
+    out = torch.empty(4 * plane)
+    for seed in SEEDS:
+        counter = torch.tensor([3, 0, 5])
+        normals_kernel[(1,)](
+            torch.tensor([seed]), counter, out, plane, BLOCK_SIZE=triton.next_power_of_2(plane)
+        )
+        expected = reference.normal([seed], 3, (n,), stream=1, repeat=5)
+        np.testing.assert_allclose(out[:n].numpy(), expected[0], rtol=0, atol=2e-6)
