@@ -1,5 +1,5 @@
-"""An independent restatement, in float64 NumPy, of what the kernels compute: written from the formulas, one sample
-at a time, with nothing taken from the package. Philox works on Python integers.
+"""An independent restatement, in float64 NumPy, of what the kernels compute: written from the formulas, one
+sample at a time, with nothing taken from the package. Philox works on Python integers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ def philox_words(seed: int, block: int, step: int, stream: int, repeat: int) -> 
     return left[0], right[0], left[1], right[1]
 
 
-def sample_noise(seed: int, step: int, shape: tuple[int, ...], stream: int = 0, repeat: int = 0) -> np.ndarray:
+def sample_noise(
+    seed: int, step: int, shape: tuple[int, ...], stream: int = 0, repeat: int = 0
+) -> np.ndarray:
     """The noise of one sample by the noise spec, element by element."""
     n = math.prod(shape)
     q = 16 * math.ceil(n / 64)

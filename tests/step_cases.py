@@ -1,4 +1,4 @@
-"""The cases of `reverse_step` that its tests share: arguments for a case, and what float64 says the result is."""
+"""The cases of `reverse_step` that its tests share: arguments for a case, and what float64 makes of them."""
 
 from __future__ import annotations
 
@@ -141,5 +141,6 @@ def _noise(given: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
 def clone(given: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
     """The same arguments in new memory, their layouts kept."""
     return {
-        name: value.clone().to(device) if isinstance(value, Tensor) else value for name, value in given.items()
+        name: value.clone().to(device) if isinstance(value, Tensor) else value
+        for name, value in given.items()
     }

@@ -4,6 +4,7 @@ import float64_reference
 import numpy as np
 import pytest
 import torch
+
 from fastddpm_kernels import q_sample
 
 T = 10
@@ -31,7 +32,9 @@ def drawn(device="cpu"):
 
 def expected_noise(shape):
     words = [(0, 0), (1, 0), (2**32 - 1, 0), (7, 3)]
-    return np.stack([float64_reference.sample_noise(2**32 + 5, step, shape, 1, repeat) for step, repeat in words])
+    return np.stack(
+        [float64_reference.sample_noise(2**32 + 5, step, shape, 1, repeat) for step, repeat in words]
+    )
 
 
 def expected(x_0, t, signal, sigma, noise):

@@ -1,6 +1,7 @@
 """These tests run the Triton kernels on the CPU, in Triton's interpreter: only under TRITON_INTERPRET=1.
 
-Triton reads the variable when a kernel is defined, so one process runs either these tests or the compiled ones.
+Triton reads the variable when a kernel is defined, so one process runs either these tests or the compiled
+ones.
 """
 
 import os

@@ -5,6 +5,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+
 from fastddpm_kernels.noise import reference
 from fastddpm_kernels.noise.kernel import lanes, normals, philox
 

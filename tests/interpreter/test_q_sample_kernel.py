@@ -4,9 +4,10 @@ import float64_reference
 import numpy as np
 import pytest
 import torch
-from fastddpm_kernels.q_sample.kernel import launch
 from guards import Guarded
 from step_cases import SHAPES
+
+from fastddpm_kernels.q_sample.kernel import launch
 
 T = 10
 ALPHAS_CUMPROD = torch.linspace(0.99, 0.01, T, dtype=torch.float64)

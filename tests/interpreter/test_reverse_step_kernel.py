@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import step_cases
 import torch
-from fastddpm_kernels.reverse_step.kernel import launch
-from fastddpm_kernels.reverse_step.reference import reverse_step as reference_reverse_step
 from guards import Guarded
 from step_cases import CASES, SHAPES, TOLERANCE, Case
+
+from fastddpm_kernels.reverse_step.kernel import launch
+from fastddpm_kernels.reverse_step.reference import reverse_step as reference_reverse_step
 
 ids = [case.name for case in CASES]
 
@@ -98,12 +99,12 @@ def test_traffic_is_what_the_docstring_says():
     for name, bytes_per_element in expected.items():
         case = CASES[ids.index(name)]
         given = step_cases.arguments(case, SHAPES[784], seeds=(5,))
-        with counted_traffic() as moved:
+        with CountedTraffic() as moved:
             launch(**given)
         assert moved["bytes"] == bytes_per_element * 784, name
 
 
-class counted_traffic:  # noqa: N801, reads as a verb in the with statement
+class CountedTraffic:
     """Counts the unmasked bytes of block loads and stores in Triton's interpreter."""
 
     def __enter__(self):

@@ -1,0 +1,170 @@
+"""Builds a kernel for a GPU that is not there, and reads what the compiler made of it.
+
+The arguments go through Triton's own just-in-time path, with a driver that only names a target: so the build
+is the specialisation that a launch with these tensors gets (which are aligned, which numbers are multiples
+of 16, which None). The machine code is read with the tools inside Triton's package.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a build uses: `instructions` of one thread, and in `accesses` its global loads and stores."""
+
+    registers: int
+    stack_bytes: int
+    spills: int
+    shared_bytes: int
+    instructions: int
+    accesses: Counter[str]
+    has_loop: bool
+    elements_per_thread: float
+
+    @property
+    def instructions_per_element(self) -> float:
+        return self.instructions / self.elements_per_thread
+
+    @property
+    def wide_loads(self) -> int:
+        """128-bit ones."""
+        return self._count(r"LDG\.E\S*\.128|(global|buffer)_load_dwordx4")
+
+    @property
+    def wide_stores(self) -> int:
+        return self._count(r"STG\.E\S*\.128|(global|buffer)_store_dwordx4")
+
+    @property
+    def stores(self) -> int:
+        return self._count(r"STG|(global|buffer)_store")
+
+    def _count(self, pattern: str) -> int:
+        return sum(n for name, n in self.accesses.items() if re.match(pattern, name))
+
+
+class TargetDriver:
+    """A Triton driver for compiling only: it has a target and no device."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        # Triton keeps its builds by device: one pretended device per target.
+        return f"pretended {self.target.arch}"
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def pretended(target: GPUTarget) -> Iterator[None]:
+    """Triton and the launchers believe in a GPU of this kind."""
+    before = driver._active
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.version, "hip", "pretended" if target.backend == "hip" else None)
+        driver.set_active(TargetDriver(target))
+        try:
+            yield
+        finally:
+            driver._active = before
+
+
+def build(kernel: Any, configure: Any, arguments: tuple[Any, ...], target_name: str, tmp_path: Path) -> Build:
+    """The build that `configure(*arguments)` launches there; arguments hold CPU tensors of the real shapes."""
+    target = TARGETS[target_name]
+    with pretended(target):
+        grid, positional, options = configure(*arguments)
+        compiled = kernel.warmup(*positional, grid=grid, **options)
+    threads = options["num_warps"] * target.warp_size
+    elements_per_thread = 4 * options["BLOCK_SIZE"] / threads
+    if target.backend == "hip":
+        return _inspect_amd(compiled, elements_per_thread)
+    return _inspect_nvidia(compiled, elements_per_thread, tmp_path)
+
+
+def _inspect_nvidia(compiled: Any, elements_per_thread: float, tmp_path: Path) -> Build:
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
+    resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+    sass = _tool("nvdisasm", "-c", str(cubin))
+    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.M)
+    # Every program ends in a branch to itself and padding, which no thread reaches.
+    counted = [code for code in opcodes if code.split(".")[0] not in ("NOP", "BRA")]
+    memory = Counter(code for code in opcodes if code.startswith(("LDG", "STG", "LDL", "STL")))
+    return Build(
+        registers=resources["REG"],
+        stack_bytes=resources["STACK"] + resources["LOCAL"],
+        spills=sum(n for code, n in memory.items() if code.startswith(("LDL", "STL"))),
+        shared_bytes=compiled.metadata.shared,
+        instructions=len(counted),
+        accesses=memory,
+        has_loop=_branches_backward(sass),
+        elements_per_thread=elements_per_thread,
+    )
+
+
+def _branches_backward(sass: str) -> bool:
+    """Whether a branch goes to an earlier label, other than the final one to itself."""
+    seen: dict[str, int] = {}
+    n_instructions = 0
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            seen[label[1]] = n_instructions
+        elif re.match(r"\s*/\*[0-9a-f]{4,}\*/", line):
+            branch = re.search(r"\bBRA\b.*\((\.L_\w+)\)", line)
+            if branch and seen.get(branch[1], n_instructions) < n_instructions:
+                return True
+            n_instructions += 1
+    return False
+
+
+def _inspect_amd(compiled: Any, elements_per_thread: float) -> Build:
+    assembly = compiled.asm["amdgcn"]
+    fields = dict(re.findall(r"^\s+\.(\w+):\s+(\d+)$", assembly, re.M))
+    opcodes = re.findall(r"^\s+((?:[vs]|global|buffer|ds|scratch|flat)_\w+)", assembly, re.M)
+    return Build(
+        registers=int(fields["vgpr_count"]),
+        stack_bytes=int(fields["private_segment_fixed_size"]),
+        spills=int(fields["vgpr_spill_count"]) + int(fields["sgpr_spill_count"]),
+        shared_bytes=int(fields["group_segment_fixed_size"]),
+        instructions=sum(code not in ("s_nop", "s_code_end") for code in opcodes),
+        accesses=Counter(
+            code for code in opcodes if re.match(r"(global|buffer|scratch|flat)_(load|store)", code)
+        ),
+        has_loop="Loop Header" in assembly,
+        elements_per_thread=elements_per_thread,
+    )
+
+
+def _tool(name: str, *arguments: str) -> str:
+    return subprocess.run(
+        [str(CUDA_TOOLS / name), *arguments], capture_output=True, text=True, check=True
+    ).stdout
