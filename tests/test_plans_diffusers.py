@@ -11,6 +11,7 @@ from fastddpm.plans.diffusers import (
     from_dpmsolver_scheduler,
     from_scheduler,
 )
+from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, float32_alphas_cumprod
 from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels import reverse_step
 from fastddpm_kernels.table import Column
@@ -161,6 +162,15 @@ def test_beta_schedules(schedule):
         hold_steps(dpm, from_dpmsolver_scheduler(dpm.config, 20))
 
 
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_alphas_cumprod_bit_for_bit(schedule, rescale):
+    options = {"beta_schedule": schedule, "rescale_betas_zero_snr": rescale}
+    scheduler = diffusers.DDPMScheduler(**options)
+    ours = float32_alphas_cumprod({**COMMON_DEFAULTS, **options}, (schedule,))
+    assert ours.equal(scheduler.alphas_cumprod)
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_zero_terminal_snr(prediction):
     config = {
@@ -176,6 +186,20 @@ def test_zero_terminal_snr(prediction):
         scheduler = cls(**config)
         scheduler.set_timesteps(10)
         hold_steps(scheduler, build(scheduler, 10))
+
+
+def test_finite_where_diffusers_is_nan():
+    """DDIM with eta = 1 from zero SNR: 1 - abar_prev - sigma^2 rounds below 0 under diffusers' square root."""
+    scheduler = diffusers.DDIMScheduler(
+        rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
+    )
+    scheduler.set_timesteps(10)
+    x = torch.ones(SHAPE)
+    assert scheduler.step(x, 999, x, eta=1.0, return_dict=False)[0].isnan().any()
+    plan = from_ddim_scheduler(scheduler, 10, eta=1.0)
+    # Nothing of the direction is left: x_next = sqrt(abar_prev) x0 + sigma z.
+    assert plan.table[0, Column.B] == plan.table[0, Column.E] == 0
+    assert np.isclose(plan.table[0, Column.A] ** 2 + plan.table[0, Column.C] ** 2, 1, rtol=1e-6)
 
 
 def test_epsilon_at_zero_snr_needs_a_bound():
