@@ -97,7 +97,7 @@ def pretended(target: GPUTarget) -> Iterator[None]:
 
 
 def build(kernel: Any, configure: Any, arguments: tuple[Any, ...], target_name: str, tmp_path: Path) -> Build:
-    """The build that `configure(*arguments)` launches there; arguments hold CPU tensors of the real shapes."""
+    """The build that `configure(*arguments)` launches there; the tensors are CPU tensors of real shapes."""
     target = TARGETS[target_name]
     with pretended(target):
         grid, positional, options = configure(*arguments)
