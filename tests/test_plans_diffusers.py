@@ -189,7 +189,7 @@ def test_zero_terminal_snr(prediction):
 
 
 def test_finite_where_diffusers_is_nan():
-    """DDIM with eta = 1 from zero SNR: 1 - abar_prev - sigma^2 rounds below 0 under diffusers' square root."""
+    """DDIM with eta = 1 from zero SNR: 1 - abar_prev - sigma^2 rounds below 0 under its square root."""
     scheduler = diffusers.DDIMScheduler(
         rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
     )
