@@ -1,0 +1,160 @@
+"""`fastddpm sample`, run as a person runs it, and as the function that the command calls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import make_unet
+from PIL import Image
+
+from fastddpm import NoiseSchedule, UNetConfig, save_folder
+from fastddpm.cli import app as cli
+from fastddpm.cli.arguments import parse_ranges
+
+
+@pytest.fixture
+def folder(tmp_path):
+    options = {"method": "ddim", "num_inference_steps": 4, "clip_sample_range": 1.0, "shape": [3, 8, 8]}
+    return save_folder(tmp_path / "model", make_unet(), NoiseSchedule.linear(), options)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command in an empty folder: (exit code, standard output, standard error, files there)."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["fastddpm", *map(str, words)])
+        try:
+            code = cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        files = sorted(str(p.relative_to(tmp_path / "cwd")) for p in (tmp_path / "cwd").rglob("*"))
+        return code, captured.out, captured.err, files
+
+    return call
+
+
+def test_grid_and_summary(run, folder):
+    code, out, err, files = run("sample", folder, "--seeds", "0-3,9", "--steps", "3", "--out", "d.png")
+    assert (code, err, files) == (0, "", ["d.png"])
+    assert "5 images of 8x8, ddim, 3 steps, engine eager on cpu:" in out
+    assert "images/s -> d.png" in out
+    assert Image.open("d.png").mode == "RGB"
+
+
+def test_one_seed_is_the_same_alone_and_in_a_batch(run, folder):
+    run("sample", folder, "--seeds", "20-29", "--class", "3", "--out", "ten.npz", "--batch", "4")
+    run("sample", folder, "--seeds", "25", "--class", "3", "--out", "one.npz")
+    run("sample", folder, "--seeds", "25", "--out", "own.npz")
+    ten, one, own = (np.load(name) for name in ("ten.npz", "one.npz", "own.npz"))
+    difference = ten["arr_0"][5].astype(int) - one["arr_0"][0]
+    assert abs(difference).max() <= 1
+    assert ten["arr_0"].shape == (10, 8, 8, 3)
+    assert ten["arr_0"].std() > 10
+    assert ten["arr_1"].tolist() == [3] * 10
+    assert ten["seeds"].tolist() == list(range(20, 30))
+    # Left out, the class goes round with the seed: 25 mod 4.
+    assert own["arr_1"].tolist() == [1]
+
+
+def test_a_file_per_seed_and_an_animation(run, folder):
+    code, _, _, files = run(
+        "sample", folder, "--seeds", "5-6", "--outdir", "new/dir", "--trajectory", "t.gif", "--guidance", "2"
+    )
+    assert code == 0
+    assert files == ["new", "new/dir", "new/dir/000005.png", "new/dir/000006.png", "t.gif"]
+    assert Image.open("new/dir/000005.png").size == (8, 8)
+    assert Image.open("t.gif").n_frames == 5
+
+
+def test_every_method_and_dtype(run, folder):
+    for words in (
+        ["--method", "ddpm", "--steps", "3"],
+        ["--method", "ddim", "--eta", "0.5"],
+        ["--method", "dpmpp_2m", "--steps", "3"],
+        ["--dtype", "bfloat16"],
+    ):
+        assert run("sample", folder, "--seeds", "1", *words)[0] == 0
+
+
+BAD = {
+    "unknown method": (["--method", "euler"], "one of ddpm, ddim, dpmpp_2m"),
+    "more steps than T": (["--steps", "1001"], "1000"),
+    "no steps": (["--steps", "0"], "num_inference_steps"),
+    "eta below 0": (["--eta", "-1"], "eta"),
+    "eta is no number": (["--eta", "nan"], "eta"),
+    "eta of another method": (["--method", "ddpm", "--eta", "0.5"], "eta belongs to ddim"),
+    "class out of range": (["--class", "4"], "0 to 3 accepted"),
+    "reversed seeds": (["--seeds", "9-0"], "rising ranges such as 0-9,20"),
+    "negative seeds": (["--seeds=-3"], "none below 0"),
+    "seeds too large": (["--seeds", str(2**63)], "[0, 2**63) accepted"),
+    "words for seeds": (["--seeds", "one"], "rising ranges"),
+    "NaN guidance": (["--guidance", "nan"], "a finite number accepted"),
+    "batch of none": (["--batch", "0"], "at least 1 accepted"),
+    "steps in words": (["--steps", "many"], "valid integer"),
+    "unknown option": (["--sped", "3"], "--sped"),
+    "other picture format": (["--out", "a.jpg"], ".png or .npz accepted"),
+    "no such output folder": (["--out", "none/a.png"], "does not exist"),
+    "output is a folder": (["--out", "/tmp.png/.."], "accepted"),
+    "unwritable output": (["--out", "/proc/a.png"], "cannot be written"),
+    "unwritable folder": (["--outdir", "/proc/a"], "cannot be written"),
+    "file in place of a folder": (["--outdir", sys.executable], "a folder accepted"),
+    "no such engine": (["--engine", "fast"], "auto, eager, compile, cudagraph, max accepted"),
+    "engine of a GPU": (["--engine", "cudagraph"], "needs a CUDA device"),
+    "the other engine of a GPU": (["--engine", "max"], "needs a CUDA device"),
+    "device that is not there": (["--device", "cuda:77"], "cpu"),
+    "device that does not exist": (["--device", "gpu"], "cpu, cuda or cuda:N"),
+    "unknown dtype": (["--dtype", "int8"], "float32, float16, bfloat16"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(run, folder, case):
+    words, accepted = BAD[case]
+    code, out, err, files = run("sample", folder, "--seeds", "0-1", *words)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("fastddpm: error: ")
+    assert err.count("\n") == 1
+    assert accepted in err
+    assert files == []
+
+
+def test_bad_models_are_one_line_and_write_nothing(run, folder, tmp_path):
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    unconditional = save_folder(
+        tmp_path / "plain",
+        make_unet(UNetConfig(in_channels=3, base_channels=8)),
+        NoiseSchedule.linear(),
+        {"shape": [3, 8, 8], "num_inference_steps": 2},
+    )
+    for words, accepted in (
+        ([folder], "not a complete safetensors file"),
+        ([tmp_path / "nowhere"], "a folder with config.json"),
+        ([unconditional, "--class", "1"], "no classes"),
+        ([unconditional, "--guidance", "2"], "no classes"),
+    ):
+        code, out, err, files = run("sample", *words)
+        assert (code, out, files) == (2, "", [])
+        assert err.count("\n") == 1
+        assert accepted in err
+
+
+def test_seed_ranges():
+    assert parse_ranges("0-3,20, 7", "--seeds") == [0, 1, 2, 3, 20, 7]
+    for text in ("", "3-1", "-1", "1,,2", "a", "1.5", "0-99999999"):
+        with pytest.raises(ValueError, match="--seeds"):
+            parse_ranges(text, "--seeds")
+
+
+def test_python_dash_m():
+    words = [sys.executable, "-m", "fastddpm", "sample", "--steps", "0"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fastddpm: error: ")

@@ -1,0 +1,148 @@
+"""The UNet: options, the tabulated time path, layouts, and clear errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, make_unet
+from tolerances import NETWORK
+
+from fastddpm import UNetConfig
+from fastddpm.network import bind
+from fastddpm.unet.blocks import Attention, sinusoidal_embedding
+
+
+def inputs(batch: int = 3, size: int = 8):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 3, size, size, generator=generator)
+    return x, torch.tensor([0, 500, 999])[:batch], torch.tensor([0, 3, 4])[:batch]
+
+
+@torch.no_grad()
+def test_tabulated_time_path_is_the_forward_pass(unet):
+    x, _, y = inputs()
+    buffers = {"capacity": 5, "guided": False, "time_dtype": torch.int64, "condition": None}
+    network = bind(unet, cond={"class_labels": y}, **buffers)
+    network.load(torch.tensor([999, 500, 0]), {"class_labels": y}, None)
+    for row, time in enumerate((999, 500, 0)):
+        expected = unet(x, torch.full((3,), time), y)
+        assert (network(x, torch.tensor([row])) - expected).abs().max() <= NETWORK
+
+
+@torch.no_grad()
+def test_time_and_class_reach_every_block(unet):
+    x, t, y = inputs()
+    base = unet.time_biases(t) + unet.class_biases(y)
+    widths = [block.out_channels for block in unet.residual_blocks]
+    reference = unet.forward_biased(x, base)
+    start = 0
+    for width in widths:
+        changed = base.clone()
+        # Not the same for all channels: GroupNorm would take that away.
+        changed[:, start : start + width] += torch.linspace(-0.5, 0.5, width)
+        assert (unet.forward_biased(x, changed) - reference).abs().max() > 1e-3
+        start += width
+    assert start == base.shape[1]
+    assert (unet(x, t + 1, y) - reference).abs().max() > 1e-4
+    assert (unet(x, t, (y + 1) % 5) - reference).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_channels_last_gives_the_same_output(unet):
+    x, t, y = inputs()
+    expected = unet(x, t, y)
+    last = unet.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), t, y)
+    assert (last - expected).abs().max() <= NETWORK
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_attention_is_softmax_of_scaled_dot_products(channels_last):
+    torch.manual_seed(0)
+    attention = Attention(8, TINY)
+    x = torch.randn(2, 8, 4, 5)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    q, k, v = attention.qkv(attention.norm(x)).double().flatten(2).chunk(3, dim=1)
+    weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / math.sqrt(8), dim=-1)
+    mixed = torch.einsum("bij,bcj->bci", weights, v).reshape(x.shape)
+    expected = x.double() + F.conv2d(mixed, attention.proj.weight.double(), attention.proj.bias.double())
+    assert (attention(x) - expected).abs().max() <= NETWORK
+
+
+def test_sinusoidal_embedding_against_its_formula():
+    t = torch.tensor([0, 1, 10, 999])
+    out = sinusoidal_embedding(t, 8, scale=2.0)
+    for i, time in enumerate(t.tolist()):
+        for j in range(4):
+            angle = 2.0 * time * math.exp(-math.log(10000) * j / 4)
+            assert out[i, j].item() == pytest.approx(math.sin(angle), abs=2e-4)
+            assert out[i, j + 4].item() == pytest.approx(math.cos(angle), abs=2e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["gn", "bn", "in", "none"])
+@pytest.mark.parametrize("activation", ["silu", "relu", "gelu"])
+def test_options_change_the_network_and_keep_the_shape(norm, activation):
+    config = UNetConfig(
+        in_channels=3, base_channels=8, channel_mults=(1, 2), norm=norm, activation=activation, num_groups=4
+    )
+    x, t, _ = inputs()
+    out = make_unet(config)(x, t)
+    assert out.shape == x.shape
+    plain = make_unet(UNetConfig(in_channels=3, base_channels=8, channel_mults=(1, 2), num_groups=4))(x, t)
+    assert torch.equal(out, plain) == (norm == "gn" and activation == "silu")
+
+
+@torch.no_grad()
+def test_initial_pad_fits_sizes_that_do_not_halve():
+    config = UNetConfig(
+        in_channels=3, base_channels=8, channel_mults=(1, 1, 1, 1), num_groups=4, initial_pad=2
+    )
+    x, t, _ = inputs(size=28)
+    assert make_unet(config)(x, t).shape == x.shape
+    with pytest.raises(ValueError, match=r"30x30 given.*multiples of 8"):
+        make_unet(config)(torch.zeros(1, 3, 30, 30), t[:1])
+
+
+def test_dropout_acts_in_training_only():
+    unet = make_unet(UNetConfig(**{**TINY.to_dict(), "dropout": 0.5}))
+    x, t, y = inputs()
+    assert torch.equal(unet(x, t, y), unet(x, t, y))
+    unet.train()
+    assert not torch.equal(unet(x, t, y), unet(x, t, y))
+
+
+def test_config_round_trip_and_errors():
+    assert UNetConfig.from_dict(TINY.to_dict()) == TINY
+    with pytest.raises(ValueError, match="unknown field 'width'; known fields are in_channels"):
+        UNetConfig.from_dict({"width": 3})
+    for field, value in {
+        "base_channels": 7,
+        "channel_mults": (),
+        "num_groups": 3,
+        "norm": "ln",
+        "activation": "tanh",
+        "dropout": 1.0,
+        "attention_levels": (3,),
+        "initial_pad": -1,
+        "num_classes": 0,
+        "in_channels": True,
+    }.items():
+        with pytest.raises(ValueError, match=f"{field}: .* given, .* accepted"):
+            UNetConfig(**{field: value})
+    with pytest.raises(ValueError, match="null_class"):
+        UNetConfig(null_class=True)
+
+
+def test_labels_and_shapes_are_checked(unet):
+    x, t, y = inputs()
+    with pytest.raises(ValueError, match="class_labels: none given"):
+        unet(x, t)
+    with pytest.raises(ValueError, match="class_labels: given, but the network has no classes"):
+        make_unet(UNetConfig(in_channels=3))(x, t, y)
+    with pytest.raises(ValueError, match=r"x: shape \(3, 1, 8, 8\) given, \(B, 3, H, W\)"):
+        unet(x[:, :1], t, y)

@@ -1,0 +1,12 @@
+"""The one table of tolerances for samplers and engines, and why each is what it is."""
+
+# Two orders of the same float32 sums, over a chain of tens of steps in [-1, 1] (design: 1e-4).
+EAGER_VS_COMPILED = 1e-4
+# The same ops in the same order on the same machine.
+SAME_OPS = 0.0
+# Convolutions may sum in another order in another batch size; the noise is the same bit for bit.
+ACROSS_BATCHES = 1e-3
+# Stored outputs of another implementation, relative to the largest value: tens of float32 ops a step.
+GOLDEN_RELATIVE = 1e-5
+# A float32 network against a float32 network with its sums arranged otherwise, outputs of order 1.
+NETWORK = 1e-5
