@@ -1,0 +1,127 @@
+"""The package: what a wheel holds, what an import costs, and what it does not need or shadow."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str, *, cwd: Path = ROOT, path: str = "") -> str:
+    """What a fresh interpreter prints; the working folder comes first on its path, as with `python -c`."""
+    code = f"import sys; sys.path[1:1] = {[path] if path else []!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_no_folder_is_a_package_by_accident():
+    for folder in ("kernels", "tests", "benchmarks"):
+        assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_kernels_folder_does_not_shadow_the_package_of_that_name(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("get_kernel = 'the real one'\n")
+    assert python("from kernels import get_kernel; print(get_kernel)", path=str(tmp_path)) == "the real one"
+
+
+def test_diffusers_imports_from_the_repository_root():
+    assert (
+        python("from diffusers import DDPMPipeline, UNet2DModel; print(UNet2DModel.__name__)")
+        == "UNet2DModel"
+    )
+
+
+def test_wheel_holds_two_packages_with_their_data(tmp_path):
+    source = tmp_path / "source"
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, files.stdout.split("\0")):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(source),
+    ]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    top = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert top == {"fastddpm", "fastddpm_kernels"}
+    for needed in (
+        "fastddpm/py.typed",
+        "fastddpm/assets/mnist/model.safetensors",
+        "fastddpm/assets/mnist/sampler.json",
+        "fastddpm_kernels/py.typed",
+        "fastddpm_kernels/reverse_step/kernel.py",
+    ):
+        assert needed in names
+    assert wheel.stat().st_size < 8e6
+
+
+def test_everything_but_the_kernels_works_without_triton():
+    code = (
+        "sys.modules['triton'] = None  # importing it raises, looking for it finds nothing\n"
+        "import torch, fastddpm\n"
+        "sampler = fastddpm.load(num_inference_steps=3)\n"
+        "image = sampler.sample(seeds=[1], class_labels=3, progress=False)\n"
+        "assert not any(name.startswith('triton.') for name in sys.modules)\n"
+        "print(image.isfinite().all().item())"
+    )
+    assert python(code) == "True"
+    assert importlib.util.find_spec("triton") is not None, "triton is not installed: this test shows nothing"
+
+
+def test_import_is_light_and_touches_no_gpu():
+    code = (
+        "import time, torch\n"
+        "before = set(sys.modules)\n"
+        "start = time.perf_counter()\n"
+        "import fastddpm\n"
+        "seconds = time.perf_counter() - start\n"
+        "heavy = {'triton', 'diffusers', 'accelerate', 'onnx', 'onnxruntime', 'rich', 'PIL', 'typer'}\n"
+        "print(seconds, torch.cuda.is_initialized(), sorted(heavy & (set(sys.modules) - before)))"
+    )
+    times = []
+    for _ in range(3):
+        seconds, initialized, heavy = python(code).split(" ", 2)
+        times.append(float(seconds))
+        assert (initialized, heavy) == ("False", "[]")
+    assert min(times) < 0.3
+
+
+def test_kernel_package_does_not_import_the_library():
+    code = "import fastddpm_kernels\nprint(any(name.split('.')[0] == 'fastddpm' for name in sys.modules))"
+    assert python(code) == "False"
+
+
+@pytest.mark.parametrize("extra", ["train", "onnx", "onnx-gpu", "diffusers", "bench", "test", "dev"])
+def test_extras_are_declared(extra):
+    from importlib.metadata import metadata
+
+    assert extra in metadata("fastddpm").get_all("Provides-Extra")
+
+
+def test_the_two_onnxruntimes_are_exclusive():
+    from importlib.metadata import requires
+
+    wanted = [line for line in requires("fastddpm") if line.startswith("onnxruntime")]
+    cpu = [line for line in wanted if line.startswith("onnxruntime>") and 'extra == "onnx"' in line]
+    gpu = [line for line in wanted if line.startswith("onnxruntime-gpu") and 'extra == "onnx-gpu"' in line]
+    assert len(cpu) == len(gpu) == 1
+    assert len(wanted) == 2
