@@ -97,7 +97,7 @@ class TorchNoise:
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         source = self.device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=source).to(self.device)
+        return torch.randn(shape, generator=generator, device=source, dtype=torch.float32).to(self.device)
 
 
 def ring_length(shape: tuple[int, ...], steps: int) -> int:

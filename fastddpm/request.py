@@ -86,7 +86,7 @@ def make_batches(
         here = None if condition is None else condition[rows]
         guidance = None
         if guided:
-            guidance = torch.full((size,), float(guidance_scale), device=device)
+            guidance = torch.full((size,), float(guidance_scale), dtype=torch.float32, device=device)
             null = torch.full((size,), _null_label(sampler), dtype=torch.int64, device=device)
             cond = {"class_labels": torch.cat((null, cond["class_labels"]))}
             here = None if here is None else torch.cat((here, here))

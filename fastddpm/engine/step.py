@@ -7,6 +7,7 @@ captured. It reads and writes device memory alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -60,16 +61,18 @@ class StepBuffers:
 
     def __init__(self, case: StepCase, capacity: int, device: torch.device) -> None:
         batch = case.shape[0]
-        self.x = torch.zeros(case.shape, device=device)
+        # The state is float32 whatever torch's default dtype is.
+        zeros = functools.partial(torch.zeros, dtype=torch.float32, device=device)
+        self.x = zeros(case.shape)
         self.counter = torch.zeros(2, dtype=torch.int64, device=device)
-        self.table = torch.zeros(capacity, N_COLUMNS, device=device)
+        self.table = zeros((capacity, N_COLUMNS))
         self.noise: Tensor | None = None
         if case.noise == "philox":
             self.noise = torch.zeros(batch, dtype=torch.int64, device=device)
         elif case.noise == "torch":
-            self.noise = torch.zeros(case.ring, *case.shape, device=device)
-        self.x0 = torch.zeros(case.shape, device=device) if case.multistep or case.keep_x0 else None
-        self.guidance = torch.ones(batch, device=device) if case.guided else None
+            self.noise = zeros((case.ring, *case.shape))
+        self.x0 = zeros(case.shape) if case.multistep or case.keep_x0 else None
+        self.guidance = zeros(batch) if case.guided else None
 
     def tensors(self) -> list[Tensor]:
         """All buffers there are."""
@@ -121,4 +124,5 @@ def dynamic_threshold(m: Tensor, buffers: StepBuffers, thresholding: tuple[float
     m, _ = split_output(m, buffers.x.shape[1], buffers.guidance)
     p, q = buffers.table.index_select(0, buffers.counter[:1])[0, : Column.R].unbind()
     x0 = p * buffers.x + q * m
-    return x0.abs().flatten(1).quantile(ratio, dim=1).clamp(1.0, maximum)
+    bound: Tensor = x0.abs().flatten(1).quantile(ratio, dim=1).clamp(1.0, maximum)
+    return bound

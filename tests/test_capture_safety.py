@@ -1,0 +1,125 @@
+"""A whole step on fake CUDA tensors: all its tensors are on the device, and nothing is read on the host.
+
+Fake tensors run the real Python with shapes and devices and no data. A read of a device value (`.item()`,
+`if tensor`) raises there; other host traffic (`.cpu()`, an index made on the host, `torch.tensor(...,
+device="cuda")`) does not, and is found by the tensors that pass through the dispatcher.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY
+from kernel_build import TARGETS, pretended
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastddpm import UNet
+from fastddpm.engine.step import StepBuffers, StepCase, step
+from fastddpm.network import Network, bind
+
+SHAPE = (2, 3, 8, 8)
+CASES = {
+    "ddpm": StepCase(SHAPE, clip=True),
+    "ddpm unclipped": StepCase(SHAPE),
+    "ddim": StepCase(SHAPE, noise="none"),
+    "guided": StepCase(SHAPE, clip=True, guided=True),
+    "2M": StepCase(SHAPE, noise="none", multistep=True, guided=True),
+    "torch noise": StepCase(SHAPE, noise="torch", ring=4, clip=True),
+    "trajectory": StepCase(SHAPE, clip=True, keep_x0=True),
+    "thresholded": StepCase(SHAPE, thresholding=(0.99, 2.0), guided=True),
+}
+
+
+class Devices(TorchDispatchMode):
+    """Names the ops that touch a tensor off the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = []
+        self.strays = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        result = operator(*arguments, **(options or {}))
+        tensors = [v for v in tree_leaves((arguments, options, result)) if isinstance(v, torch.Tensor)]
+        self.operators.append(operator.name())
+        if any(tensor.device.type != "cuda" for tensor in tensors):
+            self.strays.append(operator.name())
+        return result
+
+
+@pytest.fixture
+def fake_cuda():
+    with pretended(TARGETS["sm_90"]), FakeTensorMode(), torch.no_grad():
+        yield torch.device("cuda")
+
+
+def run_step(case, network):
+    buffers = StepBuffers(case, 10, torch.device("cuda"))
+    with Devices() as devices:
+        step(network, buffers, case)
+    return devices
+
+
+def bound(model, case, cond):
+    return bind(model, capacity=10, guided=case.guided, time_dtype=torch.int64, cond=cond, condition=None)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_of_our_network_stays_on_the_device(fake_cuda, name, dtype):
+    case = CASES[name]
+    with fake_cuda:
+        labels = torch.zeros(4 if case.guided else 2, dtype=torch.int64)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # fake parameters cannot be converted
+        try:
+            model = UNet(TINY).eval()
+        finally:
+            torch.set_default_dtype(default)
+    assert model.dtype == dtype
+    devices = run_step(case, bound(model, case, {"class_labels": labels}))
+    assert devices.strays == []
+    assert devices.operators.count("fastddpm::reverse_step") == 1
+
+
+def test_a_step_of_a_callable_stays_on_the_device(fake_cuda):
+    case = CASES["ddpm"]
+    network = Network(
+        lambda x, t: x * t[:, None, None, None],
+        capacity=10,
+        guided=False,
+        time_dtype=torch.int64,
+        cond={},
+        condition=None,
+    )
+    network.time = torch.zeros(10, dtype=torch.int64, device="cuda")
+    assert run_step(case, network).strays == []
+
+
+# Whether the fake tensors themselves refuse, and the offence.
+OFFENDERS = {
+    "item": (True, lambda x, k: x * k.item()),
+    "branch": (True, lambda x, k: x if k > 0 else -x),
+    "tolist": (True, lambda x, k: x * sum(k.tolist())),
+    "data-dependent shape": (True, lambda x, k: x + x[x > 0].sum()),
+    "copy to the host": (False, lambda x, k: x * k.cpu().to(x.device)),
+    "index on the host": (False, lambda x, k: x[torch.tensor([0, 1])]),
+    "tensor made on the host": (False, lambda x, k: x + torch.tensor([2.0], device=x.device)),
+    "noise made on the host": (False, lambda x, k: x + torch.randn(x.shape).to(x.device)),
+}
+
+
+@pytest.mark.parametrize("name", OFFENDERS)
+def test_known_offenders_are_caught(fake_cuda, name):
+    raises, offence = OFFENDERS[name]
+    if raises:
+        with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            run_step(CASES["ddpm"], offence)
+    else:
+        assert run_step(CASES["ddpm"], offence).strays != []
