@@ -17,7 +17,7 @@ SHAPES = {1: (1, 1, 1), 2: (2, 1, 1), 5: (1, 1, 5), 33: (3, 11, 1), 784: (1, 28,
 """Shapes of a sample by its number of elements."""
 
 SEEDS = (0, 2**32 + 5, 2**63 - 1)
-K, REPEAT, RING_SLOTS = 2, 3, 2
+K, REPEAT, RING_SLOTS = 3, 5, 2
 
 TOLERANCE = 4e-6
 """Of float32 results up to about 10 in size, against float64, at any dtype of m: m is read exactly."""

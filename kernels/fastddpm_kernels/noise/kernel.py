@@ -84,12 +84,12 @@ def box_muller(radius_word, angle_word):
     # x + 3/2 as a float: the other fractional bits, half of their last (the 0.5 in u), the first one flipped.
     x = (((angle_word >> 8) & 0x7FFFFE) ^ 0x3FC00001).to(tl.float32, bitcast=True) - 1.5
     square = x * x
-    cosine = 0.2200806587934494 * square - 1.3320938348770142
+    cosine = 0.2200806587934494 * square - 1.332095742225647
     cosine = cosine * square + 4.058451175689697
     cosine = cosine * square - 4.934795379638672
     cosine = cosine * square + 1.0
-    sine = 0.07722029834985733 * square - 0.598045289516449
-    sine = sine * square + 2.5500314235687256
+    sine = 0.07722125202417374 * square - 0.5980405211448669
+    sine = sine * square + 2.550032138824463
     sine = sine * square - 5.1677069664001465
     sine = sine * square + 3.141592502593994
     return radius * cosine, (radius * x) * sine
