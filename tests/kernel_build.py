@@ -34,20 +34,19 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Build:
-    """What a build uses: `instructions` of one thread, and in `accesses` its global loads and stores."""
+    """What a build uses; `opcodes` are the instructions of one thread."""
 
     registers: int
     stack_bytes: int
     spills: int
     shared_bytes: int
-    instructions: int
-    accesses: Counter[str]
+    opcodes: Counter[str]
     has_loop: bool
     elements_per_thread: float
 
     @property
     def instructions_per_element(self) -> float:
-        return self.instructions / self.elements_per_thread
+        return sum(self.opcodes.values()) / self.elements_per_thread
 
     @property
     def wide_loads(self) -> int:
@@ -63,7 +62,7 @@ class Build:
         return self._count(r"STG|(global|buffer)_store")
 
     def _count(self, pattern: str) -> int:
-        return sum(n for name, n in self.accesses.items() if re.match(pattern, name))
+        return sum(n for name, n in self.opcodes.items() if re.match(pattern, name))
 
 
 class TargetDriver:
@@ -117,15 +116,13 @@ def _inspect_nvidia(compiled: Any, elements_per_thread: float, tmp_path: Path) -
     sass = _tool("nvdisasm", "-c", str(cubin))
     opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", sass, re.M)
     # Every program ends in a branch to itself and padding, which no thread reaches.
-    counted = [code for code in opcodes if code.split(".")[0] not in ("NOP", "BRA")]
-    memory = Counter(code for code in opcodes if code.startswith(("LDG", "STG", "LDL", "STL")))
+    counted = Counter(code for code in opcodes if code.split(".")[0] not in ("NOP", "BRA"))
     return Build(
         registers=resources["REG"],
         stack_bytes=resources["STACK"] + resources["LOCAL"],
-        spills=sum(n for code, n in memory.items() if code.startswith(("LDL", "STL"))),
+        spills=sum(n for code, n in counted.items() if code.startswith(("LDL", "STL"))),
         shared_bytes=compiled.metadata.shared,
-        instructions=len(counted),
-        accesses=memory,
+        opcodes=counted,
         has_loop=_branches_backward(sass),
         elements_per_thread=elements_per_thread,
     )
@@ -155,10 +152,7 @@ def _inspect_amd(compiled: Any, elements_per_thread: float) -> Build:
         stack_bytes=int(fields["private_segment_fixed_size"]),
         spills=int(fields["vgpr_spill_count"]) + int(fields["sgpr_spill_count"]),
         shared_bytes=int(fields["group_segment_fixed_size"]),
-        instructions=sum(code not in ("s_nop", "s_code_end") for code in opcodes),
-        accesses=Counter(
-            code for code in opcodes if re.match(r"(global|buffer|scratch|flat)_(load|store)", code)
-        ),
+        opcodes=Counter(code for code in opcodes if code not in ("s_nop", "s_code_end")),
         has_loop="Loop Header" in assembly,
         elements_per_thread=elements_per_thread,
     )

@@ -121,6 +121,16 @@ def test_instructions_of_a_clipped_step(m_dtype, limit, tmp_path):
     assert made.instructions_per_element <= limit
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("name", ["clip", "threshold"])
+def test_clips_keep_nan(name, target, tmp_path):
+    case = next(case for case in CASES if case.name == name)
+    made = build_step(case, target, tmp_path)
+    clips = [code for code in made.opcodes if code.startswith("FMNMX")]
+    assert clips
+    assert all(".NAN" in code for code in clips)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
 def test_q_sample(given, target, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +28,7 @@ def geometry(name: str, x: Tensor) -> tuple[int, int, tuple[int, int], dict[str,
     Raises:
         ValueError: a sample has more than MAX_ELEMENTS elements; `name` is the argument it names.
     """
-    n_elements = x[0].numel()
+    n_elements = math.prod(x.shape[1:])
     if n_elements > MAX_ELEMENTS:
         raise ValueError(f"{name} has {n_elements} elements per sample; accepted are up to {MAX_ELEMENTS}")
     plane = plane_size(n_elements)

@@ -13,7 +13,7 @@ SIZES = (1, 2, 5, 33, 784, 3072)
 SEEDS = (0, 2**32 + 5, 2**63 - 1)
 
 BOX_MULLER_TOLERANCE = 1.4e-6
-"""Absolute, of normals up to 5.8. The interpreter rounds products that a GPU fuses; fused it is below 1e-6."""
+"""Absolute, of normals up to 5.8. The interpreter rounds products that a GPU fuses: there it is 1e-6."""
 
 
 @triton.jit
