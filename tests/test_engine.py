@@ -123,6 +123,24 @@ def test_new_weights_are_used_by_eager_and_replayed_loops(sampler, recorded, une
     assert difference(captured.sample(**call), changed) <= SAME_OPS
 
 
+def test_max_captures_the_compiled_network(sampler, recorded, monkeypatch, unet):
+    """The wiring of engine `max`; Inductor's part is the same torch.compile as in the test below."""
+    compiled, compile_ = [], torch.compile
+
+    def counting(function, *, mode, dynamic):
+        compiled.append((mode, dynamic))
+        return compile_(function, backend="eager", dynamic=dynamic)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    captured = recorded(sampler)
+    captured._loops = Loops("max")
+    for seed in (0, 1):
+        unet.load_state_dict(make_unet(TINY, seed=seed).state_dict())
+        call = {"seeds": SEEDS, "class_labels": 1, "guidance_scale": 2.0, "progress": False}
+        assert difference(captured.sample(**call), sampler.sample(**call)) <= SAME_OPS
+    assert compiled == [("max-autotune-no-cudagraphs", False)]
+
+
 def test_weights_at_other_addresses_are_captured_again(sampler, recorded, unet):
     captured = recorded(sampler)
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
