@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import TINY, make_unet
+from networks import TINY, make_unet
 
 import fastddpm
 from fastddpm import CheckpointError, NoiseSchedule, UNet, load, save_folder

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_unet
+from networks import make_unet
 from PIL import Image
 
 from fastddpm import NoiseSchedule, UNetConfig, save_folder

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import TINY, make_unet
+from networks import TINY, make_unet
 from replay import RecordingBackend
 from tolerances import EAGER_VS_COMPILED, SAME_OPS
 

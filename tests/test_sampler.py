@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_unet
+from networks import TINY, make_unet
 from tolerances import ACROSS_BATCHES, SAME_OPS
 
 from fastddpm import NoiseSchedule, Sampler, UNetConfig

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, make_unet
+from networks import TINY, make_unet
 from tolerances import NETWORK
 
 from fastddpm import UNetConfig
