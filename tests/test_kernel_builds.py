@@ -30,6 +30,14 @@ def build_step(case, target, tmp_path, shape=SHAPES[3072], **options):
     return build(kernel, reverse_step.configure, tuple(given.values()), target, tmp_path)
 
 
+def build_q_sample(given, shape, target, tmp_path):
+    """With the noise given, or drawn and written."""
+    x_0, t, table = torch.zeros(2, *shape), torch.zeros(2, dtype=torch.int64), torch.zeros(1000)
+    noise = (x_0, None, None) if given else (None, t, t)
+    arguments = (x_0, t, table, table, *noise, x_0, None if given else x_0)
+    return build(q_sample.q_sample_kernel, q_sample.configure, arguments, target, tmp_path)
+
+
 def check(made):
     assert made.spills == 0
     assert made.stack_bytes == 0
@@ -102,9 +110,15 @@ def test_rows_of_784_elements_move_in_128_bits(target, tmp_path):
     assert made.wide_stores == made.stores == 4
 
 
-def test_rows_that_are_not_multiples_of_16_are_not_read_in_128_bits(tmp_path):
-    """Their samples are not aligned; that it shows proves that the builds are those of real launches."""
-    made = build_step(CLIP, "sm_90", tmp_path, shape=SHAPES[33])
+@pytest.mark.parametrize("n", [1, 2, 5, 33])
+@pytest.mark.parametrize("name", ["linear", "ring", "everything"])
+def test_rows_that_are_not_multiples_of_16_are_not_read_in_128_bits(name, n, tmp_path):
+    """Their samples are not aligned; that it shows proves that the builds are those of real launches.
+
+    Triton makes a constant of an argument that is 1, as n = 1 is, and one plane of 16.
+    """
+    case = next(case for case in CASES if case.name == name)
+    made = build_step(case, "sm_90", tmp_path, shape=SHAPES[n])
     check(made)
     assert made.wide_loads == made.wide_stores == 0
 
@@ -134,12 +148,14 @@ def test_clips_keep_nan(name, target, tmp_path):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
 def test_q_sample(given, target, tmp_path):
-    x_0, t, table = torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.int64), torch.zeros(1000)
-    noise = (x_0, None, None) if given else (None, t, t)
-    drawn = None if given else x_0
-    arguments = (x_0, t, table, table, *noise, x_0, drawn)
-    made = build(q_sample.q_sample_kernel, q_sample.configure, arguments, target, tmp_path)
+    made = build_q_sample(given, SHAPES[3072], target, tmp_path)
     check(made)
     assert made.wide_loads == (8 if given else 4)
     assert made.wide_stores == made.stores == (4 if given else 8)
     assert made.shared_bytes == 0
+
+
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("given", [False, True], ids=["drawn", "given"])
+def test_q_sample_of_small_samples(given, n, tmp_path):
+    check(build_q_sample(given, SHAPES[n], "sm_90", tmp_path))

@@ -116,10 +116,10 @@ def reverse_step_kernel(
     x = tl.load(x_row_ptr + element, mask=mask)
 
     pixel_channels = channels
-    m_row_elements = n_elements.to(tl.int64)
+    m_row_elements = n_elements
     if LEARNED_RANGE:
         pixel_channels = 2 * channels
-        m_row_elements = 2 * m_row_elements
+        m_row_elements = 2 * n_elements
     m_row_ptr = m_ptr + sample * m_row_elements
     if guidance_ptr is not None:
         m_u = load_output(
