@@ -7,7 +7,8 @@ state and the device counter gives the model's output for the current plan row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -134,3 +135,17 @@ def bind(model: Model, *, cond: Mapping[str, Tensor], **buffers: Any) -> Network
             )
         return TabulatedUNet(model, class_labels=cond.get("class_labels"), **buffers)
     return Network(model, cond=cond, **buffers)
+
+
+@contextmanager
+def in_eval_mode(model: Model) -> Iterator[None]:
+    """Puts a module into eval mode and every submodule back into its own mode afterwards."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,29 +1,27 @@
 """The sampler: a trained model, a noise schedule and a method, made into images.
 
-`Sampler` resolves and checks what the caller wants (`fastddpm.request`) and runs it, batch by batch,
-through a loop (`fastddpm.engine`). The method is a plan (`fastddpm.plans`); this module holds no formula.
+`Sampler` resolves and checks what the caller wants (`fastddpm.request`) and walks each batch through a plan
+(`fastddpm.chain`, `fastddpm.plans`) by a loop (`fastddpm.engine`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastddpm.engine import Engine, Loop, Loops, StepCase, resolve_engine
+from fastddpm.chain import walk
+from fastddpm.engine import Engine, Loop, Loops, resolve_engine
 from fastddpm.network import Model, model_device_dtype
-from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
+from fastddpm.plans import Plan, make_plan
 from fastddpm.progress import progress_bar
-from fastddpm.randomness import TorchNoise, ring_length
 from fastddpm.request import Batch, make_batches
 from fastddpm.schedule import NoiseSchedule
 
 Callback = Callable[[int, int, Tensor], None]
-METHODS = ("ddpm", "ddim", "dpmpp_2m")
 # Steps between two looks at the host (progress, torch noise) when steps are graph replays.
 GRAPH_SEGMENT = 64
 
@@ -229,7 +227,7 @@ class Sampler:
         with progress_bar(progress, len(batches) * len(self.plan)) as advance:
             for batch in batches:
                 states = [] if predicted else [batch.x[: batch.count].clone()]
-                for k, loop in self._steps(batch, self.plan, 0, segment=1, keep_x0=predicted):
+                for k, loop in self._walk(batch, self.plan, 0, segment=1, keep_x0=predicted):
                     advance(1)
                     source = loop.buffers.x0 if predicted else loop.buffers.x
                     if source is not None and (k - 1 if predicted else k) in kept:
@@ -311,7 +309,7 @@ class Sampler:
         with progress_bar(progress, len(batches) * (len(plan) - row)) as advance:
             for batch in batches:
                 done = row
-                for k, loop in self._steps(batch, plan, row, segment=segment):
+                for k, loop in self._walk(batch, plan, row, segment=segment):
                     advance(k - done)
                     if callback is not None:
                         callback(k - 1, int(plan.timesteps[k - 1]), loop.buffers.x)
@@ -319,49 +317,20 @@ class Sampler:
                 results.append(loop.buffers.x[: batch.count].clone())
         return torch.cat(results)
 
-    def _steps(
+    def _walk(
         self, batch: Batch, plan: Plan, row: int, *, segment: int, keep_x0: bool = False
     ) -> Iterator[tuple[int, Loop]]:
-        """Runs a batch from a plan row on; yields (rows done, loop) every ``segment`` rows."""
-        is_torch = isinstance(batch.source, TorchNoise)
-        shape = tuple(batch.x.shape)
-        case = StepCase(
-            shape=shape,  # type: ignore[arg-type]
-            noise=batch.source.kind if plan.stochastic else "none",
-            ring=ring_length(shape, len(plan)) if is_torch and plan.stochastic else 0,
-            guided=batch.guidance is not None,
-            clip=plan.clip,
-            multistep=plan.multistep,
+        capacity = len(self.schedule)
+        return walk(
+            self._loops,
+            self.model,
+            batch,
+            plan,
+            row=row,
+            segment=segment,
+            capacity=capacity,
             keep_x0=keep_x0,
-            thresholding=plan.thresholding,
         )
-        time_dtype = torch.tensor(plan.model_time[:1]).dtype
-        with in_eval_mode(self.model):
-            loop = self._loops.get(
-                self.model,
-                case,
-                capacity=max(len(plan), len(self.schedule)),
-                time_dtype=time_dtype,
-                cond=batch.cond,
-                condition=batch.condition,
-            )
-            loop.load(
-                plan,
-                batch.x,
-                row=row,
-                seeds=batch.seeds,
-                guidance=batch.guidance,
-                cond=batch.cond,
-                condition=batch.condition,
-            )
-            while row < len(plan):
-                stop = min(row + segment, len(plan))
-                if case.noise == "torch" and loop.buffers.noise is not None:
-                    stop = min(stop, (row // case.ring + 1) * case.ring)
-                    batch.source.fill(loop.buffers.noise, plan, row, stop)  # type: ignore[union-attr]
-                loop.run(stop - row)
-                row = stop
-                yield row, loop
 
     def _row_of(self, timestep: int) -> int:
         if (
@@ -378,47 +347,6 @@ class Sampler:
         self.engine = "eager"
 
 
-def make_plan(schedule: NoiseSchedule, *, method: str, **options: Any) -> Plan:
-    """The plan for a method by name, from the sampler's options.
-
-    Raises:
-        ValueError: unknown method, or an option that belongs to another method.
-    """
-    if method not in METHODS:
-        raise ValueError(f"method: {method!r} given, one of {', '.join(METHODS)} accepted")
-    common = {
-        name: options[name]
-        for name in ("prediction_type", "clip_sample_range", "timestep_spacing", "timesteps")
-        if name in options
-    }
-    steps, eta = options.get("num_inference_steps"), options.get("eta", 0.0)
-    if method == "ddim":
-        return ddim_plan(schedule, steps, eta=eta, **common)
-    if not (isinstance(eta, (int, float)) and eta == 0):
-        raise ValueError(f"eta: {eta!r} given with method {method!r}; eta belongs to ddim, 0 accepted here")
-    if method == "ddpm":
-        variance_type, sigma_scale = (
-            options.get("variance_type", "fixed_small"),
-            options.get("sigma_scale", 1.0),
-        )
-        return ddpm_plan(schedule, steps, variance_type=variance_type, sigma_scale=sigma_scale, **common)
-    return dpmpp_2m_plan(schedule, steps, **common)
-
-
 def evenly_spread(available: int, count: int) -> list[int]:
     """``count`` indices from 0 to available - 1, both among them."""
     return [math.floor(i * (available - 1) / (count - 1) + 0.5) for i in range(count)]
-
-
-@contextmanager
-def in_eval_mode(model: Model) -> Iterator[None]:
-    """Puts a module into eval mode and every submodule back into its own mode afterwards."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

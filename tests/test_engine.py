@@ -86,7 +86,7 @@ def test_steps_per_graph_changes_nothing(sampler, recorded, steps_per_graph):
 
 
 def test_replay_with_torch_noise_in_a_short_ring(sampler, recorded, monkeypatch):
-    monkeypatch.setattr("fastddpm.sampler.ring_length", lambda shape, steps: 3)
+    monkeypatch.setattr("fastddpm.chain.ring_length", lambda shape, steps: 3)
     captured = recorded(sampler)
     images = []
     for one in (captured, sampler):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from fastddpm.engine.graph import WARM_UP_STEPS
 from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm.network import Model, Network, bind, model_device_dtype
 from fastddpm.plans import Plan
+
+if TYPE_CHECKING:
+    from fastddpm.request import Batch
 
 
 class Loop:
@@ -45,33 +48,23 @@ class Loop:
         one_step = functools.partial(step, predict, self.buffers, case)
         self._executor = make_executor(engine, one_step, changed, **options)
 
-    def load(
-        self,
-        plan: Plan,
-        x: Tensor,
-        *,
-        row: int,
-        seeds: Tensor | None,
-        guidance: Tensor | None,
-        cond: Mapping[str, Tensor],
-        condition: Tensor | None,
-    ) -> None:
-        """Puts one chain into the buffers: state x at plan row ``row``, and all that goes with it.
+    def load(self, plan: Plan, batch: Batch, row: int) -> None:
+        """Puts one chain into the buffers: the batch's state at plan row ``row``, and all that goes with it.
 
         Tables are written anew each time, so weights changed since the last chain are used.
         """
         buffers = self.buffers
-        buffers.x.copy_(x)
+        buffers.x.copy_(batch.x)
         buffers.counter.copy_(torch.tensor([row, 0]))
         buffers.table[: len(plan)].copy_(torch.tensor(plan.table))
         if buffers.x0 is not None:
             buffers.x0.zero_()
-        if seeds is not None and buffers.noise is not None:
-            buffers.noise.copy_(seeds)
-        if guidance is not None and buffers.guidance is not None:
-            buffers.guidance.copy_(guidance)
+        if batch.seeds is not None and buffers.noise is not None:
+            buffers.noise.copy_(batch.seeds)
+        if batch.guidance is not None and buffers.guidance is not None:
+            buffers.guidance.copy_(batch.guidance)
         time = torch.tensor(plan.model_time, device=buffers.x.device)
-        self.network.load(time, cond, condition)
+        self.network.load(time, batch.cond, batch.condition)
 
     def run(self, n_steps: int) -> None:
         """Advances the chain by ``n_steps`` plan rows."""

@@ -3,8 +3,8 @@
     python tests/mutations/run.py [NAME ...]
 
 A patch begins with lines `Test: PATH[::NAME]` and, where its tests run in Triton's interpreter,
-`Interpreter: yes`; everything before the first `---` is prose. A mutation is caught when pytest reports failed
-tests (exit code 1): a patch that does not apply, or tests that cannot be collected, are errors of the
+`Interpreter: yes`; everything before the first `---` is prose. A mutation is caught when pytest reports
+failed tests (exit code 1): a patch that does not apply, or tests that cannot be collected, are errors of the
 suite.
 """
 
