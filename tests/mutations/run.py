@@ -47,9 +47,7 @@ def outcome(patch: Path) -> str:
         if interpreter:
             environment["TRITON_INTERPRET"] = "1"
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *tests]
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
         if done.returncode == 1:
             return "caught"
         if done.returncode == 0:
