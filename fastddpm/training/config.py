@@ -1,0 +1,96 @@
+"""The options of a training run, as written to `train.json` in its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from fastddpm.plans.plan import check_choice, check_number
+from fastddpm.randomness import MAX_SEED
+from fastddpm.training.objective import Objective
+
+LearningRateSchedule = Literal["constant", "cosine", "linear"]
+MixedPrecision = Literal["no", "fp16", "bf16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to train; what to train and on what are arguments of :class:`fastddpm.training.Trainer`.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        batch_size: samples per optimiser step, over all processes and accumulated micro-batches.
+        gradient_accumulation: micro-batches per process and step.
+        lr: peak learning rate of Adam.
+        lr_schedule: after the warm-up ``constant``, or falling to 0 as a ``cosine`` or a ``linear``.
+        warmup_steps: steps of linear warm-up.
+        weight_decay: of AdamW; 0 is Adam.
+        grad_clip: largest norm of the gradient; None for no clipping.
+        ema_decay: of the exponential moving average of the weights, in [0, 1); during warm-up it is
+            (1 + n) / (10 + n) where that is less.
+        class_dropout: share of labels replaced by the null label, for classifier-free guidance.
+        objective: the loss.
+        mixed_precision: ``no``, ``fp16`` or ``bf16``; weights and optimiser stay float32.
+        compile: torch.compile the network.
+        seed: of everything random.
+        log_every: steps per line of the log.
+        checkpoint_every: steps between checkpoints, validation losses and sample grids.
+        keep: checkpoints kept besides the best.
+
+    Raises:
+        ValueError: naming the field, what was given and what is accepted.
+    """
+
+    steps: int = 5000
+    batch_size: int = 128
+    gradient_accumulation: int = 1
+    lr: float = 1e-3
+    lr_schedule: LearningRateSchedule = "cosine"
+    warmup_steps: int = 200
+    weight_decay: float = 0.0
+    grad_clip: float | None = 1.0
+    ema_decay: float = 0.999
+    class_dropout: float = 0.1
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    mixed_precision: MixedPrecision = "no"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep"):
+            _check_integer(name, getattr(self, name), 1)
+        _check_integer("warmup_steps", self.warmup_steps, 0)
+        _check_integer("seed", self.seed, 0, MAX_SEED)
+        for name in ("lr", "weight_decay"):
+            check_number(name, getattr(self, name), low=0.0)
+        check_number("ema_decay", self.ema_decay, low=0.0, high=1.0 - 1e-12)
+        check_number("class_dropout", self.class_dropout, low=0.0, high=1.0)
+        if self.grad_clip is not None:
+            check_number("grad_clip", self.grad_clip, low=0.0)
+        check_choice("lr_schedule", self.lr_schedule, get_args(LearningRateSchedule))
+        check_choice("mixed_precision", self.mixed_precision, get_args(MixedPrecision))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"train.json: unknown field {name!r}; known fields are {', '.join(known)}")
+        objective = Objective(**values.get("objective", {}))
+        return cls(**{**values, "objective": objective})
+
+
+def _check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    if not ok or (high is not None and isinstance(value, int) and value > high):
+        accepted = f"an integer of at least {low}" if high is None else f"an integer in [{low}, {high}]"
+        raise ValueError(f"{name}: {value!r} given, {accepted} accepted")

@@ -1,0 +1,172 @@
+"""The training objective: what the network is asked for, how far off it is, and how much each t counts.
+
+    L = E_{x_0, t, eps} w(t) * d(target, model(x_t, t))        x_t = sqrt(abar_t) x_0 + sqrt(1-abar_t) eps
+
+With d = squared error, target = eps and w = 1 this is L_simple, Ho et al. 2020, eq. 14. t, eps and the
+dropped classes of the i-th sample ever drawn follow from the run's seed and i alone (noise spec, training
+rule), so that a run sees the same on any number of processes, and after it is resumed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
+from fastddpm.schedule import NoiseSchedule
+from fastddpm_kernels import q_sample
+from fastddpm_kernels.noise import words
+
+Loss = Literal["l2", "l1", "huber"]
+Weighting = Literal["none", "min_snr", "p2"]
+T_STREAM = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The loss of a diffusion model.
+
+    Attributes:
+        prediction_type: the network's target: ``epsilon``, ``sample`` (x_0) or ``v_prediction``.
+        loss: ``l2``, ``l1`` or ``huber`` (quadratic up to 1), averaged over the pixels of a sample.
+        weighting: ``none``; ``min_snr`` (Hang et al. 2023: min(SNR, gamma) on x_0); ``p2`` (Choi et al. 2022:
+            1/(1 + SNR)**gamma on epsilon). Both mean the same for every prediction type: a weight on
+            epsilon's squared error is SNR times it on x_0's and abar times it on v's.
+        gamma: of the weighting; None for 5 (min_snr) or 1 (p2).
+
+    Raises:
+        ValueError: naming the field, what was given and what is accepted.
+    """
+
+    prediction_type: PredictionType = "epsilon"
+    loss: Loss = "l2"
+    weighting: Weighting = "none"
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("loss", self.loss, get_args(Loss))
+        check_choice("weighting", self.weighting, get_args(Weighting))
+        if self.gamma is not None:
+            check_number("gamma", self.gamma, low=0.0)
+
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """w(t), float32 ``(T,)``, for the squared error of this prediction type."""
+        snr, abar = schedule.snr, schedule.alphas_cumprod
+        with np.errstate(divide="ignore", invalid="ignore"):
+            if self.weighting == "none":
+                weight = np.ones_like(snr)
+            elif self.weighting == "min_snr":
+                on_x_0 = np.minimum(snr, 5.0 if self.gamma is None else self.gamma)
+                weight = {
+                    "sample": on_x_0,
+                    "epsilon": np.where(snr > 0, on_x_0 / snr, 1.0),
+                    "v_prediction": on_x_0 * (1 - abar),
+                }[self.prediction_type]
+            else:
+                on_epsilon = (1 + snr) ** -(1.0 if self.gamma is None else self.gamma)
+                weight = {
+                    "epsilon": on_epsilon,
+                    "sample": on_epsilon * snr,
+                    "v_prediction": on_epsilon * abar,
+                }[self.prediction_type]
+        return torch.tensor(weight, dtype=torch.float32)
+
+    def target(self, x_0: Tensor, noise: Tensor, signal: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should return; signal = sqrt(abar_t), sigma = sqrt(1-abar_t), ``(B, 1, ...)``."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x_0
+        # Salimans and Ho 2022: v = alpha*eps - sigma*x_0
+        return signal * noise - sigma * x_0
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """d of each sample: ``(B, ...)`` twice -> float32 ``(B,)``."""
+        function = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[self.loss]
+        return function(prediction.float(), target, reduction="none").flatten(1).mean(dim=1)
+
+
+@dataclasses.dataclass
+class NoisedBatch:
+    """What one training step feeds the network, and what it wants back.
+
+    Attributes:
+        x_t: float32 ``(B, C, H, W)``.
+        t: int64 ``(B,)``.
+        class_labels: int64 ``(B,)`` with dropped ones replaced by the null label, or None.
+        target: float32 like x_t.
+        weights: float32 ``(B,)``.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    class_labels: Tensor | None
+    target: Tensor
+    weights: Tensor
+
+    @property
+    def conditioning(self) -> tuple[Tensor, ...]:
+        """What the network is given besides x_t and t."""
+        return () if self.class_labels is None else (self.class_labels,)
+
+
+class Noiser:
+    """Draws t, noise and dropped classes for samples by their ordinals.
+
+    Args:
+        schedule: the noise schedule.
+        objective: the loss.
+        seed: of the run, in [0, 2**63).
+        class_dropout: share of labels replaced by ``null_label``, for classifier-free guidance.
+        null_label: the label of "no class", or None.
+        device: where batches are.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        objective: Objective,
+        *,
+        seed: int,
+        class_dropout: float = 0.0,
+        null_label: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.objective, self.seed = objective, seed
+        self.class_dropout, self.null_label = class_dropout, null_label
+        self.signal = schedule.tensor("sqrt_alphas_cumprod", device=device)
+        self.sigma = schedule.tensor("sqrt_one_minus_alphas_cumprod", device=device)
+        self.weights = objective.weights(schedule).to(self.signal.device)
+
+    def __call__(self, x_0: Tensor, class_labels: Tensor | None, ordinals: Tensor) -> NoisedBatch:
+        """Noises a batch.
+
+        Args:
+            x_0: float32 ``(B, C, H, W)``.
+            class_labels: int64 ``(B,)`` or None.
+            ordinals: int64 ``(B,)``, each sample's number over all samples the run has drawn.
+        """
+        seeds = torch.full_like(ordinals, self.seed)
+        for_t, for_class, *_ = words(seeds, ordinals & 0xFFFFFFFF, 1, stream=T_STREAM, repeat=ordinals >> 32)
+        # Multiply and shift: a 32-bit word w to floor(w * T / 2**32), even to 2**-32.
+        t = (for_t[:, 0] * len(self.signal)) >> 32
+        if class_labels is not None and self.class_dropout > 0 and self.null_label is not None:
+            dropped = for_class[:, 0] < int(self.class_dropout * 2**32)
+            class_labels = torch.where(dropped, self.null_label, class_labels)
+        x_t, noise = q_sample(
+            x_0, t, self.signal, self.sigma, seeds=seeds, ordinals=ordinals, return_noise=True
+        )
+        per_sample = (-1, *(1,) * (x_0.dim() - 1))
+        signal, sigma = self.signal[t].reshape(per_sample), self.sigma[t].reshape(per_sample)
+        target = self.objective.target(x_0, noise, signal, sigma)
+        return NoisedBatch(x_t, t, class_labels, target, self.weights[t])
+
+    def loss(self, prediction: Tensor, batch: NoisedBatch) -> Tensor:
+        """The weighted mean over the batch, a scalar."""
+        return (batch.weights * self.objective.distance(prediction, batch.target)).mean()

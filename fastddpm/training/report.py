@@ -1,0 +1,84 @@
+"""What a run leaves for people: the log, TensorBoard, the loss plot and the sample grids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastddpm.files import replacing
+from fastddpm.images import grid, save_png, to_uint8
+from fastddpm.sampler import Sampler
+
+
+class Log:
+    """`log.jsonl`, one object a line, and TensorBoard's files where it is installed.
+
+    Args:
+        run: folder of the run.
+        step: lines beyond this step are from before an interruption and are dropped.
+    """
+
+    def __init__(self, run: Path, step: int = 0) -> None:
+        self.path = run / "log.jsonl"
+        self.entries = [entry for entry in read_log(run) if entry["step"] <= step]
+        with replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
+        self._board: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Adds a line; ``entry`` has a ``step``."""
+        self.entries.append(entry)
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._board is not None:
+            for name in entry.keys() - {"step"}:
+                self._board.add_scalar(name, entry[name], entry["step"])
+
+    def close(self) -> None:
+        """Flushes TensorBoard's files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line cut short by a crash is left out."""
+    path = run / "log.jsonl"
+    entries = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def plot_losses(run: Path, entries: list[dict[str, Any]]) -> None:
+    """Writes `loss.png`: training and validation loss over steps, on logarithmic axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in ("loss", "validation_loss"):
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), ".-", label=name.replace("_", " "))
+    axes.set(xlabel="step", ylabel="loss", xscale="log", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with replacing(run / "loss.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def draw_grid(run: Path, step: int, sampler: Sampler, n_images: int = 40) -> None:
+    """Writes `samples/step_N.png`, always of the same seeds; classes go round."""
+    config = sampler.model.config  # type: ignore[attr-defined]
+    labels = None if config.num_classes is None else [i % config.num_classes for i in range(n_images)]
+    images = sampler.sample(seeds=range(n_images), class_labels=labels, progress=False)
+    (run / "samples").mkdir(exist_ok=True)
+    save_png(run / "samples" / f"step_{step:08d}.png", grid(to_uint8(images), columns=10))

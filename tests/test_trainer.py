@@ -1,0 +1,245 @@
+"""The trainer: learns, resumes bit for bit, stops cleanly, and keeps good checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastddpm import CheckpointError, NoiseSchedule, UNetConfig, load
+from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged, checkpoints
+from fastddpm.training.trainer import Interrupted
+
+MODEL = UNetConfig(
+    base_channels=8,
+    channel_mults=(1, 2),
+    num_groups=4,
+    time_dim=16,
+    num_classes=2,
+    null_class=True,
+    dropout=0.1,
+)
+SCHEDULE = NoiseSchedule.linear(100)
+SAMPLER = {"method": "ddim", "num_inference_steps": 5, "clip_sample_range": 1.0, "shape": [1, 8, 8]}
+
+
+class Bars:
+    """Vertical bars are class 0, horizontal ones class 1."""
+
+    def __len__(self):
+        return 16
+
+    def at(self, ordinals, seed):
+        place, labels = ordinals % 8, ordinals % 2
+        images = -torch.ones(len(ordinals), 1, 8, 8)
+        for i in range(len(ordinals)):
+            (images[i, 0] if labels[i] == 0 else images[i, 0].T)[:, place[i]] = 1.0
+        return images, labels
+
+
+class Broken(Bars):
+    """NaN in the 21st batch of 8."""
+
+    def at(self, ordinals, seed):
+        images, labels = super().at(ordinals, seed)
+        images[ordinals == 163] = float("nan")
+        return images, labels
+
+
+def config(**changes):
+    options = {
+        "steps": 20,
+        "batch_size": 8,
+        "warmup_steps": 5,
+        "log_every": 5,
+        "checkpoint_every": 10,
+        "weight_decay": 0.01,
+    }
+    return TrainConfig(**{**options, **changes})
+
+
+def trainer(run, data=None, model=MODEL, **changes):
+    options = {"validation": Bars(), "sampler": SAMPLER}
+    return Trainer(config(**changes), model, SCHEDULE, data or Bars(), run, **options)
+
+
+def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
+    """200 steps are 100, a new process's worth of objects, and 100 more."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = {"steps": 200, "checkpoint_every": 100}
+    trainer(whole, **options).train(progress=False)
+
+    first = trainer(cut, **options)
+    optimize, count = first._optimize, []
+
+    def stopping():
+        count.append(1)
+        if len(count) == 101:
+            raise RuntimeError("the power is gone")
+        return optimize()
+
+    first._optimize = stopping
+    with pytest.raises(RuntimeError, match="power"):
+        first.train(progress=False)
+    assert checkpoints.steps(cut) == [100]
+    torch.manual_seed(999)
+    torch.rand(7)
+    trainer(cut, **options).train(progress=False)
+
+    for name in checkpoints.TENSOR_FILES:
+        one, other = (checkpoints.read(run, 200)[0][name] for run in (whole, cut))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    losses = [
+        [
+            (e["step"], e["loss"], e.get("validation_loss"))
+            for e in map(json.loads, (run / "log.jsonl").open())
+        ]
+        for run in (whole, cut)
+    ]
+    assert losses[0] == losses[1]
+    assert [step for step, _, _ in losses[0]] == list(range(5, 201, 5))
+
+
+def test_it_learns_and_leaves_a_model(tmp_path):
+    folder = trainer(tmp_path, steps=300, checkpoint_every=150, lr=3e-3).train(progress=False)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    assert log[-1]["loss"] < 0.3 * log[0]["loss"]
+    assert log[-1]["validation_loss"] < log[29]["validation_loss"]
+    sampler = load(folder)
+    images = sampler.sample(seeds=range(32), class_labels=[i % 2 for i in range(32)], progress=False)
+    # Bars run along their class's axis: the mean along the bar varies more than across it.
+    along = images[:, 0].mean(dim=1).std(dim=1) - images[:, 0].mean(dim=2).std(dim=1)
+    right = (along > 0) == (torch.arange(32) % 2 == 0)
+    assert right.float().mean() > 0.85
+    for name in ("loss.png", "samples/step_00000150.png", "samples/step_00000300.png"):
+        assert (tmp_path / name).stat().st_size > 500
+
+
+def test_the_average_is_the_recursion_of_its_definition(tmp_path):
+    one = trainer(tmp_path, ema_decay=0.9)
+    expected = None
+    for n in range(30):
+        one._optimize()
+        one.step += 1
+        weight = one.unet.conv_in.weight.detach().double()
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    assert (one.ema.module.conv_in.weight - expected).abs().max() < 1e-6
+    assert (one.unet.conv_in.weight - expected).abs().max() > 1e-4
+
+
+def test_accumulated_micro_batches_are_the_batch(tmp_path):
+    without = UNetConfig(**{**MODEL.to_dict(), "dropout": 0.0})
+    gradients = []
+    for parts in (1, 4):
+        one = trainer(tmp_path / str(parts), model=without, gradient_accumulation=parts, grad_clip=None)
+        one.optimizer.zero_grad = lambda: None
+        one._optimize()
+        gradients.append(one.unet.conv_in.weight.grad.clone())
+    assert gradients[0].abs().max() > 1e-3
+    assert (gradients[0] - gradients[1]).abs().max() < 1e-5
+
+
+def test_learning_rates(tmp_path):
+    for kind, half in (("constant", 1e-3), ("linear", 5e-4), ("cosine", 5e-4)):
+        one = trainer(tmp_path, lr_schedule=kind, warmup_steps=4, steps=100)
+        assert one._learning_rate(0) == pytest.approx(2.5e-4, rel=1e-3)
+        assert one._learning_rate(50) == pytest.approx(half)
+    assert one._learning_rate(100) == pytest.approx(0.0)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    one = trainer(tmp_path)
+    optimize = one._optimize
+
+    def interrupted():
+        if one.step == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+        return optimize()
+
+    one._optimize = interrupted
+    with pytest.raises(Interrupted, match=r"stopped at step 14 of 20, .* the same command goes on"):
+        one.train(progress=False)
+    assert checkpoints.steps(tmp_path)[-1] == 14
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    trainer(tmp_path).train(progress=False)
+    assert checkpoints.steps(tmp_path)[-1] == 20
+
+
+def test_a_loss_of_nan_stops_with_step_and_samples_named(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"nan at step 21 \(samples 160 to 167 .* step 20 in"):
+        trainer(tmp_path, Broken(), steps=40).train(progress=False)
+    assert checkpoints.steps(tmp_path) == [10, 20]
+    tensors, _ = checkpoints.read(tmp_path, 20)
+    assert all(value.isfinite().all() for value in tensors["model"].values())
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    one = trainer(tmp_path, steps=60, keep=2)
+    scores = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0])
+
+    def validate(loss):
+        one.best = min(one.best, (next(scores), one.step))
+        return {}
+
+    one._validate = validate
+    one.train(progress=False)
+    assert checkpoints.steps(tmp_path) == [20, 50, 60]
+
+
+def test_a_run_folder_of_another_run_is_refused(tmp_path):
+    trainer(tmp_path, steps=10).train(progress=False)
+    with pytest.raises(ValueError, match=r"lr: 0.002 given, but the run .* began with 0.001"):
+        trainer(tmp_path, steps=10, lr=2e-3).train(progress=False)
+    other = UNetConfig(**{**MODEL.to_dict(), "base_channels": 16})
+    with pytest.raises(ValueError, match=r"base_channels: 16 given, but the run"):
+        trainer(tmp_path, model=other, steps=10).train(progress=False)
+    with pytest.raises(ValueError, match="holds checkpoints up to step 10"):
+        trainer(tmp_path, steps=10).train(resume=False, progress=False)
+    file = tmp_path / "checkpoints" / "step_00000010" / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="step_00000010: not readable"):
+        trainer(tmp_path, steps=10).train(progress=False)
+
+
+def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    one = trainer(tmp_path, steps=20)
+    save_file = checkpoints.save_file
+
+    def full(tensors, path):
+        if one.step == 20 and path.name == "optimizer.safetensors":
+            path.write_bytes(b"half")
+            raise OSError("no space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        one.train(progress=False)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
+    assert load_file(tmp_path / "checkpoints" / "step_00000010" / "optimizer.safetensors")
+
+
+def test_options_are_checked(tmp_path):
+    for field, value in {
+        "steps": 0,
+        "batch_size": 1.5,
+        "lr": -1.0,
+        "ema_decay": 1.0,
+        "class_dropout": 1.5,
+        "lr_schedule": "step",
+        "mixed_precision": "fp8",
+        "seed": -1,
+        "grad_clip": float("nan"),
+    }.items():
+        with pytest.raises(ValueError, match=field):
+            config(**{field: value})
+    with pytest.raises(ValueError, match="batch_size: 8 given, a multiple of 3"):
+        trainer(tmp_path, gradient_accumulation=3)
+    assert TrainConfig.from_dict(config(objective=Objective(loss="l1")).to_dict()).objective.loss == "l1"
+    with pytest.raises(ValueError, match="unknown field 'speed'"):
+        TrainConfig.from_dict({"speed": 1})
