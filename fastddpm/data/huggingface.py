@@ -1,0 +1,197 @@
+"""Hugging Face datasets by local path: a folder of `save_to_disk`, parquet or arrow files.
+
+Nothing is downloaded and no loading script is run. Images are taken as the encoded bytes that the dataset
+holds and decoded like those of an image folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .dataset import MAX_CLASSES
+from .folder import Listing
+from .gathering import ImageFile
+from .splits import checked_split, split_of_file, split_of_folder
+
+SUFFIXES = (".parquet", ".arrow")
+SAVED = ("dataset_dict.json", "state.json")
+"""Files that `save_to_disk` leaves: of a dataset with splits, and of one without."""
+
+
+def is_huggingface(path: Path) -> bool:
+    """Whether the path is a parquet or arrow file, a folder of such, or a folder of `save_to_disk`."""
+    if path.is_file():
+        return path.suffix in SUFFIXES
+    return any((path / name).is_file() for name in SAVED) or bool(_table_files(path))
+
+
+def list_huggingface(
+    path: Path,
+    split: str = "train",
+    labels: bool = True,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Listing:
+    """The rows of a dataset as image files with labels.
+
+    Args:
+        path: what :func:`is_huggingface` accepts. Parquet is read into memory; saved datasets and arrow files
+            are mapped.
+        split: "train", "validation" or "test". A single dataset is "train" unless its name says otherwise.
+        labels: False: without labels.
+        image_column: None: the only column of images.
+        label_column: None: the only ClassLabel column, else an integer column "label", else no labels.
+
+    Raises:
+        ImportError: the package datasets is not installed.
+        ValueError: no such split or column, a column of another type, a label outside the class names.
+    """
+    checked_split(split)
+    datasets = _datasets()
+    dataset = _read(datasets, path, split).with_format(None)
+    image_column = image_column or _image_column(datasets, dataset)
+    if image_column not in dataset.column_names:
+        raise ValueError(_column_error("image_column", image_column, dataset))
+    images = _undecoded(datasets, dataset.select_columns([image_column]), image_column)
+    files = [
+        ImageFile(f"{path.name} row {i}", partial(_content, images, image_column, i))
+        for i in range(len(dataset))
+    ]
+    if not files:
+        raise ValueError(f"data {str(path)!r}: no rows in its {split} split, at least one accepted")
+    label_column = (label_column or _label_column(datasets, dataset)) if labels else None
+    if label_column is None:
+        return Listing(files)
+    if label_column not in dataset.column_names:
+        raise ValueError(_column_error("label_column", label_column, dataset))
+    return Listing(files, *_labels(datasets, dataset, label_column))
+
+
+def _datasets() -> Any:
+    try:
+        return importlib.import_module("datasets")
+    except ImportError as error:
+        raise ImportError("Hugging Face data: needs the package datasets; pip install datasets") from error
+
+
+def _table_files(folder: Path) -> dict[str, list[Path]]:
+    """Split -> the parquet and arrow files of a folder, by the name of the file or of its folder."""
+    found: dict[str, list[Path]] = {}
+    for pattern in ("*", "*/*"):
+        for file in sorted(folder.glob(pattern)):
+            if file.suffix in SUFFIXES and file.is_file():
+                split = split_of_file(file.name) or split_of_folder(file.parent.name) or "train"
+                found.setdefault(split, []).append(file)
+    return found
+
+
+def _read(datasets: Any, path: Path, split: str) -> Any:
+    if path.is_file():
+        splits = {split_of_file(path.name) or "train": [path]}
+    elif (path / "dataset_dict.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        names = {split_of_folder(name): name for name in saved}
+        _check_split(path, split, names)
+        return saved[names[split]]
+    elif (path / "state.json").is_file():
+        saved = datasets.load_from_disk(str(path))
+        _check_split(path, split, {split_of_folder(str(saved.split)) or "train": path})
+        return saved
+    else:
+        splits = _table_files(path)
+    _check_split(path, split, splits)
+    return datasets.concatenate_datasets([_read_file(datasets, file) for file in splits[split]])
+
+
+def _check_split(path: Path, split: str, splits: dict[Any, Any]) -> None:
+    if split not in splits:
+        has = ", ".join(repr(name) for name in splits if name is not None)
+        raise ValueError(f"split: {split!r} given, {str(path)!r} has {has or 'none of these names'}")
+
+
+def _read_file(datasets: Any, file: Path) -> Any:
+    try:
+        if file.suffix == ".arrow":
+            return datasets.Dataset.from_file(str(file))
+        # Dataset.from_parquet would write a copy of it all into the user's cache folder.
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+        return datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(str(file))))
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise ValueError(f"data {str(file)!r}: not a complete {file.suffix[1:]} file ({error})") from error
+
+
+def _image_column(datasets: Any, dataset: Any) -> str:
+    found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+    found = found or [name for name in ("image", "img") if name in dataset.column_names]
+    if len(found) != 1:
+        raise ValueError(_column_error("image_column", None, dataset))
+    return str(found[0])
+
+
+def _label_column(datasets: Any, dataset: Any) -> str | None:
+    found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)]
+    if len(found) > 1:
+        raise ValueError(_column_error("label_column", None, dataset))
+    return str(found[0]) if found else "label" if "label" in dataset.column_names else None
+
+
+def _column_error(argument: str, column: str | None, dataset: Any) -> str:
+    listed = ", ".join(f"{name} ({_kind(kind)})" for name, kind in dataset.features.items())
+    return f"{argument}: {column!r} given, one column of these accepted: {listed}"
+
+
+def _kind(feature: Any) -> str:
+    return (
+        str(getattr(feature, "dtype", type(feature).__name__))
+        if _is_value(feature)
+        else type(feature).__name__
+    )
+
+
+def _is_value(feature: Any) -> bool:
+    return type(feature).__name__ == "Value"
+
+
+def _undecoded(datasets: Any, dataset: Any, column: str) -> Any:
+    """The image column alone is decoded here, so that every source treats an image in the same way."""
+    kind = dataset.features[column]
+    if isinstance(kind, datasets.Image):
+        return dataset.cast_column(column, datasets.Image(decode=False))
+    encoded = isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
+    if not encoded and not (_is_value(kind) and kind.dtype in ("binary", "large_binary")):
+        raise ValueError(
+            f"image_column: {column!r} holds {_kind(kind)}, images or the bytes of image files accepted"
+        )
+    return dataset
+
+
+def _content(dataset: Any, column: str, row: int) -> Path | bytes:
+    cell = dataset[row][column]
+    content = cell["bytes"] or cell["path"] if isinstance(cell, dict) else cell
+    if content is None:
+        raise ValueError("no image in this row")
+    return content if isinstance(content, bytes) else Path(content)
+
+
+def _labels(datasets: Any, dataset: Any, column: str) -> tuple[list[int], tuple[str, ...] | None]:
+    kind = dataset.features[column]
+    named = isinstance(kind, datasets.ClassLabel)
+    if not named and not (_is_value(kind) and kind.dtype.startswith(("int", "uint"))):
+        raise ValueError(
+            f"label_column: {column!r} holds {_kind(kind)}, integers or ClassLabel accepted "
+            "(dataset.class_encode_column makes one of names)"
+        )
+    values: Sequence[int | None] = dataset[column][:]
+    classes = len(kind.names) if named else MAX_CLASSES
+    wrong = [row for row, value in enumerate(values) if value is None or not 0 <= value < classes]
+    if wrong:
+        raise ValueError(
+            f"label_column: {values[wrong[0]]} given in row {wrong[0]} of {column!r} ({len(wrong)} out of "
+            f"range), integers in [0, {classes}) accepted"
+        )
+    return [int(value) for value in values if value is not None], tuple(kind.names) if named else None
