@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .augmentation import Augmentation
 
-
 MAX_CLASSES = 2**16
 """Labels without names stay below this: what is larger is no class number but an identifier."""
 

@@ -25,9 +25,9 @@ ORDER_REPEAT = 2**31
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     """A permutation of 0 .. n-1, int64 ``(n,)``: each image once, another order for every epoch and seed.
 
-    Image j gets a 63-bit number, the upper 31 bits of one word of noise spec v1 and all of another (key = seed,
-    step = epoch & 0xffffffff, stream 2, repeat = 2**31 + (epoch >> 32); elements j and n + j of 2n); the order
-    sorts these numbers.
+    Image j gets a 63-bit number, the upper 31 bits of one word of noise spec v1 and all of another, and the
+    order sorts these numbers. The words are elements j and n + j of 2n, with key = seed, stream 2,
+    step = epoch & 0xffffffff, repeat = 2**31 + (epoch >> 32).
 
     Args:
         n: images, 1 or more.
