@@ -58,7 +58,8 @@ def all_images(dataset: ImageDataset) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("n", "seed", "epoch"), [(1, 0, 0), (2, 5, 1), (7, 2**63 - 1, 3), (100, 1, 2**32 + 5), (5000, 12, 0)]
+    ("n", "seed", "epoch"),
+    [(1, 0, 0), (2, 5, 1), (7, 2**63 - 1, 3), (100, 1, 2**32 + 70000), (300_000, 12, 0)],
 )
 def test_epoch_order_is_the_sorting_of_the_specified_words(n, seed, epoch):
     words = reference.words([seed], epoch % 2**32, 2 * n, stream=2, repeat=2**31 + epoch // 2**32)
@@ -827,3 +828,14 @@ def test_good_data_gives_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert open_dataset(tmp_path).skipped == ()
+
+
+def test_the_example_of_the_docs_runs():
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    names: dict[str, object] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    x_0, labels = names["x_0"], names["labels"]
+    assert isinstance(x_0, torch.Tensor)
+    assert isinstance(labels, torch.Tensor)
+    assert (x_0.shape, x_0.dtype, labels.dtype) == ((128, 1, 28, 28), torch.float32, torch.int64)
+    assert (x_0.min(), x_0.max()) == (-1, 1)
