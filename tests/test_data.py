@@ -518,10 +518,11 @@ def broken(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize("size", [None, 40])
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
-def test_broken_files_are_all_named(broken, memory_limit):
+def test_broken_files_are_all_named(broken, memory_limit, size):
     with pytest.raises(BrokenImagesError) as caught:
-        open_dataset(broken, memory_limit=memory_limit)
+        open_dataset(broken, memory_limit=memory_limit, size=size)
     assert [name for name, _ in caught.value.files] == ["a/1.png", "a/3.jpg", "b/1.png"]
     message = str(caught.value)
     assert message.startswith("3 of 6 image files cannot be read:\n  a/1.png: ")
@@ -529,12 +530,13 @@ def test_broken_files_are_all_named(broken, memory_limit):
     assert "a/0.png" not in message
 
 
+@pytest.mark.parametrize("size", [None, 40])
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
-def test_broken_files_are_skipped_on_demand(broken, memory_limit):
+def test_broken_files_are_skipped_on_demand(broken, memory_limit, size):
     with pytest.warns(
         UserWarning, match=r"3 of 6 image files left out:\n  a/1\.png.*\n  a/3\.jpg.*\n  b/1\.png"
     ):
-        dataset = open_dataset(broken, skip_broken=True, memory_limit=memory_limit)
+        dataset = open_dataset(broken, skip_broken=True, memory_limit=memory_limit, size=size)
     assert dataset.skipped == ("a/1.png", "a/3.jpg", "b/1.png")
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [0, 0, 1]
@@ -542,11 +544,12 @@ def test_broken_files_are_skipped_on_demand(broken, memory_limit):
     assert (all_images(dataset) == expected).all()
 
 
+@pytest.mark.parametrize("size", [None, 40])
 @pytest.mark.parametrize("content", [b"no image", png(noise_image(1, 40, 40))[:2000]])
-def test_nothing_but_broken_files(tmp_path, content):
+def test_nothing_but_broken_files(tmp_path, content, size):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(BrokenImagesError, match="1 of 1"):
-        open_dataset(tmp_path, skip_broken=True)
+        open_dataset(tmp_path, skip_broken=True, size=size)
 
 
 def test_no_file_runs_a_program(tmp_path):
@@ -559,7 +562,9 @@ def test_no_file_runs_a_program(tmp_path):
 # --- decoded when wanted --------------------------------------------------------------------------
 
 
-def test_above_the_limit_images_are_decoded_when_wanted(tmp_path):
+@pytest.mark.parametrize("processors", [None, 1, 8])
+def test_above_the_limit_images_are_decoded_when_wanted(tmp_path, monkeypatch, processors):
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
     for i in range(150):  # more than one thread's share
         save(tmp_path / f"{i:03}.png", noise_image(i, 4, 5))
     size = 150 * 3 * 4 * 5
@@ -575,7 +580,7 @@ def test_above_the_limit_images_are_decoded_when_wanted(tmp_path):
     assert not torch.equal(lazy.batch(indices, range(200))[0], lazy.batch(indices)[0])
 
 
-@pytest.mark.parametrize("content", [b"gone", png(noise_image(0, 7, 7))])
+@pytest.mark.parametrize("content", [b"gone", png(noise_image(0, 7, 7)), png(noise_image(0, 1, 1))])
 def test_file_that_changes_while_training_is_named(tmp_path, content):
     for name in "abc":
         save(tmp_path / f"{name}.png", noise_image(0))

@@ -103,11 +103,15 @@ def _from_16_bits(image: Image) -> Image:
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
-def read_header(content: Path | bytes) -> Header:
-    """The header of one file; raises as `decode` does."""
+def read_header(content: Path | bytes, upright: bool) -> Header:
+    """The header of one file; raises as `decode` does.
+
+    ``upright``: the size with the EXIF orientation applied. For that pillow decodes a PNG to its end, where
+    EXIF may stand.
+    """
     with _opened(content) as image:
         width, height = image.size
-        if image.getexif().get(0x0112) in (5, 6, 7, 8):  # orientations on their side
+        if upright and image.getexif().get(0x0112) in (5, 6, 7, 8):  # orientations on their side
             width, height = height, width
         return Header(height, width, image.mode in GREY_MODES)
 

@@ -100,7 +100,7 @@ def gather(
         ValueError: files of several sizes and no ``size``; no file that can be read.
         BrokenImagesError: files that cannot be read, without ``skip_broken``.
     """
-    headers, broken = _read_headers(files)
+    headers, broken = _read_headers(files, upright=size is None)
     if len(broken) == len(files):
         raise BrokenImagesError([(files[i].name, broken[i]) for i in sorted(broken)], len(files))
     height, width = (size, size) if size is not None else _common_size(files, headers)
@@ -128,11 +128,11 @@ def gather(
     return Gathered(torch.from_numpy(store), kept, [name for name, _ in listed])
 
 
-def _read_headers(files: Sequence[ImageFile]) -> tuple[dict[int, Header], dict[int, str]]:
+def _read_headers(files: Sequence[ImageFile], upright: bool) -> tuple[dict[int, Header], dict[int, str]]:
     headers: dict[int, Header] = {}
 
     def read(i: int) -> None:
-        headers[i] = read_header(files[i].read())
+        headers[i] = read_header(files[i].read(), upright)
 
     return headers, _for_each(len(files), read)
 
