@@ -393,6 +393,7 @@ def test_class_folders(tmp_path):
         expected[name] = np.asarray(Image.open(tmp_path / name).convert("RGB"))
     (tmp_path / "ant" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "0.png").write_bytes(b"no image")
     (tmp_path / "ant" / ".hidden.png").write_bytes(b"no image")
     dataset = open_dataset(tmp_path)
     assert dataset.class_names == ("Bee", "ant", "zebra")
@@ -671,13 +672,22 @@ def save_shards(folder: Path) -> Path:
     return folder / "hub"
 
 
+def save_split_folders(folder: Path) -> Path:
+    for split, rows in (("train", range(5)), ("test", [1])):
+        (folder / "hub" / split).mkdir(parents=True)
+        hugging().select(rows).to_parquet(folder / "hub" / split / "0000.parquet")
+    return folder / "hub"
+
+
 def save_dict(folder: Path) -> Path:
     splits = datasets.DatasetDict(train=hugging(), test=hugging().select([1]))
     splits.save_to_disk(folder / "splits")
     return folder / "splits"
 
 
-@pytest.mark.parametrize("write", [save_disk, save_arrow, save_parquet, save_shards, save_dict])
+@pytest.mark.parametrize(
+    "write", [save_disk, save_arrow, save_parquet, save_shards, save_split_folders, save_dict]
+)
 @pytest.mark.parametrize("memory_limit", [0, 10**9])
 def test_hugging_face_paths(tmp_path, write, memory_limit):
     dataset = open_dataset(write(tmp_path), memory_limit=memory_limit)
@@ -687,7 +697,7 @@ def test_hugging_face_paths(tmp_path, write, memory_limit):
     assert dataset.class_names == ("cat", "dog", "eel")
 
 
-@pytest.mark.parametrize("write", [save_shards, save_dict])
+@pytest.mark.parametrize("write", [save_shards, save_split_folders, save_dict])
 def test_hugging_face_splits(tmp_path, write):
     path = write(tmp_path)
     test = open_dataset(path, split="test")

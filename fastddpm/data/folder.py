@@ -1,6 +1,6 @@
 """Image folders, with or without class folders and split folders, as a list of files with labels.
 
-    folder/a.png folder/deep/b.jpg                    no labels (images directly in the folder)
+    folder/a.png folder/b.jpg                         no labels
     folder/CLASS/a.png folder/CLASS/deep/b.jpg        the class folders, sorted by name, are labels 0, 1, ...
     folder/train/... folder/val/... folder/test/...   split folders, each as above
 
