@@ -792,12 +792,28 @@ def test_hugging_face_broken_images(tmp_path):
     assert (all_images(dataset) == np.stack([chw(IMAGES[i]) for i in (0, 3, 4)])).all()
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_cut_off_table(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    path.write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(ValueError, match=rf"a\.{suffix}': not a complete {suffix} file"):
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (save_parquet, r"all\.parquet': not a complete parquet file"),
+        (save_arrow, r"\.arrow': not a complete arrow file"),
+        (save_disk, "saved': not a complete folder of save_to_disk"),
+    ],
+)
+def test_tables_that_are_cut_off(tmp_path, write, message):
+    path = write(tmp_path)
+    table = path if path.is_file() else sorted(path.glob("*.arrow"))[0]
+    table.write_bytes(table.read_bytes()[: table.stat().st_size // 2])
+    with pytest.raises(ValueError, match=message):
         open_dataset(path)
+
+
+def test_saved_dataset_with_a_format_of_its_own(tmp_path):
+    hugging().with_format("torch").save_to_disk(tmp_path / "a")
+    dataset = open_dataset(tmp_path / "a")
+    assert (all_images(dataset) == np.stack([chw(image) for image in IMAGES])).all()
+    assert dataset.labels is not None
+    assert dataset.labels.tolist() == [2, 0, 1, 1, 2]
 
 
 def test_dataset_without_rows(tmp_path):

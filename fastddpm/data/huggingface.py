@@ -91,21 +91,17 @@ def _table_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _read(datasets: Any, path: Path, split: str) -> Any:
-    if path.is_file():
-        splits = {split_of_file(path.name) or "train": [path]}
-    elif (path / "dataset_dict.json").is_file():
-        saved = datasets.load_from_disk(str(path))
-        names = {split_of_folder(name): name for name in saved}
-        _check_split(path, split, names)
-        return saved[names[split]]
-    elif (path / "state.json").is_file():
-        saved = datasets.load_from_disk(str(path))
-        _check_split(path, split, {split_of_folder(str(saved.split)) or "train": path})
-        return saved
-    else:
-        splits = _table_files(path)
-    _check_split(path, split, splits)
-    return datasets.concatenate_datasets([_read_file(datasets, file) for file in splits[split]])
+    if any((path / name).is_file() for name in SAVED):
+        saved = _load(datasets, path)
+        if isinstance(saved, dict):
+            parts = {split_of_folder(name): saved[name] for name in saved}
+        else:
+            parts = {split_of_folder(str(saved.split)) or "train": saved}
+        _check_split(path, split, parts)
+        return parts[split]
+    files = {split_of_file(path.name) or "train": [path]} if path.is_file() else _table_files(path)
+    _check_split(path, split, files)
+    return datasets.concatenate_datasets([_load(datasets, file) for file in files[split]])
 
 
 def _check_split(path: Path, split: str, splits: dict[Any, Any]) -> None:
@@ -114,15 +110,19 @@ def _check_split(path: Path, split: str, splits: dict[Any, Any]) -> None:
         raise ValueError(f"split: {split!r} given, {str(path)!r} has {has or 'none of these names'}")
 
 
-def _read_file(datasets: Any, file: Path) -> Any:
+def _load(datasets: Any, path: Path) -> Any:
+    """A folder of `save_to_disk`, or one arrow or parquet file."""
     try:
-        if file.suffix == ".arrow":
-            return datasets.Dataset.from_file(str(file))
+        if path.is_dir():
+            return datasets.load_from_disk(str(path))
+        if path.suffix == ".arrow":
+            return datasets.Dataset.from_file(str(path))
         # Dataset.from_parquet would write a copy of it all into the user's cache folder.
         parquet: Any = importlib.import_module("pyarrow.parquet")
-        return datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(str(file))))
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise ValueError(f"data {str(file)!r}: not a complete {file.suffix[1:]} file ({error})") from error
+        return datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(str(path))))
+    except (OSError, ValueError) as error:  # pyarrow's errors are among these
+        kind = "folder of save_to_disk" if path.is_dir() else f"{path.suffix[1:]} file"
+        raise ValueError(f"data {str(path)!r}: not a complete {kind} ({error})") from error
 
 
 def _image_column(datasets: Any, dataset: Any) -> str:
