@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from fastddpm.checkpoint import CheckpointError, save_folder
+from fastddpm.data.order import indices_for
 from fastddpm.files import replacing
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
@@ -43,8 +44,10 @@ class TrainingData(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def at(self, ordinals: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Images float32 ``(B, C, H, W)`` in [-1, 1] and labels int64 ``(B,)`` of the run's samples."""
+    def batch(
+        self, indices: Tensor, ordinals: Tensor | None = None, *, seed: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images float32 ``(B, C, H, W)`` in [-1, 1], labels int64 ``(B,)``; augmented by ordinal, seed."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -197,7 +200,8 @@ class Trainer:
         chunk = micro * accelerator.num_processes + accelerator.process_index
         start = self.step * config.batch_size + chunk * size
         ordinals = torch.arange(start, start + size)
-        x_0, labels = self.data.at(ordinals, config.seed)
+        indices = indices_for(start, size, len(self.data), config.seed)
+        x_0, labels = self.data.batch(indices, ordinals, seed=config.seed)
         return self.noiser(*self._on_device(x_0, labels, ordinals))
 
     def _on_device(
@@ -243,15 +247,12 @@ class Trainer:
         if self.validation is not None:
             network, total, count = self._averaged(), 0.0, len(self.validation)
             for start in range(0, count, VALIDATION_BATCH):
-                ordinals = torch.arange(start, min(start + VALIDATION_BATCH, count))
-                x_0, labels = self.validation.at(ordinals, self.config.seed)
-                labels = (
-                    None if labels is None or network.config.num_classes is None else labels.to(self.device)
-                )
-                shifted = (ordinals + VALIDATION_ORDINAL).to(self.device)
-                batch = self.validation_noiser(x_0.to(self.device), labels, shifted)
-                prediction = network(batch.x_t, batch.t, *(() if labels is None else (labels,)))
-                total += float(self.validation_noiser.loss(prediction, batch)) * len(ordinals)
+                indices = torch.arange(start, min(start + VALIDATION_BATCH, count))
+                x_0, labels = self.validation.batch(indices)
+                ordinals = indices + VALIDATION_ORDINAL
+                batch = self.validation_noiser(*self._on_device(x_0, labels, ordinals))
+                prediction = network(batch.x_t, batch.t, *batch.conditioning)
+                total += float(self.validation_noiser.loss(prediction, batch)) * len(indices)
             score = total / count
             entry = {"validation_loss": score}
         self.best = min(self.best, (score, self.step))
