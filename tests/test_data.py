@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -462,6 +463,28 @@ def test_linked_class_folders_are_followed(tmp_path):
     assert open_dataset(tmp_path / "data").class_names == ("a", "b")
 
 
+def test_links_in_a_circle_are_refused(tmp_path):
+    save(tmp_path / "a" / "0.png", noise_image(1))
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    with pytest.raises(ValueError, match="again links to a folder that it lies in"):
+        open_dataset(tmp_path)
+
+
+def test_folder_that_may_not_be_read_is_not_left_out(tmp_path, monkeypatch):
+    for name in ("open", "locked"):
+        save(tmp_path / name / "0.png", noise_image(1))
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", guarded)
+    with pytest.raises(PermissionError, match="locked"):
+        open_dataset(tmp_path, labels=False)
+
+
 def test_empty_folder(tmp_path):
     (tmp_path / "readme.txt").write_text("nothing here")
     with pytest.raises(ValueError, match=r"no images in this folder \(1 other files\), at least one.*\.png"):
@@ -513,8 +536,8 @@ def broken(tmp_path) -> Path:
     """Two classes; in one an image that is cut off, a text and an empty file."""
     for name, seed in (("a/0.png", 0), ("a/2.png", 2), ("b/0.png", 3)):
         save(tmp_path / name, noise_image(seed, 40, 40))
-    (tmp_path / "a" / "1.png").write_bytes(png(noise_image(1, 40, 40))[:2000])
-    (tmp_path / "a" / "3.jpg").write_text("no image")
+    (tmp_path / "a" / "1.png").write_text("no image")
+    (tmp_path / "a" / "3.jpg").write_bytes(png(noise_image(1, 40, 40))[:2000])
     (tmp_path / "b" / "1.png").touch()
     return tmp_path
 
@@ -546,11 +569,24 @@ def test_broken_files_are_skipped_on_demand(broken, memory_limit, size):
 
 
 @pytest.mark.parametrize("size", [None, 40])
-@pytest.mark.parametrize("content", [b"no image", png(noise_image(1, 40, 40))[:2000]])
+@pytest.mark.parametrize(
+    "content", [b"no image", png(noise_image(1, 40, 40))[:2000]], ids=["text", "cut off"]
+)
 def test_nothing_but_broken_files(tmp_path, content, size):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(BrokenImagesError, match="1 of 1"):
         open_dataset(tmp_path, skip_broken=True, size=size)
+
+
+def test_full_memory_is_not_a_broken_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    save(tmp_path / "a.png", noise_image(0))
+    save(tmp_path / "b.png", noise_image(0))
+    monkeypatch.setattr("fastddpm.data.gathering.decode", full)
+    with pytest.raises(MemoryError):
+        open_dataset(tmp_path, skip_broken=True)
 
 
 def test_no_file_runs_a_program(tmp_path):
@@ -574,6 +610,7 @@ def test_above_the_limit_images_are_decoded_when_wanted(tmp_path, monkeypatch, p
     assert isinstance(cached.pixels, torch.Tensor)
     assert not isinstance(lazy.pixels, torch.Tensor)
     assert (len(lazy), lazy.shape) == (150, (3, 4, 5))
+    assert (cached.augmentation, lazy.augmentation) == (Augmentation(False, 0), Augmentation(True, 1))
     indices = indices_for(0, 200, 150, 0)
     assert torch.equal(lazy.batch(indices)[0], cached.batch(indices)[0])
     cached.augmentation = lazy.augmentation
@@ -581,7 +618,9 @@ def test_above_the_limit_images_are_decoded_when_wanted(tmp_path, monkeypatch, p
     assert not torch.equal(lazy.batch(indices, range(200))[0], lazy.batch(indices)[0])
 
 
-@pytest.mark.parametrize("content", [b"gone", png(noise_image(0, 7, 7)), png(noise_image(0, 1, 1))])
+@pytest.mark.parametrize(
+    "content", [b"gone", png(noise_image(0, 7, 7)), png(noise_image(0, 1, 1))], ids=["text", "7x7", "1x1"]
+)
 def test_file_that_changes_while_training_is_named(tmp_path, content):
     for name in "abc":
         save(tmp_path / f"{name}.png", noise_image(0))
@@ -622,6 +661,10 @@ def test_folder_called_mnist(tmp_path, monkeypatch):
     assert len(open_dataset("./mnist")) == 1
     assert len(open_dataset(Path("mnist"))) == 1
     assert len(open_dataset("mnist", split="test")) == 500
+    hugging().to_parquet(tmp_path / "mnist" / "train.parquet")
+    assert len(open_dataset("./mnist", image_column="picture")) == 5
+    with pytest.raises(ValueError, match="Hugging Face data only"):
+        open_dataset("mnist", image_column="picture")
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
@@ -809,7 +852,7 @@ def test_tables_that_are_cut_off(tmp_path, write, message):
 
 
 def test_saved_dataset_with_a_format_of_its_own(tmp_path):
-    hugging().with_format("torch").save_to_disk(tmp_path / "a")
+    hugging().with_format("pandas").save_to_disk(tmp_path / "a")
     dataset = open_dataset(tmp_path / "a")
     assert (all_images(dataset) == np.stack([chw(image) for image in IMAGES])).all()
     assert dataset.labels is not None

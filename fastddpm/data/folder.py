@@ -41,8 +41,9 @@ def list_folder(folder: Path, split: str = "train", labels: bool = True) -> List
         labels: False: no classes, whatever the folders are called.
 
     Raises:
-        ValueError: no such folder or split; no images; images both beside class folders and in them; a class
-            folder without images, or one that the train split does not have.
+        OSError: a folder that cannot be read.
+        ValueError: no such folder or split; no images; a link in a circle; images both beside class folders and
+            in them; a class folder without images, or one that the train split does not have.
     """
     checked_split(split)
     if not folder.is_dir():
@@ -76,6 +77,11 @@ def _images_in(root: Path) -> list[Path]:
     others = 0
     for parent, folders, names in os.walk(root, onerror=_raise, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if Path(parent, name).is_symlink() and Path(parent, name).resolve() in _and_parents(parent):
+                raise ValueError(
+                    f"data {str(root)!r}: {Path(parent, name)} links to a folder that it lies in"
+                )
         visible = [name for name in names if not name.startswith(".")]
         images = [name for name in visible if Path(name).suffix.lower() in SUFFIXES]
         others += len(visible) - len(images)
@@ -86,6 +92,11 @@ def _images_in(root: Path) -> list[Path]:
             f"at least one file accepted that ends in {', '.join(SUFFIXES)}"
         )
     return sorted(found, key=lambda path: path.relative_to(root).parts)
+
+
+def _and_parents(folder: str) -> list[Path]:
+    path = Path(folder).resolve()
+    return [path, *path.parents]
 
 
 def _raise(error: OSError) -> None:

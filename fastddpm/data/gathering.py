@@ -159,7 +159,7 @@ def _for_each(count: int, work: Callable[[int], None]) -> dict[int, str]:
     """Calls ``work(i)`` for i in 0 .. count-1 on some threads; the reasons of those that failed, by i."""
     failed: dict[int, str] = {}
     workers = min(WORKERS, os.cpu_count() or 1)
-    size = min(BLOCK, -(-count // workers) or 1)
+    size = min(BLOCK, count // workers + 1)
 
     def block(start: int) -> None:
         for i in range(start, min(start + size, count)):
