@@ -42,8 +42,8 @@ def list_folder(folder: Path, split: str = "train", labels: bool = True) -> List
 
     Raises:
         OSError: a folder that cannot be read.
-        ValueError: no such folder or split; no images; a link in a circle; images both beside class folders and
-            in them; a class folder without images, or one that the train split does not have.
+        ValueError: no such folder or split; no images; a link in a circle; images both beside class folders
+            and in them; a class folder without images, or one that the train split does not have.
     """
     checked_split(split)
     if not folder.is_dir():
