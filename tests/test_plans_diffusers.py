@@ -382,3 +382,27 @@ def test_refuses_the_timesteps_diffusers_gets_wrong():
         from_ddpm_scheduler(scheduler, 61)
     with pytest.raises(ValueError, match="cannot be repeated"):
         from_dpmsolver_scheduler({"num_train_timesteps": 100}, 100)
+
+
+@pytest.mark.parametrize(
+    ("build", "config"),
+    [
+        (from_ddpm_scheduler, {}),
+        (from_ddpm_scheduler, {"beta_schedule": "sigmoid"}),
+        (from_ddpm_scheduler, {"beta_schedule": "laplace", "variance_type": "learned_range"}),
+        (from_ddim_scheduler, {"set_alpha_to_one": True}),
+        (from_ddim_scheduler, {"set_alpha_to_one": False, "beta_schedule": "scaled_linear"}),
+        (from_dpmsolver_scheduler, {"final_sigmas_type": "zero"}),
+        (from_dpmsolver_scheduler, {"final_sigmas_type": "sigma_min", "lambda_min_clipped": -5.1}),
+    ],
+    ids=str,
+)
+def test_the_default_dtype_of_torch_changes_nothing(build, config):
+    expected = build(config, 25)
+    torch.set_default_dtype(torch.float64)
+    try:
+        plan = build(config, 25)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert plan.table.tobytes() == expected.table.tobytes()
+    assert plan.timesteps.tolist() == expected.timesteps.tolist()

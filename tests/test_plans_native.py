@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan, spaced_timesteps
+from fastddpm.plans import METHODS, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan, make_plan, spaced_timesteps
 from fastddpm.plans.diffusers import from_ddpm_scheduler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels import reverse_step
@@ -623,6 +623,35 @@ def test_plan_checks_itself():
         dataclasses.replace(plan, model_time=plan.timesteps[:3])
     with pytest.raises(ValueError, match="not both"):
         dataclasses.replace(plan, clip=True, thresholding=(0.9, 1.0))
+    with pytest.raises(ValueError, match="prediction_type must be one of"):
+        dataclasses.replace(plan, prediction_type="score")
+    with pytest.raises(ValueError, match="model_time must be finite"):
+        dataclasses.replace(plan, model_time=np.array([3.0, 2.0, np.nan, 0.0]))
+
+
+@pytest.mark.parametrize(
+    "timesteps",
+    [
+        [0, 250, 500, 750],
+        [750, 500, 500, 0],
+        [750, 500, 250, -1],
+        [7.5, 5.0, 2.5, 0.0],
+        [[3, 2, 1, 0]],
+        [],
+        [True],
+    ],
+    ids=str,
+)
+def test_plan_refuses_timesteps_that_no_chain_walks(timesteps):
+    with pytest.raises(ValueError, match="a plan's timesteps must be at least one integer, strictly desc"):
+        dataclasses.replace(ddpm_plan(LINEAR, 4), timesteps=timesteps)
+
+
+def test_plan_takes_unsigned_timesteps():
+    plan = ddpm_plan(LINEAR, timesteps=[30, 20, 10, 0])
+    assert dataclasses.replace(plan, timesteps=plan.timesteps.astype(np.uint8)).timesteps.dtype == np.int64
+    with pytest.raises(ValueError, match="strictly desc"):
+        dataclasses.replace(plan, timesteps=np.array([3, 2, 1, 2], np.uint8))
 
 
 @pytest.mark.parametrize("build", [ddpm_plan, ddim_plan, dpmpp_2m_plan])
@@ -681,3 +710,77 @@ def test_bad_arguments(build, options, message):
 def test_bad_arguments_of_a_method(build, options, message):
     with pytest.raises(ValueError, match=message):
         build(LINEAR, **options)
+
+
+# ---------------------------------------------------------------- methods by name
+
+
+@pytest.mark.parametrize("clip", [None, 1.0, 0.3])
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddim_by_name_keeps_x0_and_eps_consistent(prediction, eta, clip):
+    """Where x0 is clipped, eps is what is left of x_t without it: x_t = alpha x0 + sigma eps in every row."""
+    plan = make_plan(
+        COSINE,
+        method="ddim",
+        num_inference_steps=10,
+        eta=eta,
+        prediction_type=prediction,
+        clip_sample_range=clip,
+    )
+    x, m, z, _ = inputs(len(plan))
+    for k, t in enumerate(plan.timesteps):
+        last = k == len(plan) - 1
+        abar, abar_prev = abar_of(COSINE, t), 1.0 if last else abar_of(COSINE, plan.timesteps[k + 1])
+        x0, _ = clean_and_noise(prediction, x[k], m[k], abar)
+        if clip is not None:
+            x0 = np.clip(x0, -clip, clip)
+        eps = (x[k] - math.sqrt(abar) * x0) / math.sqrt(1 - abar)
+        sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))
+        expected = math.sqrt(abar_prev) * x0 + math.sqrt(1 - abar_prev - sigma**2) * eps + sigma * z[k]
+        size = np.abs(np.stack([x0, eps, x[k] / math.sqrt(abar)])).max()
+        hold(step(plan, k, x[k], m[k], z=z[k])[0], expected, cancelled=size)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variance_type": "bogus"}, "variance_type must be one of"),
+        ({"sigma_scale": float("nan")}, "sigma_scale"),
+        ({"sigma_scale": -1.0}, "sigma_scale"),
+        ({"sigma_scale": "1"}, "sigma_scale"),
+        ({"eta": float("nan")}, "eta"),
+        ({"eta": -1}, "eta"),
+        ({"eta": "0"}, "eta"),
+    ],
+    ids=str,
+)
+def test_values_are_checked_with_every_method(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_plan(LINEAR, method=method, num_inference_steps=5, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("ddpm", {"eta": 0.5}, "eta belongs to ddim, 0 accepted here"),
+        ("dpmpp_2m", {"eta": 0.5}, "eta belongs to ddim, 0 accepted here"),
+        ("ddim", {"sigma_scale": 0.5}, "sigma_scale belongs to ddpm, 1 accepted here"),
+        ("dpmpp_2m", {"sigma_scale": 0.5}, "sigma_scale belongs to ddpm, 1 accepted here"),
+        ("ddim", {"variance_type": "fixed_large"}, "fixed_small or learned_range accepted here"),
+        ("dpmpp_2m", {"variance_type": "fixed_large"}, "fixed_small or learned_range accepted here"),
+    ],
+)
+def test_options_of_another_method(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_plan(LINEAR, method=method, num_inference_steps=5, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neutral_values_go_with_every_method(method):
+    for zero, one in ((0, 1), (np.float32(0), np.float32(1)), (np.int64(0), np.float64(1))):
+        plan = make_plan(LINEAR, method=method, num_inference_steps=5, eta=zero, sigma_scale=one)
+        assert (plan.method, plan.learned_range) == (method, False)
+    learned = make_plan(LINEAR, method=method, num_inference_steps=5, variance_type="learned_range")
+    assert learned.learned_range

@@ -2,39 +2,75 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from fastddpm.plans.ddim import ddim_plan
-from fastddpm.plans.ddpm import ddpm_plan
+from fastddpm.plans.ddpm import VARIANCE_TYPES, ddpm_plan
 from fastddpm.plans.dpmpp import dpmpp_2m_plan
-from fastddpm.plans.plan import Plan
+from fastddpm.plans.plan import Plan, check_choice
 from fastddpm.schedule import NoiseSchedule
 
 METHODS = ("ddpm", "ddim", "dpmpp_2m")
+COMMON = ("prediction_type", "clip_sample_range", "timestep_spacing", "timesteps")
 
 
-def make_plan(schedule: NoiseSchedule, *, method: str, **options: Any) -> Plan:
+def make_plan(
+    schedule: NoiseSchedule,
+    *,
+    method: str,
+    num_inference_steps: int | None = None,
+    eta: float = 0.0,
+    variance_type: str = "fixed_small",
+    sigma_scale: float = 1.0,
+    **options: Any,
+) -> Plan:
     """The plan for a method by name, from the sampler's options.
 
+    "ddim" computes eps anew from the clipped x0 (`use_clipped_model_output` of `ddim_plan`), so that x0 and
+    eps still make up x_t; without a clip it changes nothing. The pipelines of diffusers take the network's
+    eps, and `fastddpm.plans.diffusers` keeps their form.
+
+    Args:
+        schedule: the T training timesteps.
+        method: "ddpm", "ddim" or "dpmpp_2m".
+        num_inference_steps: S in 1 .. T; None is T.
+        eta: of ddim, in [0, 1]; 0 with another method.
+        variance_type: "fixed_small", "fixed_large" or "learned_range". "fixed_large" belongs to ddpm;
+            "learned_range" describes the network too, and other methods leave its second half unused.
+        sigma_scale: of ddpm, >= 0; 1 with another method.
+        **options: those in `COMMON` go to the method's plan; a sampler's others say nothing about it.
+
     Raises:
-        ValueError: unknown method, or an option that belongs to another method.
+        ValueError: unknown method, a bad value, or an option that belongs to another method.
     """
     if method not in METHODS:
         raise ValueError(f"method: {method!r} given, one of {', '.join(METHODS)} accepted")
-    common = {
-        name: options[name]
-        for name in ("prediction_type", "clip_sample_range", "timestep_spacing", "timesteps")
-        if name in options
-    }
-    steps, eta = options.get("num_inference_steps"), options.get("eta", 0.0)
-    if method == "ddim":
-        return ddim_plan(schedule, steps, eta=eta, **common)
-    if not (isinstance(eta, (int, float)) and eta == 0):
-        raise ValueError(f"eta: {eta!r} given with method {method!r}; eta belongs to ddim, 0 accepted here")
+    check_choice("variance_type", variance_type, VARIANCE_TYPES)
+    _check_owner("ddim", "eta", eta, 0, method)
+    _check_owner("ddpm", "sigma_scale", sigma_scale, 1, method)
+    common = {name: options[name] for name in COMMON if name in options}
     if method == "ddpm":
-        variance_type, sigma_scale = (
-            options.get("variance_type", "fixed_small"),
-            options.get("sigma_scale", 1.0),
+        return ddpm_plan(
+            schedule, num_inference_steps, variance_type=variance_type, sigma_scale=sigma_scale, **common
         )
-        return ddpm_plan(schedule, steps, variance_type=variance_type, sigma_scale=sigma_scale, **common)
-    return dpmpp_2m_plan(schedule, steps, **common)
+    if variance_type == "fixed_large":
+        raise ValueError(
+            f"variance_type: {variance_type!r} given with method {method!r}; fixed_large belongs to ddpm, "
+            "fixed_small or learned_range accepted here"
+        )
+    if method == "ddim":
+        plan = ddim_plan(schedule, num_inference_steps, eta=eta, use_clipped_model_output=True, **common)
+    else:
+        plan = dpmpp_2m_plan(schedule, num_inference_steps, **common)
+    return replace(plan, learned_range=variance_type == "learned_range")
+
+
+def _check_owner(owner: str, name: str, value: Any, neutral: int, method: str) -> None:
+    """ValueError where an option of one method is given, other than `neutral`, with another."""
+    if method != owner and not (isinstance(value, Real) and value == neutral):
+        raise ValueError(
+            f"{name}: {value!r} given with method {method!r}; {name} belongs to {owner}, "
+            f"{neutral} accepted here"
+        )

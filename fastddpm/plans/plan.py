@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         method: the method's name, such as "ddpm".
-        timesteps: int64 [S], the training timesteps visited, in the order of the visits (descending).
+        timesteps: int64 [S], the training timesteps visited, strictly descending and none below 0.
         model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels.
         table: float32 [S, 16]; columns as in `fastddpm_kernels.table.Column`.
         prediction_type: what the network returns.
@@ -62,7 +62,9 @@ class Plan:
     draws: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        """Freezes the arrays and refuses shapes that disagree and numbers that are not finite."""
+        """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        _check_descending(self.timesteps)
         steps = len(self.timesteps)
         draws = self.table[:, Column.C] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
@@ -70,8 +72,8 @@ class Plan:
         self._freeze("model_time", self.model_time, time_dtype, (steps,))
         self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
         self._freeze("draws", draws, np.bool_, (steps,))
-        if steps == 0:
-            raise ValueError("a plan needs at least one timestep, got none")
+        if not np.isfinite(self.model_time).all():
+            raise ValueError(f"a plan's model_time must be finite, got {self.model_time!r}")
         if self.clip and self.thresholding is not None:
             raise ValueError("a plan clips or thresholds x0, not both")
         finite = np.isfinite(self.table)
@@ -210,6 +212,16 @@ def check_clip_range(clip_sample_range: Any) -> float:
     if clip_sample_range == 0:
         raise ValueError(f"clip_sample_range must be above 0, or None for no clip, got {clip_sample_range!r}")
     return float(clip_sample_range)
+
+
+def _check_descending(timesteps: Any) -> None:
+    """ValueError unless `timesteps` are integers, at least one, strictly descending and none below 0."""
+    given = np.asarray(timesteps)
+    accepted = "at least one integer, strictly descending and none below 0"
+    if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
+        raise ValueError(f"a plan's timesteps must be {accepted}, got {timesteps!r}")
+    if given[-1] < 0 or np.any(given[1:] >= given[:-1]):
+        raise ValueError(f"a plan's timesteps must be {accepted}, got {timesteps!r}")
 
 
 def _column_name(column: int) -> str:

@@ -63,7 +63,8 @@ def float32_betas(config: Mapping[str, Any], accepted: tuple[str, ...]) -> torch
     if schedule == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, total, dtype=torch.float32) ** 2
     if schedule == "sigmoid":
-        squashed: torch.Tensor = torch.sigmoid(torch.linspace(-6, 6, total)) * (end - start) + start
+        points = torch.linspace(-6, 6, total, dtype=torch.float32)
+        squashed: torch.Tensor = torch.sigmoid(points) * (end - start) + start
         return squashed
     alpha_bar = _laplace_alpha_bar if schedule == "laplace" else _cosine_alpha_bar
     steps = [min(1 - alpha_bar((i + 1) / total) / alpha_bar(i / total), 0.999) for i in range(total)]

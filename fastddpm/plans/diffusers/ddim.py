@@ -60,7 +60,7 @@ def from_ddim_scheduler(
     visited = ancestral_timesteps(config, num_inference_steps)
 
     alphas_cumprod = float32_alphas_cumprod(config, _BETA_SCHEDULES)
-    final = torch.tensor(1.0) if config["set_alpha_to_one"] else alphas_cumprod[0]
+    final = torch.tensor(1.0, dtype=torch.float32) if config["set_alpha_to_one"] else alphas_cumprod[0]
     abar = alphas_cumprod[torch.from_numpy(visited)]
     previous = torch.from_numpy(visited - total // num_inference_steps)
     abar_prev = torch.where(previous >= 0, alphas_cumprod[previous.clamp(min=0)], final)

@@ -67,7 +67,7 @@ def from_ddpm_scheduler(
 
     alphas_cumprod = float32_alphas_cumprod(config, _BETA_SCHEDULES)
     abar = alphas_cumprod[torch.from_numpy(visited)]
-    abar_prev = torch.cat([abar[1:], torch.ones(1)])
+    abar_prev = torch.cat([abar[1:], torch.ones(1, dtype=torch.float32)])
     alpha = abar / abar_prev
     beta = 1 - alpha
     variance = torch.clamp((1 - abar_prev) / (1 - abar) * beta, min=1e-20)

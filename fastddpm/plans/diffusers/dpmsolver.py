@@ -65,7 +65,7 @@ def from_dpmsolver_scheduler(scheduler: Mapping[str, Any] | Any, num_inference_s
     visited = _timesteps(config, alphas_cumprod, num_inference_steps)
 
     sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
-    last = sigmas[:1] if config["final_sigmas_type"] == "sigma_min" else torch.zeros(1)
+    last = sigmas[:1] if config["final_sigmas_type"] == "sigma_min" else torch.zeros(1, dtype=torch.float32)
     sigmas = torch.cat([sigmas[torch.from_numpy(visited)], last])
     alpha = 1 / ((sigmas**2 + 1) ** 0.5)
     sigma = sigmas * alpha
