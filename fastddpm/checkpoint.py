@@ -1,13 +1,14 @@
 """Models on disk: a folder of `config.json`, `model.safetensors`, `schedule.json` and `sampler.json`.
 
 `save_folder` writes one, `load` reads one (or the model in the box) and gives a ready `Sampler`. Everything
-is JSON or safetensors; nothing is unpickled. Files are written under a temporary name and renamed.
+is JSON or safetensors; nothing is unpickled. Files are written under a temporary name and renamed together.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,40 @@ def save_folder(
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: an option that is not accepted, or is no JSON value. The folder is as it was then, and
+            after an error while the files are written.
     """
     folder = Path(folder)
     options = dict(sampler or {})
     Sampler(model, schedule, **options)  # an option that cannot be read back fails here
-    folder.mkdir(parents=True, exist_ok=True)
+    documents = {
+        "config.json": _as_json(model.config.to_dict()),
+        "sampler.json": _as_json(options),
+        "schedule.json": _as_json(schedule.to_dict()),
+    }
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(state, temporary, metadata={"format": "fastddpm"})
-    documents = {"config.json": model.config.to_dict(), "schedule.json": schedule.to_dict()}
-    for name, document in {**documents, "sampler.json": options}.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    # All four are written before the first takes its name. They take it in reverse, config.json last, and the
+    # old config.json goes before that: whatever ends the process in between leaves a folder that `load`
+    # refuses, never the weights of one model with the schedule or the options of another.
+    with ExitStack() as stack:
+        for name, text in documents.items():
+            stack.enter_context(replacing(folder / name)).write_text(text)
+        weights = stack.enter_context(replacing(folder / "model.safetensors"))
+        save_file(state, weights, metadata={"format": "fastddpm"})
+        (folder / "config.json").unlink(missing_ok=True)
     return folder
+
+
+def _as_json(document: Mapping[str, Any]) -> str:
+    for name, value in document.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {value!r} given, a value that JSON can hold accepted") from error
+    return json.dumps(document, indent=2) + "\n"
 
 
 def load(

@@ -44,21 +44,11 @@ class NoiseSchedule:
     zero_terminal_snr: bool
     _parameters: dict[str, int | float]
 
-    def __init__(
-        self,
-        betas: Betas,
-        *,
-        name: str = "custom",
-        parameters: Mapping[str, int | float] | None = None,
-        zero_terminal_snr: bool = False,
-    ) -> None:
-        """Prefer the named constructors; `name` and `parameters` are what `to_dict` writes."""
-        object.__setattr__(self, "betas", formulas.checked(betas))
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "zero_terminal_snr", zero_terminal_snr)
-        object.__setattr__(self, "_parameters", dict(parameters or {}))
-
-    # ---------------------------------------------------------------- constructors
+    def __init__(self, betas: Betas) -> None:
+        """A schedule from T given betas (list, array or tensor), read as float64; as `from_betas`."""
+        vars(self).update(
+            betas=formulas.checked(betas), name="custom", zero_terminal_snr=False, _parameters={}
+        )
 
     @classmethod
     def linear(
@@ -145,15 +135,26 @@ class NoiseSchedule:
         Lin et al. 2023, algorithm 1; diffusers' `rescale_betas_zero_snr`. Needs T >= 2.
         """
         betas = formulas.rescaled_zero_terminal_snr(self.alphas_cumprod)
-        return type(self)(betas, name=self.name, parameters=self._parameters, zero_terminal_snr=True)
+        return self._described(betas, self.name, self._parameters, True)
 
     @classmethod
     def _of(cls, name: str, num_train_timesteps: int, **parameters: float) -> NoiseSchedule:
         betas = getattr(formulas, name)(num_train_timesteps=num_train_timesteps, **parameters)
         plain = {key: float(value) for key, value in parameters.items()}
-        return cls(betas, name=name, parameters={"num_train_timesteps": len(betas), **plain})
+        return cls._described(betas, name, {"num_train_timesteps": len(betas), **plain}, False)
 
-    # ---------------------------------------------------------------- derived quantities
+    @classmethod
+    def _described(
+        cls, betas: Betas, name: str, parameters: dict[str, int | float], zero_terminal_snr: bool
+    ) -> NoiseSchedule:
+        """Betas with the name and parameters that gave them, which is for the named constructors to say."""
+        schedule = cls(betas)
+        vars(schedule).update(name=name, _parameters=parameters, zero_terminal_snr=zero_terminal_snr)
+        return schedule
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrays come out of pickle and deepcopy writable; made anew, they are read-only again.
+        return self._described, (self.betas, self.name, self._parameters, self.zero_terminal_snr)
 
     @property
     def num_train_timesteps(self) -> int:
@@ -241,8 +242,6 @@ class NoiseSchedule:
         if not isinstance(values, np.ndarray):
             raise ValueError(f"name must be one of the schedule's arrays, such as 'betas', got {name!r}")
         return torch.tensor(values, dtype=dtype or torch.float32, device=device)
-
-    # ---------------------------------------------------------------- as a value
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for schedule.json: the name and parameters, or the betas of a custom schedule."""

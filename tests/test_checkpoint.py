@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from networks import TINY, make_unet
@@ -54,6 +56,51 @@ def test_nothing_half_written_and_nothing_left_over(folder, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         save_folder(folder, make_unet(seed=1), NoiseSchedule.linear(), OPTIONS)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("timesteps", np.array([100, 50, 0])), ("sigma_scale", np.float32(0.5))]
+)
+def test_options_that_json_cannot_hold_change_nothing(folder, tmp_path, option, value):
+    before = contents(folder)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(ValueError, match=f"{option}: .* given, a value that JSON can hold accepted"):
+            save_folder(target, make_unet(seed=1), NoiseSchedule.linear(), {option: value})
+    assert contents(folder) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("renames", range(5))
+def test_a_crash_between_two_renames_leaves_no_mixture(folder, tmp_path, monkeypatch, renames):
+    """The folder is the old model, the new one, or one that is refused."""
+    old = contents(folder)
+    new = contents(
+        save_folder(tmp_path / "new", make_unet(seed=1), NoiseSchedule.linear(), {"shape": [3, 8, 8]})
+    )
+    done = []
+    rename = Path.replace
+
+    def crashing(self, target):
+        if len(done) == renames:
+            raise SystemExit("killed")
+        done.append(target)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", crashing)
+    if renames < 4:
+        with pytest.raises(SystemExit, match="killed"):
+            save_folder(folder, make_unet(seed=1), NoiseSchedule.linear(), {"shape": [3, 8, 8]})
+        with pytest.raises(CheckpointError, match=r"config.json: not found"):
+            load(folder)
+    else:
+        save_folder(folder, make_unet(seed=1), NoiseSchedule.linear(), {"shape": [3, 8, 8]})
+        assert contents(folder) == new
+    assert old != new
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_options_that_could_not_be_read_back_are_not_written(tmp_path):

@@ -138,8 +138,22 @@ def test_survives_json_and_copies(schedule):
     assert again == schedule
     assert again.to_dict() == schedule.to_dict()
     assert repr(again) == repr(schedule)
-    assert pickle.loads(pickle.dumps(schedule)) == schedule
-    assert copy.deepcopy(schedule) == schedule
+    schedule.alphas_cumprod.sum()  # what is derived is kept, and copied or not
+    for same in (again, pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule), copy.copy(schedule)):
+        assert same == schedule
+        assert same.to_dict() == schedule.to_dict()
+        for name in ("betas", "alphas", "alphas_cumprod", "posterior_variance"):
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(same, name)[0] = 0.5
+
+
+def test_a_name_is_for_the_named_constructors():
+    """A schedule with betas of its own under the name of a formula would be read back as that formula."""
+    betas = [0.1, 0.2, 0.3]
+    for options in ({"name": "linear"}, {"name": "mine"}, {"parameters": {}}, {"zero_terminal_snr": True}):
+        with pytest.raises(TypeError):
+            NoiseSchedule(betas, **options)
+    assert NoiseSchedule.from_dict(NoiseSchedule(betas).to_dict()) == NoiseSchedule.from_betas(betas)
 
 
 def test_repr_is_the_call_that_makes_it():
