@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from fastddpm.engine import Loop, Loops, StepCase
 from fastddpm.network import Model, in_eval_mode
@@ -12,64 +16,120 @@ from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise, ring_length
 from fastddpm.request import Batch
 
+# Steps between two looks at the host (progress, torch noise) when steps are graph replays.
+GRAPH_SEGMENT = 64
 
-def step_case(batch: Batch, plan: Plan, *, keep_x0: bool) -> StepCase:
+
+@dataclasses.dataclass(frozen=True)
+class Walker:
+    """Runs batches of one model through plans.
+
+    Attributes:
+        loops: where loops are kept.
+        model: the network; in eval mode while a batch runs.
+        device: where it runs.
+        dtype: what the model takes x in.
+        capacity: rows that the loops' tables have room for at least.
+    """
+
+    loops: Loops
+    model: Model
+    device: torch.device
+    dtype: torch.dtype
+    capacity: int
+
+    def walk(
+        self,
+        batch: Batch,
+        plan: Plan,
+        *,
+        row: int = 0,
+        x: Tensor | None = None,
+        every_step: bool = False,
+        keep_x0: bool = False,
+    ) -> Iterator[tuple[int, Loop]]:
+        """Runs a batch from a plan row to the end; yields (rows done, loop), at the start and after each
+        segment.
+
+        Args:
+            batch: noise, conditioning, and the state to start from.
+            plan: what to do.
+            row: where to start.
+            x: another state to start from.
+            every_step: a segment is one step, so that the caller sees each.
+            keep_x0: keep each step's predicted clean image in the loop's buffers.
+        """
+        in_python = self.loops.engine in ("eager", "compile")
+        segment = 1 if every_step or in_python else GRAPH_SEGMENT
+        case = step_case(batch, plan, ring_steps=1 if in_python else GRAPH_SEGMENT, keep_x0=keep_x0)
+        with in_eval_mode(self.model):
+            loop = self.loops.get(
+                self.model,
+                case,
+                device=self.device,
+                dtype=self.dtype,
+                n_steps=len(plan),
+                capacity=max(len(plan), self.capacity),
+                time_dtype=torch.tensor(plan.model_time[:1]).dtype,
+                cond=batch.cond,
+                condition=batch.condition,
+            )
+            loop.load(plan, batch, batch.initial() if x is None else x, row)
+            yield row, loop
+            while row < len(plan):
+                stop = min(row + segment, len(plan))
+                if isinstance(batch.source, TorchNoise) and loop.buffers.noise is not None:
+                    stop = min(stop, (row // case.ring + 1) * case.ring)
+                    batch.source.fill(loop.buffers.noise, plan, row, stop)
+                loop.run(stop - row)
+                row = stop
+                yield row, loop
+
+
+class Turn:
+    """Lets one chain at a time use a sampler's buffers: other threads wait, a callback may not start one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Waits for the turn and holds it.
+
+        Raises:
+            RuntimeError: this thread holds it already.
+        """
+        if self._thread == threading.get_ident():
+            raise RuntimeError("this sampler is in the middle of a chain; use another Sampler in a callback")
+        with self._lock:
+            self._thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._thread = None
+
+
+@contextmanager
+def without_grad() -> Iterator[None]:
+    """No gradients, and no inference mode either: a tensor made there could not be a buffer later."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def step_case(batch: Batch, plan: Plan, *, ring_steps: int, keep_x0: bool) -> StepCase:
     """What is fixed in every step of this batch under this plan."""
-    shape = tuple(batch.x.shape)
     is_torch = isinstance(batch.source, TorchNoise)
     # A sequential generator also draws where the noise is then multiplied by 0.
     is_noisy = bool(plan.draws is not None and plan.draws.any()) if is_torch else plan.stochastic
     return StepCase(
-        shape=shape,  # type: ignore[arg-type]
+        shape=batch.shape,
         noise=batch.source.kind if is_noisy else "none",
-        ring=ring_length(shape, len(plan)) if is_torch and is_noisy else 0,
+        ring=ring_length(batch.shape, ring_steps) if is_torch and is_noisy else 0,
         guided=batch.guidance is not None,
         clip=plan.clip,
         multistep=plan.multistep,
         keep_x0=keep_x0,
         thresholding=plan.thresholding,
+        learned_range=plan.learned_range and plan.stochastic,
     )
-
-
-def walk(
-    loops: Loops,
-    model: Model,
-    batch: Batch,
-    plan: Plan,
-    *,
-    row: int,
-    segment: int,
-    capacity: int,
-    keep_x0: bool = False,
-) -> Iterator[tuple[int, Loop]]:
-    """Runs a batch from a plan row to the end; yields (rows done, loop) after each segment.
-
-    Args:
-        loops: where loops are kept.
-        model: the network; in eval mode while this runs.
-        batch: state, noise and conditioning.
-        plan: what to do.
-        row: where to start.
-        segment: most rows between two looks at the host.
-        capacity: rows that the loop's tables have room for, at least the plan's.
-        keep_x0: keep each step's predicted clean image in the loop's buffers.
-    """
-    case = step_case(batch, plan, keep_x0=keep_x0)
-    with in_eval_mode(model):
-        loop = loops.get(
-            model,
-            case,
-            capacity=max(len(plan), capacity),
-            time_dtype=torch.tensor(plan.model_time[:1]).dtype,
-            cond=batch.cond,
-            condition=batch.condition,
-        )
-        loop.load(plan, batch, row)
-        while row < len(plan):
-            stop = min(row + segment, len(plan))
-            if isinstance(batch.source, TorchNoise) and loop.buffers.noise is not None:
-                stop = min(stop, (row // case.ring + 1) * case.ring)
-                batch.source.fill(loop.buffers.noise, plan, row, stop)
-            loop.run(stop - row)
-            row = stop
-            yield row, loop

@@ -7,6 +7,9 @@ state and the device counter gives the model's output for the current plan row, 
 
 from __future__ import annotations
 
+import functools
+import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -34,10 +37,27 @@ def unwrapped(output: Any) -> Tensor:
     )
 
 
-def model_device_dtype(model: Model) -> tuple[torch.device, torch.dtype]:
-    """Device and floating dtype of a model's first parameter; CPU and float32 if it has none."""
+def modules_of(model: Model) -> list[nn.Module]:
+    """The modules that a model runs, as far as they can be seen: itself, or what a bound method's object, a
+    `functools.partial` or a closure holds. Not what a function finds in global variables."""
     if isinstance(model, nn.Module):
-        for parameter in model.parameters():
+        return [model]
+    if isinstance(model, functools.partial):
+        held = [model.func, *model.args, *model.keywords.values()]
+    elif inspect.isfunction(model):
+        held = [cell.cell_contents for cell in model.__closure__ or ()]
+    elif inspect.ismethod(model):
+        held = [model.__self__, model.__func__]
+    else:
+        # Any other object: the modules among its attributes, and no further.
+        return [value for value in getattr(model, "__dict__", {}).values() if isinstance(value, nn.Module)]
+    return [module for value in held for module in modules_of(value)]
+
+
+def model_device_dtype(model: Model) -> tuple[torch.device, torch.dtype]:
+    """Device and floating dtype of a model's first parameter; CPU and float32 if none can be seen."""
+    for module in modules_of(model):
+        for parameter in module.parameters():
             if parameter.is_floating_point():
                 return parameter.device, parameter.dtype
     return torch.device("cpu"), torch.float32
@@ -47,7 +67,9 @@ class Network:
     """Any model ``model(x, t, **cond)``, its time input and conditioning in static buffers.
 
     Args:
-        model: the model; called with x ``(N, C, H, W)`` in its own dtype and t ``(N,)``.
+        model: the model; called with x ``(N, C, H, W)`` in ``dtype`` and t ``(N,)``. It must not change x.
+        device: where buffers are.
+        dtype: what the model takes x in.
         capacity: plan rows the time buffer holds.
         guided: the batch is doubled, unconditional half first; ``cond`` tensors come doubled already.
         condition: image ``(N, Cc, H, W)`` concatenated in front of x, as in SR3; only its shape is used here.
@@ -59,6 +81,8 @@ class Network:
         self,
         model: Model,
         *,
+        device: torch.device,
+        dtype: torch.dtype,
         capacity: int,
         guided: bool,
         time_dtype: torch.dtype,
@@ -67,7 +91,7 @@ class Network:
     ) -> None:
         self.model = model
         self.guided = guided
-        device, self.dtype = model_device_dtype(model)
+        self.dtype = dtype
         self.cond = {name: torch.empty_like(value) for name, value in cond.items()}
         self.condition = None if condition is None else torch.empty_like(condition)
         self.time = torch.zeros(capacity, dtype=time_dtype, device=device)
@@ -106,9 +130,9 @@ class TabulatedUNet(Network):
     def __init__(self, model: UNet, *, class_labels: Tensor | None, **buffers: Any) -> None:
         super().__init__(model, cond={}, **buffers)
         width = sum(block.out_channels for block in model.residual_blocks)
-        self.table = torch.zeros(len(self.time), width, dtype=self.dtype, device=self.time.device)
+        self.table = torch.zeros(len(self.time), width, dtype=model.dtype, device=self.time.device)
         rows = 1 if class_labels is None else len(class_labels)
-        self.class_bias = torch.zeros(rows, width, dtype=self.dtype, device=self.time.device)
+        self.class_bias = torch.zeros(rows, width, dtype=model.dtype, device=self.time.device)
 
     def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
         """Fills the buffers for one chain; ``cond`` holds ``class_labels`` or nothing."""
@@ -137,15 +161,34 @@ def bind(model: Model, *, cond: Mapping[str, Tensor], **buffers: Any) -> Network
     return Network(model, cond=cond, **buffers)
 
 
+# Modules that chains run at this moment: how many do, and the submodules to put back into training mode.
+_running: dict[int, tuple[int, list[nn.Module]]] = {}
+_running_lock = threading.Lock()
+
+
 @contextmanager
 def in_eval_mode(model: Model) -> Iterator[None]:
-    """Puts a module into eval mode and every submodule back into its own mode afterwards."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    training = [module for module in modules if module.training]
-    for module in training:
-        module.training = False
+    """Puts a model into eval mode and every submodule back into its own mode afterwards.
+
+    With several chains on one model, in several threads or samplers, the last to end puts it back.
+    """
+    modules = modules_of(model)
+    with _running_lock:
+        for module in modules:
+            count, training = _running.get(id(module), (0, []))
+            if count == 0:
+                training = [part for part in module.modules() if part.training]
+                for part in training:
+                    part.training = False
+            _running[id(module)] = (count + 1, training)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _running_lock:
+            for module in modules:
+                count, training = _running.pop(id(module))
+                if count > 1:
+                    _running[id(module)] = (count - 1, training)
+                else:
+                    for part in training:
+                        part.training = True

@@ -53,6 +53,10 @@ class PhiloxNoise:
     def __init__(self, seeds: Tensor) -> None:
         self.seeds = seeds
 
+    def of(self, rows: Tensor) -> PhiloxNoise:
+        """The noise of some of the samples, int64 ``(B,)`` of their places."""
+        return PhiloxNoise(self.seeds[rows])
+
     def initial(self, shape: tuple[int, ...]) -> Tensor:
         """x_T, float32 ``shape`` = ``(B, C, H, W)``."""
         return normal(self.seeds, 0, shape[1:])
@@ -67,7 +71,7 @@ class TorchNoise:
 
     Args:
         generator: one generator, a list with one per sample, or None for torch's global state. It may live on
-            the CPU while the state is on a GPU, as in diffusers.
+            the CPU while the state is on a GPU, as in diffusers. Draws are float32, as the state is.
         device: where the state is.
     """
 
@@ -75,6 +79,17 @@ class TorchNoise:
 
     def __init__(self, generator: Generators | None, device: torch.device) -> None:
         self.generator, self.device = generator, device
+
+    @property
+    def is_per_sample(self) -> bool:
+        """Whether every sample has a generator of its own."""
+        return isinstance(self.generator, (list, tuple))
+
+    def of(self, rows: Tensor) -> TorchNoise:
+        """The noise of some of the samples; all of them with one generator."""
+        if not isinstance(self.generator, (list, tuple)):
+            return self
+        return TorchNoise([self.generator[i] for i in rows.tolist()], self.device)
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normals, float32 ``shape``, on the state's device."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,22 +28,26 @@ class Batch:
     """One run of the loop.
 
     Attributes:
-        x: float32 ``(B, C, H, W)``, the state to start from.
+        shape: ``(B, C, H, W)`` of the state.
+        x: float32 ``(B, C, H, W)``, the state to start from; None for noise.
         count: images asked for; rows beyond are padding.
         source: where the noise comes from.
-        seeds: int64 ``(B,)`` with Philox noise.
         guidance: float32 ``(B,)``, or None without guidance.
         cond: keyword tensors for the model, doubled under guidance.
         condition: ``(B, Cc, H, W)``, doubled under guidance, or None.
     """
 
-    x: Tensor
+    shape: tuple[int, int, int, int]
+    x: Tensor | None
     count: int
     source: PhiloxNoise | TorchNoise
-    seeds: Tensor | None
     guidance: Tensor | None
     cond: dict[str, Tensor]
     condition: Tensor | None
+
+    def initial(self) -> Tensor:
+        """The state to start from: ``x``, or noise drawn now."""
+        return self.source.initial(self.shape) if self.x is None else self.x
 
 
 def make_batches(
@@ -70,38 +76,46 @@ def make_batches(
     guided = _is_guided(guidance_scale)
     labels = _labels(sampler, class_labels, count, guided, device)
     condition = _condition(condition, count, image, device)
-    size = _batch_size(max_batch, count, noise)
-    x = None if x is None else x.detach().to(device, torch.float32)
+    size = _batch_size(max_batch, count, source)
+    start_from = None if x is None else _start(x, device)
 
     batches = []
     for start in range(0, count, size):
-        rows = torch.arange(start, start + size, device=device).clamp(max=count - 1)
-        seeds_here = None
-        source_here = source
-        if isinstance(source, PhiloxNoise):
-            seeds_here = source.seeds[rows]
-            source_here = PhiloxNoise(seeds_here)
-        initial = x[rows] if x is not None else source_here.initial((size, *image))
+        left = min(size, count - start)
+        # The last batch is padded to the size of the others, except where padding would draw from generators.
+        rows = torch.arange(start, start + (size if isinstance(source, PhiloxNoise) else left), device=device)
+        rows = rows.clamp(max=count - 1)
         cond = {} if labels is None else {"class_labels": labels[rows]}
         here = None if condition is None else condition[rows]
         guidance = None
         if guided:
-            guidance = torch.full((size,), float(guidance_scale), dtype=torch.float32, device=device)
-            null = torch.full((size,), _null_label(sampler), dtype=torch.int64, device=device)
+            guidance = torch.full((len(rows),), float(guidance_scale), dtype=torch.float32, device=device)
+            null = torch.full((len(rows),), _null_label(sampler), dtype=torch.int64, device=device)
             cond = {"class_labels": torch.cat((null, cond["class_labels"]))}
             here = None if here is None else torch.cat((here, here))
-        left = min(size, count - start)
-        batches.append(Batch(initial, left, source_here, seeds_here, guidance, cond, here))
+        channels, height, width = image
+        batches.append(
+            Batch(
+                shape=(len(rows), channels, height, width),
+                x=None if start_from is None else start_from[rows],
+                count=left,
+                source=source.of(rows),
+                guidance=guidance,
+                cond=cond,
+                condition=here,
+            )
+        )
     return batches
 
 
 def _count(batch_size: int | None, seeds: Any, generator: Any, x: Tensor | None) -> int:
-    if batch_size is not None and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
-    ):
-        raise ValueError(f"batch_size: {batch_size!r} given, an integer of at least 1 accepted")
-    if x is not None and x.ndim != 4:
-        raise ValueError(f"x_T: shape {tuple(x.shape)} given, (B, C, H, W) accepted")
+    if batch_size is not None:
+        batch_size = whole("batch_size", batch_size, least=1)
+    if x is not None and (not isinstance(x, Tensor) or x.ndim != 4 or not x.numel()):
+        what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x_T: {what} given, a tensor (B, C, H, W) accepted")
+    if seeds is not None and not hasattr(seeds, "__len__"):
+        raise ValueError(f"seeds: {seeds!r} given, a list of integers accepted")
     counts = {
         "batch_size": batch_size,
         "seeds": None if seeds is None else len(seeds),
@@ -122,6 +136,9 @@ def _source(
     if noise == "torch":
         if seeds is not None:
             raise ValueError('seeds: given with noise="torch", which draws from `generator`; None accepted')
+        generators = generator if isinstance(generator, (list, tuple)) else [generator]
+        if not all(one is None or isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(f"generator: {generator!r} given, a torch.Generator or one per image accepted")
         return TorchNoise(generator, device)
     if noise != "philox":
         raise ValueError(f"noise: {noise!r} given, 'philox' or 'torch' accepted")
@@ -133,7 +150,7 @@ def _source(
     return PhiloxNoise(values.to(device))
 
 
-def _image_shape(sampler: Sampler, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, ...]:
+def _image_shape(sampler: Sampler, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, int, int]:
     image = shape if shape is not None else sampler.shape
     if x is not None:
         given = tuple(x.shape[1:])
@@ -142,14 +159,20 @@ def _image_shape(sampler: Sampler, shape: Sequence[int] | None, x: Tensor | None
         image = given
     if image is None:
         raise ValueError("shape: none given and the sampler has no default; (C, H, W) accepted")
-    values = tuple(image)
-    if len(values) != 3 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
+    return image_shape(image)
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """``(C, H, W)``, checked."""
+    values = tuple(shape)
+    if len(values) != 3 or not all(is_whole(v) and v >= 1 for v in values):
         raise ValueError(f"shape: {values!r} given, three positive integers (C, H, W) accepted")
-    return values
+    channels, height, width = (int(v) for v in values)
+    return channels, height, width
 
 
 def _is_guided(guidance_scale: float) -> bool:
-    if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+    if not isinstance(guidance_scale, numbers.Real) or not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale: {guidance_scale!r} given, a finite number accepted")
     return guidance_scale != 1.0
 
@@ -187,13 +210,14 @@ def _labels(
         if null is None:
             raise ValueError(f"class_labels: None given, labels from 0 to {n_classes - 1} accepted")
         return torch.full((count,), null, dtype=torch.int64, device=device)
-    if isinstance(class_labels, int):
-        class_labels = [class_labels] * count
-    values = class_labels.tolist() if isinstance(class_labels, Tensor) else list(class_labels)
+    values = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
+    values = list(values) if isinstance(values, Iterable) else [values] * count
     if len(values) != count:
-        raise ValueError(f"class_labels: {len(values)} given, 1 or {count} accepted")
+        raise ValueError(
+            f"class_labels: {len(values)} given for {count} images; one for all, or one each accepted"
+        )
     for value in values:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not is_whole(value) or value < 0:
             raise ValueError(f"class_labels: {value!r} given, integers of at least 0 accepted")
         if n_classes is not None and value >= n_classes and value != null_label(sampler):
             raise ValueError(f"class_labels: {value} given, 0 to {n_classes - 1} accepted")
@@ -205,6 +229,8 @@ def _condition(
 ) -> Tensor | None:
     if condition is None:
         return None
+    if not isinstance(condition, Tensor):
+        raise ValueError(f"condition: {type(condition).__name__} given, a tensor (B or 1, Cc, H, W) accepted")
     if condition.ndim != 4 or condition.shape[0] not in (1, count) or condition.shape[2:] != image[1:]:
         raise ValueError(
             f"condition: shape {tuple(condition.shape)} given, "
@@ -213,14 +239,33 @@ def _condition(
     return condition.detach().to(device, torch.float32).expand(count, -1, -1, -1)
 
 
-def _batch_size(max_batch: int | None, count: int, noise: str) -> int:
+def _batch_size(max_batch: int | None, count: int, source: PhiloxNoise | TorchNoise) -> int:
     if max_batch is None:
         return count
-    if isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1:
-        raise ValueError(f"max_batch: {max_batch!r} given, None or an integer of at least 1 accepted")
-    if max_batch < count and noise == "torch":
+    size = min(whole("max_batch", max_batch, least=1), count)
+    if size < count and isinstance(source, TorchNoise) and not source.is_per_sample:
         raise ValueError(
-            f'max_batch: {max_batch} given for {count} images with noise="torch", whose draws are of whole '
-            f"batches; at least {count} accepted"
+            f'max_batch: {max_batch} given for {count} images with noise="torch" and one generator, which '
+            f"draws for all images at once; at least {count}, or a generator per image, accepted"
         )
-    return min(max_batch, count)
+    return size
+
+
+def _start(x: Tensor, device: torch.device) -> Tensor:
+    if not x.is_floating_point():
+        raise ValueError(f"x_T: {x.dtype} given, floating point in the model's range accepted")
+    if not x.isfinite().all():
+        raise ValueError("x_T: NaN or infinity among the values, finite numbers accepted")
+    return x.detach().to(device, torch.float32)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer, NumPy's included, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
+
+
+def whole(name: str, value: Any, *, least: int) -> int:
+    """The integer, at least ``least``; ValueError naming the argument otherwise."""
+    if not is_whole(value) or value < least:
+        raise ValueError(f"{name}: {value!r} given, an integer of at least {least} accepted")
+    return int(value)

@@ -7,23 +7,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastddpm.chain import walk
-from fastddpm.engine import Engine, Loop, Loops, resolve_engine
+from fastddpm.chain import Turn, Walker, without_grad
+from fastddpm.engine import Engine, Loops, resolve_engine
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.plans import Plan, make_plan
 from fastddpm.progress import progress_bar
-from fastddpm.request import Batch, make_batches
+from fastddpm.request import Batch, image_shape, make_batches, whole
 from fastddpm.schedule import NoiseSchedule
 
 Callback = Callable[[int, int, Tensor], None]
-# Steps between two looks at the host (progress, torch noise) when steps are graph replays.
-GRAPH_SEGMENT = 64
+# What `sample_trajectory` and `sample_from` pass on.
+SHARED_ARGUMENTS = (
+    "batch_size",
+    "seeds",
+    "shape",
+    "class_labels",
+    "guidance_scale",
+    "condition",
+    "noise",
+    "generator",
+    "x_T",
+    "max_batch",
+)
 
 
 class Sampler:
@@ -31,7 +43,8 @@ class Sampler:
 
     Args:
         model: ``model(x, t, **cond)`` with x ``(B, C, H, W)`` and t int64 ``(B,)``; a UNet of this package,
-            or any callable. Sampling runs it in eval mode and leaves it as it was.
+            or any callable that does not change x. Sampling runs its modules in eval mode, and puts them
+            back.
         schedule: the noise schedule it was trained with.
         method: ``ddpm`` (Ho et al. 2020), ``ddim`` (Song et al. 2021) or ``dpmpp_2m`` (DPM-Solver++(2M), Lu
             et al. 2022).
@@ -46,12 +59,16 @@ class Sampler:
         eta: of ddim: 0 deterministic, 1 as noisy as ddpm.
         null_label: the label that means "no class"; taken from our own networks.
         shape: ``(C, H, W)`` of an image, so that `sample` need not be told.
+        device: where to run; None for where the model's weights are (a function's are found in its closure).
+        dtype: what the model takes x in; None for its weights'.
         engine: ``auto``, ``eager``, ``compile``, ``cudagraph`` or ``max``; see docs/architecture.md.
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
         EngineUnavailable: ``cudagraph`` or ``max`` without a CUDA device.
     """
+
+    _options: dict[str, Any]
 
     def __init__(
         self,
@@ -69,40 +86,77 @@ class Sampler:
         eta: float = 0.0,
         null_label: int | None = None,
         shape: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         engine: Engine = "auto",
     ) -> None:
-        options = {
-            name: value for name, value in locals().items() if name not in ("self", "model", "schedule")
+        method_options: dict[str, Any] = {
+            "method": method,
+            "num_inference_steps": num_inference_steps,
+            "prediction_type": prediction_type,
+            "variance_type": variance_type,
+            "sigma_scale": sigma_scale,
+            "clip_sample_range": clip_sample_range,
+            "timestep_spacing": timestep_spacing,
+            "timesteps": timesteps,
+            "eta": eta,
         }
-        self.model, self.schedule = model, schedule
-        self._options: dict[str, Any] = options
-        self.plan = make_plan(schedule, **options)
-        self._set_up(engine, shape, null_label)
+        plan = make_plan(schedule, **method_options)
+        options: dict[str, Any] = {"null_label": null_label, "shape": shape, "device": device, "dtype": dtype}
+        self._set_up(model, schedule, plan, engine=engine, **options)
+        self._options = {**method_options, **self._options}
 
     @classmethod
-    def from_plan(
-        cls,
+    def from_plan(cls, model: Model, schedule: NoiseSchedule, plan: Plan, **options: Any) -> Sampler:
+        """A sampler that walks a plan made elsewhere (`fastddpm.plans`), such as a peer's arithmetic.
+
+        Args:
+            model: as in the constructor.
+            schedule: likewise.
+            plan: what to do at each step.
+            **options: ``null_label``, ``shape``, ``device``, ``dtype`` and ``engine``, as in the constructor.
+        """
+        sampler = cls.__new__(cls)
+        sampler._set_up(model, schedule, plan, **options)
+        return sampler
+
+    def _set_up(
+        self,
         model: Model,
         schedule: NoiseSchedule,
         plan: Plan,
         *,
         null_label: int | None = None,
         shape: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         engine: Engine = "auto",
-    ) -> Sampler:
-        """A sampler that walks a plan made elsewhere (`fastddpm.plans`), such as a peer's arithmetic."""
-        sampler = cls.__new__(cls)
-        sampler.model, sampler.schedule, sampler.plan = model, schedule, plan
-        sampler._options = {"engine": engine, "shape": shape, "null_label": null_label}
-        sampler._set_up(engine, shape, null_label)
-        return sampler
-
-    def _set_up(self, engine: Engine, shape: Sequence[int] | None, null_label: int | None) -> None:
-        self.device, _ = model_device_dtype(self.model)
-        self.shape = None if shape is None else tuple(int(v) for v in shape)
-        self.null_label = null_label
+    ) -> None:
+        self.model, self.schedule, self.plan = model, schedule, plan
+        self.null_label = None if null_label is None else whole("null_label", null_label, least=0)
+        self.shape = None if shape is None else image_shape(shape)
+        seen_device, seen_dtype = model_device_dtype(model)
+        self.device = seen_device if device is None else torch.device(device)
+        self.dtype = seen_dtype if dtype is None else dtype
+        if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ValueError(f"model: {self.dtype} weights given, float32, float16 or bfloat16 accepted")
         self.engine: Engine = resolve_engine(engine, self.device)
-        self._loops = Loops(self.engine, on_fallback=self._fell_back if engine == "auto" else None)
+        self._options = {
+            "null_label": null_label,
+            "shape": shape,
+            "device": device,
+            "dtype": dtype,
+            "engine": engine,
+        }
+        self._turn = Turn()
+        myself = weakref.ref(self)
+
+        def fell_back() -> None:
+            sampler = myself()
+            if sampler is not None:
+                sampler.engine = sampler._loops.engine = "eager"
+
+        self._loops = Loops(self.engine, on_fallback=fell_back if engine == "auto" else None)
 
     def replace(self, **changes: Any) -> Sampler:
         """A sampler on the same model with some arguments of the constructor changed."""
@@ -124,7 +178,7 @@ class Sampler:
         return dict(self._options)
 
     def memory(self) -> int:
-        """Bytes held in static buffers for loops that may be used again; `clear` frees them."""
+        """Bytes in the buffers of loops kept for another call; the pools of CUDA graphs come on top."""
         return self._loops.memory()
 
     def clear(self) -> None:
@@ -139,7 +193,7 @@ class Sampler:
 
     # ------------------------------------------------------------------ sampling
 
-    @torch.no_grad()
+    @without_grad()
     def sample(
         self,
         batch_size: int | None = None,
@@ -161,7 +215,7 @@ class Sampler:
         Args:
             batch_size: how many; None for one per seed, generator or row of x_T, else 1.
             seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
-                fresh ones from torch's random state.
+                fresh ones from ``generator`` or torch's random state.
             shape: ``(C, H, W)`` of an image; None for the sampler's.
             class_labels: one label, or one per image. None means the null label where the model has one.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
@@ -170,9 +224,11 @@ class Sampler:
             noise: ``philox``: noise spec v1, from the seeds. ``torch``: from ``generator``, in the order in
                 which plain PyTorch samplers draw.
             generator: for ``noise="torch"``: one generator, one per image, or None for torch's global state.
+                For ``noise="philox"``: where fresh seeds come from.
             x_T: ``(B, C, H, W)`` start of the chain, instead of noise.
             max_batch: larger batches are cut into batches of this size; the last is padded.
-            callback: called after each step as ``callback(step, timestep, x)`` with the live state x.
+            callback: called after each step as ``callback(step, timestep, x)`` with the live state x of the
+                batch; with ``max_batch`` once per step and batch, padding included.
             progress: show a progress bar.
 
         Returns:
@@ -196,7 +252,7 @@ class Sampler:
         )
         return self._run(batches, self.plan, callback=callback, progress=progress)
 
-    @torch.no_grad()
+    @without_grad()
     def sample_trajectory(
         self,
         batch_size: int | None = None,
@@ -218,24 +274,24 @@ class Sampler:
         Returns:
             float32 ``(F, B, C, H, W)``; the last frame is what :meth:`sample` returns.
         """
-        batches = make_batches(self, batch_size=batch_size, x=request.pop("x_T", None), **request)
+        batches = self._batches({"batch_size": batch_size, **request})
         available = len(self.plan) + (0 if predicted else 1)
         if frames is not None and not 2 <= frames <= available:
             raise ValueError(f"frames: {frames!r} given, None or 2 to {available} accepted")
         kept = set(evenly_spread(available, available if frames is None else frames))
         pieces: list[Tensor] = []
-        with progress_bar(progress, len(batches) * len(self.plan)) as advance:
+        with self._turn.taken(), progress_bar(progress, len(batches) * len(self.plan)) as advance:
             for batch in batches:
-                states = [] if predicted else [batch.x[: batch.count].clone()]
-                for k, loop in self._walk(batch, self.plan, 0, segment=1, keep_x0=predicted):
-                    advance(1)
+                states = []
+                for k, loop in self._walker().walk(batch, self.plan, every_step=True, keep_x0=predicted):
+                    advance(int(k > 0))
                     source = loop.buffers.x0 if predicted else loop.buffers.x
                     if source is not None and (k - 1 if predicted else k) in kept:
                         states.append(source[: batch.count].clone())
                 pieces.append(torch.stack(states))
         return torch.cat(pieces, dim=1)
 
-    @torch.no_grad()
+    @without_grad()
     def sample_from(
         self,
         images: Tensor,
@@ -259,13 +315,12 @@ class Sampler:
             float32 ``(B, C, H, W)``.
         """
         row = self._row_of(timestep)
-        batches = make_batches(self, x=images, **request)
+        batches = self._batches({"x_T": images, **request})
         t = int(self.plan.timesteps[row])
         # q(x_t | x_0): Ho et al. 2020, eq. 4
         scale, sigma = self.schedule.sqrt_alphas_cumprod[t], self.schedule.sqrt_one_minus_alphas_cumprod[t]
         for batch in batches:
-            z = batch.source.encoding(tuple(batch.x.shape), row)
-            batch.x = float(scale) * batch.x + float(sigma) * z
+            batch.x = float(scale) * batch.initial() + float(sigma) * batch.source.encoding(batch.shape, row)
         return self._run(batches, self.plan.restarted(row), row=row, callback=callback, progress=progress)
 
     def interpolate(
@@ -295,7 +350,7 @@ class Sampler:
             )
         if steps < 2:
             raise ValueError(f"steps: {steps!r} given, an integer of at least 2 accepted")
-        weights = torch.linspace(0, 1, steps, device=first.device)[:, None, None, None]
+        weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
         return self.sample_from(row_of_images, timestep, seeds=[seed] * steps, **request)
 
@@ -304,33 +359,32 @@ class Sampler:
     def _run(
         self, batches: list[Batch], plan: Plan, *, row: int = 0, callback: Callback | None, progress: bool
     ) -> Tensor:
-        results: list[Tensor] = []
-        segment = 1 if callback is not None or self.engine in ("eager", "compile") else GRAPH_SEGMENT
-        with progress_bar(progress, len(batches) * (len(plan) - row)) as advance:
+        total = sum(batch.count for batch in batches)
+        result = torch.empty((total, *batches[0].shape[1:]), dtype=torch.float32, device=self.device)
+        filled = 0
+        with self._turn.taken(), progress_bar(progress, len(batches) * (len(plan) - row)) as advance:
             for batch in batches:
                 done = row
-                for k, loop in self._walk(batch, plan, row, segment=segment):
+                for k, loop in self._walker().walk(batch, plan, row=row, every_step=callback is not None):
                     advance(k - done)
-                    if callback is not None:
-                        callback(k - 1, int(plan.timesteps[k - 1]), loop.buffers.x)
                     done = k
-                results.append(loop.buffers.x[: batch.count].clone())
-        return torch.cat(results)
+                    if callback is not None and k > row:
+                        callback(k - 1, int(plan.timesteps[k - 1]), loop.buffers.x)
+                result[filled : filled + batch.count] = loop.buffers.x[: batch.count]
+                filled += batch.count
+        return result
 
-    def _walk(
-        self, batch: Batch, plan: Plan, row: int, *, segment: int, keep_x0: bool = False
-    ) -> Iterator[tuple[int, Loop]]:
-        capacity = len(self.schedule)
-        return walk(
-            self._loops,
-            self.model,
-            batch,
-            plan,
-            row=row,
-            segment=segment,
-            capacity=capacity,
-            keep_x0=keep_x0,
-        )
+    def _walker(self) -> Walker:
+        return Walker(self._loops, self.model, self.device, self.dtype, capacity=len(self.schedule))
+
+    def _batches(self, request: dict[str, Any]) -> list[Batch]:
+        """The batches for keyword arguments of :meth:`sample`, given to another method."""
+        unknown = sorted(set(request) - set(SHARED_ARGUMENTS))
+        if unknown:
+            raise ValueError(f"{unknown[0]}: not accepted here; accepted are {', '.join(SHARED_ARGUMENTS)}")
+        given = dict(request)
+        x = given.pop("x_T", None)
+        return make_batches(self, x=x, **given)
 
     def _row_of(self, timestep: int) -> int:
         if (
@@ -343,10 +397,7 @@ class Sampler:
             )
         return self.plan.row_of(timestep)
 
-    def _fell_back(self) -> None:
-        self.engine = "eager"
-
 
 def evenly_spread(available: int, count: int) -> list[int]:
     """``count`` indices from 0 to available - 1, both among them."""
-    return [math.floor(i * (available - 1) / (count - 1) + 0.5) for i in range(count)]
+    return [math.floor(i * (available - 1) / max(1, count - 1) + 0.5) for i in range(count)]

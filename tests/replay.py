@@ -30,7 +30,8 @@ class Recorder(TorchDispatchMode):
         return out
 
     def replay(self) -> None:
-        with torch.no_grad():
+        # What is recorded holds its casts; a replay knows nothing of autocast.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for func, args, kwargs, recorded in self.ops:
                 storages = {t.untyped_storage().data_ptr() for t in tensors_in((args, kwargs))}
                 outputs = tensors_in(recorded)

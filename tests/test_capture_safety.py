@@ -24,6 +24,13 @@ from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm.network import Network, bind
 
 SHAPE = (2, 3, 8, 8)
+BUFFERS = {
+    "device": torch.device("cuda"),
+    "dtype": torch.float32,
+    "capacity": 10,
+    "time_dtype": torch.int64,
+    "condition": None,
+}
 CASES = {
     "ddpm": StepCase(SHAPE, clip=True),
     "ddpm unclipped": StepCase(SHAPE),
@@ -67,7 +74,7 @@ def run_step(case, network):
 
 
 def bound(model, case, cond):
-    return bind(model, capacity=10, guided=case.guided, time_dtype=torch.int64, cond=cond, condition=None)
+    return bind(model, guided=case.guided, cond=cond, **{**BUFFERS, "dtype": model.dtype})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -90,15 +97,7 @@ def test_a_step_of_our_network_stays_on_the_device(fake_cuda, name, dtype):
 
 def test_a_step_of_a_callable_stays_on_the_device(fake_cuda):
     case = CASES["ddpm"]
-    network = Network(
-        lambda x, t: x * t[:, None, None, None],
-        capacity=10,
-        guided=False,
-        time_dtype=torch.int64,
-        cond={},
-        condition=None,
-    )
-    network.time = torch.zeros(10, dtype=torch.int64, device="cuda")
+    network = Network(lambda x, t: x * t[:, None, None, None], guided=False, cond={}, **BUFFERS)
     assert run_step(case, network).strays == []
 
 

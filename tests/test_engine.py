@@ -127,8 +127,8 @@ def test_max_captures_the_compiled_network(sampler, recorded, monkeypatch, unet)
     """The wiring of engine `max`; Inductor's part is the same torch.compile as in the test below."""
     compiled, compile_ = [], torch.compile
 
-    def counting(function, *, mode, dynamic):
-        compiled.append((mode, dynamic))
+    def counting(function, *, mode, dynamic, isolate_recompiles):
+        compiled.append((mode, dynamic, isolate_recompiles))
         return compile_(function, backend="eager", dynamic=dynamic)
 
     monkeypatch.setattr(torch, "compile", counting)
@@ -138,7 +138,7 @@ def test_max_captures_the_compiled_network(sampler, recorded, monkeypatch, unet)
         unet.load_state_dict(make_unet(TINY, seed=seed).state_dict())
         call = {"seeds": SEEDS, "class_labels": 1, "guidance_scale": 2.0, "progress": False}
         assert difference(captured.sample(**call), sampler.sample(**call)) <= SAME_OPS
-    assert compiled == [("max-autotune-no-cudagraphs", False)]
+    assert compiled == [("max-autotune-no-cudagraphs", False, True)]
 
 
 def test_weights_at_other_addresses_are_captured_again(sampler, recorded, unet):
@@ -172,7 +172,7 @@ def test_auto_falls_back_when_capture_fails(unet, monkeypatch):
     eager = Sampler(unet, NoiseSchedule.linear(), **options)
     auto = Sampler(unet, NoiseSchedule.linear(), **options)
     auto.engine = "cudagraph"
-    auto._loops = Loops("cudagraph", on_fallback=auto._fell_back)
+    auto._loops = Loops("cudagraph", on_fallback=auto._loops._on_fallback)
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
     with pytest.warns(RuntimeWarning, match="cannot be captured"):
         image = auto.sample(**call)
@@ -186,6 +186,121 @@ def test_auto_falls_back_when_capture_fails(unet, monkeypatch):
     asked_for._loops = Loops("cudagraph")
     with pytest.raises(RuntimeError, match="capturing"):
         asked_for.sample(**call)
+
+
+def test_auto_falls_back_in_the_middle_of_a_chain(unet, monkeypatch):
+    """The large graph is captured, the one for the odd steps is not: what was done is kept."""
+
+    class RefusingSingleSteps(RecordingBackend):
+        def capture(self, run):
+            if RecordingBackend.captures:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            RecordingBackend.captures += 1
+            return super().capture(run)
+
+    monkeypatch.setattr(RecordingBackend, "captures", 0)
+    monkeypatch.setattr(executors, "CudaGraphBackend", RefusingSingleSteps)
+    options = {"num_inference_steps": 7, "clip_sample_range": 1.0, "shape": (3, 8, 8)}
+    eager = Sampler(unet, NoiseSchedule.linear(), **options)
+    auto = Sampler(unet, NoiseSchedule.linear(), **options)
+    auto.engine = "cudagraph"
+    auto._loops = Loops("cudagraph", on_fallback=auto._loops._on_fallback, steps_per_graph=3)
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    with pytest.warns(RuntimeWarning, match="cannot be captured"):
+        image = auto.sample(**call)
+    assert difference(image, eager.sample(**call)) <= SAME_OPS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        auto.sample(seeds=[1], class_labels=1, progress=False)  # a new loop does not try again
+
+
+def test_running_out_of_memory_is_not_called_a_failed_capture(sampler, recorded, monkeypatch):
+    def capture(self, run):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    captured = recorded(sampler)
+    captured._loops = Loops("cudagraph", on_fallback=captured._loops._on_fallback)
+    monkeypatch.setattr(RecordingBackend, "capture", capture)
+    with pytest.raises(torch.OutOfMemoryError):
+        captured.sample(seeds=SEEDS, class_labels=1, progress=False)
+
+
+def test_weights_changed_under_autocast_are_used(sampler, recorded, unet):
+    """Autocast keeps the cast weights; a graph captured with that cache would go on reading them."""
+    captured = recorded(sampler)
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    for seed in (0, 1):
+        unet.load_state_dict(make_unet(TINY, seed=seed).state_dict())
+        with torch.autocast("cpu", torch.bfloat16):
+            replayed = captured.sample(**call)
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            expected = sampler.sample(**call)
+        assert difference(replayed, expected) <= SAME_OPS
+
+
+def test_a_callback_leaves_the_size_of_graphs_alone(sampler, recorded):
+    captured = recorded(sampler)
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    captured.sample(callback=lambda *_: None, **call)
+    captured.sample(**call)
+    (loop,) = captured._loops._loops.values()
+    assert sorted(loop._executor._replays) == [1, 10]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.autocast("cpu", torch.float16),
+        lambda: torch.backends.cudnn.flags(deterministic=True),
+        lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    ],
+)
+def test_settings_that_choose_kernels_are_in_the_key(setting):
+    from fastddpm.engine.loop import _global_key
+
+    before = _global_key()
+    with setting():
+        within = _global_key()
+    assert before != within
+    assert _global_key() == before
+
+
+def test_autocast_dtypes_have_loops_of_their_own():
+    from fastddpm.engine.loop import _global_key
+
+    keys = set()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            keys.add(_global_key())
+    assert len(keys) == 2
+
+
+def test_many_shapes_stay_compiled(sampler, monkeypatch):
+    """torch.compile gives up on a function after eight variants, silently."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend="eager", **options))
+    compiled = sampler.replace(engine="compile", num_inference_steps=2)
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for size in range(1, 12):
+        shape = (3, 8, 2 * size)
+        compiled.sample(seeds=[1], class_labels=1, shape=shape, progress=False)
+    assert graphs["unique_graphs"] - before == 11
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpmpp_2m", "ddpm_large_unclipped"])
+def test_compile_gives_the_eager_image_with_other_methods(sampler, name):
+    eager = sampler.replace(**METHODS[name])
+    compiled = eager.replace(engine="compile")
+    images = []
+    for one in (compiled, eager):
+        generator = torch.Generator().manual_seed(5)
+        images.append(one.sample(2, class_labels=1, noise="torch", generator=generator, progress=False))
+    scale = max(1.0, images[1].abs().max().item())
+    assert difference(*images) <= EAGER_VS_COMPILED * scale
 
 
 @pytest.mark.slow
@@ -215,7 +330,7 @@ def test_engines_are_checked_against_the_device(unet):
 
 
 def test_a_plan_from_elsewhere(unet, sampler):
-    plan = ddim_plan(sampler.schedule, 10, clip_sample_range=1.0)
+    plan = ddim_plan(sampler.schedule, 10, clip_sample_range=1.0, use_clipped_model_output=True)
     given = Sampler.from_plan(unet, sampler.schedule, plan, shape=(3, 8, 8))
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
     expected = sampler.replace(method="ddim").sample(**call)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -245,6 +247,123 @@ def test_low_precision_network_keeps_a_float32_state(unet, sampler):
     assert 0 < (image - expected).abs().mean() < 0.1
 
 
+def test_learned_range_needs_the_models_variance(unet, sampler):
+    learned = sampler.replace(variance_type="learned_range")
+    with pytest.raises(
+        ValueError, match="variance_type: learned_range given, but the model returns 3 channels"
+    ):
+        learned.sample(seeds=[1], class_labels=1, **QUIET)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_inference_mode_leaves_the_sampler_usable(sampler, first):
+    images = []
+    for inference in (first, not first, first):
+        with torch.inference_mode(inference):
+            images.append(sampler.sample(seeds=[1], class_labels=1, **QUIET))
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+def test_threads_take_turns(sampler):
+    expected = [sampler.sample(seeds=[i], class_labels=1, **QUIET) for i in range(6)]
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(lambda i: sampler.sample(seeds=[i], class_labels=1, **QUIET), range(6)))
+    assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
+
+
+def test_a_callback_may_not_start_a_chain_of_the_same_sampler(sampler):
+    def callback(*_):
+        sampler.sample(seeds=[2], class_labels=1, **QUIET)
+
+    with pytest.raises(RuntimeError, match="in the middle of a chain"):
+        sampler.sample(seeds=[1], class_labels=1, callback=callback, **QUIET)
+    assert sampler.sample(seeds=[1], class_labels=1, **QUIET).isfinite().all()
+
+
+def test_two_samplers_on_one_model_in_training_mode():
+    unet = make_unet(UNetConfig(**{**TINY.to_dict(), "dropout": 0.5})).train()
+    options = {"num_inference_steps": 10, "clip_sample_range": 1.0, "shape": (3, 8, 8)}
+    samplers = [Sampler(unet, NoiseSchedule.linear(), **options) for _ in range(2)]
+    expected = samplers[0].sample(seeds=[1], class_labels=1, **QUIET)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            for image in pool.map(lambda s: s.sample(seeds=[1], class_labels=1, **QUIET), samplers):
+                assert torch.equal(image, expected)
+    assert all(module.training for module in unet.modules())
+
+
+def test_functions_around_a_module_follow_its_device_dtype_and_mode(sampler):
+    unet = make_unet(UNetConfig(**{**TINY.to_dict(), "dropout": 0.5})).to(torch.bfloat16).train()
+
+    class Wrapper:
+        def __init__(self, network):
+            self.network = network
+
+        def predict(self, x, t):
+            return self.network(x, t, torch.ones(len(x), dtype=torch.int64))
+
+    def around(network):
+        return lambda x, t: network(x, t, torch.ones(len(x), dtype=torch.int64))
+
+    options = {**sampler.options, "engine": "eager"}
+    expected = Sampler(unet, sampler.schedule, **options).sample(seeds=[1], class_labels=1, **QUIET)
+    for model in (around(unet), functools.partial(around(unet)), Wrapper(unet).predict):
+        one = Sampler(model, sampler.schedule, **options)
+        assert one.dtype == torch.bfloat16
+        assert (one.sample(seeds=[1], **QUIET) - expected).abs().max() <= 0.1
+    told = Sampler(lambda x, t: x, sampler.schedule, **{**options, "dtype": torch.float16})
+    assert told.dtype == torch.float16
+    with pytest.raises(ValueError, match=r"model: torch.float64 weights given"):
+        Sampler(make_unet().double(), sampler.schedule)
+
+
+def test_a_generator_per_image_survives_cutting(sampler):
+    def generators():
+        return [torch.Generator().manual_seed(i) for i in range(5)]
+
+    whole = sampler.sample(class_labels=1, noise="torch", generator=generators(), **QUIET)
+    cut = sampler.sample(class_labels=1, noise="torch", generator=generators(), max_batch=2, **QUIET)
+    assert (whole - cut).abs().max() <= ACROSS_BATCHES
+
+
+def test_numpy_values_are_as_good_as_pythons(sampler):
+    expected = sampler.sample(seeds=[1, 2], class_labels=[1, 2], guidance_scale=2.0, **QUIET)
+    image = sampler.sample(
+        np.int64(2),
+        seeds=np.array([1, 2], dtype=np.uint64),
+        class_labels=np.array([1, 2]),
+        guidance_scale=np.float32(2.0),
+        shape=np.array([3, 8, 8]),
+        max_batch=np.int32(2),
+        **QUIET,
+    )
+    assert torch.equal(image, expected)
+    one_for_all = sampler.sample(seeds=[1, 2], class_labels=np.int64(1), **QUIET)
+    assert torch.equal(one_for_all, sampler.sample(seeds=[1, 2], class_labels=1, **QUIET))
+
+
+def test_other_default_dtypes_change_nothing(sampler, unet):
+    expected = sampler.sample(seeds=[1], class_labels=1, **QUIET)
+    ends = torch.zeros(3, 8, 8), torch.ones(3, 8, 8)
+    row = sampler.interpolate(*ends, 300, class_labels=1, **QUIET)
+    torch.set_default_dtype(torch.float64)
+    try:
+        fresh = Sampler(unet, sampler.schedule, **sampler.options)
+        assert (fresh.sample(seeds=[1], class_labels=1, **QUIET) - expected).abs().max() <= 1e-5
+        assert (fresh.interpolate(*ends, 300, class_labels=1, **QUIET) - row).abs().max() <= 1e-5
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_one_step_has_a_trajectory(sampler):
+    one = sampler.replace(num_inference_steps=1)
+    call = {"seeds": [1], "class_labels": 1, **QUIET}
+    assert one.sample_trajectory(predicted=True, **call).shape == (1, 1, 3, 8, 8)
+    with pytest.raises(ValueError, match="callback: not accepted here; accepted are batch_size, seeds"):
+        sampler.sample_trajectory(callback=print, **call)
+
+
 BAD_CALLS = {
     "batch_size: 0 given": {"batch_size": 0},
     "seeds: -1 given": {"seeds": [-1]},
@@ -254,13 +373,13 @@ BAD_CALLS = {
     "batch_size, seeds: 3, 2 images given": {"batch_size": 3, "seeds": [1, 2]},
     "class_labels: 5 given, 0 to 3": {"class_labels": 5},
     "class_labels: -1 given": {"class_labels": -1},
-    "class_labels: 3 given, 1 or 2": {"seeds": [1, 2], "class_labels": [0, 1, 2]},
+    "class_labels: 3 given for 2 images": {"seeds": [1, 2], "class_labels": [0, 1, 2]},
     "guidance_scale: nan given": {"class_labels": 1, "guidance_scale": math.nan},
     "guidance needs labels": {"guidance_scale": 2.0},
     "noise: 'numpy' given": {"noise": "numpy"},
     "seeds: given with noise": {"noise": "torch", "seeds": [1]},
     "max_batch: 0 given": {"max_batch": 0},
-    "draws are of whole batches": {"noise": "torch", "batch_size": 4, "max_batch": 2},
+    "draws for all images at once": {"noise": "torch", "batch_size": 4, "max_batch": 2},
     r"shape: \(3, 8\) given": {"shape": (3, 8)},
     r"condition: shape \(1, 1, 4, 4\) given": {"condition": torch.zeros(1, 1, 4, 4)},
     r"x_T: shape \(3, 8, 8\) given": {"x_T": torch.zeros(3, 8, 8)},

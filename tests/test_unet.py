@@ -25,6 +25,7 @@ def inputs(batch: int = 3, size: int = 8):
 def test_tabulated_time_path_is_the_forward_pass(unet):
     x, _, y = inputs()
     buffers = {"capacity": 5, "guided": False, "time_dtype": torch.int64, "condition": None}
+    buffers |= {"device": torch.device("cpu"), "dtype": torch.float32}
     network = bind(unet, cond={"class_labels": y}, **buffers)
     network.load(torch.tensor([999, 500, 0]), {"class_labels": y}, None)
     for row, time in enumerate((999, 500, 0)):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fastddpm.engine.graph import CudaGraphBackend, GraphExecutor
+from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
 from fastddpm.engine.step import Predict
 from fastddpm.network import Network
 
@@ -46,43 +46,31 @@ class EagerExecutor:
 
 
 class FallbackExecutor:
-    """Graph replays for engine `auto`; where capture fails it warns once and goes on eagerly.
+    """Graph replays for engine `auto`; from a failed capture on, eager steps.
 
     Args:
         graph: tried first.
         eager: takes over.
-        state: the tensors that a step changes; put back before the eager executor starts.
         report: called when it takes over.
     """
 
-    def __init__(self, graph: Executor, eager: Executor, state: list[Tensor], report: Run) -> None:
-        self._graph, self._eager, self._state, self._report = graph, eager, state, report
-        self._chosen: Executor | None = None
+    def __init__(self, graph: Executor, eager: Executor, report: Run) -> None:
+        self._current, self._eager, self._report = graph, eager, report
 
     def run(self, n_steps: int) -> None:
         """Runs that many steps."""
-        if self._chosen is None:
-            self._chosen = self._choose(n_steps)
-        else:
-            self._chosen.run(n_steps)
-
-    def _choose(self, n_steps: int) -> Executor:
-        saved = [tensor.clone() for tensor in self._state]
         try:
-            self._graph.run(n_steps)
-            return self._graph
-        except RuntimeError as error:
+            self._current.run(n_steps)
+        except CaptureFailed as failure:
             warnings.warn(
                 "engine 'auto': this model cannot be captured in a CUDA graph, sampling goes on eagerly "
-                f"({str(error).splitlines()[0]})",
+                f"({str(failure).splitlines()[0]})",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        for tensor, value in zip(self._state, saved, strict=True):
-            tensor.copy_(value)
-        self._report()
-        self._eager.run(n_steps)
-        return self._eager
+            self._current = self._eager
+            self._report()
+            self._eager.run(failure.steps_left)
 
 
 def resolve_engine(engine: str, device: torch.device) -> Engine:
@@ -104,9 +92,16 @@ def resolve_engine(engine: str, device: torch.device) -> Engine:
     return engine  # type: ignore[return-value]
 
 
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """torch.compile for one loop: shapes are fixed, and other loops' compilations do not count against it."""
+    # torch's stubs do not know isolate_recompiles yet.
+    compile_: Any = torch.compile
+    return compile_(function, dynamic=False, isolate_recompiles=True, **options)
+
+
 def compiled_network(network: Network) -> Predict:
     """The network compiled for engine `max`; graphs are captured outside, never by Inductor."""
-    predict: Predict = torch.compile(network.__call__, mode="max-autotune-no-cudagraphs", dynamic=False)
+    predict: Predict = compiled(network.__call__, mode="max-autotune-no-cudagraphs")
     return predict
 
 
@@ -115,7 +110,7 @@ def make_executor(
     step: Run,
     state: list[Tensor],
     *,
-    steps_per_graph: int | None = None,
+    steps_per_graph: int,
     on_fallback: Run | None = None,
 ) -> Executor:
     """The executor for a resolved engine.
@@ -130,8 +125,8 @@ def make_executor(
     if engine == "eager":
         return EagerExecutor(step)
     if engine == "compile":
-        return EagerExecutor(torch.compile(step, dynamic=False))
+        return EagerExecutor(compiled(step))
     graph = GraphExecutor(step, state, CudaGraphBackend(state[0].device), steps_per_graph)
     if on_fallback is None:
         return graph
-    return FallbackExecutor(graph, EagerExecutor(step), state, on_fallback)
+    return FallbackExecutor(graph, EagerExecutor(step), on_fallback)

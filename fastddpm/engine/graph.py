@@ -7,16 +7,23 @@ buffer contents (new seeds, plan, labels, weights) is a new chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Run = Callable[[], None]
-# Measured nowhere yet: one launch per 64 steps leaves the host idle; more only adds graph memory.
+# Not measured yet: one launch per 64 steps should leave the host idle, and more only adds graph memory.
 LONGEST_GRAPH = 64
 WARM_UP_STEPS = 3
+
+
+class CaptureFailed(RuntimeError):
+    """Steps could not be captured; the state is where ``steps_left`` more steps would go on from."""
+
+    steps_left: int = 0
 
 
 class CaptureBackend(Protocol):
@@ -45,9 +52,9 @@ class CudaGraphBackend:
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def capture(self, run: Run) -> Run:
-        """Captures into a new graph in the shared pool."""
+        """Captures into a new graph in the shared pool; other threads may use the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             run()
         return graph.replay
 
@@ -59,38 +66,63 @@ class GraphExecutor:
         step: one step on static buffers.
         state: the tensors that a step changes; saved before warm-up and restored after.
         backend: what captures.
-        steps_per_graph: steps in the large graph; None for all steps of the first chain, at most 64.
+        steps_per_graph: steps in the large graph.
     """
 
-    def __init__(
-        self, step: Run, state: list[Tensor], backend: CaptureBackend, steps_per_graph: int | None = None
-    ) -> None:
+    def __init__(self, step: Run, state: list[Tensor], backend: CaptureBackend, steps_per_graph: int) -> None:
         self._step, self._state, self._backend = step, state, backend
         self._steps_per_graph = steps_per_graph
         self._replays: dict[int, Run] = {}
 
     def run(self, n_steps: int) -> None:
-        """Advances the state by ``n_steps``: as many large graphs as fit, then single steps."""
-        if self._steps_per_graph is None:
-            self._steps_per_graph = min(n_steps, LONGEST_GRAPH)
-        large = self._steps_per_graph
-        for length, count in ((large, n_steps // large), (1, n_steps % large)):
-            if count:
-                replay = self._replay(length)
-                for _ in range(count):
-                    replay()
+        """Advances the state by ``n_steps``: as many large graphs as fit, then single steps.
 
-    def _replay(self, length: int) -> Run:
-        if length not in self._replays:
-            saved = [tensor.clone() for tensor in self._state]
-            if not self._replays:
-                # Row numbers may pass the end of the plan here; tables are padded to take it.
-                self._backend.warm_up(lambda: self._repeat(WARM_UP_STEPS))
-            self._replays[length] = self._backend.capture(lambda: self._repeat(length))
+        Raises:
+            CaptureFailed: with the steps that are left; those before them are done.
+        """
+        left = n_steps
+        while left:
+            length = self._steps_per_graph if left >= self._steps_per_graph else 1
+            if length not in self._replays:
+                self._replays[length] = self._captured(length, left)
+            self._replays[length]()
+            left -= length
+
+    def _captured(self, length: int, steps_left: int) -> Run:
+        saved = [tensor.clone() for tensor in self._state]
+        try:
+            with uncached_autocast():
+                if not self._replays:
+                    # Row numbers may pass the end of the plan here; tables have rows to spare for it.
+                    self._backend.warm_up(lambda: self._repeat(WARM_UP_STEPS))
+                try:
+                    return self._backend.capture(lambda: self._repeat(length))
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    failure = CaptureFailed(str(error))
+                    failure.steps_left = steps_left
+                    raise failure from error
+        finally:
             for tensor, value in zip(self._state, saved, strict=True):
                 tensor.copy_(value)
-        return self._replays[length]
 
     def _repeat(self, n_steps: int) -> None:
         for _ in range(n_steps):
             self._step()
+
+
+@contextmanager
+def uncached_autocast() -> Iterator[None]:
+    """Autocast without its cache of cast weights.
+
+    A graph captured with the cache holds no casts: it would go on reading copies of the weights as they were,
+    in memory that is freed when the autocast context ends.
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)

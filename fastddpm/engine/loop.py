@@ -9,16 +9,18 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastddpm.engine.executors import Engine, compiled_network, make_executor
-from fastddpm.engine.graph import WARM_UP_STEPS
+from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.step import StepBuffers, StepCase, step
-from fastddpm.network import Model, Network, bind, model_device_dtype
+from fastddpm.network import Model, Network, bind, modules_of
 from fastddpm.plans import Plan
+from fastddpm.randomness import PhiloxNoise
 
 if TYPE_CHECKING:
     from fastddpm.request import Batch
@@ -39,28 +41,30 @@ class Loop:
         self, network: Network, case: StepCase, capacity: int, engine: Engine, **options: Any
     ) -> None:
         self.network, self.case = network, case
-        device = model_device_dtype(network.model)[0]
+        device = network.time.device
         self.buffers = StepBuffers(case, capacity, device)
         changed = [self.buffers.x, self.buffers.counter]
         if self.buffers.x0 is not None:
             changed.append(self.buffers.x0)
         predict = compiled_network(network) if engine == "max" else network
         one_step = functools.partial(step, predict, self.buffers, case)
-        self._executor = make_executor(engine, one_step, changed, **options)
+        self.device = device
+        with self._current():
+            self._executor = make_executor(engine, one_step, changed, **options)
 
-    def load(self, plan: Plan, batch: Batch, row: int) -> None:
-        """Puts one chain into the buffers: the batch's state at plan row ``row``, and all that goes with it.
+    def load(self, plan: Plan, batch: Batch, x: Tensor, row: int) -> None:
+        """Puts one chain into the buffers: the state x at plan row ``row``, and all that goes with it.
 
         Tables are written anew each time, so weights changed since the last chain are used.
         """
         buffers = self.buffers
-        buffers.x.copy_(batch.x)
+        buffers.x.copy_(x)
         buffers.counter.copy_(torch.tensor([row, 0]))
         buffers.table[: len(plan)].copy_(torch.tensor(plan.table))
         if buffers.x0 is not None:
             buffers.x0.zero_()
-        if batch.seeds is not None and buffers.noise is not None:
-            buffers.noise.copy_(batch.seeds)
+        if isinstance(batch.source, PhiloxNoise) and buffers.noise is not None:
+            buffers.noise.copy_(batch.source.seeds)
         if batch.guidance is not None and buffers.guidance is not None:
             buffers.guidance.copy_(batch.guidance)
         time = torch.tensor(plan.model_time, device=buffers.x.device)
@@ -68,10 +72,15 @@ class Loop:
 
     def run(self, n_steps: int) -> None:
         """Advances the chain by ``n_steps`` plan rows."""
-        self._executor.run(n_steps)
+        with self._current():
+            self._executor.run(n_steps)
+
+    def _current(self) -> AbstractContextManager[Any]:
+        """Makes the loop's device the current one: Triton launches there, wherever its tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def memory(self) -> int:
-        """Bytes in the loop's own buffers (a graph's private pool not included)."""
+        """Bytes in the loop's own buffers; the memory pool of its graphs comes on top."""
         tensors = self.buffers.tensors() + [v for v in vars(self.network).values() if isinstance(v, Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -83,7 +92,7 @@ class Loops:
         engine: resolved engine name.
         limit: loops kept; the one unused for longest goes first.
         on_fallback: called when a capture failed; None makes that an error.
-        steps_per_graph: steps in one captured graph; None for the whole chain, at most 64.
+        steps_per_graph: steps in one captured graph; None for all of the first plan, at most 64.
     """
 
     def __init__(
@@ -95,7 +104,7 @@ class Loops:
         steps_per_graph: int | None = None,
     ) -> None:
         self.engine, self.limit = engine, limit
-        self._options = {"on_fallback": on_fallback, "steps_per_graph": steps_per_graph}
+        self._on_fallback, self._steps_per_graph = on_fallback, steps_per_graph
         self._loops: OrderedDict[tuple[Any, ...], Loop] = OrderedDict()
 
     def get(
@@ -103,16 +112,19 @@ class Loops:
         model: Model,
         case: StepCase,
         *,
+        device: torch.device,
+        dtype: torch.dtype,
+        n_steps: int,
         capacity: int,
         time_dtype: torch.dtype,
         cond: Mapping[str, Tensor],
         condition: Tensor | None,
     ) -> Loop:
-        """The loop for a chain of this kind, made on first use."""
+        """The loop for a chain of this kind, made on first use; ``n_steps`` sizes its graphs then."""
         capacity += WARM_UP_STEPS
         conditioning = {**cond, **({} if condition is None else {"": condition})}
         signature = tuple((k, tuple(v.shape), v.dtype) for k, v in sorted(conditioning.items()))
-        key = (case, capacity, time_dtype, signature, *_model_key(model), *_global_key())
+        key = (case, device, dtype, capacity, time_dtype, signature, *_model_key(model), *_global_key())
         if key in self._loops:
             self._loops.move_to_end(key)
             return self._loops[key]
@@ -120,13 +132,22 @@ class Loops:
             self._loops.popitem(last=False)
         network = bind(
             model,
+            device=device,
+            dtype=dtype,
             capacity=capacity,
             guided=case.guided,
             time_dtype=time_dtype,
             cond=cond,
             condition=condition,
         )
-        self._loops[key] = Loop(network, case, capacity, self.engine, **self._options)
+        self._loops[key] = Loop(
+            network,
+            case,
+            capacity,
+            self.engine,
+            steps_per_graph=self._steps_per_graph or min(n_steps, LONGEST_GRAPH),
+            on_fallback=self._on_fallback,
+        )
         return self._loops[key]
 
     def memory(self) -> int:
@@ -143,17 +164,18 @@ class Loops:
 
 def _model_key(model: Model) -> tuple[Any, ...]:
     """Where the weights lie: a captured graph reads those addresses, a compiled step that dtype."""
-    if not isinstance(model, nn.Module):
-        return (id(model),)
-    weights = tuple((t.data_ptr(), t.dtype) for t in [*model.parameters(), *model.buffers()])
-    return (id(model), hash(weights))
+    tensors = [t for module in modules_of(model) for t in [*module.parameters(), *module.buffers()]]
+    return (id(model), hash(tuple((t.data_ptr(), t.dtype) for t in tensors)))
 
 
 def _global_key() -> tuple[Any, ...]:
     """Global settings that choose kernels."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     return (
-        torch.is_autocast_enabled("cuda"),
-        torch.is_autocast_enabled("cpu"),
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
+        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu")),
+        torch.are_deterministic_algorithms_enabled(),
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+        (cuda.matmul.allow_tf32, cuda.matmul.allow_fp16_reduced_precision_reduction),
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        *(getattr(cuda, f"{kind}_sdp_enabled")() for kind in ("flash", "mem_efficient", "math", "cudnn")),
     )

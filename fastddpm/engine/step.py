@@ -35,6 +35,7 @@ class StepCase:
         multistep: the row uses the previous step's x0.
         keep_x0: the predicted x0 is written out.
         thresholding: ``(quantile, largest bound)`` of dynamic thresholding, or None.
+        learned_range: the noise is scaled by the model's own variance, so it has 2C channels.
     """
 
     shape: tuple[int, int, int, int]
@@ -45,6 +46,7 @@ class StepCase:
     multistep: bool = False
     keep_x0: bool = False
     thresholding: tuple[float, float] | None = None
+    learned_range: bool = False
 
 
 class StepBuffers:
@@ -90,6 +92,11 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase) -> None:
     k = buffers.counter[:1]
     # m = model(x_k, t_k)
     m = predict(buffers.x, k)
+    if case.learned_range and m.shape[1] != 2 * case.shape[1]:
+        raise ValueError(
+            f"variance_type: learned_range given, but the model returns {m.shape[1]} channels for an image "
+            f"of {case.shape[1]}; fixed_small or fixed_large accepted"
+        )
     threshold = None
     if case.thresholding is not None:
         threshold = dynamic_threshold(m, buffers, case.thresholding)
