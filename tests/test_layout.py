@@ -67,6 +67,7 @@ def test_wheel_holds_two_packages_with_their_data(tmp_path):
         "fastddpm/py.typed",
         "fastddpm/assets/mnist/model.safetensors",
         "fastddpm/assets/mnist/sampler.json",
+        "fastddpm/data/mnist_split.json",
         "fastddpm_kernels/py.typed",
         "fastddpm_kernels/reverse_step/kernel.py",
     ):
