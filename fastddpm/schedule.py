@@ -134,6 +134,8 @@ class NoiseSchedule:
 
         Lin et al. 2023, algorithm 1; diffusers' `rescale_betas_zero_snr`. Needs T >= 2.
         """
+        if self.zero_terminal_snr:
+            return self  # once more would move the last bits, which the name could not tell
         betas = formulas.rescaled_zero_terminal_snr(self.alphas_cumprod)
         return self._described(betas, self.name, self._parameters, True)
 

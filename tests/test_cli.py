@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from networks import make_unet
 from PIL import Image
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InductorError
 
+import fastddpm
 from fastddpm import NoiseSchedule, UNetConfig, save_folder
 from fastddpm.cli import app as cli
 from fastddpm.cli.arguments import parse_ranges
@@ -84,19 +88,30 @@ def test_every_method_and_dtype(run, folder):
 
 
 BAD = {
-    "unknown method": (["--method", "euler"], "one of ddpm, ddim, dpmpp_2m"),
+    "unknown method": (
+        ["--method", "euler"],
+        "--method: 'euler' given, one of ddpm, ddim, dpmpp_2m accepted",
+    ),
     "more steps than T": (["--steps", "1001"], "1000"),
-    "no steps": (["--steps", "0"], "num_inference_steps"),
-    "eta below 0": (["--eta", "-1"], "eta"),
-    "eta is no number": (["--eta", "nan"], "eta"),
+    "no steps": (["--steps", "0"], "--steps must be an integer in 1 .. 1000, got 0"),
+    "eta below 0": (["--eta", "-1"], "--eta must be"),
+    "eta is no number": (["--eta", "nan"], "--eta must be"),
     "eta of another method": (["--method", "ddpm", "--eta", "0.5"], "eta belongs to ddim"),
     "class out of range": (["--class", "4"], "0 to 3 accepted"),
     "reversed seeds": (["--seeds", "9-0"], "rising ranges such as 0-9,20"),
     "negative seeds": (["--seeds=-3"], "none below 0"),
     "seeds too large": (["--seeds", str(2**63)], "[0, 2**63) accepted"),
     "words for seeds": (["--seeds", "one"], "rising ranges"),
-    "NaN guidance": (["--guidance", "nan"], "a finite number accepted"),
-    "batch of none": (["--batch", "0"], "at least 1 accepted"),
+    "NaN guidance": (["--guidance", "nan"], "--guidance: nan given, a finite number accepted"),
+    "batch of none": (["--batch", "0"], "--batch: 0 given"),
+    "seeds twice": (["--seeds", "3-5,4"], "'3-5,4' given, with 4 more than once; every seed once accepted"),
+    "no shape": (["--shape", "3,8"], "--shape: '3,8' given, three positive integers C,H,W accepted"),
+    "empty shape": (["--shape", "3,0,8"], "three positive integers C,H,W accepted"),
+    "no picture": (["--shape", "5,8,8"], "images of 5 channels are no pictures"),
+    "out of outdir": (
+        ["--outdir", "new", "--out", "new/000001.png"],
+        "--out: 'new/000001.png' is a file of --outdir too",
+    ),
     "steps in words": (["--steps", "many"], "valid integer"),
     "unknown option": (["--sped", "3"], "--sped"),
     "other picture format": (["--out", "a.jpg"], ".png or .npz accepted"),
@@ -106,10 +121,14 @@ BAD = {
     "unwritable folder": (["--outdir", "/proc/a"], "cannot be written"),
     "file in place of a folder": (["--outdir", sys.executable], "a folder accepted"),
     "no such engine": (["--engine", "fast"], "auto, eager, compile, cudagraph, max accepted"),
-    "engine of a GPU": (["--engine", "cudagraph"], "needs a CUDA device"),
+    "engine of a GPU": (["--engine", "cudagraph"], "--engine: 'cudagraph' needs a CUDA device"),
     "the other engine of a GPU": (["--engine", "max"], "needs a CUDA device"),
     "device that is not there": (["--device", "cuda:77"], "cpu"),
     "device that does not exist": (["--device", "gpu"], "cpu, cuda or cuda:N"),
+    "device of no kernel": (["--device", "meta"], "--device: 'meta' given, cpu, cuda or cuda:N accepted"),
+    "device of no network": (["--device", "mps"], "--device: 'mps' given, cpu, cuda or cuda:N accepted"),
+    "one of many CPUs": (["--device", "cpu:3"], "--device: 'cpu:3' given, cpu, cuda or cuda:N accepted"),
+    "device number too large": (["--device", "cuda:99999999999"], "--device"),
     "unknown dtype": (["--dtype", "int8"], "float32, float16, bfloat16"),
 }
 
@@ -144,6 +163,92 @@ def test_bad_models_are_one_line_and_write_nothing(run, folder, tmp_path):
         assert (code, out, files) == (2, "", [])
         assert err.count("\n") == 1
         assert accepted in err
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["sample", "--help"]])
+def test_help(run, words):
+    code, out, err, files = run(*words)
+    assert (code, err, files) == (0, "", [])
+    assert "Usage: fastddpm" in out
+
+
+def test_version(run):
+    assert run("--version") == (0, f"fastddpm {fastddpm.__version__}\n", "", [])
+
+
+def test_shape_for_a_folder_that_says_none(run, tmp_path):
+    network = make_unet(UNetConfig(in_channels=3, base_channels=8))
+    shapeless = save_folder(tmp_path / "plain", network, NoiseSchedule.linear(), {"num_inference_steps": 2})
+    code, out, err, files = run("sample", shapeless, "--seeds", "1")
+    assert (code, out, files) == (2, "", [])
+    assert err.startswith("fastddpm: error: --shape: none given")
+    code, _, err, _ = run("sample", shapeless, "--seeds", "1", "--shape", "3, 8,16", "--out", "a.npz")
+    assert (code, err) == (0, "")
+    assert np.load("a.npz")["arr_0"].shape == (1, 8, 16, 3)
+
+
+def test_another_method_than_the_folders_takes_none_of_its_options(run, tmp_path):
+    network = make_unet(UNetConfig(in_channels=3, base_channels=8))
+    defaults = {"shape": [3, 8, 8], "num_inference_steps": 2}
+    for name, options, other in (
+        ("large", {"variance_type": "fixed_large", "sigma_scale": 0.5}, "ddim"),
+        ("noisy", {"method": "ddim", "eta": 0.5}, "dpmpp_2m"),
+    ):
+        folder = save_folder(tmp_path / name, network, NoiseSchedule.linear(), {**defaults, **options})
+        code, out, err, _ = run("sample", folder, "--seeds", "1", "--method", other)
+        assert (code, err) == (0, "")
+        assert f", {other}, 2 steps" in out
+
+
+def test_interrupted(run, folder, monkeypatch):
+    def interrupted(self, **request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fastddpm.Sampler, "sample", interrupted)
+    words = ["sample", folder, "--seeds", "1", "--outdir", "new/dir"]
+    assert run(*words) == (130, "", "fastddpm: interrupted\n", [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler\nand much more"), None),
+        InductorError(RuntimeError("no C++ compiler\nand much more"), None),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_engine_that_cannot_compile_is_one_line(run, folder, monkeypatch, error):
+    def failing(self, **request):
+        raise error
+
+    monkeypatch.setattr(fastddpm.Sampler, "sample", failing)
+    code, out, err, files = run("sample", folder, "--seeds", "1", "--engine", "compile")
+    assert (code, out, files) == (2, "", [])
+    assert err.startswith("fastddpm: error: --engine: 'compile' cannot compile this model here")
+    assert "no C++ compiler" in err
+    assert err.endswith("; auto or eager accepted\n")
+    assert err.count("\n") == 1
+
+
+def test_a_folder_in_place_of_a_file_of_a_seed(run, folder, monkeypatch):
+    monkeypatch.setattr(fastddpm.Sampler, "sample", None)  # refused before
+    Path("there/000001.png").mkdir(parents=True)
+    words = ["sample", folder, "--seeds", "0-2", "--outdir", "there", "--out", "a.png"]
+    code, out, err, files = run(*words)
+    assert (code, out, files) == (2, "", ["there", "there/000001.png"])
+    assert "--outdir: 'there/000001.png' is a folder" in err
+
+
+def test_a_failure_while_writing_leaves_nothing(run, folder, monkeypatch):
+    def full(path, frames):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fastddpm.cli.outputs, "save_gif", full)
+    words = ["sample", folder, "--seeds", "0-2", "--outdir", "new/dir/", "--out", "new/a.png"]
+    code, out, err, files = run(*words, "--trajectory", "t.gif")
+    assert (code, out, files) == (2, "", [])
+    assert "No space left on device" in err
+    assert run(*words)[3] == ["new", "new/a.png", "new/dir", *(f"new/dir/00000{i}.png" for i in range(3))]
 
 
 def test_seed_ranges():

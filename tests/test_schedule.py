@@ -110,6 +110,7 @@ def test_zero_terminal_snr_keeps_the_rest_in_proportion():
     assert after[-1] == 0
     assert np.isclose(after[0], before[0], rtol=1e-14)
     assert np.allclose(np.diff(after) / np.diff(before), before[0] / (before[0] - before[-1]))
+    assert rescaled.rescaled_zero_terminal_snr() == rescaled
     with pytest.raises(ValueError, match="num_train_timesteps"):
         NoiseSchedule.from_betas([0.5]).rescaled_zero_terminal_snr()
 

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from typing import Annotated
 
 import torch
 import typer
 
+import fastddpm
 from fastddpm.cli.sample import sample
 from fastddpm.engine import EngineUnavailable
 
-app = typer.Typer(
-    name="fastddpm",
-    help="Fast DDPM sampling: fused kernels around a trained noise-prediction network.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+INTERRUPTED = 130
+OPTIONS = {
+    "class_labels": "--class",
+    "engine": "--engine",
+    "eta": "--eta",
+    "guidance_scale": "--guidance",
+    "max_batch": "--batch",
+    "method": "--method",
+    "num_inference_steps": "--steps",
+    "seeds": "--seeds",
+    "shape": "--shape",
+}
+"""What the arguments of the library are called here."""
+
+app = typer.Typer(name="fastddpm", add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastddpm {fastddpm.__version__}")
+        raise typer.Exit()
 
 
 @app.callback()
-def _version_option() -> None:
+def _common_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version.")
+    ] = False,
+) -> None:
     """Fast DDPM sampling: fused kernels around a trained noise-prediction network."""
 
 
@@ -31,21 +52,30 @@ def main() -> None:
     """Runs the command line. What a person can mend is one line on standard error and exit code 2."""
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=sys.argv[1:], prog_name="fastddpm", standalone_mode=False)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written", 130)
+        code = command.main(args=sys.argv[1:] or ["--help"], prog_name="fastddpm", standalone_mode=False)
     except Exception as error:
         # Typer may carry its own copy of click, so its errors are known by what they offer.
         message = getattr(error, "format_message", None)
         if message is not None:
-            _fail(message(), 2)
+            _fail(message())
         if isinstance(error, (ValueError, OSError, EngineUnavailable, torch.OutOfMemoryError)):
-            _fail(str(error), 2)
+            _fail(in_options(str(error)))
         raise
-    sys.exit(code if isinstance(code, int) else 0)
+    if code == INTERRUPTED:  # what Typer makes of KeyboardInterrupt
+        print("fastddpm: interrupted", file=sys.stderr)
+    sys.exit(code or 0)
 
 
-def _fail(message: str, code: int) -> None:
+def in_options(message: str) -> str:
+    """A message of the library that begins with arguments, `max_batch: 0 given`, with the options instead."""
+    names = re.match(r"\w+(, \w+)*(?=:| must )", message)
+    if names is None:
+        return message
+    options = [OPTIONS.get(name, name) for name in names[0].split(", ")]
+    return ", ".join(options) + message[names.end() :]
+
+
+def _fail(message: str) -> None:
     text = " ".join(message.split())
     print(f"fastddpm: error: {text}", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(2)

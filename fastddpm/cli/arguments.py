@@ -1,10 +1,9 @@
-"""What people type, as values: seed and class ranges, devices, dtypes, output paths."""
+"""What people type, as values: seed and class ranges, shapes, devices, dtypes."""
 
 from __future__ import annotations
 
 import re
-import tempfile
-from pathlib import Path
+from collections import Counter
 
 import torch
 
@@ -32,6 +31,25 @@ def parse_ranges(text: str, name: str) -> list[int]:
     return values
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Seeds, each once: an image and its file are a seed's."""
+    seeds = parse_ranges(text, "--seeds")
+    if len(set(seeds)) < len(seeds):
+        twice = next(seed for seed, count in Counter(seeds).items() if count > 1)
+        raise ValueError(f"--seeds: {text!r} given, with {twice} more than once; every seed once accepted")
+    return seeds
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """``3,32,32`` -> (3, 32, 32): channels, height, width."""
+    match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*", text)
+    sizes = tuple(map(int, match.groups())) if match else (0,)
+    if min(sizes) < 1:
+        raise ValueError(f"--shape: {text!r} given, three positive integers C,H,W accepted")
+    channels, height, width = sizes
+    return channels, height, width
+
+
 def parse_dtype(text: str) -> torch.dtype:
     """``float32``, ``float16`` or ``bfloat16``."""
     if text not in DTYPES:
@@ -43,45 +61,10 @@ def parse_device(text: str | None) -> torch.device:
     """A device that is there; None: the first CUDA device, else the CPU."""
     if text is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise ValueError(f"--device: {text!r} given, cpu, cuda or cuda:N accepted") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", text)
+    if match is None:
+        raise ValueError(f"--device: {text!r} given, cpu, cuda or cuda:N accepted")
+    if text != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise ValueError(f"--device: {text!r} given, but not there; {there} accepted here")
-    return device
-
-
-def check_output(path: Path, name: str, suffixes: tuple[str, ...]) -> None:
-    """Refuses an output file that could not be written, before any work is done for it.
-
-    Raises:
-        ValueError: another suffix than those accepted, no such folder, or one that cannot be written.
-    """
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{name}: {str(path)!r} given, a file ending in {' or '.join(suffixes)} accepted")
-    if path.is_dir():
-        raise ValueError(f"{name}: {str(path)!r} is a folder; a file accepted")
-    _check_writable(path.parent, name)
-
-
-def check_output_folder(path: Path, name: str) -> None:
-    """Refuses an output folder that is not there and cannot be made, or that cannot be written."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{name}: {str(path)!r} is a file; a folder accepted")
-    existing = path
-    while not existing.exists():
-        existing = existing.parent
-    _check_writable(existing, name)
-
-
-def _check_writable(folder: Path, name: str) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"{name}: folder {str(folder)!r} does not exist; an existing folder accepted")
-    try:
-        # Permission bits say nothing to root or on a read-only or full disk; making a file does.
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{name}: folder {str(folder)!r} cannot be written ({error.strerror})") from None
+    return torch.device(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,56 +10,13 @@ import typer
 from torch import Tensor
 
 from fastddpm.checkpoint import load
-from fastddpm.cli.arguments import (
-    check_output,
-    check_output_folder,
-    parse_device,
-    parse_dtype,
-    parse_ranges,
-)
-from fastddpm.images import grid, save_gif, save_npz, save_png, to_uint8
+from fastddpm.cli.arguments import parse_device, parse_dtype, parse_ranges, parse_seeds, parse_shape
+from fastddpm.cli.outputs import Outputs
+from fastddpm.engine import EngineUnavailable
 from fastddpm.sampler import Sampler
 from fastddpm.unet import UNet
 
 LONGEST_ANIMATION = 40
-
-
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-    """Where samples go."""
-
-    out: Path | None
-    outdir: Path | None
-    trajectory: Path | None
-
-    def check(self) -> None:
-        """Refuses what could not be written, before sampling."""
-        if self.out is not None:
-            check_output(self.out, "--out", (".png", ".npz"))
-        if self.trajectory is not None:
-            check_output(self.trajectory, "--trajectory", (".gif",))
-        if self.outdir is not None:
-            check_output_folder(self.outdir, "--outdir")
-
-    def write(self, frames: Tensor, seeds: list[int], labels: list[int] | None) -> list[str]:
-        """Writes the last frame of ``(F, B, C, H, W)``, and all of them as an animation; names them."""
-        pixels = to_uint8(frames[-1])
-        written = []
-        if self.out is not None:
-            if self.out.suffix.lower() == ".npz":
-                save_npz(self.out, pixels, labels, seeds)
-            else:
-                save_png(self.out, grid(pixels))
-            written.append(str(self.out))
-        if self.outdir is not None:
-            self.outdir.mkdir(parents=True, exist_ok=True)
-            for seed, image in zip(seeds, pixels, strict=True):
-                save_png(self.outdir / f"{seed:06d}.png", image)
-            written.append(f"{self.outdir}/ ({len(seeds)} files)")
-        if self.trajectory is not None:
-            save_gif(self.trajectory, [grid(to_uint8(frame)) for frame in frames])
-            written.append(str(self.trajectory))
-        return written
 
 
 def sample(
@@ -75,6 +31,9 @@ def sample(
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 deterministic, 1 as ddpm.")] = None,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    shape: Annotated[
+        str | None, typer.Option(help="Of an image, C,H,W; that of the model folder, if left out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A grid (.png) or arrays (.npz).")] = None,
     outdir: Annotated[Path | None, typer.Option(help="Folder for one PNG a seed, named by it.")] = None,
     trajectory: Annotated[Path | None, typer.Option(help="The way from noise to images (.gif).")] = None,
@@ -92,34 +51,63 @@ def sample(
     if out is None and outdir is None and trajectory is None:
         out = Path("samples.png")
     outputs = Outputs(out, outdir, trajectory)
-    seed_list = parse_ranges(seeds, "--seeds")
-    given: dict[str, Any] = {"method": method, "num_inference_steps": steps, "eta": eta, "engine": engine}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if method not in (None, "ddim") and eta is None:
-        changes["eta"] = 0.0  # the folder's default may be meant for ddim
-    sampler = load(model, device=parse_device(device), dtype=parse_dtype(dtype), **changes)
+    seed_list = parse_seeds(seeds)
+    image_shape = None if shape is None else parse_shape(shape)
+    sampler = load(model, device=parse_device(device), dtype=parse_dtype(dtype))
+    sampler = sampler.replace(**_changes(sampler, method, steps, eta, engine))
     labels = _labels(sampler, classes, seed_list)
-    outputs.check()
-
-    began = time.perf_counter()
     request: dict[str, Any] = {
         "seeds": seed_list,
         "class_labels": labels,
         "guidance_scale": guidance,
         "max_batch": batch,
+        "shape": image_shape or sampler.shape,
     }
-    if trajectory is not None:
-        frames = sampler.sample_trajectory(frames=min(LONGEST_ANIMATION, len(sampler.plan) + 1), **request)
-    else:
-        frames = sampler.sample(**request)[None]
-    seconds = time.perf_counter() - began
-    written = outputs.write(frames, seed_list, labels)
+
+    with outputs.ready(seed_list, request["shape"][0] if request["shape"] else None):
+        began = time.perf_counter()
+        frames = _draw(sampler, request, animated=trajectory is not None)
+        seconds = time.perf_counter() - began
+        written = outputs.write(frames, seed_list, labels)
     count, (height, width) = len(seed_list), frames.shape[-2:]
     print(
         f"{count} image{'s' * (count > 1)} of {height}x{width}, {sampler.plan.method}, "
         f"{len(sampler.plan)} steps, engine {sampler.engine} on {sampler.device}: {seconds:.2f} s, "
         f"{count / seconds:.1f} images/s -> {', '.join(written)}"
     )
+
+
+def _changes(
+    sampler: Sampler, method: str | None, steps: int | None, eta: float | None, engine: str
+) -> dict[str, Any]:
+    """What was given, and with another method than the folder's the neutral values of that one's options."""
+    given = {"method": method, "num_inference_steps": steps, "eta": eta, "engine": engine}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if method not in (None, sampler.options["method"]):
+        neutral: dict[str, Any] = {"eta": 0.0, "sigma_scale": 1.0}
+        if sampler.options["variance_type"] != "learned_range":  # which is the network's, not the method's
+            neutral["variance_type"] = "fixed_small"
+        changes = {**neutral, **changes}
+    return changes
+
+
+def _draw(sampler: Sampler, request: dict[str, Any], *, animated: bool) -> Tensor:
+    """The states kept, float32 ``(F, B, C, H, W)``: the last alone, or those of an animation."""
+    try:
+        if animated:
+            frames = min(LONGEST_ANIMATION, len(sampler.plan) + 1)
+            return sampler.sample_trajectory(frames=frames, **request)
+        return sampler.sample(**request)[None]
+    except RuntimeError as error:
+        # Imported here, where it is loaded already if it is needed: it takes seconds.
+        from torch._dynamo.exc import TorchDynamoException
+
+        if not isinstance(error, TorchDynamoException):
+            raise
+        reason = str(getattr(error, "inner_exception", error)).strip().split("\n")[0]
+        raise EngineUnavailable(
+            f"engine: {sampler.engine!r} cannot compile this model here ({reason}); auto or eager accepted"
+        ) from error
 
 
 def _labels(sampler: Sampler, classes: str | None, seeds: list[int]) -> list[int] | None:

@@ -1,0 +1,128 @@
+"""Where samples go: checked before they are drawn, and written all or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from torch import Tensor
+
+from fastddpm.files import replacing
+from fastddpm.images import grid, save_gif, save_npz, save_png, to_uint8
+
+PICTURE_CHANNELS = (1, 3, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """The files that a person asked for: a grid or arrays, one file a seed, an animation."""
+
+    out: Path | None
+    outdir: Path | None
+    trajectory: Path | None
+
+    @contextmanager
+    def ready(self, seeds: list[int], channels: int | None) -> Iterator[None]:
+        """Refuses what could not be written, makes `outdir`, and takes it away again if the body fails.
+
+        Args:
+            seeds: of the images.
+            channels: of an image, where it is known.
+
+        Raises:
+            ValueError: naming the option, the path and why.
+        """
+        with ExitStack() as stack:
+            if self.outdir is not None:
+                stack.enter_context(_folder(self.outdir, "--outdir"))
+            if self.out is not None:
+                _check_file(self.out, "--out", (".png", ".npz"))
+            if self.trajectory is not None:
+                _check_file(self.trajectory, "--trajectory", (".gif",))
+            for path in self._of_seeds(seeds):
+                if path.is_dir():
+                    raise ValueError(f"--outdir: {str(path)!r} is a folder; a file accepted there")
+                if self.out is not None and self.out.resolve() == path.resolve():
+                    raise ValueError(f"--out: {str(self.out)!r} is a file of --outdir too; another accepted")
+            is_array = self.outdir is None and self.trajectory is None and _is_npz(self.out)
+            if not is_array and channels not in (None, *PICTURE_CHANNELS):
+                raise ValueError(
+                    f"--out: images of {channels} channels are no pictures; .npz without --outdir and "
+                    f"--trajectory, or {', '.join(map(str, PICTURE_CHANNELS))} channels accepted"
+                )
+            yield
+
+    def write(self, frames: Tensor, seeds: list[int], labels: list[int] | None) -> list[str]:
+        """Writes the last frame of ``(F, B, C, H, W)``, and all of them as an animation; names them.
+
+        All files are complete under temporary names before the first takes its own.
+        """
+        pixels = to_uint8(frames[-1])
+        written = []
+        with ExitStack() as stack:
+            if self.out is not None:
+                file = stack.enter_context(replacing(self.out))
+                if _is_npz(self.out):
+                    save_npz(file, pixels, labels, seeds)
+                else:
+                    save_png(file, grid(pixels))
+                written.append(str(self.out))
+            if self.outdir is not None:
+                for path, image in zip(self._of_seeds(seeds), pixels, strict=True):
+                    save_png(stack.enter_context(replacing(path)), image)
+                written.append(f"{self.outdir}/ ({len(seeds)} files)")
+            if self.trajectory is not None:
+                file = stack.enter_context(replacing(self.trajectory))
+                save_gif(file, [grid(to_uint8(frame)) for frame in frames])
+                written.append(str(self.trajectory))
+        return written
+
+    def _of_seeds(self, seeds: list[int]) -> list[Path]:
+        return [] if self.outdir is None else [self.outdir / f"{seed:06d}.png" for seed in seeds]
+
+
+def _is_npz(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() == ".npz"
+
+
+def _check_file(path: Path, name: str, suffixes: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{name}: {str(path)!r} given, a file ending in {' or '.join(suffixes)} accepted")
+    if path.is_dir():
+        raise ValueError(f"{name}: {str(path)!r} is a folder; a file accepted")
+    _check_writable(path.parent, name)
+
+
+@contextmanager
+def _folder(path: Path, name: str) -> Iterator[None]:
+    """Makes a folder and those above it that are not there; they go again if the body fails."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{name}: {str(path)!r} is a file; a folder accepted")
+    made: list[Path] = []
+    try:
+        for folder in reversed((path, *path.parents)):
+            if not folder.exists():
+                _check_writable(folder.parent, name)
+                folder.mkdir()
+                made.append(folder)
+        _check_writable(path, name)
+        yield
+    except BaseException:
+        with suppress(OSError):  # what someone else has put there stays
+            for folder in reversed(made):
+                folder.rmdir()
+        raise
+
+
+def _check_writable(folder: Path, name: str) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{name}: folder {str(folder)!r} does not exist; an existing folder accepted")
+    try:
+        # Permission bits say nothing to root or on a read-only or full disk; making a file does.
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name}: folder {str(folder)!r} cannot be written ({error.strerror})") from None
