@@ -1,0 +1,140 @@
+"""The engines on a card: each gives the eager image. Needs CUDA; `pytest -m gpu`."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from networks import TINY, make_unet
+
+from fastddpm import NoiseSchedule, Sampler
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+# The same kernels on the same device; "max" compiles the network, which sums in another order.
+TOLERANCE = {"cudagraph": 1e-5, "auto": 1e-5, "max": 1e-3}
+METHODS = {
+    "ddpm": {"method": "ddpm"},
+    "ddim": {"method": "ddim"},
+    "ddim_eta": {"method": "ddim", "eta": 0.7},
+    "dpmpp_2m": {"method": "dpmpp_2m"},
+}
+SEEDS = [3, 2**32 + 5]
+
+
+def samplers(engine, *, seed=0, device="cuda", dtype=torch.float32, **options):
+    """An eager sampler and one of the engine, on one network."""
+    unet = make_unet(TINY, seed).to(device, dtype).to(memory_format=torch.channels_last)
+    defaults = {"num_inference_steps": 20, "clip_sample_range": 1.0, "shape": (3, 16, 16)}
+    made = [
+        Sampler(unet, NoiseSchedule.linear(), engine=e, **{**defaults, **options}) for e in ("eager", engine)
+    ]
+    return (*made, unet)
+
+
+def assert_same(image, expected, engine):
+    assert expected.isfinite().all()
+    assert expected.std() > 0.05
+    assert (image - expected).abs().max().item() <= TOLERANCE[engine]
+
+
+@pytest.fixture(autouse=True)
+def _no_fallback():
+    """A capture that fails is a failure here, not a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+@pytest.mark.parametrize("engine", TOLERANCE)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+def test_methods(engine, method, guidance_scale):
+    eager, fast, _ = samplers(engine, **METHODS[method])
+    for seeds, labels in ((SEEDS, [0, 3]), ([7, 8], [2, 1])):
+        call = {"seeds": seeds, "class_labels": labels, "guidance_scale": guidance_scale, "progress": False}
+        assert_same(fast.sample(**call), eager.sample(**call), engine)
+    assert fast.engine == ("cudagraph" if engine == "auto" else engine)
+
+
+@pytest.mark.parametrize("engine", ["cudagraph", "max"])
+def test_more_steps_than_one_graph_holds(engine):
+    eager, fast, _ = samplers(engine, num_inference_steps=130)
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    assert_same(fast.sample(**call), eager.sample(**call), engine)
+
+
+@pytest.mark.parametrize("host", [True, False])
+def test_torch_noise(host):
+    eager, fast, _ = samplers("cudagraph", num_inference_steps=130)
+    images = []
+    for one in (eager, fast):
+        generator = torch.Generator("cpu" if host else "cuda").manual_seed(5)
+        images.append(one.sample(2, class_labels=1, noise="torch", generator=generator, progress=False))
+    assert_same(images[1], images[0], "cudagraph")
+
+
+def test_changed_weights_under_autocast_too():
+    eager, fast, unet = samplers("cudagraph")
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    for seed in (0, 1):
+        unet.load_state_dict(make_unet(TINY, seed).state_dict())
+        assert_same(fast.sample(**call), eager.sample(**call), "cudagraph")
+        with torch.autocast("cuda", torch.bfloat16):
+            replayed = fast.sample(**call)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            assert (replayed - eager.sample(**call)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_networks(dtype):
+    eager, fast, _ = samplers("cudagraph", dtype=dtype)
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    assert_same(fast.sample(**call), eager.sample(**call), "cudagraph")
+
+
+def test_trajectories_callbacks_and_other_plans():
+    eager, fast, _ = samplers("cudagraph")
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    for predicted in (True, False):
+        frames = [one.sample_trajectory(predicted=predicted, **call) for one in (eager, fast)]
+        assert_same(frames[1], frames[0], "cudagraph")
+    seen = []
+    fast.sample(callback=lambda k, t, x: seen.append(k), **call)
+    assert seen == list(range(20))
+    fast.plan = eager.replace(num_inference_steps=7).plan
+    assert_same(fast.sample(**call), eager.replace(num_inference_steps=7).sample(**call), "cudagraph")
+
+
+def test_a_model_that_cannot_be_captured_falls_back():
+    unet = make_unet(TINY).to("cuda")
+
+    def reads_on_the_host(x, t):
+        return unet(x, t, torch.full((len(x),), int(t[0].item() % 4), device=x.device))
+
+    options = {"num_inference_steps": 5, "clip_sample_range": 1.0, "shape": (3, 16, 16)}
+    eager, auto, strict = (
+        Sampler(reads_on_the_host, NoiseSchedule.linear(), engine=engine, **options)
+        for engine in ("eager", "auto", "cudagraph")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with pytest.warns(RuntimeWarning, match="cannot be captured"):
+            image = auto.sample(seeds=SEEDS, progress=False)
+    assert_same(image, eager.sample(seeds=SEEDS, progress=False), "auto")
+    assert torch.randn(3, device="cuda").isfinite().all()  # the generator is out of capture
+    with pytest.raises(RuntimeError):
+        strict.sample(seeds=SEEDS, progress=False)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("engine", ["eager", "cudagraph"])
+def test_the_second_card(engine):
+    _, first, _ = samplers(engine, device="cuda:0")
+    _, second, _ = samplers(engine, device="cuda:1")
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    assert (first.sample(**call).cpu() - second.sample(**call).cpu()).abs().max() <= 1e-5
