@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fastddpm import CheckpointError, NoiseSchedule, UNetConfig, load
 from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged, checkpoints
-from fastddpm.training.trainer import Interrupted
+from fastddpm.training.interruption import Interrupted
 
 MODEL = UNetConfig(
     base_channels=8,

@@ -19,8 +19,35 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
+from fastddpm.files import replacing
 
 TENSOR_FILES = ("model", "ema", "optimizer")
+# Options that a resumed run may have otherwise: they change no weight.
+MAY_CHANGE = ("log_every", "checkpoint_every", "keep")
+
+
+def begin_run(run: Path, document: Mapping[str, Any]) -> None:
+    """Makes the folder of a run and writes what is trained, and how, to its `train.json`."""
+    run.mkdir(parents=True, exist_ok=True)
+    with replacing(run / "train.json") as temporary:
+        temporary.write_text(json.dumps(dict(document), indent=2) + "\n")
+
+
+def check_same_run(run: Path, document: Mapping[str, Any]) -> None:
+    """Refuses to go on with a run under other options.
+
+    Raises:
+        ValueError: naming the first option that differs from `train.json`.
+    """
+    before, now = json.loads((run / "train.json").read_text()), json.loads(json.dumps(dict(document)))
+    for part in now:
+        for name in {**before[part], **now[part]}:
+            old, new = before[part].get(name), now[part].get(name)
+            if old != new and name not in MAY_CHANGE:
+                raise ValueError(
+                    f"{name}: {new!r} given, but the run in {run} began with {old!r}; "
+                    "the same, or another folder, accepted"
+                )
 
 
 def save(

@@ -10,11 +10,9 @@ precision are Hugging Face accelerate's.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,12 +22,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastddpm.checkpoint import CheckpointError, save_folder
 from fastddpm.data.order import indices_for
-from fastddpm.files import replacing
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.training import checkpoints, report
 from fastddpm.training.config import TrainConfig
+from fastddpm.training.interruption import Interrupted, stop_on_interrupt
 from fastddpm.training.objective import NoisedBatch, Noiser
 from fastddpm.unet import UNet, UNetConfig
 
@@ -52,10 +50,6 @@ class TrainingData(Protocol):
 
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The run was stopped by Ctrl-C after its state was saved."""
 
 
 class Trainer:
@@ -136,7 +130,7 @@ class Trainer:
         losses: list[Tensor] = []
         began, first = time.perf_counter(), self.step
         steps, every = self.config.steps, self.config.checkpoint_every
-        with _stop_on_interrupt() as stopped, progress_bar(progress, steps, "training") as advance:
+        with stop_on_interrupt() as stopped, progress_bar(progress, steps, "training") as advance:
             advance(self.step)
             while self.step < steps:
                 losses.append(self._optimize())
@@ -293,26 +287,12 @@ class Trainer:
             "model": self.unet.config.to_dict(),
             "schedule": self.schedule.to_dict(),
         }
-        path = self.run / "train.json"
         if found:
-            self._check_same(json.loads(path.read_text()), document)
+            checkpoints.check_same_run(self.run, document)
             self._restore(found[-1])
         elif self.accelerator.is_main_process:
-            self.run.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(document, indent=2) + "\n")
+            checkpoints.begin_run(self.run, document)
         self.accelerator.wait_for_everyone()
-
-    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        free = {"log_every", "checkpoint_every", "keep"}
-        for part in now:
-            for name in {**before[part], **now[part]}:
-                old, new = before[part].get(name), json.loads(json.dumps(now[part].get(name)))
-                if old != new and name not in free:
-                    raise ValueError(
-                        f"{name}: {new!r} given, but the run in {self.run} began with {old!r}; "
-                        "the same, or another folder, accepted"
-                    )
 
     def _restore(self, step: int) -> None:
         tensors, state = checkpoints.read(self.run, step)
@@ -332,24 +312,3 @@ class Trainer:
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return optimizer
-
-
-@contextlib.contextmanager
-def _stop_on_interrupt() -> Iterator[list[bool]]:
-    """Yields a list that is empty until Ctrl-C; a second Ctrl-C stops at once."""
-    stopped: list[bool] = []
-
-    def stop(number: int, frame: Any) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(True)
-
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not in the main thread: Ctrl-C is not ours to take
-        yield stopped
-        return
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
