@@ -3,9 +3,9 @@
     python tests/mutations/run.py [NAME ...]
 
 A patch begins with lines `Test: PATH[::NAME]` and, where its tests run in Triton's interpreter,
-`Interpreter: yes`; everything before the first `---` is prose. A mutation is caught when pytest reports
-failed tests (exit code 1): a patch that does not apply, or tests that cannot be collected, are errors of the
-suite.
+`Interpreter: yes`; everything before the first `---` is prose. A mutation is caught when pytest reports a
+failed test (exit code 1) which passes without the mutation: the tests that failed are run once more on an
+unmutated copy. A patch that does not apply, or tests that cannot be collected, are errors of the suite.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = Path(__file__).resolve().parent
@@ -31,8 +32,28 @@ def copy_tree(target: Path) -> None:
             shutil.copy(ROOT / name, target / name)
 
 
-def outcome(patch: Path) -> str:
-    """`caught`, or what went wrong."""
+def run_tests(copy: Path, tests: list[str], interpreter: bool, *options: str) -> tuple[int, list[str], str]:
+    """Runs tests in a copy of the repository: pytest's exit code, the tests that failed, what it said."""
+    environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'kernels'}"}
+    environment.pop("TRITON_INTERPRET", None)
+    if interpreter:
+        environment["TRITON_INTERPRET"] = "1"
+    report = copy / "report.xml"
+    # The family that says in which file a test is.
+    reporting = [f"--junitxml={report}", "-o", "junit_family=xunit1"]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", *options, *reporting, *tests]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    cases = ElementTree.parse(report).iter("testcase") if report.is_file() else ()
+    failed = [
+        f"{case.get('file')}::{case.get('name')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return done.returncode, failed, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def mutate(patch: Path) -> tuple[str, bool, list[str]]:
+    """What came of a mutation, whether that was in the interpreter, and the tests that failed."""
     header = patch.read_text().split("\n--- ")[0]
     tests = re.findall(r"^Test: (\S+)$", header, re.M)
     interpreter = re.search(r"^Interpreter: yes$", header, re.M) is not None
@@ -41,18 +62,21 @@ def outcome(patch: Path) -> str:
         copy_tree(copy)
         applied = subprocess.run(["patch", "-p1", "-s", "-i", str(patch)], cwd=copy, check=False)
         if applied.returncode != 0:
-            return "the patch does not apply"
-        environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'kernels'}"}
-        environment.pop("TRITON_INTERPRET", None)
-        if interpreter:
-            environment["TRITON_INTERPRET"] = "1"
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *tests]
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode == 1:
-            return "caught"
-        if done.returncode == 0:
-            return "NOT CAUGHT: " + ", ".join(tests) + " passed"
-        return f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            return "the patch does not apply", interpreter, []
+        code, failed, output = run_tests(copy, tests, interpreter, "-x")
+    if code == 1:
+        return f"caught by {failed[0]}", interpreter, failed
+    if code == 0:
+        return "NOT CAUGHT: " + ", ".join(tests) + " passed", interpreter, []
+    return f"pytest ended with {code}:\n{output}", interpreter, []
+
+
+def failing_anyway(tests: list[str], interpreter: bool) -> list[str]:
+    """Those of the tests that fail on an unmutated copy; pytest's words where it did not get to run them."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        code, failed, output = run_tests(Path(folder), tests, interpreter)
+    return failed if code in (0, 1) else [f"pytest ended with {code}:\n{output}"]
 
 
 def main() -> None:
@@ -61,13 +85,23 @@ def main() -> None:
     patches = [p for p in sorted(FOLDER.glob("*.patch")) if not wanted or p.stem in wanted]
     if not patches:
         sys.exit(f"no mutation named {wanted}; there are {[p.stem for p in sorted(FOLDER.glob('*.patch'))]}")
-    missed = 0
+    caught = 0
+    catchers: dict[bool, set[str]] = {False: set(), True: set()}
     for patch in patches:
-        result = outcome(patch)
-        missed += result != "caught"
-        print(f"{patch.stem:40s} {result}", flush=True)
-    print(f"{len(patches) - missed} of {len(patches)} mutations caught")
-    sys.exit(missed > 0)
+        result, interpreter, failed = mutate(patch)
+        caught += bool(failed)
+        catchers[interpreter].update(failed)
+        print(f"{patch.stem:28s} {result}", flush=True)
+    broken = [
+        test
+        for interpreter, tests in catchers.items()
+        if tests
+        for test in failing_anyway(sorted(tests), interpreter)
+    ]
+    if broken:
+        sys.exit("nothing is shown: failing without any mutation\n" + "\n".join(broken))
+    print(f"{caught} of {len(patches)} mutations caught")
+    sys.exit(caught < len(patches))
 
 
 if __name__ == "__main__":
