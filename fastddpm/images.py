@@ -16,8 +16,10 @@ from torch import Tensor
 from fastddpm.files import replacing
 
 Pixels = npt.NDArray[np.uint8]
-# A grid of small images is enlarged by whole pixels until it is about this wide.
+# A grid of small images is enlarged by whole pixels until it is about this wide. Noise does not compress, so
+# an animation of it is kept smaller.
 GRID_WIDTH = 560
+ANIMATION_WIDTH = 280
 
 
 def to_uint8(images: Tensor) -> Pixels:
@@ -29,7 +31,9 @@ def to_uint8(images: Tensor) -> Pixels:
     return pixels
 
 
-def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Pixels:
+def grid(
+    pixels: Pixels, columns: int | None = None, padding: int = 2, width_wanted: int = GRID_WIDTH
+) -> Pixels:
     """uint8 ``(N, H, W, C)`` -> one picture ``(H', W', C)``, row by row, with white lines between."""
     count, height, width, channels = pixels.shape
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
@@ -41,7 +45,7 @@ def grid(pixels: Pixels, columns: int | None = None, padding: int = 2) -> Pixels
         top = padding + i // columns * (height + padding)
         left = padding + i % columns * (width + padding)
         out[top : top + height, left : left + width] = pixels[i]
-    factor = max(1, GRID_WIDTH // out.shape[1])
+    factor = max(1, width_wanted // out.shape[1])
     return out.repeat(factor, axis=0).repeat(factor, axis=1)
 
 

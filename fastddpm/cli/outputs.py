@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fastddpm.files import replacing
-from fastddpm.images import grid, save_gif, save_npz, save_png, to_uint8
+from fastddpm.images import ANIMATION_WIDTH, grid, save_gif, save_npz, save_png, to_uint8
 
 PICTURE_CHANNELS = (1, 3, 4)
 
@@ -76,7 +76,8 @@ class Outputs:
                 written.append(f"{self.outdir}/ ({len(seeds)} files)")
             if self.trajectory is not None:
                 file = stack.enter_context(replacing(self.trajectory))
-                save_gif(file, [grid(to_uint8(frame)) for frame in frames])
+                pictures = [grid(to_uint8(frame), width_wanted=ANIMATION_WIDTH) for frame in frames]
+                save_gif(file, pictures)
                 written.append(str(self.trajectory))
         return written
 
