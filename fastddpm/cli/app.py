@@ -11,19 +11,44 @@ import typer
 
 import fastddpm
 from fastddpm.cli.sample import sample
+from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
 
 INTERRUPTED = 130
 OPTIONS = {
+    "base_channels": "--base-channels",
+    "batch_size": "--batch",
+    "channel_mults": "--mults",
+    "channels": "--channels",
+    "checkpoint_every": "--checkpoint-every",
+    "class_dropout": "--class-dropout",
     "class_labels": "--class",
+    "data": "--data",
+    "dropout": "--dropout",
+    "ema_decay": "--ema",
     "engine": "--engine",
     "eta": "--eta",
+    "gradient_accumulation": "--accumulate",
     "guidance_scale": "--guidance",
+    "loss": "--loss",
+    "lr": "--lr",
+    "lr_schedule": "--lr-schedule",
     "max_batch": "--batch",
     "method": "--method",
+    "mixed_precision": "--mixed-precision",
     "num_inference_steps": "--steps",
+    "num_res_blocks": "--blocks",
+    "prediction_type": "--prediction",
+    "run": "--out",
+    "schedule": "--schedule",
+    "seed": "--seed",
     "seeds": "--seeds",
     "shape": "--shape",
+    "shift": "--shift",
+    "size": "--size",
+    "steps": "--steps",
+    "warmup_steps": "--warmup",
+    "weighting": "--weighting",
 }
 """What the arguments of the library are called here."""
 
@@ -46,6 +71,7 @@ def _common_options(
 
 
 app.command("sample")(sample)
+app.command("train")(train)
 
 
 def main() -> None:

@@ -282,8 +282,10 @@ class Trainer:
             raise ValueError(
                 f"run: {self.run} holds checkpoints up to step {found[-1]}; an empty folder accepted"
             )
+        options = self.config.to_dict()
         document = {
-            "train": self.config.to_dict(),
+            "objective": options.pop("objective"),
+            "train": options,
             "model": self.unet.config.to_dict(),
             "schedule": self.schedule.to_dict(),
         }

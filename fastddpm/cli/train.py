@@ -1,0 +1,118 @@
+"""`fastddpm train`: a data set to a model folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastddpm.cli.arguments import parse_ranges
+from fastddpm.schedule import NoiseSchedule
+from fastddpm.unet import UNetConfig
+
+SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
+
+
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run; run again with the same options to go on.")],
+    data: Annotated[str, typer.Option(help="mnist, an image folder, or a Hugging Face path.")] = "mnist",
+    size: Annotated[int | None, typer.Option(help="Resize and crop images to this.")] = None,
+    channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
+    flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = False,
+    shift: Annotated[int, typer.Option(help="Move images by up to so many pixels.")] = 0,
+    skip_broken: Annotated[bool, typer.Option(help="Leave broken image files out.")] = False,
+    conditional: Annotated[bool, typer.Option(help="Learn the labels, where the data has them.")] = True,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
+    batch: Annotated[int, typer.Option(help="Samples per step.")] = 128,
+    accumulate: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    lr_schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 200,
+    ema: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
+    loss: Annotated[str, typer.Option(help="l2, l1 or huber.")] = "l2",
+    weighting: Annotated[str, typer.Option(help="none, min_snr or p2.")] = "none",
+    prediction: Annotated[str, typer.Option(help="epsilon, sample or v_prediction.")] = "epsilon",
+    schedule: Annotated[str, typer.Option(help=f"{', '.join(SCHEDULES)}.")] = "linear",
+    class_dropout: Annotated[float, typer.Option(help="Share of labels dropped, for guidance.")] = 0.1,
+    base_channels: Annotated[int, typer.Option(help="Channels at full resolution.")] = 32,
+    mults: Annotated[str, typer.Option(help="Channel factor of each level: 1,2,2.")] = "1,2,2",
+    blocks: Annotated[int, typer.Option(help="Residual blocks per level.")] = 1,
+    dropout: Annotated[float, typer.Option(help="Dropout in residual blocks.")] = 0.0,
+    mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
+    compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints and sample grids.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+) -> None:
+    """Train a model: the run folder gets a log, a loss plot, sample grids, checkpoints, and RUN/model.
+
+    With several processes: accelerate launch -m fastddpm train ...
+    """
+    try:
+        from fastddpm.data import open_dataset
+        from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged
+        from fastddpm.training.interruption import Interrupted
+    except ImportError as error:
+        raise ValueError(f"train: needs the package {error.name}: pip install 'fastddpm[train]'") from None
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: {schedule!r} given, one of {', '.join(SCHEDULES)} accepted")
+    config = TrainConfig(
+        steps=steps,
+        batch_size=batch,
+        gradient_accumulation=accumulate,
+        lr=lr,
+        lr_schedule=lr_schedule,  # type: ignore[arg-type]
+        warmup_steps=warmup,
+        ema_decay=ema,
+        class_dropout=class_dropout,
+        objective=Objective(prediction, loss, weighting),  # type: ignore[arg-type]
+        mixed_precision=mixed_precision,  # type: ignore[arg-type]
+        compile=compile_network,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+    )
+    source: dict[str, Any] = {
+        "size": size,
+        "channels": channels,
+        "skip_broken": skip_broken,
+        "labels": conditional,
+    }
+    images = open_dataset(data, flip=flip, shift=shift, **source)
+    validation = open_dataset(data, split="validation", **source) if data == "mnist" else None
+    levels = parse_ranges(mults, "--mults")
+    n_channels, height, width = images.shape
+    model = UNetConfig(
+        in_channels=n_channels,
+        base_channels=base_channels,
+        channel_mults=tuple(levels),
+        num_res_blocks=blocks,
+        time_dim=4 * base_channels,
+        num_classes=images.num_classes,
+        null_class=images.num_classes is not None,
+        attention_levels=(len(levels) - 1,),
+        dropout=dropout,
+    )
+    if height % model.size_multiple or width % model.size_multiple:
+        raise ValueError(
+            f"size: images of {height}x{width} given, multiples of {model.size_multiple} accepted by "
+            f"a network of {len(levels)} levels (--size, --mults)"
+        )
+    sampler = {
+        "method": "ddim",
+        "num_inference_steps": 50,
+        "prediction_type": prediction,
+        "clip_sample_range": 1.0,
+        "shape": [n_channels, height, width],
+    }
+    noise_schedule = getattr(NoiseSchedule, schedule)(1000)
+    trainer = Trainer(config, model, noise_schedule, images, out, validation=validation, sampler=sampler)
+    try:
+        folder = trainer.train()
+    except Interrupted as stopped:
+        print(f"fastddpm: {stopped}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except TrainingDiverged as diverged:
+        print(f"fastddpm: error: {diverged}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(f"{len(images):,} images, {steps} steps -> {folder}; draw from it: fastddpm sample {folder}")

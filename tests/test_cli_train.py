@@ -1,0 +1,118 @@
+"""`fastddpm train`: from pictures in a folder to samples, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastddpm import load
+from fastddpm.cli import app as cli
+
+SMALL = ["--base-channels", "8", "--mults", "1,2", "--steps", "6", "--batch", "4", "--checkpoint-every", "3"]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of coloured noise, eight pictures of 8x8 each."""
+    random = np.random.default_rng(0)
+    for name in ("blue", "red"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(8):
+            pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["fastddpm", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_pictures_become_a_model_that_samples(run, pictures, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run("train", "--data", pictures, "--out", folder, *SMALL, "--prediction", "v_prediction")
+    assert (code, err) == (0, "")
+    assert f"fastddpm sample {folder / 'model'}" in out
+    model = load(folder / "model")
+    assert model.plan.prediction_type == "v_prediction"
+    assert model.model.config.num_classes == 2
+    assert run("sample", folder / "model", "--steps", "2", "--out", tmp_path / "s.png")[0] == 0
+    # The same command has nothing left to do; another is refused.
+    log = (folder / "log.jsonl").read_text()
+    assert run("train", "--data", pictures, "--out", folder, *SMALL, "--prediction", "v_prediction")[0] == 0
+    assert (folder / "log.jsonl").read_text() == log
+    code, _, err = run("train", "--data", pictures, "--out", folder, *SMALL)
+    assert code == 2
+    assert "began with 'v_prediction'" in err
+
+
+def test_the_digits_train_with_a_validation_loss(run, tmp_path):
+    assert run("train", "--out", tmp_path, *SMALL, "--loss", "l1", "--shift", "1")[0] == 0
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 6
+    assert 0 < last["validation_loss"] < 5
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(pictures, tmp_path):
+    words = ["train", "--data", str(pictures), "--out", str(tmp_path / "run"), *SMALL]
+    words[words.index("--steps") + 1] = "100000"
+    command = [sys.executable, "-m", "fastddpm", *words]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.time() + 120
+    while not list((tmp_path / "run").glob("checkpoints/step_*")) and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    assert "Traceback" not in err
+
+
+BAD = {
+    "no steps": (["--steps", "0"], "--steps: 0 given"),
+    "batch that does not divide": (["--accumulate", "3"], "--batch: 4 given, a multiple of 3"),
+    "unknown loss": (["--loss", "l3"], "--loss must be one of"),
+    "unknown schedule": (["--schedule", "exp"], "--schedule: 'exp' given, one of linear"),
+    "levels that do not fit": (["--mults", "1,1,1,1,1"], "multiples of 16 accepted"),
+    "no such data": (["--data", "/nowhere"], "--data: '/nowhere' given"),
+    "decay of 1": (["--ema", "1"], "--ema must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(run, pictures, tmp_path, case):
+    words, message = BAD[case]
+    code, out, err = run("train", "--data", pictures, "--out", tmp_path / "run", *SMALL, *words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_pictures_are_named_and_skipped_when_asked(run, pictures, tmp_path):
+    (pictures / "red" / "3.png").write_bytes(b"no picture")
+    words = ["train", "--data", pictures, "--out", tmp_path / "run", *SMALL]
+    code, _, err = run(*words)
+    assert code == 2
+    assert "3.png" in err
+    assert not (tmp_path / "run").exists()
+    code, out, _ = run(*words, "--skip-broken")
+    assert code == 0
+    assert "15 images" in out
