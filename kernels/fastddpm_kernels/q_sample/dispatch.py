@@ -54,7 +54,7 @@ def q_sample(
     """x_t ~ q(x_t | x_0) = sqrt_alphas_cumprod[t] * x_0 + sqrt_one_minus_alphas_cumprod[t] * noise.
 
     Args:
-        x_0: float32 (B, C, H, W), or any (B, ...), contiguous.
+        x_0: float32 (B, C, H, W), or any (B, ...), contiguous. With several GPUs, x_0's is the current one.
         t: int64 (B,), 0 <= t < T. Outside of it: IndexError on a CPU, an x_t of NaN on a GPU, where a check
             would wait for the device.
         sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod: float32 (T,), from the schedule.

@@ -34,7 +34,8 @@ def reverse_step(
     Where nothing bends or reads x0 this is x_next = linear_x*x + linear_m*m + c*z, and is computed so.
 
     Args:
-        x: float32 (B, C, H, W), or any (B, ...), contiguous. Overwritten by x_next.
+        x: float32 (B, C, H, W), or any (B, ...), contiguous. Overwritten by x_next. With several GPUs, x's
+            is the current one: Triton launches there.
         m: the network's output, float32, float16 or bfloat16, contiguous or channels_last; another layout is
             copied first. It has the shape of x; with 2C channels the second half is the learned-range
             variance v in [-1, 1]; with guidance it has 2B rows, first the B unconditional and then the B
