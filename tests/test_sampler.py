@@ -281,6 +281,19 @@ def test_a_callback_may_not_start_a_chain_of_the_same_sampler(sampler):
     assert sampler.sample(seeds=[1], class_labels=1, **QUIET).isfinite().all()
 
 
+def test_a_callback_that_raises_leaves_the_model_in_its_mode(sampler, unet):
+    unet.train()
+
+    def callback(*_):
+        assert not unet.training
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError) as error:  # held, and with it the frames of the chain
+        sampler.sample(seeds=[1], class_labels=1, callback=callback, **QUIET)
+    assert unet.training
+    assert error.value.args == ("stop",)
+
+
 def test_two_samplers_on_one_model_in_training_mode():
     unet = make_unet(UNetConfig(**{**TINY.to_dict(), "dropout": 0.5})).train()
     options = {"num_inference_steps": 10, "clip_sample_range": 1.0, "shape": (3, 8, 8)}
