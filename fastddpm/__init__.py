@@ -9,6 +9,7 @@ A trained network of your own: ``fastddpm.Sampler(model, fastddpm.NoiseSchedule.
 """
 
 from fastddpm.checkpoint import CheckpointError, load, save_folder
+from fastddpm.dropin import optimize
 from fastddpm.engine import EngineUnavailable
 from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
 from fastddpm.sampler import Sampler
@@ -29,5 +30,6 @@ __all__ = [
     "ddpm_plan",
     "dpmpp_2m_plan",
     "load",
+    "optimize",
     "save_folder",
 ]

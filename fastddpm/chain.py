@@ -47,6 +47,7 @@ class Walker:
         x: Tensor | None = None,
         every_step: bool = False,
         keep_x0: bool = False,
+        self_condition: bool = False,
     ) -> Iterator[tuple[int, Loop]]:
         """Runs a batch from a plan row to the end; yields (rows done, loop), at the start and after each
         segment.
@@ -58,10 +59,12 @@ class Walker:
             x: another state to start from.
             every_step: a segment is one step, so that the caller sees each.
             keep_x0: keep each step's predicted clean image in the loop's buffers.
+            self_condition: give the model the last one, as ``x_self_cond``.
         """
         in_python = self.loops.engine in ("eager", "compile")
         segment = 1 if every_step or in_python else GRAPH_SEGMENT
-        case = step_case(batch, plan, ring_steps=1 if in_python else GRAPH_SEGMENT, keep_x0=keep_x0)
+        ring_steps = 1 if in_python else GRAPH_SEGMENT
+        case = step_case(batch, plan, ring_steps=ring_steps, keep_x0=keep_x0, self_condition=self_condition)
         with in_eval_mode(self.model):
             loop = self.loops.get(
                 self.model,
@@ -117,7 +120,9 @@ def without_grad() -> Iterator[None]:
         yield
 
 
-def step_case(batch: Batch, plan: Plan, *, ring_steps: int, keep_x0: bool) -> StepCase:
+def step_case(
+    batch: Batch, plan: Plan, *, ring_steps: int, keep_x0: bool, self_condition: bool = False
+) -> StepCase:
     """What is fixed in every step of this batch under this plan."""
     is_torch = isinstance(batch.source, TorchNoise)
     # A sequential generator also draws where the noise is then multiplied by 0.
@@ -130,6 +135,7 @@ def step_case(batch: Batch, plan: Plan, *, ring_steps: int, keep_x0: bool) -> St
         clip=plan.clip,
         multistep=plan.multistep,
         keep_x0=keep_x0,
+        self_condition=self_condition,
         thresholding=plan.thresholding,
         learned_range=plan.learned_range and plan.stochastic,
     )

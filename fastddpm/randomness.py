@@ -71,14 +71,17 @@ class TorchNoise:
 
     Args:
         generator: one generator, a list with one per sample, or None for torch's global state. It may live on
-            the CPU while the state is on a GPU, as in diffusers. Draws are float32, as the state is.
+            the CPU while the state is on a GPU, as in diffusers.
         device: where the state is.
+        dtype: of the draws; they are then made float32, as the state is.
     """
 
     kind: Literal["torch"] = "torch"
 
-    def __init__(self, generator: Generators | None, device: torch.device) -> None:
-        self.generator, self.device = generator, device
+    def __init__(
+        self, generator: Generators | None, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.generator, self.device, self.dtype = generator, device, dtype
 
     @property
     def is_per_sample(self) -> bool:
@@ -89,7 +92,7 @@ class TorchNoise:
         """The noise of some of the samples; all of them with one generator."""
         if not isinstance(self.generator, (list, tuple)):
             return self
-        return TorchNoise([self.generator[i] for i in rows.tolist()], self.device)
+        return TorchNoise([self.generator[i] for i in rows.tolist()], self.device, self.dtype)
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normals, float32 ``shape``, on the state's device."""
@@ -112,7 +115,8 @@ class TorchNoise:
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         source = self.device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=source, dtype=torch.float32).to(self.device)
+        drawn = torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
+        return drawn.to(self.device, torch.float32)
 
 
 def ring_length(shape: tuple[int, ...], steps: int) -> int:

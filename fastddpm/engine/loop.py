@@ -44,6 +44,8 @@ class Loop:
         device = network.time.device
         self.buffers = StepBuffers(case, capacity, device)
         changed = [self.buffers.x, self.buffers.counter]
+        if case.self_condition and self.buffers.x0 is not None:
+            network.cond["x_self_cond"] = self.buffers.x0
         if self.buffers.x0 is not None:
             changed.append(self.buffers.x0)
         predict = compiled_network(network) if engine == "max" else network

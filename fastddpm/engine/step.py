@@ -34,6 +34,7 @@ class StepCase:
         clip: predicted x0 is clipped to the row's radius.
         multistep: the row uses the previous step's x0.
         keep_x0: the predicted x0 is written out.
+        self_condition: the network is given the last predicted x0, as ``x_self_cond`` (Chen et al. 2023).
         thresholding: ``(quantile, largest bound)`` of dynamic thresholding, or None.
         learned_range: the noise is scaled by the model's own variance, so it has 2C channels.
     """
@@ -45,6 +46,7 @@ class StepCase:
     clip: bool = False
     multistep: bool = False
     keep_x0: bool = False
+    self_condition: bool = False
     thresholding: tuple[float, float] | None = None
     learned_range: bool = False
 
@@ -73,7 +75,7 @@ class StepBuffers:
             self.noise = torch.zeros(batch, dtype=torch.int64, device=device)
         elif case.noise == "torch":
             self.noise = zeros((case.ring, *case.shape))
-        self.x0 = zeros(case.shape) if case.multistep or case.keep_x0 else None
+        self.x0 = zeros(case.shape) if case.multistep or case.keep_x0 or case.self_condition else None
         self.guidance = zeros(batch) if case.guided else None
 
     def tensors(self) -> list[Tensor]:

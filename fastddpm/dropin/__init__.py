@@ -1,0 +1,80 @@
+"""Drop-ins: an object of another library goes in, one with the same call and the same images comes out.
+
+Each module named in `PEERS` knows one library: ``DESCRIPTION``, ``recognises(obj)`` and
+``build(obj, settings, **options)``. Objects are recognised by what they hold, never by their class's name or
+module, so code copied into someone's project is recognised too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from fastddpm.dropin.settings import NoiseKind, Report, Settings
+from fastddpm.engine import Engine
+from fastddpm.sampler import Sampler
+from fastddpm.schedule import NoiseSchedule
+
+# In the order in which they are asked; a plain callable with a schedule comes after them.
+PEERS = (
+    "diffusers_pipelines",
+    "diffusers_schedulers",
+    "lucidrains",
+    "abarankab",
+    "sr3",
+    "guided_diffusion",
+)
+
+__all__ = ["PEERS", "Report", "Settings", "Unrecognised", "optimize"]
+
+
+class Unrecognised(TypeError):
+    """`optimize` was given an object that it does not know."""
+
+
+def optimize(
+    obj: Any,
+    *,
+    noise: NoiseKind = "torch",
+    engine: Engine = "auto",
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> Any:
+    """A fast object with the call of ``obj``, whose images for the same seed are the same.
+
+    The original is left as it was and its network is shared, not copied: weights changed in place are used
+    by the next call. The result's ``original`` is the object given, ``report()`` says what became of it.
+
+    Args:
+        obj: a pipeline, scheduler, diffusion object or network of a library listed in docs/dropin.md.
+        noise: ``torch`` consumes the random stream as the original does; ``philox`` draws by the noise spec,
+            one seed per image, inside the kernel.
+        engine: ``auto``, ``eager``, ``compile``, ``cudagraph`` or ``max``.
+        dtype: what the network runs in; None for what the original runs in.
+        **options: of the library's drop-in, in docs/dropin.md.
+
+    Raises:
+        Unrecognised: listing what is known, and how to use `Sampler` instead.
+        ValueError: an option that is not accepted, or a configuration that cannot be reproduced.
+    """
+    settings = Settings(noise=noise, engine=engine, dtype=dtype)
+    known = []
+    for name in PEERS:
+        peer = importlib.import_module(f"fastddpm.dropin.{name}")
+        if peer.recognises(obj):
+            return peer.build(obj, settings, **options)
+        known.append(peer.DESCRIPTION)
+    if callable(obj) and not isinstance(obj, type) and "schedule" in options:
+        return _sampler(obj, settings, **options)
+    known.append("any callable model(x, t, **cond) with schedule=")
+    raise Unrecognised(
+        f"obj: {type(obj).__name__} given; known are {'; '.join(known)}. For any other network that predicts "
+        "noise: fastddpm.Sampler(model, fastddpm.NoiseSchedule.linear(1000)), with model(x, t) -> epsilon"
+    )
+
+
+def _sampler(model: Any, settings: Settings, *, schedule: NoiseSchedule, **options: Any) -> Sampler:
+    """A bare network has no call to keep: it becomes a `Sampler`, whose ``sample`` takes ``noise=``."""
+    return Sampler(model, schedule, engine=settings.engine, dtype=settings.dtype, **options)

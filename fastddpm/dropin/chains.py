@@ -1,0 +1,151 @@
+"""The loop as drop-ins use it: any plan, a batch of a peer's making, one network.
+
+A drop-in turns the peer's arguments into a plan (`fastddpm.plans`) and a batch, and walks it here; the loop,
+its kernel and its engines are those of `Sampler`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.chain import Turn, Walker, without_grad
+from fastddpm.dropin.settings import Settings
+from fastddpm.engine import Loops, resolve_engine
+from fastddpm.network import Model, model_device_dtype
+from fastddpm.plans import Plan
+from fastddpm.progress import progress_bar
+from fastddpm.randomness import PhiloxNoise, TorchNoise, checked_seeds, random_seeds
+from fastddpm.request import Batch
+
+
+class Chains:
+    """Walks plans with one network.
+
+    Args:
+        model: called as ``model(x, t, **cond)``; a module, or an object that holds modules as attributes.
+        settings: noise, engine and dtype.
+        capacity: plan rows that tables have room for at least, so that plans of several lengths share loops.
+    """
+
+    def __init__(self, model: Model, settings: Settings, *, capacity: int) -> None:
+        self.model, self.settings, self.capacity = model, settings, capacity
+        self.device, seen = model_device_dtype(model)
+        self.dtype = settings.dtype or seen
+        self.engine = resolve_engine(settings.engine, self.device)
+        self._turn = Turn()
+        self._loops = Loops(self.engine, on_fallback=self._fell_back if settings.engine == "auto" else None)
+
+    def _fell_back(self) -> None:
+        self.engine = self._loops.engine = "eager"
+
+    def source(
+        self,
+        count: int,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seeds: Sequence[int] | Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> PhiloxNoise | TorchNoise:
+        """Where the noise of ``count`` images comes from.
+
+        Args:
+            count: images.
+            generator: what the peer was given: one, one per image, or None for torch's global state.
+            seeds: one per image, for ``noise="philox"`` only; None draws fresh ones.
+            dtype: of the peer's own draws.
+
+        Raises:
+            ValueError: seeds with ``noise="torch"``, or not one per image.
+        """
+        if self.settings.noise == "torch":
+            if seeds is not None:
+                raise ValueError('seeds: given, but this object has noise="torch"; optimize it with "philox"')
+            return TorchNoise(generator, self.device, dtype)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError('generator: a list given with noise="philox"; seeds are per image there')
+        values = random_seeds(count, generator) if seeds is None else checked_seeds(seeds)
+        if len(values) != count:
+            raise ValueError(f"seeds: {len(values)} given for {count} images; one each accepted")
+        return PhiloxNoise(values.to(self.device))
+
+    def batch(
+        self,
+        shape: Sequence[int],
+        source: PhiloxNoise | TorchNoise,
+        *,
+        x: Tensor | None = None,
+        cond: Mapping[str, Tensor] | None = None,
+        condition: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Batch:
+        """A batch of shape ``(B, C, H, W)``; with ``guidance (B,)`` cond and condition come doubled."""
+        count, channels, height, width = (int(n) for n in shape)
+        return Batch(
+            shape=(count, channels, height, width),
+            x=None if x is None else x.detach().to(self.device, torch.float32),
+            count=count,
+            source=source,
+            guidance=guidance,
+            cond=dict(cond or {}),
+            condition=condition,
+        )
+
+    def walk(
+        self,
+        plan: Plan,
+        batch: Batch,
+        *,
+        row: int = 0,
+        every_step: bool = True,
+        keep_x0: bool = False,
+        self_condition: bool = False,
+        progress: bool = True,
+    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Walks a plan; yields (rows done, x, x0) at the start and after each step, or each segment.
+
+        x ``(B, C, H, W)`` float32 is the live state and x0 the live prediction (None unless kept): clone what
+        is to be kept.
+
+        Args:
+            plan: what to do.
+            batch: on what.
+            row: where to start.
+            every_step: yield after every step.
+            keep_x0: keep each step's predicted clean image.
+            self_condition: the model is given the last x0 as ``x_self_cond`` (zeros at first).
+            progress: show a progress bar.
+        """
+        walker = Walker(self._loops, self.model, self.device, self.dtype, capacity=self.capacity)
+        options: dict[str, Any] = {"row": row, "every_step": every_step, "keep_x0": keep_x0}
+        with self._turn.taken(), progress_bar(progress, len(plan) - row) as advance:
+            done = row
+            with without_grad():
+                steps = walker.walk(batch, plan, self_condition=self_condition, **options)
+            while True:
+                # Gradients are off inside a step and as the caller has them between two.
+                with without_grad():
+                    item = next(steps, None)
+                if item is None:
+                    return
+                advance(item[0] - done)
+                done = item[0]
+                yield done, item[1].buffers.x, item[1].buffers.x0
+
+    def run(self, plan: Plan, batch: Batch, **options: Any) -> Tensor:
+        """Walks a plan to its end: float32 ``(B, C, H, W)``, a tensor of its own. Options as of `walk`."""
+        x = batch.x
+        for _, state, _ in self.walk(plan, batch, **{"every_step": False, **options}):
+            x = state
+        assert x is not None
+        return x.clone()
+
+
+def in_dtype(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The module itself, or a copy of it in another dtype; the original is left as it was."""
+    _, seen = model_device_dtype(module)
+    return module if dtype in (None, seen) else copy.deepcopy(module).to(dtype)

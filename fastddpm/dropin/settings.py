@@ -1,0 +1,71 @@
+"""What a caller of `optimize` chose, and what a drop-in says about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from fastddpm.engine import ENGINES, Engine
+from fastddpm.plans.plan import check_choice
+
+NoiseKind = Literal["torch", "philox"]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The options that every drop-in has.
+
+    Attributes:
+        noise: ``torch``: the random stream is consumed exactly as the original consumes it, so that the same
+            seed gives the same images. ``philox``: noise spec v1, one seed per image.
+        engine: as of :class:`fastddpm.Sampler`.
+        dtype: what the network runs in; None for what the original runs in. The state stays float32.
+
+    Raises:
+        ValueError: naming the option, what was given and what is accepted.
+    """
+
+    noise: NoiseKind = "torch"
+    engine: Engine = "auto"
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("noise", self.noise, ("torch", "philox"))
+        check_choice("engine", self.engine, ENGINES)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype: {self.dtype!r} given, None, float32, float16 or bfloat16 accepted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What became of an object: printed by `print(fast.report())`.
+
+    Attributes:
+        peer: the library and class recognised.
+        network: which network runs: the original module, or our UNet with its weights.
+        engine: the engine that runs.
+        noise: where noise comes from.
+        fused: what one kernel does, in order.
+        not_fused: what runs as plain torch passes, and why.
+    """
+
+    peer: str
+    network: str
+    engine: str
+    noise: str
+    fused: tuple[str, ...] = ()
+    not_fused: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.peer}",
+            f"  network   {self.network}",
+            f"  engine    {self.engine}",
+            f"  noise     {self.noise}",
+            f"  fused     {', '.join(self.fused) or 'nothing'}",
+        ]
+        lines += [f"  not fused {text}" for text in self.not_fused]
+        return "\n".join(lines)
