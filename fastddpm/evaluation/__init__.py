@@ -1,0 +1,18 @@
+"""How good images are: a digit classifier with its features, and distances between sets of images."""
+
+from fastddpm.evaluation.classifier import DigitClassifier, load_digit_classifier
+from fastddpm.evaluation.metrics import (
+    frechet_distance,
+    mean_pairwise_distance,
+    nearest_distances,
+    precision_recall,
+)
+
+__all__ = [
+    "DigitClassifier",
+    "frechet_distance",
+    "load_digit_classifier",
+    "mean_pairwise_distance",
+    "nearest_distances",
+    "precision_recall",
+]
