@@ -129,7 +129,7 @@ class TabulatedUNet(Network):
 
     def __init__(self, model: UNet, *, class_labels: Tensor | None, **buffers: Any) -> None:
         super().__init__(model, cond={}, **buffers)
-        width = sum(block.out_channels for block in model.residual_blocks)
+        width = model.bias_width
         self.table = torch.zeros(len(self.time), width, dtype=model.dtype, device=self.time.device)
         rows = 1 if class_labels is None else len(class_labels)
         self.class_bias = torch.zeros(rows, width, dtype=model.dtype, device=self.time.device)

@@ -1,8 +1,8 @@
 """The parts of the UNet: residual block, attention, up- and downsampling, the time embedding.
 
 Feature maps are ``(B, C, H, W)`` in either memory format; nothing here changes it. What depends on time
-and class reaches a residual block as one per-channel bias ``(B or 1, C)``, so that the caller may tabulate
-it.
+and class reaches a residual block as one vector, a bias ``(B or 1, C)`` or a scale and a shift
+``(B or 1, 2C)``, so that the caller may tabulate it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastddpm.unet.config import Activation, Norm, UNetConfig
+from fastddpm.unet.config import Activation, UNetConfig
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -25,91 +25,117 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
     return F.gelu(x)
 
 
-def make_norm(kind: Norm, channels: int, groups: int) -> nn.Module:
-    """The network's normalisation of ``channels`` channels, by name."""
-    if kind == "gn":
-        return nn.GroupNorm(groups, channels)
-    if kind == "bn":
+def make_norm(config: UNetConfig, channels: int) -> nn.Module:
+    """The network's normalisation of ``channels`` channels."""
+    if config.norm == "gn":
+        return nn.GroupNorm(config.num_groups, channels, eps=config.norm_eps)
+    if config.norm == "bn":
         return nn.BatchNorm2d(channels)
-    if kind == "in":
+    if config.norm == "in":
         return nn.InstanceNorm2d(channels, affine=True)
     return nn.Identity()
 
 
-def sinusoidal_embedding(t: Tensor, dim: int, scale: float = 1.0) -> Tensor:
+def sinusoidal_embedding(
+    t: Tensor, dim: int, scale: float = 1.0, *, shift: float = 0.0, cosine_first: bool = False
+) -> Tensor:
     """Sinusoidal position embedding of Vaswani et al. 2017 with the sines first, as in the DDPM code.
 
     Args:
         t: ``(N,)`` times, integer or float.
         dim: even width.
         scale: factor on t.
+        shift: frequencies are ``10000**(-i/(dim/2 - shift))``; 1 in the DDPM code, so that the last is 1e-4.
+        cosine_first: the cosines first.
 
     Returns:
         float32 ``(N, dim)``.
     """
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / half))
+    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - shift)))
     angles = torch.outer(t * scale, frequencies)
-    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+    halves = (angles.cos(), angles.sin()) if cosine_first else (angles.sin(), angles.cos())
+    return torch.cat(halves, dim=-1)
 
 
 class Attention(nn.Module):
-    """Self-attention over pixels with one head and a residual connection."""
+    """Self-attention over pixels with a residual connection; ``norm``: whether its input is normalised."""
 
-    def __init__(self, channels: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, config: UNetConfig, norm: bool = True) -> None:
         super().__init__()
-        self.norm = make_norm(config.norm, channels, config.num_groups)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.heads = channels // (config.attention_head_dim or channels)
+        self.norm = make_norm(config, channels) if norm else nn.Identity()
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=config.attention_bias)
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
         batch, channels, height, width = x.shape
-        # (B, H*W, 3C): a view of channels_last data
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(batch, 1, height * width, 3 * channels)
-        q, k, v = qkv.split(channels, dim=-1)
+        # (B, heads, H*W, C/heads) each: views of channels_last data; a head's channels are consecutive
+        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(batch, height * width, 3 * self.heads, -1)
+        q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)
         out = F.scaled_dot_product_attention(q, k, v)
-        out = out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        out = out.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         projected: Tensor = self.proj(out)
         return x + projected
 
 
 class ResidualBlock(nn.Module):
-    """norm, activation, conv, + bias(time, class), norm, activation, dropout, conv, + skip, [attention]."""
+    """norm, activation, conv, + bias(time, class), norm, activation, dropout, conv, + skip, [attention].
+
+    Instead of the bias a scale and a shift before or after the second norm, where the config says so.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, attention: bool) -> None:
         super().__init__()
         self.activation = config.activation
+        self.conditioning = config.time_conditioning
         self.out_channels = out_channels
-        self.norm1 = make_norm(config.norm, in_channels, config.num_groups)
+        self.bias_width = out_channels * (1 if self.conditioning == "bias" else 2)
+        self.norm1 = make_norm(config, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_proj = nn.Linear(config.time_dim, out_channels)
+        self.time_proj = nn.Linear(config.time_dim, self.bias_width)
         rows = 0 if config.num_classes is None else config.num_classes + config.null_class
-        self.class_embed = nn.Embedding(rows, out_channels) if rows else None
-        self.norm2 = make_norm(config.norm, out_channels, config.num_groups)
+        has_rows = rows > 0 and config.class_conditioning == "bias"
+        self.class_embed = nn.Embedding(rows, self.bias_width) if has_rows else None
+        self.norm2 = make_norm(config, out_channels)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         self.attention = Attention(out_channels, config) if attention else nn.Identity()
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """``x (B, in, H, W)``, ``bias (B or 1, out)`` -> ``(B, out, H, W)``."""
+        """``x (B, in, H, W)``, ``bias (B or 1, bias_width)`` -> ``(B, out, H, W)``."""
         h = self.conv1(activate(self.norm1(x), self.activation))
-        h = activate(self.norm2(h + bias[:, :, None, None]), self.activation)
+        h = activate(self.conditioned(h, bias[:, :, None, None]), self.activation)
         h = self.conv2(self.dropout(h)) + self.skip(x)
         out: Tensor = self.attention(h)
         return out
+
+    def conditioned(self, h: Tensor, bias: Tensor) -> Tensor:
+        """The second norm of ``h (B, out, H, W)`` with ``bias (B or 1, bias_width, 1, 1)`` in its place."""
+        normed: Tensor
+        if self.conditioning == "bias":
+            normed = self.norm2(h + bias)
+            return normed
+        scale, shift = bias.chunk(2, dim=1)
+        if self.conditioning == "affine":
+            normed = self.norm2(h * (1 + scale) + shift)
+            return normed
+        return self.norm2(h) * (1 + scale) + shift  # type: ignore[no-any-return]
 
 
 class Downsample(nn.Module):
     """Halves height and width by a strided 3x3 convolution."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, H/2, W/2)``."""
+        if self.conv.padding == (0, 0):
+            x = F.pad(x, (0, 1, 0, 1))  # as TensorFlow's "SAME" does, and the DDPM code with it
         out: Tensor = self.conv(x)
         return out
 

@@ -8,9 +8,17 @@ from typing import Any, Literal
 
 Activation = Literal["silu", "relu", "gelu"]
 Norm = Literal["gn", "bn", "in", "none"]
+TimeConditioning = Literal["bias", "affine", "scale_shift"]
+ClassConditioning = Literal["bias", "embedding", "timestep"]
+MidAttention = Literal["norm", "plain", "none"]
 
-ACTIVATIONS = ("silu", "relu", "gelu")
-NORMS = ("gn", "bn", "in", "none")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "activation": ("silu", "relu", "gelu"),
+    "norm": ("gn", "bn", "in", "none"),
+    "time_conditioning": ("bias", "affine", "scale_shift"),
+    "class_conditioning": ("bias", "embedding", "timestep"),
+    "mid_attention": ("norm", "plain", "none"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +44,27 @@ class UNetConfig:
         initial_pad: pixels of zero padding put around the input and cut from the output, so that sizes
             that are not multiples of ``2**(levels-1)`` fit (28 -> 32 with 2).
 
+    The other fields make the network that of another implementation; their defaults are abarankab/DDPM's.
+
+    Attributes:
+        time_hidden: width of the time MLP's hidden layer; ``None`` means ``time_dim``.
+        time_activation: whether the activation stands between the time MLP and the blocks' projections.
+        time_cosine_first: cosines before sines in the sinusoidal embedding.
+        time_frequency_shift: frequencies are ``10000**(-i/(half - shift))``, i = 0 .. half-1; below half,
+            which is half of ``base_channels``.
+        time_conditioning: how time enters a residual block. ``bias``: added before the second norm.
+            ``affine``: h*(1 + scale) + shift before the second norm. ``scale_shift``: the same after it.
+        class_conditioning: ``bias``: an embedding row per block, added to its time projection.
+            ``embedding``: one row of ``time_dim`` added to the time embedding. ``timestep``: the label goes
+            through a sinusoidal embedding and an MLP of its own, and is added to the time embedding.
+        attention_head_dim: channels per attention head; ``None`` for one head.
+        attention_bias: whether queries, keys and values have a bias.
+        mid_attention: attention in the middle, ``norm``: with a norm before it as elsewhere, ``plain``:
+            without, ``none``: no attention.
+        norm_eps: epsilon of GroupNorm, above 0.
+        downsample_padding: 1 pads the strided convolutions on all sides, 0 on the right and below only.
+        center_input: the input is mapped from [0, 1] to [-1, 1] first: 2*x - 1.
+
     Raises:
         ValueError: naming the field, what was given and what is accepted.
     """
@@ -55,13 +84,25 @@ class UNetConfig:
     num_groups: int = 8
     dropout: float = 0.0
     initial_pad: int = 0
+    time_hidden: int | None = None
+    time_activation: bool = True
+    time_cosine_first: bool = False
+    time_frequency_shift: float = 0.0
+    time_conditioning: TimeConditioning = "bias"
+    class_conditioning: ClassConditioning = "bias"
+    attention_head_dim: int | None = None
+    attention_bias: bool = True
+    mid_attention: MidAttention = "norm"
+    norm_eps: float = 1e-5
+    downsample_padding: int = 1
+    center_input: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_mults", tuple(self.channel_mults))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
         for name in ("in_channels", "base_channels", "num_res_blocks", "time_dim", "num_groups"):
             _require(self, name, _is_int(getattr(self, name), 1), "an integer of at least 1")
-        for name in ("out_channels", "num_classes"):
+        for name in ("out_channels", "num_classes", "time_hidden", "attention_head_dim"):
             value = getattr(self, name)
             _require(self, name, value is None or _is_int(value, 1), "None or an integer of at least 1")
         _require(
@@ -76,8 +117,10 @@ class UNetConfig:
             all(_is_int(v, 0) and v < len(self.channel_mults) for v in self.attention_levels),
             f"levels 0 to {len(self.channel_mults) - 1}",
         )
-        _require(self, "activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
-        _require(self, "norm", self.norm in NORMS, f"one of {', '.join(NORMS)}")
+        for name, choices in CHOICES.items():
+            _require(self, name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        for name in ("time_activation", "time_cosine_first", "attention_bias", "center_input"):
+            _require(self, name, isinstance(getattr(self, name), bool), "true or false")
         _require(self, "base_channels", self.base_channels % 2 == 0, "an even number")
         _require(self, "dropout", 0.0 <= self.dropout < 1.0, "a probability in [0, 1)")
         _require(self, "initial_pad", _is_int(self.initial_pad, 0), "an integer of at least 0")
@@ -86,6 +129,22 @@ class UNetConfig:
             "null_class",
             isinstance(self.null_class, bool) and not (self.null_class and self.num_classes is None),
             "true or false, and true only with num_classes",
+        )
+        _require(
+            self,
+            "null_class",
+            not (self.null_class and self.class_conditioning == "timestep"),
+            "false with class_conditioning 'timestep', which has no row per class",
+        )
+        _require(self, "norm_eps", 0.0 < self.norm_eps < 1.0, "a number above 0 and below 1")
+        _require(self, "downsample_padding", self.downsample_padding in (0, 1), "0 or 1")
+        half = self.base_channels // 2
+        _require(self, "time_frequency_shift", 0 <= self.time_frequency_shift < half, f"0 to below {half}")
+        _require(
+            self,
+            "attention_head_dim",
+            all(width % (self.attention_head_dim or 1) == 0 for width in self.attention_widths),
+            f"None or a divisor of the attended widths, {', '.join(map(str, self.attention_widths))}",
         )
         if self.norm == "gn":
             _require(
@@ -99,6 +158,18 @@ class UNetConfig:
     def image_channels(self) -> int:
         """Channels of the network's output."""
         return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def attention_widths(self) -> tuple[int, ...]:
+        """Channels where there is attention."""
+        widths = [self.base_channels * m for m in self.channel_mults]
+        middle = [] if self.mid_attention == "none" else [widths[-1]]
+        return tuple(sorted({*(widths[level] for level in self.attention_levels), *middle}))
+
+    @property
+    def embeds_class(self) -> bool:
+        """Whether the class is added to the time embedding, ahead of the blocks' projections."""
+        return self.num_classes is not None and self.class_conditioning != "bias"
 
     @property
     def size_multiple(self) -> int:

@@ -1,8 +1,8 @@
 """The noise-prediction network: a UNet with time embedding, class embedding and attention.
 
-Data flows one way: (t, y) -> one bias per residual block -> x down, through the middle, up. The biases are
-also to be had alone (:meth:`UNet.time_biases`, :meth:`UNet.class_biases`), since over a sampling chain
-they can be computed once per step for all images, or once per chain.
+Data flows one way: (t, y) -> one bias per residual block -> x down, through the middle, up. What time and
+class contribute is also to be had alone (:meth:`UNet.time_biases`, :meth:`UNet.class_biases`), since over a
+sampling chain it can be computed once per step for all images, or once per chain.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.unet.blocks import (
+    Attention,
     Downsample,
     ResidualBlock,
     Upsample,
@@ -37,9 +38,11 @@ class UNet(nn.Module):
         self.config = config
         base = config.base_channels
         widths = [base * m for m in config.channel_mults]
-        self.time_mlp = nn.Sequential(
-            nn.Linear(base, config.time_dim), nn.SiLU(), nn.Linear(config.time_dim, config.time_dim)
-        )
+        self.time_mlp = _embedding_mlp(config)
+        if config.embeds_class:
+            rows = (config.num_classes or 0) + config.null_class
+            by_label = config.class_conditioning == "embedding"
+            self.class_embed = nn.Embedding(rows, config.time_dim) if by_label else _embedding_mlp(config)
         self.conv_in = nn.Conv2d(config.in_channels, base, 3, padding=1)
         self.down, self.mid, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
@@ -50,10 +53,12 @@ class UNet(nn.Module):
                 channels = width
                 skips.append(channels)
             if level != len(widths) - 1:
-                self.down.append(Downsample(channels))
+                self.down.append(Downsample(channels, config.downsample_padding))
                 skips.append(channels)
-        for attention in (True, False):
+        for attention in (config.mid_attention == "norm", False):
             self.mid.append(ResidualBlock(channels, channels, config, attention))
+        if config.mid_attention == "plain":
+            self.mid[0].attention = Attention(channels, config, norm=False)
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.num_res_blocks + 1):
                 attends = level in config.attention_levels
@@ -61,7 +66,7 @@ class UNet(nn.Module):
                 channels = width
             if level != 0:
                 self.up.append(Upsample(channels))
-        self.norm_out = make_norm(config.norm, channels, config.num_groups)
+        self.norm_out = make_norm(config, channels)
         self.conv_out = nn.Conv2d(channels, config.image_channels, 3, padding=1)
 
     @property
@@ -75,23 +80,50 @@ class UNet(nn.Module):
         """Dtype of the weights."""
         return self.conv_in.weight.dtype
 
+    @property
+    def bias_width(self) -> int:
+        """Width of what :meth:`time_biases` and :meth:`class_biases` return."""
+        if self.config.embeds_class:
+            return self.config.time_dim
+        return sum(block.bias_width for block in self.residual_blocks)
+
     def time_biases(self, t: Tensor) -> Tensor:
-        """What time adds inside every residual block.
+        """What time contributes to the residual blocks.
 
         Args:
             t: ``(N,)`` timestep index (int64) or float time.
 
         Returns:
-            ``(N, sum of the blocks' out_channels)``; block after block in the order they run.
+            ``(N, bias_width)``: the blocks' biases, block after block in the order they run. Where the class
+            is added to the time embedding (``config.embeds_class``), the embedding before the activation,
+            since biases of time and class do not add up there.
         """
-        embedding = sinusoidal_embedding(t, self.config.base_channels, self.config.time_scale)
-        hidden = activate(self.time_mlp(embedding.to(self.dtype)), self.config.activation)
-        return torch.cat([block.time_proj(hidden) for block in self.residual_blocks], dim=1)
+        embedding: Tensor = self.time_mlp(self._sinusoidal(t, self.config.time_scale))
+        return embedding if self.config.embeds_class else self._block_biases(embedding)
 
     def class_biases(self, class_labels: Tensor) -> Tensor:
-        """What the class adds inside every residual block: ``(B,)`` int64 -> ``(B, sum of out_channels)``."""
+        """What the class adds to :meth:`time_biases`: ``(B,)`` int64 -> ``(B, bias_width)``."""
+        if self.config.class_conditioning == "timestep":
+            class_labels = self._sinusoidal(class_labels, 1.0)
+        if self.config.embeds_class:
+            embedding: Tensor = self.class_embed(class_labels)
+            return embedding
         tables = [block.class_embed for block in self.residual_blocks]
         return torch.cat([table(class_labels) for table in tables if table is not None], dim=1)
+
+    def _sinusoidal(self, t: Tensor, scale: float) -> Tensor:
+        config = self.config
+        shift, cosine_first = config.time_frequency_shift, config.time_cosine_first
+        embedding = sinusoidal_embedding(
+            t, config.base_channels, scale, shift=shift, cosine_first=cosine_first
+        )
+        return embedding.to(self.dtype)
+
+    def _block_biases(self, embedding: Tensor) -> Tensor:
+        """``(N, time_dim)`` -> ``(N, sum of the blocks' bias_width)``."""
+        if self.config.time_activation:
+            embedding = activate(embedding, self.config.activation)
+        return torch.cat([block.time_proj(embedding) for block in self.residual_blocks], dim=1)
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Predicts the noise (or whatever it was trained to predict) in ``x``.
@@ -125,14 +157,17 @@ class UNet(nn.Module):
 
         Args:
             x: as in :meth:`forward`.
-            bias: ``(B or 1, sum of out_channels)``, the sum of :meth:`time_biases` and
-                :meth:`class_biases`.
+            bias: ``(B or 1, bias_width)``, the sum of :meth:`time_biases` and :meth:`class_biases`.
         """
         pad = self.config.initial_pad
         self._check_size(x)
+        if self.config.center_input:
+            x = 2 * x - 1
         if pad:
             x = F.pad(x, (pad, pad, pad, pad))
-        widths = [block.out_channels for block in self.residual_blocks]
+        if self.config.embeds_class:
+            bias = self._block_biases(bias)
+        widths = [block.bias_width for block in self.residual_blocks]
         biases = iter(torch.split(bias, widths, dim=1))
         x = self.conv_in(x)
         skips = [x]
@@ -161,3 +196,11 @@ class UNet(nn.Module):
                 f"x: size {height}x{width} given; height and width plus {pad} (initial_pad) "
                 f"must be multiples of {multiple}"
             )
+
+
+def _embedding_mlp(config: UNetConfig) -> nn.Sequential:
+    """The MLP from a sinusoidal embedding to ``time_dim``."""
+    hidden = config.time_hidden or config.time_dim
+    return nn.Sequential(
+        nn.Linear(config.base_channels, hidden), nn.SiLU(), nn.Linear(hidden, config.time_dim)
+    )

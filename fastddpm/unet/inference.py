@@ -1,0 +1,124 @@
+"""A UNet from tensors alone: what their names and shapes say about its options, and the network itself.
+
+Tensors carry our names here; `abarankab`, `sr3` and `diffusers` translate to them. Shapes do not show the
+groups of GroupNorm, the activation, the scale of time, or the heads of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastddpm.unet.config import UNetConfig
+from fastddpm.unet.unet import UNet
+
+
+def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options of :class:`UNetConfig` that a state dict shows.
+
+    Args:
+        state: tensors under our names.
+
+    Returns:
+        Keyword arguments for `UNetConfig`. ``norm`` is ``gn`` for InstanceNorm too, whose tensors look the
+        same. A block whose time projection is twice as wide is taken for ``affine``. ``null_class`` is never
+        set: the row of such a class is counted as a class.
+
+    Raises:
+        ValueError: naming a tensor that is missing, or an irregularity that no option describes.
+    """
+    base, in_channels = _shape(state, "conv_in.weight")[:2]
+    widths, counts, attended = _levels(state)
+    if len(set(counts)) > 1:
+        raise ValueError(f"num_res_blocks: {counts} from level to level, one number accepted")
+    if any(width % base for width in widths):
+        raise ValueError(f"channel_mults: widths {widths} given, multiples of {base} (conv_in) accepted")
+    time_dim, hidden = _shape(state, "time_mlp.2.weight")
+    _shape(state, "time_mlp.0.weight")
+    classes, conditioning = _classes(state)
+    first, out = "down.0.time_proj.weight", _shape(state, "down.0.conv1.weight")[0]
+    return {
+        "in_channels": in_channels,
+        "out_channels": _shape(state, "conv_out.weight")[0],
+        "base_channels": base,
+        "channel_mults": tuple(width // base for width in widths),
+        "num_res_blocks": counts[0],
+        "time_dim": time_dim,
+        "time_hidden": None if hidden == time_dim else hidden,
+        "time_conditioning": "bias" if _shape(state, first)[0] == out else "affine",
+        "num_classes": classes,
+        "class_conditioning": conditioning,
+        "attention_levels": attended,
+        "attention_bias": not any(".qkv." in name for name in state)
+        or any(name.endswith(".qkv.bias") for name in state),
+        "mid_attention": _mid_attention(state),
+        "norm": _norm(state),
+    }
+
+
+def assemble(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
+    """The network of a configuration around given tensors, which it shares, in eval mode.
+
+    Raises:
+        ValueError: a tensor that is missing, unexpected or of another shape.
+    """
+    with torch.device("meta"):
+        unet = UNet(config)
+    expected = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(set(expected) | set(given)):
+        if expected.get(name) != given.get(name):
+            raise ValueError(
+                f"{name} has shape {given.get(name, 'none (missing)')}, "
+                f"{expected.get(name, 'no such tensor')} expected"
+            )
+    unet.load_state_dict(dict(state), assign=True)
+    return unet.eval()
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in state:
+        raise ValueError(f"{name}: missing, so this is not a UNet that fits")
+    return tuple(state[name].shape)
+
+
+def _levels(state: Mapping[str, Tensor]) -> tuple[list[int], list[int], tuple[int, ...]]:
+    """Width and number of residual blocks of each level, and the levels with attention."""
+    widths, counts, attended = [0], [0], set()
+    length = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("down.")), default=-1)
+    for i in range(length):
+        if f"down.{i}.conv1.weight" in state:
+            widths[-1] = _shape(state, f"down.{i}.conv1.weight")[0]
+            counts[-1] += 1
+            if f"down.{i}.attention.qkv.weight" in state:
+                attended.add(len(widths) - 1)
+        else:
+            _shape(state, f"down.{i}.conv.weight")
+            widths.append(0)
+            counts.append(0)
+    if min(counts) == 0:
+        raise ValueError(f"down: {counts} residual blocks from level to level, at least 1 accepted")
+    return widths, counts, tuple(sorted(attended))
+
+
+def _classes(state: Mapping[str, Tensor]) -> tuple[int | None, str]:
+    for name, conditioning in (("down.0.class_embed.weight", "bias"), ("class_embed.weight", "embedding")):
+        if name in state:
+            return _shape(state, name)[0], conditioning
+    return None, "bias"
+
+
+def _mid_attention(state: Mapping[str, Tensor]) -> str:
+    if "mid.0.attention.qkv.weight" not in state:
+        return "none"
+    normed = "mid.0.attention.norm.weight" in state or "down.0.norm1.weight" not in state
+    return "norm" if normed else "plain"
+
+
+def _norm(state: Mapping[str, Tensor]) -> str:
+    if "down.0.norm1.running_mean" in state:
+        return "bn"
+    return "gn" if "down.0.norm1.weight" in state else "none"
