@@ -1,6 +1,6 @@
 """Trains the digit classifier (`fastddpm.evaluation.DigitClassifier`) on the train split.
 
-    python scripts/train_classifier.py [--epochs 30] [--out fastddpm/assets/digit_classifier/model.safetensors]
+    python scripts/train_classifier.py [--epochs 30] [--out model.safetensors]
 
 AdamW, one-cycle learning rate, batches of 64, every picture turned, scaled and moved a little; no picture of
 the validation or test split is seen. Prints the accuracy on all three splits.

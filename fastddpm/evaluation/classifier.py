@@ -20,7 +20,7 @@ def _block(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class DigitClassifier(nn.Module):
-    """Four 3x3 convolutions, two poolings, the mean over the picture, one linear layer.
+    """Five 3x3 convolutions, two poolings, the mean over the picture, one linear layer.
 
     Call: ``classifier(images)``, float ``(B, 1, 28, 28)`` in [-1, 1] -> logits ``(B, 10)``.
     """
