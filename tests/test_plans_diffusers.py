@@ -366,22 +366,111 @@ def test_refused_arguments():
             from_ddpm_scheduler({}, steps)
         with pytest.raises(ValueError, match="num_inference_steps"):
             from_ddim_scheduler({}, steps)
-    for eta in (-0.1, float("nan"), 1.5):
+    for eta in (float("nan"), float("inf"), 1.5):
         with pytest.raises(ValueError, match="eta"):
             from_ddim_scheduler({}, 10, eta=eta)
+    with pytest.raises(ValueError, match="previous_timestep must be one of original, consistent"):
+        from_ddim_scheduler({}, 10, previous_timestep="next")
+    for timesteps in ([3, 3], [2, 3], [3, -2], [1000, 3], [3.5, 1.0], []):
+        with pytest.raises(ValueError, match="timesteps must be strictly descending"):
+            from_ddpm_scheduler({}, timesteps=timesteps)
     with pytest.raises(ValueError, match="got both"):
         from_ddpm_scheduler({}, 10, timesteps=[3, 2])
 
 
-def test_refuses_the_timesteps_diffusers_gets_wrong():
-    """Its trailing spacing of 61 of 1000 ends at -1; DPM-Solver over all T visits a timestep twice."""
-    scheduler = diffusers.DDPMScheduler(timestep_spacing="trailing")
-    scheduler.set_timesteps(61)
-    assert scheduler.timesteps[-1] == -1
+@pytest.mark.parametrize("total_and_steps", [(1000, 61), (1000, 103), (100, 97), (60, 13)], ids=str)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_trailing_that_ends_below_zero(prediction, total_and_steps):
+    """Its float sum yields S + 1 timesteps for some S, the last -1: a step from alphas_cumprod[-1]."""
+    total, steps = total_and_steps
+    config = {
+        "num_train_timesteps": total,
+        "timestep_spacing": "trailing",
+        "prediction_type": prediction,
+    }
+    ddpm = diffusers.DDPMScheduler(**config)
+    ddpm.set_timesteps(steps)
+    assert ddpm.timesteps[-1] == -1
+    assert len(ddpm.timesteps) == steps + 1
+    hold_steps(ddpm, from_ddpm_scheduler(ddpm, steps))
+    for options in ({}, {"eta": 0.7}, {"use_clipped_model_output": True}):
+        ddim = diffusers.DDIMScheduler(**config, set_alpha_to_one=False)
+        ddim.set_timesteps(steps)
+        hold_steps(ddim, from_ddim_scheduler(ddim, steps, **options), **options)
     with pytest.raises(ValueError, match="cannot be repeated"):
-        from_ddpm_scheduler(scheduler, 61)
+        from_dpmsolver_scheduler(config, steps)
+
+
+def test_dpmsolver_refuses_a_timestep_visited_twice():
     with pytest.raises(ValueError, match="cannot be repeated"):
         from_dpmsolver_scheduler({"num_train_timesteps": 100}, 100)
+
+
+@pytest.mark.parametrize(("eta", "steps"), [(-0.1, 10), (-1.0, 50), (1.2, 1000)])
+def test_eta_outside_its_range(eta, steps):
+    """Finite in diffusers, which warns: below 0 nothing is drawn but the direction shrinks."""
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.set_timesteps(steps)
+    plan = from_ddim_scheduler(scheduler, steps, eta=eta)
+    assert plan.draws.all() == plan.draws.any() == (eta > 0)
+    hold_steps(scheduler, plan, eta=eta)
+
+
+def test_what_a_scheduler_object_holds_is_used():
+    """Scripts assign alphas_cumprod; trained_betas may be longer than num_train_timesteps."""
+    scheduler = diffusers.DDIMScheduler()
+    scheduler.alphas_cumprod = torch.linspace(0.99, 0.01, 1000)
+    scheduler.final_alpha_cumprod = torch.tensor(0.995)
+    scheduler.set_timesteps(20)
+    hold_steps(scheduler, from_ddim_scheduler(scheduler, 20, eta=0.4), eta=0.4)
+    betas = np.linspace(1e-4, 0.02, 150).tolist()
+    ddpm = diffusers.DDPMScheduler(num_train_timesteps=100, trained_betas=betas)
+    ddpm.set_timesteps(10)
+    hold_steps(ddpm, from_ddpm_scheduler(ddpm, 10))
+
+
+def test_learned_variance_by_its_logarithm():
+    """variance_type "learned": the network's second half is the variance itself."""
+    scheduler = diffusers.DDPMScheduler(variance_type="learned")
+    scheduler.set_timesteps(20)
+    plan = from_ddpm_scheduler(scheduler, 20, log_variance=True)
+    walker = Walker(plan)
+    inputs = torch.Generator().manual_seed(3)
+    for k, t in enumerate(scheduler.timesteps):
+        x, m = torch.randn((2, *SHAPE), generator=inputs)
+        variance = torch.rand(SHAPE, generator=inputs) * 0.1
+        theirs, ours = torch.Generator().manual_seed(k), torch.Generator().manual_seed(k)
+        expected = scheduler.step(torch.cat([m, variance], 1), t, x, generator=theirs, return_dict=False)[0]
+        got = walker.step(k, x, torch.cat([m, variance.log()], 1), ours)
+        assert (got - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+def test_variance_type_in_place_of_the_configurations():
+    scheduler = diffusers.DDPMScheduler(variance_type="fixed_large_log")
+    assert from_ddpm_scheduler(scheduler, 1).timesteps.tolist() == [0]  # no noise, so nothing is NaN
+    meant = diffusers.DDPMScheduler(variance_type="fixed_large")
+    meant.set_timesteps(10)
+    hold_steps(meant, from_ddpm_scheduler(scheduler, 10, variance_type="fixed_large"))
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("linspace", 50), ("trailing", 30), ("leading", 10)])
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+def test_consistent_previous_timestep(eta, spacing, steps):
+    """Song et al. 2021, equation 12, between consecutive timesteps of the list, in float64."""
+    config = {"timestep_spacing": spacing, "clip_sample": False}
+    plan = from_ddim_scheduler(config, steps, eta=eta, previous_timestep="consistent")
+    abar = NoiseSchedule.linear().alphas_cumprod
+    for k, t in enumerate(plan.timesteps):
+        prev = abar[plan.timesteps[k + 1]] if k + 1 < len(plan) else 1.0
+        sigma = eta * np.sqrt((1 - prev) / (1 - abar[t]) * (1 - abar[t] / prev))
+        x, m = 0.7, -1.3
+        x0 = (x - np.sqrt(1 - abar[t]) * m) / np.sqrt(abar[t])
+        expected = np.sqrt(prev) * x0 + np.sqrt(1 - prev - sigma**2) * m
+        row = plan.table[k].astype(np.float64)
+        got = row[Column.LINEAR_X] * x + row[Column.LINEAR_M] * m
+        # float32 tables of diffusers against float64: 8e-5 in one step.
+        assert got == pytest.approx(expected, rel=2e-4)
+        assert row[Column.C] == pytest.approx(sigma, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize(

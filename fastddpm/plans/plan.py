@@ -37,7 +37,7 @@ class Plan:
 
     Attributes:
         method: the method's name, such as "ddpm".
-        timesteps: int64 [S], the training timesteps visited, strictly descending and none below 0.
+        timesteps: int64 [S], the training timesteps visited, strictly descending, none below 0.
         model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels.
         table: float32 [S, 16]; columns as in `fastddpm_kernels.table.Column`.
         prediction_type: what the network returns.
@@ -46,6 +46,8 @@ class Plan:
         learned_range: whether the network returns 2C channels, the second half steering the variance between
             LOG_VAR_MIN and LOG_VAR_MAX. With both columns 0 the second half changes nothing.
         thresholding: (ratio, largest bound) of dynamic thresholding, or None. Excludes clip.
+        wraps: the last timestep may be -1, where a spacing of diffusers can end; it stands for T-1, as
+            an index does.
         draws: bool [S], the rows at which the method draws from a sequential random generator. Left out, it
             is where c is not 0; some libraries draw noise that they then multiply by 0.
     """
@@ -59,12 +61,13 @@ class Plan:
     multistep: bool = False
     learned_range: bool = False
     thresholding: tuple[float, float] | None = None
+    wraps: bool = False
     draws: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        _check_descending(self.timesteps)
+        _check_descending(self.timesteps, least=-1 if self.wraps else 0)
         steps = len(self.timesteps)
         draws = self.table[:, Column.C] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
@@ -214,13 +217,13 @@ def check_clip_range(clip_sample_range: Any) -> float:
     return float(clip_sample_range)
 
 
-def _check_descending(timesteps: Any) -> None:
-    """ValueError unless `timesteps` are integers, at least one, strictly descending and none below 0."""
+def _check_descending(timesteps: Any, *, least: int) -> None:
+    """ValueError unless `timesteps` are integers, at least one, strictly descending, none below `least`."""
     given = np.asarray(timesteps)
-    accepted = "at least one integer, strictly descending and none below 0"
+    accepted = f"at least one integer, strictly descending and none below {least}"
     if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
         raise ValueError(f"a plan's timesteps must be {accepted}, got {timesteps!r}")
-    if given[-1] < 0 or np.any(given[1:] >= given[:-1]):
+    if given[-1] < least or np.any(given[1:] >= given[:-1]):
         raise ValueError(f"a plan's timesteps must be {accepted}, got {timesteps!r}")
 
 

@@ -84,8 +84,19 @@ def float32_alphas_cumprod(config: Mapping[str, Any], accepted: tuple[str, ...])
     return torch.cumprod(1.0 - betas, dim=0)
 
 
+def stored_alphas_cumprod(
+    scheduler: Mapping[str, Any] | Any, config: Mapping[str, Any], accepted: tuple[str, ...]
+) -> torch.Tensor:
+    """The alphas_cumprod that a scheduler object holds, on the CPU; made from the configuration of a mapping.
+
+    Training scripts put other values there, and trained_betas may be longer than num_train_timesteps.
+    """
+    held = None if isinstance(scheduler, Mapping) else getattr(scheduler, "alphas_cumprod", None)
+    return float32_alphas_cumprod(config, accepted) if held is None else held.detach().cpu()
+
+
 def ancestral_timesteps(config: Mapping[str, Any], num_inference_steps: int) -> Int64:
-    """The timesteps that DDPMScheduler and DDIMScheduler visit."""
+    """The timesteps that DDPMScheduler and DDIMScheduler visit, before `looked_up` has checked them."""
     total, steps, spacing = config["num_train_timesteps"], num_inference_steps, config["timestep_spacing"]
     check_choice("timestep_spacing", spacing, SPACINGS)
     if spacing == "linspace":
@@ -94,14 +105,41 @@ def ancestral_timesteps(config: Mapping[str, Any], num_inference_steps: int) -> 
         values = (np.arange(0, steps) * (total // steps)).round()[::-1] + config["steps_offset"]
     else:
         values = np.round(np.arange(total, 0, -total / steps)) - 1
-    return usable_timesteps(config, num_inference_steps, values)
+    return values.astype(np.int64)
+
+
+def given_timesteps(timesteps: Any) -> Int64:
+    """Timesteps that a caller gave, as int64; whether they descend is for `looked_up` to say."""
+    values = np.asarray(timesteps)
+    if values.ndim != 1 or len(values) == 0 or values.dtype.kind not in "iu":
+        raise ValueError(f"timesteps must be strictly descending integers, got {timesteps!r}")
+    return values.astype(np.int64)
+
+
+def looked_up(alphas_cumprod: torch.Tensor, visited: Int64, config: Mapping[str, Any]) -> torch.Tensor:
+    """alphas_cumprod at the timesteps visited, [S].
+
+    The last may be -1: the "trailing" spacing ends there for some S (61 of 1000), with an (S+1)-th step from
+    alphas_cumprod[-1] to 1.
+
+    Raises:
+        ValueError: timesteps that are not strictly descending, or that the schedule does not have; diffusers
+            raises an IndexError in the middle of the chain there.
+    """
+    last = len(alphas_cumprod) - 1
+    if np.any(np.diff(visited) >= 0) or visited[-1] < -1 or visited[0] > last:
+        raise ValueError(
+            f"timesteps must be strictly descending in -1 .. {last}, got {visited.tolist()} "
+            f"(timestep_spacing={config['timestep_spacing']!r}, steps_offset={config['steps_offset']})"
+        )
+    return alphas_cumprod[torch.from_numpy(visited)]
 
 
 def usable_timesteps(config: Mapping[str, Any], num_inference_steps: int, values: npt.NDArray[Any]) -> Int64:
-    """`values` as int64, or ValueError where diffusers would look up a timestep that does not exist.
+    """DPM-Solver's `values` as int64, or ValueError where diffusers would look up what does not exist.
 
-    Its "trailing" can end with an extra -1 (61 of 1000 steps), steps_offset can run past the end, and
-    DPM-Solver's S + 1 points can fall on one timestep twice.
+    Its "trailing" can end with an extra -1 (61 of 1000 steps), steps_offset can run past the end, and its
+    S + 1 points can fall on one timestep twice.
     """
     total, spacing = config["num_train_timesteps"], config["timestep_spacing"]
     try:
