@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_cases import MODEL, Bars, Broken, config, trainer
 
-from fastddpm import CheckpointError, NoiseSchedule, UNetConfig, load
-from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged, checkpoints
+from fastddpm import CheckpointError, UNetConfig, load
+from fastddpm.training import Objective, TrainConfig, TrainingDiverged, checkpoints
 from fastddpm.training.interruption import Interrupted
-
-MODEL = UNetConfig(
-    base_channels=8,
-    channel_mults=(1, 2),
-    num_groups=4,
-    time_dim=16,
-    num_classes=2,
-    null_class=True,
-    dropout=0.1,
-)
-SCHEDULE = NoiseSchedule.linear(100)
-SAMPLER = {"method": "ddim", "num_inference_steps": 5, "clip_sample_range": 1.0, "shape": [1, 8, 8]}
-
-
-class Bars:
-    """Vertical bars are class 0, horizontal ones class 1."""
-
-    def __len__(self):
-        return 16
-
-    def batch(self, indices, ordinals=None, *, seed=0):
-        place, labels = indices % 8, indices // 8
-        images = -torch.ones(len(indices), 1, 8, 8)
-        for i in range(len(indices)):
-            (images[i, 0] if labels[i] == 0 else images[i, 0].T)[:, place[i]] = 1.0
-        return images, labels
-
-
-class Broken(Bars):
-    """NaN in the 21st batch of 8."""
-
-    def batch(self, indices, ordinals=None, *, seed=0):
-        images, labels = super().batch(indices)
-        if ordinals is not None:
-            images[ordinals == 163] = float("nan")
-        return images, labels
-
-
-def config(**changes):
-    options = {
-        "steps": 20,
-        "batch_size": 8,
-        "warmup_steps": 5,
-        "log_every": 5,
-        "checkpoint_every": 10,
-        "weight_decay": 0.01,
-    }
-    return TrainConfig(**{**options, **changes})
-
-
-def trainer(run, data=None, model=MODEL, **changes):
-    options = {"validation": Bars(), "sampler": SAMPLER}
-    return Trainer(config(**changes), model, SCHEDULE, data or Bars(), run, **options)
 
 
 def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
@@ -146,12 +96,12 @@ def test_accumulated_micro_batches_are_the_batch(tmp_path):
     assert (gradients[0] - gradients[1]).abs().max() < 1e-5
 
 
-def test_learning_rates(tmp_path):
+def test_learning_rates():
     for kind, half in (("constant", 1e-3), ("linear", 5e-4), ("cosine", 5e-4)):
-        one = trainer(tmp_path, lr_schedule=kind, warmup_steps=4, steps=100)
-        assert one._learning_rate(0) == pytest.approx(2.5e-4, rel=1e-3)
-        assert one._learning_rate(50) == pytest.approx(half)
-    assert one._learning_rate(100) == pytest.approx(0.0)
+        one = config(lr_schedule=kind, warmup_steps=4, steps=100)
+        assert one.learning_rate(0) == pytest.approx(2.5e-4, rel=1e-3)
+        assert one.learning_rate(50) == pytest.approx(half)
+    assert one.learning_rate(100) == pytest.approx(0.0)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
@@ -202,10 +152,51 @@ def test_a_run_folder_of_another_run_is_refused(tmp_path):
         trainer(tmp_path, model=other, steps=10).train(progress=False)
     with pytest.raises(ValueError, match="holds checkpoints up to step 10"):
         trainer(tmp_path, steps=10).train(resume=False, progress=False)
-    file = tmp_path / "checkpoints" / "step_00000010" / "ema.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="step_00000010: not readable"):
-        trainer(tmp_path, steps=10).train(progress=False)
+    with pytest.raises(ValueError, match=r"data: '16 images, first samples .* began with '16 images"):
+        trainer(tmp_path, Mirrored(), steps=10).train(progress=False)
+
+
+class Mirrored(Bars):
+    """The same pictures under another augmentation."""
+
+    def batch(self, indices, ordinals=None, *, seed=0):
+        images, labels = super().batch(indices)
+        return images.flip(-1), labels
+
+
+def test_a_damaged_checkpoint_is_named_with_the_newest_that_is_not(tmp_path):
+    trainer(tmp_path, steps=30, keep=3).train(progress=False)
+    for step, name in ((20, "state.json"), (30, "ema.safetensors")):
+        file = tmp_path / "checkpoints" / f"step_{step:08d}" / name
+        file.write_bytes(file.read_bytes()[:-20])
+    message = r"step_00000030/ema.safetensors: not readable .*; step 10 is intact: remove .*step_00000030 to"
+    with pytest.raises(CheckpointError, match=message):
+        trainer(tmp_path, steps=30, keep=3).train(progress=False)
+    for step in (20, 30):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step_{step:08d}")
+    trainer(tmp_path, steps=30, keep=3).train(progress=False)
+    assert checkpoints.steps(tmp_path) == [10, 20, 30]
+    file = tmp_path / "train.json"
+    file.write_text(file.read_text()[:-20])
+    with pytest.raises(CheckpointError, match=r"train.json: not readable"):
+        trainer(tmp_path, steps=30, keep=3).train(progress=False)
+
+
+def test_weights_of_nan_do_not_become_a_checkpoint(tmp_path):
+    """The loss of the step that makes them is finite: it is computed before."""
+    one = trainer(tmp_path)
+    optimize = one._optimize
+
+    def overflowing():
+        loss = optimize()
+        if one.step == 19:
+            one.unet.conv_in.weight.data[0] = float("nan")
+        return loss
+
+    one._optimize = overflowing
+    with pytest.raises(TrainingDiverged, match=r"weights are not finite after step 20; last .* step 10 in"):
+        one.train(progress=False)
+    assert checkpoints.steps(tmp_path) == [10]
 
 
 def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
@@ -215,11 +206,13 @@ def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     def full(tensors, path):
         if one.step == 20 and path.name == "optimizer.safetensors":
             path.write_bytes(b"half")
-            raise OSError("no space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
         save_file(tensors, path)
 
     monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(
+        OSError, match=r"No space left.*; step 10 is saved; make space there and give the same"
+    ):
         one.train(progress=False)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
     assert load_file(tmp_path / "checkpoints" / "step_00000010" / "optimizer.safetensors")
@@ -239,6 +232,8 @@ def test_options_are_checked(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=field):
             config(**{field: value})
+    with pytest.raises(ValueError, match="mixed_precision: 'fp16' given, 'no' or 'bf16' accepted on a CPU"):
+        trainer(tmp_path, mixed_precision="fp16")
     with pytest.raises(ValueError, match="batch_size: 8 given, a multiple of 3"):
         trainer(tmp_path, gradient_accumulation=3)
     assert TrainConfig.from_dict(config(objective=Objective(loss="l1")).to_dict()).objective.loss == "l1"

@@ -11,3 +11,7 @@ ACROSS_BATCHES = 1e-3
 GOLDEN_RELATIVE = 1e-5
 # A float32 network against a float32 network with its sums arranged otherwise, outputs of order 1.
 NETWORK = 1e-5
+# Weights after 20 steps of Adam at 1e-3, gradients summed by one process or by two: the sums differ in
+# float32's last bits, and Adam's division by sqrt(v) passes that on where a gradient is near 0. A wrong share
+# of the batch moves weights by over 1e-3.
+TWO_PROCESSES = 2e-5

@@ -53,6 +53,7 @@ def train(
         from fastddpm.data import open_dataset
         from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged
         from fastddpm.training.interruption import Interrupted
+        from fastddpm.training.processes import MainProcessFailed
     except ImportError as error:
         raise ValueError(f"train: needs the package {error.name}: pip install 'fastddpm[train]'") from None
     if schedule not in SCHEDULES:
@@ -107,12 +108,15 @@ def train(
     }
     noise_schedule = getattr(NoiseSchedule, schedule)(1000)
     trainer = Trainer(config, model, noise_schedule, images, out, validation=validation, sampler=sampler)
+    # What happens to all processes is said by one.
+    says = trainer.accelerator.is_main_process
     try:
         folder = trainer.train()
-    except Interrupted as stopped:
-        print(f"fastddpm: {stopped}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except TrainingDiverged as diverged:
-        print(f"fastddpm: error: {diverged}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    print(f"{len(images):,} images, {steps} steps -> {folder}; draw from it: fastddpm sample {folder}")
+    except (Interrupted, TrainingDiverged, MainProcessFailed) as ended:
+        if says:
+            kind = "" if isinstance(ended, Interrupted) else "error: "
+            print(f"fastddpm: {kind}{ended}", file=sys.stderr)
+        raise typer.Exit(130 if isinstance(ended, Interrupted) else 2) from None
+    if says:
+        print(f"{len(images):,} images, {steps} steps -> {folder}; draw from it: fastddpm sample {folder}")
+    trainer.accelerator.end_training()

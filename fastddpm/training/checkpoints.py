@@ -6,10 +6,13 @@ folder is written under a temporary name and renamed; the last few and the best 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +22,38 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
-from fastddpm.files import replacing
 
 TENSOR_FILES = ("model", "ema", "optimizer")
-# Options that a resumed run may have otherwise: they change no weight.
-MAY_CHANGE = ("log_every", "checkpoint_every", "keep")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def begin_run(run: Path, document: Mapping[str, Any]) -> None:
-    """Makes the folder of a run and writes what is trained, and how, to its `train.json`."""
-    run.mkdir(parents=True, exist_ok=True)
-    with replacing(run / "train.json") as temporary:
-        temporary.write_text(json.dumps(dict(document), indent=2) + "\n")
-
-
-def check_same_run(run: Path, document: Mapping[str, Any]) -> None:
-    """Refuses to go on with a run under other options.
+@contextlib.contextmanager
+def explained(run: Path) -> Iterator[None]:
+    """While files of a run are written: an error says which checkpoint is left and how to go on.
 
     Raises:
-        ValueError: naming the first option that differs from `train.json`.
+        OSError: one that the block raised, or in place of a SafetensorError, with that said.
     """
-    before, now = json.loads((run / "train.json").read_text()), json.loads(json.dumps(dict(document)))
-    for part in now:
-        for name in {**before[part], **now[part]}:
-            old, new = before[part].get(name), now[part].get(name)
-            if old != new and name not in MAY_CHANGE:
-                raise ValueError(
-                    f"{name}: {new!r} given, but the run in {run} began with {old!r}; "
-                    "the same, or another folder, accepted"
-                )
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        code = _error_number(error)
+        what = "make space there" if code in FULL else "make it writable"
+        saved = steps(run)
+        left = f"step {saved[-1]} is saved" if saved else "nothing is saved yet"
+        reason = os.strerror(code) if code else error
+        raise OSError(
+            f"run: {run} could not be written ({reason}); {left}; {what} and give the same command again: "
+            f"it {'goes on from there' if saved else 'begins anew'}"
+        ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """errno; safetensors has it in its text: ``I/O error: ... (os error 28)``."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def save(
@@ -63,12 +69,13 @@ def save(
         keep: checkpoints kept besides the best.
 
     Raises:
-        OSError: it could not be written; earlier checkpoints are as they were.
+        OSError, SafetensorError: it could not be written; earlier checkpoints are as they were.
     """
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    target, temporary = folder / f"step_{step:08d}", folder / f".step_{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    target, temporary = _folder(run, step), folder / f".step_{step:08d}.tmp"
+    for left in folder.glob(".step_*.tmp"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         temporary.mkdir()
         for name in TENSOR_FILES:
@@ -79,36 +86,56 @@ def save(
             _sync(path)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-    except BaseException as error:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, SafetensorError):
-            raise OSError(f"{target}: could not be written ({error})") from error
         raise
     for old in steps(run)[:-keep]:
         if old != state.get("best_step"):
-            shutil.rmtree(folder / f"step_{old:08d}")
+            shutil.rmtree(_folder(run, old))
     return target
 
 
 def steps(run: Path) -> list[int]:
     """Steps of the checkpoints that are there, rising."""
     found = (run / "checkpoints").glob("step_*/state.json")
-    return sorted(int(path.parent.name.removeprefix("step_")) for path in found)
+    numbers = (path.parent.name.removeprefix("step_") for path in found)
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Tensors by file and name, and the state, of a checkpoint.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged; names it, and the newest earlier checkpoint that is
+            intact. Going back to that is left to a person: it loses steps.
     """
-    folder = run / "checkpoints" / f"step_{step:08d}"
     try:
-        tensors = {name: load_file(folder / f"{name}.safetensors") for name in TENSOR_FILES}
-        state = json.loads((folder / "state.json").read_text())
+        return _read(run, step)
+    except CheckpointError as error:
+        advice = "no earlier checkpoint is intact: another folder, or this one emptied, accepted"
+        for earlier in reversed([number for number in steps(run) if number < step]):
+            with contextlib.suppress(CheckpointError):
+                _read(run, earlier)
+                advice = f"step {earlier} is intact: remove {_folder(run, step)} to go on from there"
+                break
+        raise CheckpointError(f"{error}; {advice}") from error
+
+
+def _read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    file = _folder(run, step)
+    try:
+        tensors = {}
+        for name in TENSOR_FILES:
+            file = _folder(run, step) / f"{name}.safetensors"
+            tensors[name] = load_file(file)
+        file = _folder(run, step) / "state.json"
+        return tensors, json.loads(file.read_text())
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder}: not readable ({error})") from error
-    return tensors, state
+        raise CheckpointError(f"{file}: not readable ({error})") from error
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -73,6 +74,13 @@ class TrainConfig:
             check_number("grad_clip", self.grad_clip, low=0.0)
         check_choice("lr_schedule", self.lr_schedule, get_args(LearningRateSchedule))
         check_choice("mixed_precision", self.mixed_precision, get_args(MixedPrecision))
+
+    def learning_rate(self, step: int) -> float:
+        """Of the optimiser step that follows ``step`` others: warm-up times the schedule."""
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        done = step / self.steps
+        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
+        return self.lr * warm * fall[self.lr_schedule]
 
     def to_dict(self) -> dict[str, Any]:
         """Fields as JSON values."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,15 @@ class Log:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Adds a line; ``entry`` has a ``step``."""
+        """Adds a line, whole or not at all; ``entry`` has a ``step``."""
         self.entries.append(entry)
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        size = self.path.stat().st_size
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError:
+            os.truncate(self.path, size)
+            raise
         if self._board is not None:
             for name in entry.keys() - {"step"}:
                 self._board.add_scalar(name, entry[name], entry["step"])

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,29 +27,16 @@ from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.training import checkpoints, report
 from fastddpm.training.config import TrainConfig
+from fastddpm.training.description import begin_run, check_same_run, describe
+from fastddpm.training.divergence import check_losses, check_weights
 from fastddpm.training.interruption import Interrupted, stop_on_interrupt
 from fastddpm.training.objective import NoisedBatch, Noiser
+from fastddpm.training.processes import on_any, on_main
+from fastddpm.training.validation import TrainingData, on_device, validation_loss
 from fastddpm.unet import UNet, UNetConfig
 
-# Ordinals of validation samples: far from any that a run reaches.
-VALIDATION_ORDINAL = 2**48
-VALIDATION_BATCH = 256
-
-
-class TrainingData(Protocol):
-    """What the trainer needs of a data set."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-    def batch(
-        self, indices: Tensor, ordinals: Tensor | None = None, *, seed: int = 0
-    ) -> tuple[Tensor, Tensor | None]:
-        """Images float32 ``(B, C, H, W)`` in [-1, 1], labels int64 ``(B,)``; augmented by ordinal, seed."""
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite."""
+# Steps between looks at whether another process was interrupted, where a look waits for a GPU.
+STOP_EVERY = 10
 
 
 class Trainer:
@@ -65,7 +52,7 @@ class Trainer:
         sampler: default options of the saved model (:class:`fastddpm.Sampler`); also used for the grids.
 
     Raises:
-        ValueError: batch size that does not divide, or a run folder of another configuration.
+        ValueError: batch size that does not divide, or a mixed precision that is not to be had here.
     """
 
     def __init__(
@@ -79,11 +66,17 @@ class Trainer:
         validation: TrainingData | None = None,
         sampler: dict[str, Any] | None = None,
     ) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, PartialState
 
         self.config, self.schedule, self.data, self.validation = config, schedule, data, validation
         self.run = Path(run)
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+            # accelerate would train in float32 and say nothing.
+            raise ValueError("mixed_precision: 'fp16' given, 'no' or 'bf16' accepted on a CPU")
+        try:
+            self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        except ValueError as error:
+            raise ValueError(f"mixed_precision: {config.mixed_precision!r} given, but {error}") from error
         chunks = self.accelerator.num_processes * config.gradient_accumulation
         if config.batch_size % chunks:
             raise ValueError(
@@ -103,10 +96,9 @@ class Trainer:
         self.noiser = Noiser(schedule, config.objective, class_dropout=config.class_dropout, **noiser)
         self.validation_noiser = Noiser(schedule, config.objective, **noiser)
         self.sampler_options = dict(sampler or {})
+        self.log: report.Log | None = None  # of the main process, while it trains
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
-
-    # ------------------------------------------------------------------ the run
 
     def train(self, *, resume: bool = True, progress: bool = True) -> Path:
         """Trains to ``config.steps`` and writes the model folder ``RUN/model`` with the averaged weights.
@@ -120,13 +112,14 @@ class Trainer:
             The model folder.
 
         Raises:
-            TrainingDiverged: the loss is not finite; names step and samples. The last checkpoint stays.
-            Interrupted: Ctrl-C; the state was saved.
-            CheckpointError: the checkpoint to resume from is damaged.
+            TrainingDiverged: loss or weights are not finite; names the step. The last checkpoint stays.
+            Interrupted: Ctrl-C, on any process; the state was saved.
+            CheckpointError: the checkpoint to resume from is damaged; names one that is not.
+            ValueError: the run folder is that of another configuration or of other data.
+            OSError: a file could not be written; names the folder, the last checkpoint and how to go on.
+            MainProcessFailed: on the other processes, where the main process raised one of these.
         """
         self._prepare_run(resume)
-        main = self.accelerator.is_main_process
-        log = report.Log(self.run, self.step) if main else None
         losses: list[Tensor] = []
         began, first = time.perf_counter(), self.step
         steps, every = self.config.steps, self.config.checkpoint_every
@@ -136,38 +129,37 @@ class Trainer:
                 losses.append(self._optimize())
                 self.step += 1
                 advance(1)
+                stop = self._is_to_stop(bool(stopped))
                 at_checkpoint = self.step % every == 0 or self.step == steps
-                if at_checkpoint or stopped or self.step % self.config.log_every == 0:
+                if at_checkpoint or stop or self.step % self.config.log_every == 0:
                     loss = self._mean_loss(losses)
                     losses.clear()
                     seconds = time.perf_counter() - began
-                    entry = {"step": self.step, "loss": loss, "lr": self._learning_rate(self.step)}
+                    entry = {"step": self.step, "loss": loss, "lr": self.config.learning_rate(self.step)}
                     entry["samples_per_second"] = (self.step - first) * self.config.batch_size / seconds
+                    if at_checkpoint or stop:
+                        check_weights(self.unet, self.step, self.run)
                     if at_checkpoint:
                         entry.update(self._validate(loss))
-                    if log is not None:
-                        log.write(entry)
-                        if at_checkpoint:
-                            report.plot_losses(self.run, log.entries)
-                            report.draw_grid(self.run, self.step, self._sampler())
-                    if at_checkpoint or stopped:
-                        self._save()
-                if stopped:
+                    on_main(self.accelerator, self._write, entry, at_checkpoint, at_checkpoint or stop)
+                if stop:
                     raise Interrupted(
                         f"stopped at step {self.step} of {steps}, saved in {self.run}; "
                         "the same command goes on from there"
                     )
-        if log is not None:
-            log.close()
-            save_folder(self.run / "model", self._averaged(), self.schedule, self.sampler_options)
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, self._finish)
         return self.run / "model"
+
+    def _is_to_stop(self, stopped: bool) -> bool:
+        """Whether all processes stop after this step, since one was interrupted: none may go on alone."""
+        look = self.device.type == "cpu" or self.accelerator.num_processes == 1
+        return on_any(self.accelerator, stopped) if look or self.step % STOP_EVERY == 0 else False
 
     def _optimize(self) -> Tensor:
         """One optimiser step on ``batch_size`` samples; returns this process's mean loss, on the device."""
         config, accelerator = self.config, self.accelerator
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.step)
+            group["lr"] = config.learning_rate(self.step)
         self.network.train()
         total = torch.zeros((), device=self.device)
         for micro in range(config.gradient_accumulation):
@@ -196,25 +188,11 @@ class Trainer:
         ordinals = torch.arange(start, start + size)
         indices = indices_for(start, size, len(self.data), config.seed)
         x_0, labels = self.data.batch(indices, ordinals, seed=config.seed)
-        return self.noiser(*self._on_device(x_0, labels, ordinals))
-
-    def _on_device(
-        self, x_0: Tensor, labels: Tensor | None, ordinals: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A batch on the training device; labels only for a network that takes them."""
-        used = None if labels is None or self.unet.config.num_classes is None else labels.to(self.device)
-        return x_0.to(self.device), used, ordinals.to(self.device)
+        return self.noiser(*on_device(self.unet, x_0, labels, ordinals))
 
     def _local_seed(self, micro: int) -> int:
         place = (self.step * self.config.gradient_accumulation + micro) * self.accelerator.num_processes
         return int(self.config.seed + 1_000_003 * (place + self.accelerator.process_index)) % 2**63
-
-    def _learning_rate(self, step: int) -> float:
-        config = self.config
-        warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        done = step / config.steps
-        fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
-        return config.lr * warm * fall[config.lr_schedule]
 
     def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], n: Tensor | int) -> None:
         decay = min(self.config.ema_decay, (1 + int(n)) / (10 + int(n)))
@@ -222,37 +200,17 @@ class Trainer:
 
     def _mean_loss(self, losses: list[Tensor]) -> float:
         values = self.accelerator.reduce(torch.stack(losses), reduction="mean")
-        bad = (~values.isfinite()).nonzero()
-        if len(bad):
-            step = self.step - len(losses) + int(bad[0])
-            first = step * self.config.batch_size
-            saved = checkpoints.steps(self.run)
-            raise TrainingDiverged(
-                f"the loss is {values[bad[0]].item()} at step {step + 1} (samples {first} to "
-                f"{first + self.config.batch_size - 1} of the run); last checkpoint: "
-                f"{f'step {saved[-1]} in {self.run}' if saved else 'none'}"
-            )
+        check_losses(values, self.step, self.config.batch_size, self.run)
         return float(values.mean())
 
-    @torch.no_grad()
     def _validate(self, train_loss: float) -> dict[str, float]:
-        """The averaged weights' loss on the validation images, always with the same noise and timesteps."""
+        """The averaged weights' loss on the validation images, if any, by which the best are known."""
         score, entry = train_loss, {}
         if self.validation is not None:
-            network, total, count = self._averaged(), 0.0, len(self.validation)
-            for start in range(0, count, VALIDATION_BATCH):
-                indices = torch.arange(start, min(start + VALIDATION_BATCH, count))
-                x_0, labels = self.validation.batch(indices)
-                ordinals = indices + VALIDATION_ORDINAL
-                batch = self.validation_noiser(*self._on_device(x_0, labels, ordinals))
-                prediction = network(batch.x_t, batch.t, *batch.conditioning)
-                total += float(self.validation_noiser.loss(prediction, batch)) * len(indices)
-            score = total / count
+            score = validation_loss(self._averaged(), self.validation_noiser, self.validation)
             entry = {"validation_loss": score}
         self.best = min(self.best, (score, self.step))
         return entry
-
-    # ------------------------------------------------------------------ state
 
     def _averaged(self) -> UNet:
         network = self.ema.module.eval()
@@ -262,39 +220,57 @@ class Trainer:
     def _sampler(self) -> Sampler:
         return Sampler(self._averaged(), self.schedule, **self.sampler_options)
 
+    def _write(self, entry: dict[str, Any], pictures: bool, checkpoint: bool) -> None:
+        assert self.log is not None
+        with checkpoints.explained(self.run):
+            self.log.write(entry)
+            if pictures:
+                report.plot_losses(self.run, self.log.entries)
+                report.draw_grid(self.run, self.step, self._sampler())
+            if checkpoint:
+                self._save()
+
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            tensors = {
-                "model": self.unet.state_dict(),
-                "ema": self.ema.module.state_dict(),
-                "optimizer": checkpoints.optimizer_tensors(self._bare_optimizer()),
-            }
-            state: dict[str, Any] = {"step": self.step, "best_loss": self.best[0], "best_step": self.best[1]}
-            scaler = self.accelerator.scaler
-            if scaler is not None:
-                state["scaler"] = scaler.state_dict()
-            checkpoints.save(self.run, self.step, tensors, state, self.config.keep)
-        self.accelerator.wait_for_everyone()
+        tensors = {
+            "model": self.unet.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": checkpoints.optimizer_tensors(self._bare_optimizer()),
+        }
+        state: dict[str, Any] = {"step": self.step, "best_loss": self.best[0], "best_step": self.best[1]}
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            state["scaler"] = scaler.state_dict()
+        checkpoints.save(self.run, self.step, tensors, state, self.config.keep)
+
+    def _finish(self) -> None:
+        assert self.log is not None
+        with checkpoints.explained(self.run):
+            self.log.close()
+            save_folder(self.run / "model", self._averaged(), self.schedule, self.sampler_options)
 
     def _prepare_run(self, resume: bool) -> None:
+        """Begins the run, or puts every process where its last checkpoint is."""
+        step = on_main(self.accelerator, self._begin, resume)
+        if step:
+            self._restore(step)
+        on_main(self.accelerator, self._open_log)
+
+    def _begin(self, resume: bool) -> int:
         found = checkpoints.steps(self.run)
         if found and not resume:
             raise ValueError(
                 f"run: {self.run} holds checkpoints up to step {found[-1]}; an empty folder accepted"
             )
-        options = self.config.to_dict()
-        document = {
-            "objective": options.pop("objective"),
-            "train": options,
-            "model": self.unet.config.to_dict(),
-            "schedule": self.schedule.to_dict(),
-        }
+        document = describe(self.config, self.unet.config, self.schedule, self.data)
         if found:
-            checkpoints.check_same_run(self.run, document)
-            self._restore(found[-1])
-        elif self.accelerator.is_main_process:
-            checkpoints.begin_run(self.run, document)
-        self.accelerator.wait_for_everyone()
+            check_same_run(self.run, document)
+        else:
+            begin_run(self.run, document)
+        return found[-1] if found else 0
+
+    def _open_log(self) -> None:
+        with checkpoints.explained(self.run):
+            self.log = report.Log(self.run, self.step)
 
     def _restore(self, step: int) -> None:
         tensors, state = checkpoints.read(self.run, step)
