@@ -8,7 +8,6 @@ its GaussianDiffusion puts in front.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -18,31 +17,41 @@ from torch import Tensor, nn
 from fastddpm.unet.config import UNetConfig
 from fastddpm.unet.inference import assemble, infer
 from fastddpm.unet.matching import agrees, single
+from fastddpm.unet.names import Names
 from fastddpm.unet.unet import UNet
 
 Variant = Literal["sr3", "ddpm"]
 
-# Ours on the left; of several names on the right, the first is variant sr3's and the second ddpm's.
-_BLOCK = {
-    "norm1": ("res_block.block1.block.0",),
-    "conv1": ("res_block.block1.block.3",),
-    "norm2": ("res_block.block2.block.0",),
-    "conv2": ("res_block.block2.block.3",),
-    "time_proj": ("res_block.noise_func.noise_func.0", "res_block.mlp.1"),
-    "skip": ("res_block.res_conv",),
-    "attention.norm": ("attn.norm",),
-    "attention.qkv": ("attn.qkv",),
-    "attention.proj": ("attn.out",),
-    "conv": ("conv",),
+
+def _names(mlp: str, time_proj: str) -> Names:
+    block = {
+        "norm1": "res_block.block1.block.0",
+        "conv1": "res_block.block1.block.3",
+        "norm2": "res_block.block2.block.0",
+        "conv2": "res_block.block2.block.3",
+        "time_proj": time_proj,
+        "skip": "res_block.res_conv",
+        "attention.norm": "attn.norm",
+        "attention.qkv": "attn.qkv",
+        "attention.proj": "attn.out",
+        "conv": "conv",
+    }
+    top = {
+        "conv_in": "downs.0",
+        "norm_out": "final_conv.block.0",
+        "conv_out": "final_conv.block.3",
+        "time_mlp.0": f"{mlp}.1",
+        "time_mlp.2": f"{mlp}.3",
+    }
+    sections = {"down": "downs", "mid": "mid", "up": "ups"}
+    # Their first convolution stands at the head of the blocks on the way down.
+    return Names(top, sections, dict.fromkeys(sections, block), first_down=1)
+
+
+NAMES: dict[Variant, Names] = {
+    "sr3": _names("noise_level_mlp", "res_block.noise_func.noise_func.0"),
+    "ddpm": _names("time_mlp", "res_block.mlp.1"),
 }
-_TOP = {
-    "conv_in": ("downs.0",),
-    "norm_out": ("final_conv.block.0",),
-    "conv_out": ("final_conv.block.3",),
-    "time_mlp.0": ("noise_level_mlp.1", "time_mlp.1"),
-    "time_mlp.2": ("noise_level_mlp.3", "time_mlp.3"),
-}
-_SECTIONS = {"down": "downs", "mid": "mid", "up": "ups"}
 _FREQUENCIES = "time_mlp.0.inv_freq"
 
 
@@ -55,37 +64,6 @@ def variant_of(theirs: Mapping[str, Tensor]) -> Variant | None:
     return "ddpm" if "time_mlp.1.weight" in theirs else None
 
 
-def their_key(key: str, variant: Variant) -> str:
-    """Their name of ours: ``down.0.norm1.weight`` -> ``downs.1.res_block.block1.block.0.weight``."""
-    part, kind = key.rsplit(".", 1)
-    section, _, rest = part.partition(".")
-    if section not in _SECTIONS:
-        return f"{_named(_TOP, part, variant)}.{kind}"
-    index, _, inner = rest.partition(".")
-    # Their first convolution stands at the head of the blocks on the way down.
-    place = int(index) + (section == "down")
-    return f"{_SECTIONS[section]}.{place}.{_named(_BLOCK, inner, variant)}.{kind}"
-
-
-def our_key(key: str, variant: Variant) -> str:
-    """Inverse of :func:`their_key`; a name it does not know comes back as it is."""
-    part, kind = key.rsplit(".", 1)
-    for ours in _TOP:
-        if part == _named(_TOP, ours, variant):
-            return f"{ours}.{kind}"
-    match = re.fullmatch(r"(downs|mid|ups)\.(\d+)\.(.+)", part)
-    for ours in _BLOCK if match else ():
-        if match and match[3] == _named(_BLOCK, ours, variant):
-            section = next(name for name, theirs in _SECTIONS.items() if theirs == match[1])
-            return f"{section}.{int(match[2]) - (section == 'down')}.{ours}.{kind}"
-    return key
-
-
-def _named(table: Mapping[str, tuple[str, ...]], ours: str, variant: Variant) -> str:
-    names = table[ours]
-    return names[-1] if variant == "ddpm" else names[0]
-
-
 def state_dict(theirs: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     """Our state dict from one of theirs; ``prefix`` picks the network in it (``denoise_fn.``).
 
@@ -96,7 +74,7 @@ def state_dict(theirs: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tens
     variant = variant_of(picked)
     if variant is None:
         raise ValueError("state dict: no network of the SR3 repository in it, of variant sr3 or ddpm")
-    return {our_key(name, variant): value for name, value in picked.items() if name != _FREQUENCIES}
+    return {NAMES[variant].ours(name): value for name, value in picked.items() if name != _FREQUENCIES}
 
 
 def their_state_dict(unet: UNet, prefix: str = "") -> dict[str, Tensor]:
@@ -112,7 +90,7 @@ def their_state_dict(unet: UNet, prefix: str = "") -> dict[str, Tensor]:
     if config.to_dict() != wanted.to_dict():
         differing = [k for k, v in config.to_dict().items() if v != wanted.to_dict()[k]]
         raise ValueError(f"{differing[0]}: {getattr(config, differing[0])!r}, which their network has not")
-    state = {prefix + their_key(name, variant): value for name, value in unet.state_dict().items()}
+    state = {prefix + NAMES[variant].theirs(name): value for name, value in unet.state_dict().items()}
     if variant == "ddpm":
         dim = config.base_channels
         steps = torch.arange(0, dim, 2, dtype=torch.float32)
