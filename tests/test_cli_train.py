@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +95,11 @@ BAD = {
     "levels that do not fit": (["--mults", "1,1,1,1,1"], "multiples of 16 accepted"),
     "no such data": (["--data", "/nowhere"], "--data: '/nowhere' given"),
     "decay of 1": (["--ema", "1"], "--ema must be"),
+    "four channels": (["--channels", "4"], "--channels: 4 given, 1 (grey), 3 (RGB)"),
+    "fp16 on a CPU": (
+        ["--mixed-precision", "fp16"],
+        "--mixed-precision: 'fp16' given, 'no' or 'bf16' accepted",
+    ),
 }
 
 
@@ -104,6 +111,65 @@ def test_bad_input_is_one_line_and_writes_nothing(run, pictures, tmp_path, case)
     assert err.count("\n") == 1
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_is_one_line_and_writes_nothing(run, pictures, tmp_path, capsys):
+    def refused(data, *parts):
+        code, out, err = run("train", "--data", data, "--out", tmp_path / "run", *SMALL)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        for part in parts:
+            assert part in err
+        assert not (tmp_path / "run").exists()
+
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", str(tmp_path / "empty"), "no images in this folder", "at least one")
+    Image.new("RGB", (8, 6)).save(pictures / "red" / "wide.png")
+    refused(pictures, "2 sizes given", "6x8 (1, such as red/wide.png)", "one size accepted")
+    cells = [{"bytes": (pictures / "red" / "0.png").read_bytes(), "path": None}] * 3
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = datasets.Dataset.from_dict({"image": cells, "label": [0, -1, 1]}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    capsys.readouterr()  # its progress
+    refused(tmp_path / "rows.parquet", "-1 given in row 1 of 'label'", "integers in [0, 2)")
+
+
+def test_a_run_folder_of_something_else_is_one_line(run, pictures, tmp_path):
+    words = ["train", "--data", pictures, "--out", tmp_path / "run", *SMALL]
+    assert run(*words)[0] == 0
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
+    newest = tmp_path / "run" / "checkpoints" / "step_00000006"
+    cases = [
+        (["--base-channels", "16"], "--base-channels: 16 given, but the run in", "began with 8"),
+        (["--mults", "1,1"], "--mults: [1, 1] given, but the run in", "began with [1, 2]"),
+        (["--flip"], "--data: '16 images, first samples", "began with '16 images"),
+    ]
+    for changes, *parts in cases:
+        code, out, err = run(*words, *changes)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        for part in (*parts, "the same, or another folder, accepted"):
+            assert part in err
+    assert {path: path.read_bytes() for path in before} == before
+    for content in (before[newest / "model.safetensors"][:-40], b""):
+        (newest / "model.safetensors").write_bytes(content)
+        code, out, err = run(*words)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert f"{newest / 'model.safetensors'}: not readable" in err
+        assert f"step 3 is intact: remove {newest} to go on from there" in err
+    shutil.rmtree(newest)
+    assert run(*words)[0] == 0
+    assert (newest / "model.safetensors").read_bytes() == before[newest / "model.safetensors"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(run, pictures, tmp_path):
+    """train.json agrees, the tensors do not: a file was copied from another run."""
+    for channels, folder in (("8", "one"), ("16", "other")):
+        words = ["train", "--data", pictures, "--out", tmp_path / folder, *SMALL, "--base-channels", channels]
+        assert run(*words)[0] == 0
+    name = "checkpoints/step_00000006/ema.safetensors"
+    (tmp_path / "other" / name).write_bytes((tmp_path / "one" / name).read_bytes())
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"checkpoint of step 6 in {tmp_path / 'other'}: does not fit" in err
 
 
 def test_broken_pictures_are_named_and_skipped_when_asked(run, pictures, tmp_path):
