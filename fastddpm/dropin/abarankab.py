@@ -1,0 +1,183 @@
+"""Drop-in for abarankab/DDPM's ``GaussianDiffusion`` (ddpm/diffusion.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.dropin.peer import DropIn, check_device, holds
+from fastddpm.dropin.runner import NETWORK_CHOICES, NetworkChoice, Runner, warn_if_random
+from fastddpm.dropin.settings import Report, Settings
+from fastddpm.plans.abarankab import STORED, from_abarankab
+from fastddpm.plans.plan import check_choice
+from fastddpm.request import whole
+from fastddpm.unet import abarankab
+
+DESCRIPTION = "abarankab/DDPM GaussianDiffusion"
+
+Callback = Callable[[int, int, Tensor], None]
+
+
+def recognises(obj: Any) -> bool:
+    """Whether an object holds the networks and buffers of abarankab's GaussianDiffusion."""
+    return holds(
+        obj, tensors=STORED, modules=("model", "ema_model"), anything=("img_size", "img_channels", "sample")
+    )
+
+
+def build(obj: Any, settings: Settings, *, network: NetworkChoice = "auto") -> FastAbarankab:
+    """The drop-in for an object that `recognises`.
+
+    Args:
+        obj: a GaussianDiffusion.
+        settings: noise, engine and dtype.
+        network: ``auto``: our UNet where it fits; ``original`` or ``ours``.
+
+    Raises:
+        ValueError: an option is not as above, or ``ours`` where it does not fit.
+    """
+    check_choice("network", network, NETWORK_CHOICES)
+    for name in ("model", "ema_model"):
+        warn_if_random(getattr(obj, name), name)
+    return FastAbarankab(obj, settings, network)
+
+
+def _call(module: nn.Module, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Any:
+    return module(x, t, class_labels)
+
+
+class FastAbarankab(DropIn):
+    """``sample`` and ``sample_diffusion_sequence`` as in abarankab/DDPM, by our loop.
+
+    Attributes:
+        original: the GaussianDiffusion; its buffers and weights are read anew by each call.
+        settings: noise, engine and dtype.
+    """
+
+    def __init__(self, original: Any, settings: Settings, network: NetworkChoice) -> None:
+        super().__init__(original)
+        self.settings, self._choice = settings, network
+        self._runners: dict[str, Runner] = {}
+        for name in ("model", "ema_model"):
+            self._runner(name)
+
+    def sample(
+        self,
+        batch_size: int,
+        device: torch.device | str,
+        y: Tensor | None = None,
+        use_ema: bool = True,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+        **method: Any,
+    ) -> Tensor:
+        """Draws images.
+
+        Args:
+            batch_size: how many.
+            device: where the network is.
+            y: ``(batch_size,)`` int64 classes, for a class-conditional network.
+            use_ema: the averaged network, or the trained one.
+            seeds: one per image, with ``noise="philox"``.
+            callback: called after each step as ``callback(step, timestep, x)`` with the live state.
+            progress: show a progress bar on a terminal.
+            **method: ``method`` ("ddpm", "ddim" or "dpmpp_2m"), ``num_inference_steps``, ``eta`` and
+                ``timestep_spacing``, as of `fastddpm.plans.abarankab.from_abarankab`.
+
+        Returns:
+            float32 ``(batch_size, C, H, W)`` on the CPU, unclamped.
+
+        Raises:
+            ValueError: naming the argument, what was given and what is accepted.
+        """
+        states = self._states(
+            batch_size, device, y, use_ema, seeds=seeds, callback=callback, progress=progress, **method
+        )
+        x = None
+        for x in states:  # noqa: B007
+            pass
+        assert x is not None
+        return x.to("cpu", copy=True)
+
+    def sample_diffusion_sequence(
+        self,
+        batch_size: int,
+        device: torch.device | str,
+        y: Tensor | None = None,
+        use_ema: bool = True,
+        **options: Any,
+    ) -> list[Tensor]:
+        """Draws images and keeps every state: S + 1 tensors as of :meth:`sample`, whose arguments it has."""
+        states = self._states(batch_size, device, y, use_ema, every_step=True, **options)
+        return [x.to("cpu", copy=True) for x in states]
+
+    def report(self) -> Report:
+        """What became of the original: network, engine, noise, what is fused and what is not."""
+        model, ema = self._runner("model"), self._runner("ema_model")
+        networks = ema.network if model.network == ema.network else f"{ema.network}; model: {model.network}"
+        drawn = self.settings.noise == "philox"
+        return Report(
+            peer=DESCRIPTION,
+            network=networks,
+            engine=ema.chains.engine,
+            noise="philox, one seed per image" if drawn else "torch, in the original's order",
+            fused=("remove_noise and sigma * z", *(("the noise z",) if drawn else ())),
+            not_fused=() if drawn else ("the noise z: torch's generator draws it before the step",),
+        )
+
+    def _states(
+        self,
+        batch_size: int,
+        device: torch.device | str,
+        y: Tensor | None,
+        use_ema: bool,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+        every_step: bool = False,
+        **method: Any,
+    ) -> Iterator[Tensor]:
+        """The live state at the start of a chain and after each of its steps or segments."""
+        if y is not None and batch_size != len(y):
+            raise ValueError("sample batch size different from length of given y")
+        whole("batch_size", batch_size, least=1)
+        plan = from_abarankab({name: getattr(self.original, name) for name in STORED}, **method)
+        runner = self._runner("ema_model" if use_ema else "model")
+        chains = runner.chains
+        check_device(device, chains.device)
+        shape = (batch_size, self.original.img_channels, *self.original.img_size)
+        batch = chains.batch(shape, chains.source(batch_size, seeds=seeds), cond=self._cond(runner, y))
+        runner.refresh()
+        every_step = every_step or callback is not None
+        for done, x, _ in chains.walk(plan, batch, every_step=every_step, progress=progress):
+            if callback is not None and done:
+                callback(done - 1, int(plan.timesteps[done - 1]), x)
+            yield x
+
+    def _cond(self, runner: Runner, y: Tensor | None) -> dict[str, Tensor]:
+        """What the network is given besides x and t; a network without classes ignores y."""
+        unet = runner.unet
+        num_classes = getattr(runner.source, "num_classes", None) if unet is None else unet.config.num_classes
+        if y is None:
+            if num_classes is not None:
+                raise ValueError("class conditioning was specified but y is not passed")
+            return {}
+        if unet is not None and num_classes is None:
+            return {}
+        return {"class_labels": torch.as_tensor(y, device=runner.chains.device)}
+
+    def _runner(self, name: str) -> Runner:
+        """The runner of a network, made anew where the network is another one or was moved."""
+        source = getattr(self.original, name)
+        if name not in self._runners or not self._runners[name].fits(source):
+            times = torch.arange(len(self.original.betas))
+            self._runners[name] = Runner(
+                source, _call, abarankab, self.settings, choice=self._choice, times=times
+            )
+        return self._runners[name]

@@ -1,0 +1,199 @@
+"""The network of a peer as chains run it: the original module, or our UNet with its weights.
+
+Our UNet tabulates its time path; it is used where the peer's module is of an architecture that it expresses
+and gives the same numbers. It shares the original's weights, and looks before each chain whether they are
+still the same tensors, so that an optimiser's step, an EMA update and `load_state_dict` are always seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.chain import without_grad
+from fastddpm.dropin.chains import Chains
+from fastddpm.dropin.settings import Settings
+from fastddpm.network import in_eval_mode, model_device_dtype, unwrapped
+from fastddpm.unet import UNet
+
+NetworkChoice = Literal["auto", "original", "ours"]
+NETWORK_CHOICES = ("auto", "original", "ours")
+
+# Two orders of the same float32 sums, relative to the largest output.
+LARGEST_DIFFERENCE = 1e-5
+
+
+class Dialect(Protocol):
+    """A module of `fastddpm.unet` that reads a peer's networks."""
+
+    def from_module(self, module: nn.Module, /) -> UNet | None:
+        """Our UNet around the module's own weights; None where it is of another architecture."""
+
+    def state_dict(self, theirs: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+        """Our state dict from that of the peer's network."""
+
+
+class Adapter:
+    """A peer's network, called as ``model(x, t, **cond)``.
+
+    Args:
+        module: the network.
+        call: ``(module, x, t, **cond) -> output``, in the peer's way of calling it.
+        dtype: run under autocast to this; None for the dtype of the weights.
+    """
+
+    def __init__(self, module: nn.Module, call: Callable[..., Any], dtype: torch.dtype | None = None) -> None:
+        self.module, self.call, self.dtype = module, call, dtype
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        """The output for x ``(B, C, H, W)`` and t ``(B,)``."""
+        if self.dtype is None:
+            return unwrapped(self.call(self.module, x, t, **cond))
+        # Without the cache: a captured graph would go on reading the weights as cast when captured.
+        with torch.autocast(x.device.type, self.dtype, cache_enabled=False):
+            return unwrapped(self.call(self.module, x, t, **cond))
+
+
+class Runner:
+    """Runs chains with one network of a peer.
+
+    Args:
+        source: the network.
+        call: as of `Adapter`.
+        dialect: reads it into our UNet.
+        settings: noise, engine and dtype.
+        choice: ``auto``: our UNet where it fits; ``original``; ``ours``, or an error.
+        times: ``(N,)`` time inputs at which the two networks are compared.
+
+    Attributes:
+        chains: walks plans with the network chosen.
+        unet: our UNet, or None where the original module runs.
+        network: what runs, in words.
+
+    Raises:
+        ValueError: ``ours`` where it does not fit.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        call: Callable[..., Any],
+        dialect: Dialect,
+        settings: Settings,
+        *,
+        choice: NetworkChoice,
+        times: Tensor,
+    ) -> None:
+        self.source, self.call = source, call
+        self.signature = signature(source)
+        self._dialect = dialect
+        self.unet: UNet | None = None
+        reason = "as asked for"
+        if choice != "original":
+            self.unet, reason = same_network(source, Adapter(source, call), dialect, times)
+        if choice == "ours" and self.unet is None:
+            raise ValueError(f"network: 'ours' given, but {reason}; auto or original accepted")
+        if self.unet is not None:
+            self.network = f"our UNet with its weights, {reason}"
+            if settings.dtype is not None:
+                self.unet = self.unet.to(settings.dtype)
+            self.chains = Chains(self.unet, settings, capacity=len(times))
+        else:
+            dtype = settings.dtype if settings.dtype != model_device_dtype(source)[1] else None
+            adapter = Adapter(source, call, dtype)
+            self.network = f"the original module ({reason})"
+            self.chains = Chains(adapter, replace(settings, dtype=None), capacity=len(times))
+
+    def fits(self, source: nn.Module) -> bool:
+        """Whether this still is the runner for a network, whatever its weights are."""
+        return source is self.source and signature(source) == self.signature
+
+    def refresh(self) -> None:
+        """Gives our UNet the original's weights as they are now.
+
+        Weights of the same dtype are shared, so only tensors put in the place of others need anything done
+        (and what is captured is captured again); in another dtype they are copies.
+        """
+        if self.unet is None:
+            return
+        ours, theirs = self.unet.state_dict(), self._dialect.state_dict(self.source.state_dict())
+        if self.chains.dtype != model_device_dtype(self.source)[1]:
+            with without_grad():
+                torch._foreach_copy_(list(ours.values()), [theirs[name] for name in ours])
+        elif any(value.data_ptr() != theirs[name].data_ptr() for name, value in ours.items()):
+            self.unet.load_state_dict({name: theirs[name] for name in ours}, assign=True)
+            self.unet.requires_grad_(False)
+
+
+def same_network(
+    source: nn.Module, adapter: Adapter, dialect: Dialect, times: Tensor
+) -> tuple[UNet | None, str]:
+    """Our UNet with a module's weights if it gives the module's outputs, with how near; or None and why."""
+    device, dtype = model_device_dtype(source)
+    if dtype != torch.float32:
+        return None, f"its weights are {dtype}"
+    if is_altered(source):
+        return None, "it has hooks or a forward of its own"
+    try:
+        unet = dialect.from_module(source)
+        if unet is None:
+            return None, "of another architecture than our UNet's"
+        unet.requires_grad_(False)
+        difference = largest_difference(adapter, unet, times[:: max(1, len(times) - 1)].to(device))
+    except (RuntimeError, TypeError, ValueError) as error:
+        return None, f"not to be compared with our UNet: {str(error).splitlines()[0]}"
+    if not difference <= LARGEST_DIFFERENCE:
+        return None, f"our UNet's outputs differ by {difference:.0e}"
+    return unet, f"outputs within {difference:.0e} of the original's"
+
+
+def largest_difference(adapter: Adapter, unet: UNet, times: Tensor) -> float:
+    """Between two networks' outputs for noise, relative to the largest output of the first."""
+    config, count = unet.config, len(times)
+    size = 4 * config.size_multiple - 2 * config.initial_pad
+    noise = torch.randn(count, config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    x, cond = noise.to(times.device), {}
+    if config.num_classes is not None:
+        cond["class_labels"] = torch.arange(count, device=times.device) % config.num_classes
+    full_precision = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    with without_grad(), in_eval_mode(adapter), torch.autocast(x.device.type, enabled=False), full_precision:
+        theirs, ours = adapter(x, times, **cond), unet(x, times, **cond)
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def signature(module: nn.Module) -> tuple[Any, ...]:
+    """What a `Runner` depends on besides the weights' values: device, dtype, parts, hooks."""
+    shapes = tuple((name, tuple(value.shape)) for name, value in module.state_dict().items())
+    return (*model_device_dtype(module), hash(shapes), is_altered(module))
+
+
+def is_altered(module: nn.Module) -> bool:
+    """Whether hooks, or a forward set on an instance, make a module do something else than its class."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in module.modules()
+    )
+
+
+def warn_if_random(module: nn.Module, name: str) -> None:
+    """UserWarning for a network in training mode with parts that behave otherwise there."""
+    random = [
+        part
+        for part in module.modules()
+        if part.training
+        and (
+            (isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0)
+            or (isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats)
+        )
+    ]
+    if random:
+        warnings.warn(
+            f"{name}: in training mode with active {type(random[0]).__name__}, so that the original's images "
+            "depend on more than the noise; chains here run it in eval mode, and put it back",
+            UserWarning,
+            stacklevel=4,
+        )
