@@ -4,17 +4,26 @@
 
     sampler = fastddpm.load()                       # the MNIST model in the box
     images = sampler.sample(seeds=range(10), class_labels=3)
+    fast = fastddpm.optimize(pipeline)              # another library's pipeline, the same images
 
 A trained network of your own: ``fastddpm.Sampler(model, fastddpm.NoiseSchedule.linear(1000))``.
+
+Names are loaded when they are first used, so that what needs no torch (`fastddpm.onnx`) does not wait for it.
 """
 
-from fastddpm.checkpoint import CheckpointError, load, save_folder
-from fastddpm.dropin import optimize
-from fastddpm.engine import EngineUnavailable
-from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
-from fastddpm.sampler import Sampler
-from fastddpm.schedule import NoiseSchedule
-from fastddpm.unet import UNet, UNetConfig
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastddpm.checkpoint import CheckpointError, load, save_folder
+    from fastddpm.dropin import optimize
+    from fastddpm.engine import EngineUnavailable
+    from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
+    from fastddpm.sampler import Sampler
+    from fastddpm.schedule import NoiseSchedule
+    from fastddpm.unet import UNet, UNetConfig
 
 __version__ = "0.1.0"
 
@@ -33,3 +42,31 @@ __all__ = [
     "optimize",
     "save_folder",
 ]
+
+_HOMES = {
+    "CheckpointError": "checkpoint",
+    "EngineUnavailable": "engine",
+    "NoiseSchedule": "schedule",
+    "Plan": "plans",
+    "Sampler": "sampler",
+    "UNet": "unet",
+    "UNetConfig": "unet",
+    "ddim_plan": "plans",
+    "ddpm_plan": "plans",
+    "dpmpp_2m_plan": "plans",
+    "load": "checkpoint",
+    "optimize": "dropin",
+    "save_folder": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastddpm.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import fastddpm
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -126,3 +128,21 @@ def test_the_two_onnxruntimes_are_exclusive():
     gpu = [line for line in wanted if line.startswith("onnxruntime-gpu") and 'extra == "onnx-gpu"' in line]
     assert len(cpu) == len(gpu) == 1
     assert len(wanted) == 2
+
+
+def test_what_needs_no_torch_does_not_load_it():
+    """Plans, schedules and the noise reference: what production inference without torch stands on."""
+    code = (
+        "import sys, fastddpm, fastddpm.plans, fastddpm.schedule, fastddpm_kernels.noise.reference\n"
+        "print('torch' in sys.modules)\n"
+        "from fastddpm_kernels import reverse_step\n"
+        "import fastddpm_kernels, fastddpm_kernels.reverse_step.reference\n"
+        "print(callable(fastddpm_kernels.reverse_step), callable(reverse_step), 'torch' in sys.modules)"
+    )
+    assert python(code).split() == ["False", "True", "True", "True"]
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(fastddpm, name) is not None for name in fastddpm.__all__)
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = fastddpm.nothing_here

@@ -5,13 +5,44 @@
     q_sample      x_t from x_0
     Column        the columns of such a table, N_COLUMNS wide
 
-Importing this package imports neither triton nor a GPU runtime: a kernel is loaded when a CUDA tensor first
-reaches it.
+Importing this package imports neither triton nor torch: torch is loaded when an operator is first asked for,
+and a kernel when a CUDA tensor first reaches it. `noise.reference` and the table need NumPy alone.
 """
 
-from .noise import normal
-from .q_sample import q_sample
-from .reverse_step import reverse_step
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from .table import N_COLUMNS, Column
 
+if TYPE_CHECKING:
+    from .noise import normal
+    from .q_sample import q_sample
+    from .reverse_step import reverse_step
+
 __all__ = ["N_COLUMNS", "Column", "normal", "q_sample", "reverse_step"]
+
+
+def _operator(folder: str, name: str) -> property:
+    def get(package: ModuleType) -> Any:
+        return getattr(importlib.import_module(folder, __name__), name)
+
+    def leave(package: ModuleType, submodule: ModuleType) -> None:
+        """The import system would put the folder of the same name here."""
+
+    return property(get, leave)
+
+
+class _Package(ModuleType):
+    """The operators, loaded when asked for. Properties, because two of them are named like their folders."""
+
+    normal = _operator(".noise.torch_twin", "normal")
+    q_sample = _operator(".q_sample.dispatch", "q_sample")
+    reverse_step = _operator(".reverse_step.dispatch", "reverse_step")
+
+
+if not TYPE_CHECKING:
+    sys.modules[__name__].__class__ = _Package
