@@ -1,33 +1,39 @@
 """Models on disk: a folder of `config.json`, `model.safetensors`, `schedule.json` and `sampler.json`.
 
-`save_folder` writes one, `load` reads one (or the model in the box) and gives a ready `Sampler`. Everything
-is JSON or safetensors; nothing is unpickled. Files are written under a temporary name and renamed together.
+`save_folder` writes one; `load` reads one, the model in the box, or a checkpoint of another library
+(`fastddpm.formats`), and gives a ready `Sampler`. Everything written is JSON or safetensors; nothing read is
+executed. Files are written under a temporary name and renamed together.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from fastddpm.files import replacing
+from fastddpm.formats import abarankab, diffusers, sr3
+from fastddpm.formats.files import CheckpointError, read_json, read_tensors, tensors_of
+from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.plans.plan import check_choice
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
+from fastddpm.unet.inference import assemble
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = ("mnist",)
 FILES = ("config.json", "model.safetensors", "schedule.json", "sampler.json")
+FORMATS = ("auto", "abarankab", "sr3", "diffusers", "fastddpm")
+Source = str | Path | Mapping[str, Tensor]
 
-
-class CheckpointError(ValueError):
-    """A model folder that is not there, not complete, or not what it says it is."""
+__all__ = ["CheckpointError", "load", "read", "save_folder"]
 
 
 def save_folder(
@@ -80,79 +86,150 @@ def _as_json(document: Mapping[str, Any]) -> str:
 
 
 def load(
-    folder: str | Path = "mnist",
+    source: Source = "mnist",
     *,
+    format: str = "auto",
+    config: Mapping[str, Any] | str | Path | None = None,
+    ema: bool = True,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Sampler:
-    """Reads a model folder into a sampler with the network at ``.model``.
+    """Reads a model into a sampler with the network at ``.model``.
 
     Args:
-        folder: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box.
+        source: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box; a ``.pth`` or
+            ``.safetensors`` file of abarankab/DDPM or the SR3 repository; a folder of diffusers; or a state
+            dict of any of them.
+        format: ``abarankab``, ``sr3``, ``diffusers`` or ``fastddpm``; ``auto`` tells them apart by their
+            names of tensors and files.
+        config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
+            without // comments, such as the SR3 repository's): an error names what is missing.
+        ema: take the averaged weights where a checkpoint has both.
         device: where the network goes.
         dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32.
-        **options: options of :class:`Sampler` that replace the folder's defaults.
+        **options: options of :class:`Sampler` that replace the checkpoint's defaults, which are those of the
+            library: abarankab's DDPM is unclipped with sigma = sqrt(beta), SR3's is clipped to +-1, a
+            diffusers folder has its scheduler's.
 
     Raises:
-        CheckpointError: naming the file and what is wrong with it.
+        CheckpointError: naming the file, tensor or option and what is wrong with it.
         ValueError: an option that is not accepted.
     """
-    path = ASSETS / str(folder) if str(folder) in BUNDLED and not Path(folder).is_dir() else Path(folder)
-    if not path.is_dir():
-        raise CheckpointError(
-            f"model folder {str(folder)!r}: not found; a folder with {', '.join(FILES)}, "
-            f"or one of {', '.join(BUNDLED)} accepted"
-        )
+    check_choice("format", format, FORMATS)
+    given = _configuration(config)
+    if options.get("shape") is not None and "model" not in given:
+        given.setdefault("image_size", list(options["shape"])[-2:])
+    loaded = read(source, format=format, config=given, ema=ema)
+    model = loaded.model.to(torch.device(device), dtype).to(memory_format=torch.channels_last)
+    try:
+        sampler = Sampler(model, loaded.schedule, **loaded.options)
+    except (TypeError, ValueError) as error:
+        where = f"{Path(source) / 'sampler.json'}: " if isinstance(source, (str, Path)) else ""
+        raise CheckpointError(f"{where}{error}") from error
+    return sampler.replace(**options) if options else sampler
+
+
+def read(
+    source: Source, *, format: str = "auto", config: Mapping[str, Any] | None = None, ema: bool = True
+) -> Loaded:
+    """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
+    given = dict(config or {})
+    if isinstance(source, Mapping):
+        # Copies: the network is not to change with what was given, nor the other way round.
+        state = {name: value.clone() for name, value in tensors_of(source, "state dict").items()}
+        return _read_state(state, format, given, ema=ema)
+    path = _path(source)
+    if path.is_file():
+        return _read_state(read_tensors(path), format, given, ema=ema)
+    if format in ("abarankab", "sr3"):
+        raise CheckpointError(f"{path}: a folder, a file that torch.save wrote is what {format} has")
+    if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
+        return diffusers.read(path, given)
+    known(given, ("image_size",))
     model = _read_model(path)
     schedule = _parsed(path / "schedule.json", NoiseSchedule.from_dict)
-    defaults = _read_json(path / "sampler.json")
-    model = model.to(torch.device(device), dtype).to(memory_format=torch.channels_last)
-    try:
-        sampler = Sampler(model, schedule, **defaults)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / 'sampler.json'}: {error}") from error
-    return sampler.replace(**options) if options else sampler
+    return Loaded(model, schedule, read_json(path / "sampler.json"))
+
+
+def _path(source: str | Path) -> Path:
+    """Where a checkpoint is: a bundled model, a file or folder, or the SR3 repository's name of a state."""
+    path = Path(source)
+    if str(source) in BUNDLED and not path.is_dir():
+        return ASSETS / str(source)
+    if path.exists():
+        return path
+    if path.name and path.with_name(f"{path.name}_gen.pth").is_file():
+        return path.with_name(f"{path.name}_gen.pth")
+    raise CheckpointError(
+        f"model folder {str(source)!r}: not found; a folder with {', '.join(FILES)}, a folder of diffusers, "
+        f"a .pth or .safetensors file, or one of {', '.join(BUNDLED)} accepted"
+    )
+
+
+def _read_state(state: dict[str, Tensor], format: str, given: dict[str, Any], *, ema: bool) -> Loaded:
+    if format == "auto":
+        format = _format_of(state)
+    if format == "abarankab":
+        return abarankab.read(state, given, ema=ema)
+    if format == "sr3":
+        return sr3.read(state, given)
+    if format == "diffusers":
+        return diffusers.read_state(state, given)
+    return _read_ours(state, given)
+
+
+def _format_of(state: Mapping[str, Tensor]) -> str:
+    checks: dict[str, Callable[[Mapping[str, Tensor]], bool]] = {
+        "abarankab": abarankab.recognises,
+        "sr3": sr3.recognises,
+        "diffusers": diffusers.recognises_state,
+        "fastddpm": lambda names: "conv_in.weight" in names and "down.0.conv1.weight" in names,
+    }
+    for name, recognises in checks.items():
+        if recognises(state):
+            return name
+    names = ", ".join(list(state)[:5])
+    raise CheckpointError(
+        f"state dict: of none of {', '.join(checks)}; its first names are {names}. For another network: "
+        "fastddpm.Sampler(model, schedule) with the model built by its own code"
+    )
+
+
+def _read_ours(state: dict[str, Tensor], given: dict[str, Any]) -> Loaded:
+    """A state dict of our UNet without its folder; the rest comes from ``given``."""
+    known(given, (*UNetConfig().to_dict(), *SHARED))
+    asked = {**groups_asked(state), "activation": "silu, relu, gelu or mish"}
+    asked |= {"image_size": "a side in pixels or (H, W)", "schedule": "the content of a schedule.json"}
+    ask(given, asked, "a state dict")
+    schedule, (height, width) = schedule_of(given.pop("schedule")), square(given.pop("image_size"))
+    unet = network(state, given, {})
+    return Loaded(unet, schedule, {"shape": [unet.config.image_channels, height, width]})
+
+
+def _configuration(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if isinstance(config, (str, Path)):
+        return read_json(Path(config))
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config: {type(config).__name__} given, a mapping or a JSON file accepted")
+    return dict(config)
 
 
 def _read_model(path: Path) -> UNet:
     config = _parsed(path / "config.json", UNetConfig.from_dict)
-    with torch.device("meta"):
-        model = UNet(config)
     weights = path / "model.safetensors"
+    state = read_tensors(weights)
     try:
-        state = load_file(weights)
-    except FileNotFoundError:
-        raise CheckpointError(f"{weights}: not found") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights}: not a complete safetensors file ({error})") from error
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    for name in sorted(set(expected) | set(given)):
-        if expected.get(name) != given.get(name):
-            raise CheckpointError(
-                f"{weights}: {name} has shape {given.get(name, 'none (missing)')}, "
-                f"{expected.get(name, 'no such tensor')} expected from config.json"
-            )
-    model.load_state_dict(state, assign=True)
-    return model.eval()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: holds {type(document).__name__}, an object is expected")
-    return document
+        return assemble(config, state)
+    except ValueError as error:
+        raise CheckpointError(f"{weights}: {error} from config.json") from error
 
 
 def _parsed(path: Path, parse: Any) -> Any:
     try:
-        return parse(_read_json(path))
+        return parse(read_json(path))
     except CheckpointError:
         raise
     except (TypeError, ValueError, KeyError) as error:

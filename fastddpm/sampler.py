@@ -57,6 +57,8 @@ class Sampler:
         timestep_spacing: ``leading``, ``linspace`` or ``trailing``.
         timesteps: the timesteps themselves, strictly descending, instead of a spacing.
         eta: of ddim: 0 deterministic, 1 as noisy as ddpm.
+        time_input: what the model takes as t: ``timestep``, int64, or ``noise_level``, float32
+            sqrt(alphas_cumprod[t]), as SR3 does.
         null_label: the label that means "no class"; taken from our own networks.
         shape: ``(C, H, W)`` of an image, so that `sample` need not be told.
         device: where to run; None for where the model's weights are (a function's are found in its closure).
@@ -84,6 +86,7 @@ class Sampler:
         timestep_spacing: str = "leading",
         timesteps: Sequence[int] | None = None,
         eta: float = 0.0,
+        time_input: str = "timestep",
         null_label: int | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
@@ -100,6 +103,7 @@ class Sampler:
             "timestep_spacing": timestep_spacing,
             "timesteps": timesteps,
             "eta": eta,
+            "time_input": time_input,
         }
         plan = make_plan(schedule, **method_options)
         options: dict[str, Any] = {"null_label": null_label, "shape": shape, "device": device, "dtype": dtype}

@@ -10,6 +10,7 @@ import torch
 import typer
 
 import fastddpm
+from fastddpm.cli.convert import convert
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
@@ -23,11 +24,13 @@ OPTIONS = {
     "checkpoint_every": "--checkpoint-every",
     "class_dropout": "--class-dropout",
     "class_labels": "--class",
+    "config": "--config",
     "data": "--data",
     "dropout": "--dropout",
     "ema_decay": "--ema",
     "engine": "--engine",
     "eta": "--eta",
+    "format": "--format",
     "gradient_accumulation": "--accumulate",
     "guidance_scale": "--guidance",
     "loss": "--loss",
@@ -47,6 +50,7 @@ OPTIONS = {
     "shift": "--shift",
     "size": "--size",
     "steps": "--steps",
+    "to": "--to",
     "warmup_steps": "--warmup",
     "weighting": "--weighting",
 }
@@ -71,6 +75,7 @@ def _common_options(
 
 
 app.command("sample")(sample)
+app.command("convert")(convert)
 app.command("train")(train)
 
 

@@ -1,4 +1,4 @@
-"""`fastddpm sample`: images from a model folder, or from the model in the box."""
+"""`fastddpm sample`: images from a model folder, another library's checkpoint, or the model in the box."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ LONGEST_ANIMATION = 40
 
 
 def sample(
-    model: Annotated[str, typer.Argument(help="Model folder, or mnist: the model in the box.")] = "mnist",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model folder, diffusers folder, .pth of abarankab/DDPM, or mnist: the model in the box."
+        ),
+    ] = "mnist",
     seeds: Annotated[str, typer.Option(help="Seeds, one image each: 0-9,20.")] = "0-63",
     classes: Annotated[
         str | None,
@@ -42,6 +47,9 @@ def sample(
     ] = None,
     engine: Annotated[str, typer.Option(help="auto, eager, compile, cudagraph or max.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16 or bfloat16.")] = "float32",
+    config: Annotated[
+        Path | None, typer.Option(help="JSON with what a checkpoint of another library does not say.")
+    ] = None,
 ) -> None:
     """Draw images from a trained model, one per seed.
 
@@ -53,7 +61,9 @@ def sample(
     outputs = Outputs(out, outdir, trajectory)
     seed_list = parse_seeds(seeds)
     image_shape = None if shape is None else parse_shape(shape)
-    sampler = load(model, device=parse_device(device), dtype=parse_dtype(dtype))
+    given: dict[str, Any] = {} if image_shape is None else {"shape": image_shape}
+    sampler = load(model, config=config, device=parse_device(device), dtype=parse_dtype(dtype), **given)
+    _refuse_condition(model, sampler)
     sampler = sampler.replace(**_changes(sampler, method, steps, eta, engine))
     labels = _labels(sampler, classes, seed_list)
     request: dict[str, Any] = {
@@ -108,6 +118,16 @@ def _draw(sampler: Sampler, request: dict[str, Any], *, animated: bool) -> Tenso
         raise EngineUnavailable(
             f"engine: {sampler.engine!r} cannot compile this model here ({reason}); auto or eager accepted"
         ) from error
+
+
+def _refuse_condition(model: str, sampler: Sampler) -> None:
+    network, shape = sampler.model, sampler.shape
+    if isinstance(network, UNet) and shape is not None and network.config.in_channels > shape[0]:
+        channels = network.config.in_channels - shape[0]
+        raise ValueError(
+            f"{model}: a super-resolution network, which needs an image of {channels} channels as its "
+            "condition; fastddpm.load(...).sample(condition=image) takes one"
+        )
 
 
 def _labels(sampler: Sampler, classes: str | None, seeds: list[int]) -> list[int] | None:

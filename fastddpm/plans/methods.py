@@ -13,6 +13,7 @@ from fastddpm.plans.plan import Plan, check_choice
 from fastddpm.schedule import NoiseSchedule
 
 METHODS = ("ddpm", "ddim", "dpmpp_2m")
+TIME_INPUTS = ("timestep", "noise_level")
 COMMON = ("prediction_type", "clip_sample_range", "timestep_spacing", "timesteps")
 
 
@@ -24,6 +25,7 @@ def make_plan(
     eta: float = 0.0,
     variance_type: str = "fixed_small",
     sigma_scale: float = 1.0,
+    time_input: str = "timestep",
     **options: Any,
 ) -> Plan:
     """The plan for a method by name, from the sampler's options.
@@ -40,6 +42,7 @@ def make_plan(
         variance_type: "fixed_small", "fixed_large" or "learned_range". "fixed_large" belongs to ddpm;
             "learned_range" describes the network too, and other methods leave its second half unused.
         sigma_scale: of ddpm, >= 0; 1 with another method.
+        time_input: what the network is told: "timestep" t, or "noise_level" sqrt(alphas_cumprod[t]) (SR3).
         **options: those in `COMMON` go to the method's plan; a sampler's others say nothing about it.
 
     Raises:
@@ -48,13 +51,15 @@ def make_plan(
     if method not in METHODS:
         raise ValueError(f"method: {method!r} given, one of {', '.join(METHODS)} accepted")
     check_choice("variance_type", variance_type, VARIANCE_TYPES)
+    check_choice("time_input", time_input, TIME_INPUTS)
     _check_owner("ddim", "eta", eta, 0, method)
     _check_owner("ddpm", "sigma_scale", sigma_scale, 1, method)
     common = {name: options[name] for name in COMMON if name in options}
     if method == "ddpm":
-        return ddpm_plan(
+        plan = ddpm_plan(
             schedule, num_inference_steps, variance_type=variance_type, sigma_scale=sigma_scale, **common
         )
+        return plan.with_noise_levels(schedule) if time_input == "noise_level" else plan
     if variance_type == "fixed_large":
         raise ValueError(
             f"variance_type: {variance_type!r} given with method {method!r}; fixed_large belongs to ddpm, "
@@ -64,7 +69,8 @@ def make_plan(
         plan = ddim_plan(schedule, num_inference_steps, eta=eta, use_clipped_model_output=True, **common)
     else:
         plan = dpmpp_2m_plan(schedule, num_inference_steps, **common)
-    return replace(plan, learned_range=variance_type == "learned_range")
+    plan = replace(plan, learned_range=variance_type == "learned_range")
+    return plan.with_noise_levels(schedule) if time_input == "noise_level" else plan
 
 
 def _check_owner(owner: str, name: str, value: Any, neutral: int, method: str) -> None:

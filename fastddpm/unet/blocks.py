@@ -22,6 +22,8 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
         return F.silu(x)
     if kind == "relu":
         return F.relu(x)
+    if kind == "mish":
+        return F.mish(x)
     return F.gelu(x)
 
 

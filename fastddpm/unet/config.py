@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Activation = Literal["silu", "relu", "gelu"]
+Activation = Literal["silu", "relu", "gelu", "mish"]
 Norm = Literal["gn", "bn", "in", "none"]
 TimeConditioning = Literal["bias", "affine", "scale_shift"]
 ClassConditioning = Literal["bias", "embedding", "timestep"]
 MidAttention = Literal["norm", "plain", "none"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "activation": ("silu", "relu", "gelu"),
+    "activation": ("silu", "relu", "gelu", "mish"),
     "norm": ("gn", "bn", "in", "none"),
     "time_conditioning": ("bias", "affine", "scale_shift"),
     "class_conditioning": ("bias", "embedding", "timestep"),
@@ -37,7 +37,7 @@ class UNetConfig:
         null_class: one more embedding row, index ``num_classes``, for "no class" (guidance needs it).
         attention_levels: levels whose residual blocks are followed by self-attention. The middle always
             has it.
-        activation: ``silu``, ``relu`` or ``gelu``.
+        activation: ``silu``, ``relu``, ``gelu`` or ``mish``.
         norm: ``gn`` (GroupNorm), ``bn`` (BatchNorm), ``in`` (InstanceNorm with scale and shift) or ``none``.
         num_groups: groups of GroupNorm; divides every channel count.
         dropout: dropout probability inside residual blocks, in [0, 1).

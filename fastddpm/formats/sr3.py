@@ -1,0 +1,95 @@
+"""Janspiry's SR3 repository: state dicts of its GaussianDiffusion (``*_gen.pth``), and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fastddpm.formats.files import CheckpointError
+from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.unet import sr3 as dialect
+
+_PREFIX = "denoise_fn."
+_OPTIONS = ("num_groups", "dropout", *SHARED)
+_UNET = {
+    "in_channel": "in_channels",
+    "out_channel": "out_channels",
+    "inner_channel": "base_channels",
+    "channel_multiplier": "channel_mults",
+    "res_blocks": "num_res_blocks",
+}
+"""Options of their configuration that the tensors show too, and ours of them."""
+
+
+def recognises(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is one of theirs."""
+    return dialect.variant_of(_network(state)) is not None
+
+
+def read(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
+    """Reads a state dict of either variant.
+
+    Args:
+        state: of a GaussianDiffusion or its network.
+        given: the content of their JSON configuration; or, without one, ``num_groups`` (their norm_groups),
+            ``image_size``, and ``schedule`` where the state dict holds no betas. ``schedule_phase`` beside
+            their ``model`` picks one of the two schedules of a configuration: ``val``, with which they
+            sample, unless it is ``train``. Without a configuration the betas stored are the schedule.
+
+    Raises:
+        CheckpointError: naming what is missing or contradicts the tensors.
+    """
+    picked = _network(state)
+    variant, ours = dialect.variant_of(picked), dialect.state_dict(picked)
+    if variant is None:
+        raise CheckpointError("state dict: not a network of the SR3 repository")
+    options = _from_configuration(given, variant) if "model" in given else dict(given)
+    if "norm_groups" in options:
+        options["num_groups"] = options.pop("norm_groups")
+    shown = {name: options.pop(name) for name in _UNET.values() if name in options}
+    known(options, _OPTIONS)
+    asked = {**groups_asked(ours), "image_size": "a side in pixels or (H, W)"}
+    if "betas" in state:
+        betas = state["betas"].detach().cpu().numpy().astype(np.float64)
+        options.setdefault("schedule", betas)
+    else:
+        asked["schedule"] = "as in their configuration, or a NoiseSchedule"
+    ask(options, asked, "a state dict of the SR3 repository")
+    schedule, (height, width) = schedule_of(options.pop("schedule")), square(options.pop("image_size"))
+    unet = network(ours, {**shown, **options}, {"time_activation": variant == "ddpm", "activation": "silu"})
+    defaults: dict[str, Any] = {"method": "ddpm", "clip_sample_range": 1.0}
+    if variant == "sr3":
+        defaults["time_input"] = "noise_level"
+    return Loaded(unet, schedule, {**defaults, "shape": [unet.config.image_channels, height, width]})
+
+
+def _network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state) else ""
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _from_configuration(document: Mapping[str, Any], variant: str) -> dict[str, Any]:
+    """Our options from the content of their JSON file."""
+    model = document["model"]
+    try:
+        if model.get("which_model_G", variant) != variant:
+            raise CheckpointError(
+                f"config: which_model_G={model['which_model_G']!r} given, the tensors show {variant!r}"
+            )
+        unet, schedules = model["unet"], model["beta_schedule"]
+        options = {ours: unet[theirs] for theirs, ours in _UNET.items() if theirs in unet}
+        phase = document.get("schedule_phase", "val")
+        options |= {
+            "num_groups": unet.get("norm_groups") or 32,  # their default
+            "dropout": float(unet.get("dropout") or 0.0),
+            "image_size": model["diffusion"]["image_size"],
+            "schedule": schedules[phase],
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"config: not a configuration of the SR3 repository ({type(error).__name__}: {error})"
+        ) from error
+    return options

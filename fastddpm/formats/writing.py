@@ -1,0 +1,121 @@
+"""A pipeline folder of diffusers from our network, where `UNet2DModel` and a scheduler can hold it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+from fastddpm.files import replacing
+from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
+from fastddpm.schedule import NoiseSchedule
+from fastddpm.unet import UNet
+from fastddpm.unet import diffusers as dialect
+
+# The version whose folders these are; diffusers reads it, and warns where its own is older.
+VERSION = "0.36.0"
+_NEUTRAL = {"sigma_scale": 1.0, "time_input": "timestep", "timesteps": None, "eta": 0.0}
+_SHAPES = {"linear": "linear", "scaled_linear": "scaled_linear", "quad": "scaled_linear"}
+
+
+def save_pipeline(
+    folder: str | Path, unet: UNet, schedule: NoiseSchedule, options: Mapping[str, Any]
+) -> Path:
+    """Writes a folder that ``DDPMPipeline.from_pretrained`` or ``DDIMPipeline.from_pretrained`` reads.
+
+    Args:
+        folder: made if need be; files of the same names are replaced together.
+        unet: the network.
+        schedule: its noise schedule.
+        options: of :class:`fastddpm.Sampler`; its ``shape`` gives the sample_size.
+
+    Raises:
+        ValueError: an option of the network or the sampler that diffusers has not. Nothing is written then.
+    """
+    folder = Path(folder)
+    theirs = dialect.their_config(unet.config)
+    shape = options.get("shape")
+    if shape is None:
+        raise ValueError("shape: None given, (C, H, W) accepted; a pipeline's folder holds the size")
+    height, width = shape[-2:]
+    theirs["sample_size"] = height if height == width else [height, width]
+    scheduler = scheduler_config(schedule, options)
+    name = scheduler["_class_name"]
+    version = {"_diffusers_version": VERSION}
+    documents = {
+        folder / "unet" / "config.json": {"_class_name": "UNet2DModel", **version, **theirs},
+        folder / "scheduler" / "scheduler_config.json": scheduler,
+        folder / "model_index.json": {
+            "_class_name": name.replace("Scheduler", "Pipeline"),
+            **version,
+            "scheduler": ["diffusers", name],
+            "unet": ["diffusers", "UNet2DModel"],
+        },
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in dialect.their_state_dict(unet).items()}
+    for path in documents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # All are written before the first takes its name; without the index in between it is no pipeline.
+    with ExitStack() as stack:
+        index = stack.enter_context(replacing(folder / "model_index.json"))
+        for path, document in documents.items():
+            temporary = index if path.name == "model_index.json" else stack.enter_context(replacing(path))
+            temporary.write_text(json.dumps(document, indent=2) + "\n")
+        weights = stack.enter_context(replacing(folder / "unet" / f"{WEIGHTS}.safetensors"))
+        save_file(state, weights, metadata={"format": "pt"})
+        (folder / "model_index.json").unlink(missing_ok=True)
+    return folder
+
+
+def scheduler_config(schedule: NoiseSchedule, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's configuration for a schedule and options of :class:`fastddpm.Sampler`.
+
+    Raises:
+        ValueError: an option that diffusers' schedulers have not.
+    """
+    method = options.get("method", "ddpm")
+    names = {ours: theirs for theirs, ours in SCHEDULERS.items()}
+    if method not in names:
+        raise ValueError(f"method: {method!r} given, {' or '.join(names)} fits a pipeline of diffusers")
+    for name, neutral in _NEUTRAL.items():
+        if options.get(name, neutral) != neutral:
+            raise ValueError(f"{name}: {options[name]!r}, which diffusers' pipelines have not")
+    clip = options.get("clip_sample_range")
+    config: dict[str, Any] = {
+        "_class_name": names[method],
+        "_diffusers_version": VERSION,
+        "num_train_timesteps": len(schedule),
+        **_betas(schedule),
+        "prediction_type": options.get("prediction_type", "epsilon"),
+        "timestep_spacing": options.get("timestep_spacing", "leading"),
+        "clip_sample": clip is not None,
+        "clip_sample_range": 1.0 if clip is None else float(clip),
+        "thresholding": False,
+        "steps_offset": 0,
+    }
+    variance = options.get("variance_type", "fixed_small")
+    if method == "ddpm":
+        config["variance_type"] = variance
+    elif variance != "fixed_small":
+        raise ValueError(f"variance_type: {variance!r} with ddim, which diffusers' DDIMScheduler has not")
+    else:
+        config["set_alpha_to_one"] = True
+    return config
+
+
+def _betas(schedule: NoiseSchedule) -> dict[str, Any]:
+    """Fields that give these betas; by name where diffusers has the name, else the betas themselves."""
+    parameters = schedule.to_dict().get("parameters", {})
+    named = {"trained_betas": None, "rescale_betas_zero_snr": schedule.zero_terminal_snr}
+    if schedule.name in _SHAPES:
+        ends = {name: parameters[name] for name in ("beta_start", "beta_end")}
+        return {"beta_schedule": _SHAPES[schedule.name], **ends, **named}
+    if schedule.name == "cosine" and parameters == {**parameters, "s": 0.008, "max_beta": 0.999}:
+        return {"beta_schedule": "squaredcos_cap_v2", **named}
+    betas = np.asarray(schedule.betas).tolist()
+    return {"beta_schedule": "linear", "trained_betas": betas, "rescale_betas_zero_snr": False}
