@@ -30,6 +30,16 @@ PEERS = (
 __all__ = ["PEERS", "Report", "Settings", "Unrecognised", "optimize"]
 
 
+# Subclasses of diffusers' schedulers, which is imported when one of them is asked for.
+_SCHEDULERS = ("FastDDPMScheduler", "FastDDIMScheduler")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SCHEDULERS:
+        return getattr(importlib.import_module("fastddpm.dropin.diffusers_schedulers"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 class Unrecognised(TypeError):
     """`optimize` was given an object that it does not know."""
 

@@ -1,0 +1,1 @@
+"""What the drop-ins for diffusers' pipelines and schedulers are made of."""

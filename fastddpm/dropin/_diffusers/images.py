@@ -1,0 +1,35 @@
+"""What a pipeline hands out: images in [0, 1] as tensors, arrays or PIL images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def finished(pipeline: Any, x: Tensor, dtype: torch.dtype, output_type: str | None, return_dict: bool) -> Any:
+    """A chain's last state as the pipelines of diffusers return it.
+
+    Args:
+        pipeline: the original, for its conversion to PIL.
+        x: float32 ``(B, C, H, W)`` in [-1, 1].
+        dtype: of the original's images. bfloat16, which NumPy does not have, becomes float32 there; the
+            original raises a TypeError.
+        output_type: ``pt``: ``(B, C, H, W)`` on the device; ``pil``: a list; anything else: NumPy
+            ``(B, H, W, C)``.
+        return_dict: an ImagePipelineOutput, else a tuple of one.
+    """
+    images: Any = (x / 2 + 0.5).clamp(0, 1).to(dtype)
+    if output_type != "pt":
+        if dtype == torch.bfloat16:
+            images = images.float()
+        images = images.cpu().permute(0, 2, 3, 1).numpy()
+        if output_type == "pil":
+            images = pipeline.numpy_to_pil(images)
+    if not return_dict:
+        return (images,)
+    import diffusers
+
+    output: Any = diffusers.ImagePipelineOutput
+    return output(images=images)

@@ -1,0 +1,110 @@
+"""A pipeline's UNet as chains run it: its shapes, its labels, its dtype, its learned variance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.chain import without_grad
+from fastddpm.network import unwrapped
+from fastddpm.request import is_whole
+
+
+def check_network(unet: Any) -> None:
+    """ValueError for a network that is moved between devices while it runs."""
+    if any(hasattr(part, "_hf_hook") for part in unet.modules()):
+        raise ValueError(
+            "unet: has the hooks of CPU offloading, which move its weights while it runs; a pipeline as "
+            "pipeline.to(device) leaves it accepted"
+        )
+
+
+def image_shape(unet: Any) -> tuple[int, int, int]:
+    """``(C, H, W)`` of the images that a UNet makes, as the pipelines read it."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(unet.config.in_channels), int(height), int(width)
+
+
+def label_tensors(unet: Any, class_labels: Any, count: int, device: torch.device) -> dict[str, Tensor]:
+    """``{"class_labels": (B, ...)}`` for a class-conditional UNet, else nothing.
+
+    Args:
+        unet: the network.
+        class_labels: one integer for all images, or a list or tensor with one each; other UNets than those
+            with a table of classes (``class_embed_type``) take a float tensor ``(B, ...)``.
+        count: B.
+        device: where the labels go.
+
+    Raises:
+        ValueError: labels missing, not accepted by this UNet, not one each, or outside its classes.
+    """
+    embedding = getattr(unet, "class_embedding", None)
+    if embedding is None:
+        if class_labels is not None:
+            raise ValueError("class_labels: given, but this UNet has no classes; None accepted")
+        return {}
+    if class_labels is None:
+        raise ValueError("class_labels: None given, but this UNet is class-conditional; one each accepted")
+    if isinstance(class_labels, Iterable):
+        labels = class_labels if isinstance(class_labels, Tensor) else torch.tensor(list(class_labels))
+    else:
+        labels = torch.full((count,), class_labels)
+    if labels.ndim == 0 or len(labels) != count:
+        raise ValueError(
+            f"class_labels: shape {tuple(labels.shape)} given for {count} images; one each accepted"
+        )
+    if isinstance(embedding, nn.Embedding):
+        classes = embedding.num_embeddings
+        if not all(is_whole(value) and 0 <= value < classes for value in labels.flatten().tolist()):
+            raise ValueError(
+                f"class_labels: {labels.tolist()} given, integers in 0 .. {classes - 1} accepted"
+            )
+    return {"class_labels": labels.to(device)}
+
+
+class InDtype:
+    """A copy of a network in another dtype, with the original's weights as they are at each `refresh`.
+
+    Args:
+        original: left as it is.
+        dtype: of the copy.
+    """
+
+    def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
+        self.original = original
+        self.module = copy.deepcopy(original).to(dtype).requires_grad_(False)
+
+    def refresh(self) -> None:
+        """Copies the original's weights."""
+        ours, theirs = self.module.state_dict(), self.original.state_dict()
+        with without_grad():
+            torch._foreach_copy_(list(ours.values()), [theirs[name] for name in ours])
+
+
+class LogVariance:
+    """A network of variance_type "learned": its second half is the variance, and a plan's row takes its log.
+
+    Args:
+        module: returns 2C channels.
+        channels: C.
+    """
+
+    def __init__(self, module: nn.Module, channels: int) -> None:
+        self.module, self.channels = module, channels
+
+    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        """The output for x ``(B, C, H, W)`` and t ``(B,)``: float32 ``(B, 2C, H, W)``."""
+        return with_log_variance(unwrapped(self.module(x, t, **cond)), self.channels)
+
+
+def with_log_variance(m: Tensor, channels: int) -> Tensor:
+    """``m (B, 2C, ...)`` in float32 with the logarithm of its second half; ``(B, C, ...)`` as it is."""
+    if m.shape[1] == channels:
+        return m
+    m = m.to(torch.float32)
+    return torch.cat((m[:, :channels], m[:, channels:].log()), dim=1)

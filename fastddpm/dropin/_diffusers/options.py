@@ -1,0 +1,81 @@
+"""What a caller of `optimize` may change about a diffusers object, and the plan that follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fastddpm.dropin._diffusers.kinds import scheduler_kind
+from fastddpm.plans import Plan
+from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_dpmsolver_scheduler
+from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
+from fastddpm.plans.plan import check_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Where the original's habits are not wanted.
+
+    Attributes:
+        variance_type: in place of a DDPMScheduler's; None for its own.
+        previous_timestep: of DDIM: ``original``: the step from t goes to t - T//S, as in diffusers;
+            ``consistent``: to the next timestep visited.
+
+    Raises:
+        ValueError: naming the option, what was given and what is accepted.
+    """
+
+    variance_type: str | None = None
+    previous_timestep: str = "original"
+
+    def __post_init__(self) -> None:
+        check_choice("previous_timestep", self.previous_timestep, PREVIOUS_TIMESTEPS)
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Options:
+        """The options given to `optimize`; ValueError for names that are none."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: given, options of this drop-in are {', '.join(names)}")
+        return cls(**given)
+
+
+def variance_type_of(scheduler: Any, options: Options) -> str:
+    """The variance_type that a DDPMScheduler's steps have."""
+    return options.variance_type or str(scheduler.config["variance_type"])
+
+
+def plan_of(
+    scheduler: Any,
+    num_inference_steps: int,
+    options: Options,
+    *,
+    eta: float = 0.0,
+    use_clipped_model_output: bool = False,
+) -> Plan:
+    """The steps of a scheduler after ``set_timesteps(num_inference_steps)``; it is not touched.
+
+    Raises:
+        ValueError: another scheduler, or a configuration that cannot be reproduced.
+    """
+    kind = scheduler_kind(scheduler)
+    if kind == "DDPMScheduler":
+        variance_type = variance_type_of(scheduler, options)
+        return from_ddpm_scheduler(
+            scheduler, num_inference_steps, variance_type=variance_type, log_variance=True
+        )
+    if kind == "DDIMScheduler":
+        return from_ddim_scheduler(
+            scheduler,
+            num_inference_steps,
+            eta=eta,
+            use_clipped_model_output=use_clipped_model_output,
+            previous_timestep=options.previous_timestep,
+        )
+    if kind == "DPMSolverMultistepScheduler":
+        return from_dpmsolver_scheduler(scheduler, num_inference_steps)
+    raise ValueError(
+        f"scheduler: {type(scheduler).__name__} given; DDPMScheduler, DDIMScheduler and "
+        "DPMSolverMultistepScheduler accepted"
+    )

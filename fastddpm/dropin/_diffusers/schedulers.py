@@ -1,0 +1,264 @@
+"""Schedulers of diffusers whose step is one fused kernel: subclasses, so that all else is the original's.
+
+A class's ``__name__`` and ``__module__`` are those of the original: they are what diffusers writes into
+configurations and model_index.json, which then load without fastddpm.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOutput
+from torch import Tensor
+
+from fastddpm.dropin._diffusers.options import Options
+from fastddpm.dropin._diffusers.rows import Rows, drawn, take_step
+from fastddpm.dropin.settings import Report
+from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler
+
+OWN = ("_planned", "_rows", "_options", "_host", "original")
+
+
+class _Fast:
+    """What both schedulers share: the rows of the timesteps, kept until something they come from changes.
+
+    ``set_timesteps`` reads ``alphas_cumprod``; values assigned later are used from the next call of it on.
+    """
+
+    public_name: ClassVar[str]
+    tables: ClassVar[tuple[str, ...]]
+
+    def hold_tables(self) -> None:
+        """Copies the tables and timesteps to the host, where rows are made: `add_noise` moves the others."""
+        scheduler: Any = self
+        held = {name: getattr(scheduler, name).detach().cpu() for name in self.tables}
+        timesteps = scheduler.timesteps
+        self.__dict__["_host"] = (timesteps, timesteps.tolist(), _Held(scheduler.config, held))
+
+    def _held(self) -> tuple[list[int], _Held]:
+        """The timesteps' values, and what plans are made from."""
+        scheduler: Any = self
+        host = self.__dict__.get("_host")
+        if host is None or host[0] is not scheduler.timesteps or host[2].config is not scheduler.config:
+            self.hold_tables()
+        _, values, held = self.__dict__["_host"]
+        return values, held
+
+    def _rows_for(self, key: tuple[Any, ...]) -> Rows | None:
+        """Rows made before for these arguments, the current configuration and the current timesteps."""
+        scheduler: Any = self
+        basis = (scheduler.config, scheduler.timesteps)
+        planned = self.__dict__.get("_planned")
+        if planned is None or planned[0] is not basis[0] or planned[1] is not basis[1]:
+            self.__dict__["_planned"], self.__dict__["_rows"] = basis, {}
+        found: Rows | None = self.__dict__["_rows"].get(key)
+        return found
+
+    def _forget(self) -> None:
+        """The timesteps or what they are made of may have changed."""
+        for name in ("_planned", "_rows", "_host"):
+            self.__dict__.pop(name, None)
+
+    def _keep(self, key: tuple[Any, ...], rows: Rows) -> Rows:
+        self.__dict__["_rows"][key] = rows
+        return rows
+
+    @property
+    def _habits(self) -> Options:
+        options: Options = self.__dict__.get("_options", Options())
+        return options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the public name: pickle would look for the original's class under the name that this one bears.
+        state = {name: value for name, value in vars(self).items() if name not in OWN[:2]}
+        return _restored, (self.public_name,), state
+
+    def __repr__(self) -> str:
+        return f"{self.public_name} in the place of {super().__repr__()}"
+
+    def report(self) -> Report:
+        """What a step is made of."""
+        config: Any = self.config  # type: ignore[attr-defined]
+        why = ["steps that need gradients: they go through the original's step"]
+        if config["thresholding"]:
+            why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
+        if config.get("variance_type") == "learned":
+            why.append("variance_type learned: the logarithm of the model's variance is a pass of its own")
+        return Report(
+            peer=f"diffusers {type(self).__name__}, alone",
+            network="the caller's",
+            engine="eager: one reverse_step a step, on a copy of the sample",
+            noise="torch generators, drawn as the original draws",
+            fused=("x0", "clip", "update", "noise"),
+            not_fused=tuple(why),
+        )
+
+
+class FastDDPMScheduler(_Fast, DDPMScheduler):
+    """A DDPMScheduler with a fused step; see `step`."""
+
+    public_name = "FastDDPMScheduler"
+    tables = ("alphas_cumprod",)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """One step, as `DDPMScheduler.step`: new tensors, the sample is not changed.
+
+        Nothing waits for a GPU. A timestep on a GPU is not read: one taken from ``timesteps`` is known by its
+        place in their memory; any other is looked up by the GPU, gives NaN if it is not among ``timesteps``
+        (the original raises an IndexError), and draws noise also at t = 0, where it is multiplied by 0.
+
+        Args:
+            model_output: ``(B, C, ...)``, or ``(B, 2C, ...)`` with variance_type learned or learned_range.
+            timestep: one of ``timesteps``.
+            sample: ``(B, C, ...)``. float16 and bfloat16 are float32 inside.
+            generator: one, a list with one per sample, or None.
+            return_dict: a DDPMSchedulerOutput, else a tuple (prev_sample, pred_original_sample).
+
+        Raises:
+            ValueError: a timestep that is not among ``timesteps``, channels that do not fit the
+                variance_type, or variance_type "fixed_large_log", which is NaN in diffusers.
+        """
+        if _needs_gradient(model_output, sample):
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        rows = self._current_rows()
+        if timestep not in rows:
+            raise ValueError(f"timestep: {int(timestep)} given, one of scheduler.timesteps accepted")
+        found = rows.find(timestep, sample.device)
+        noise = drawn(generator, model_output, sample) if found[2] else None
+        prev_sample, x0 = take_step(rows, found, model_output, sample, noise)
+        if not return_dict:
+            return prev_sample, x0
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)  # type: ignore[no-untyped-call]
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """As `DDPMScheduler.set_timesteps`; with a device, the plan goes there at once."""
+        self._forget()
+        super().set_timesteps(*args, **kwargs)
+        self.hold_tables()
+        if self.timesteps.device.type != "cpu":
+            self._current_rows().tensors(self.timesteps.device)
+
+    def _current_rows(self) -> Rows:
+        rows = self._rows_for(())
+        if rows is None:
+            values, held = self._held()
+            plan = from_ddpm_scheduler(held, timesteps=values, log_variance=True)
+            learned = self.config["variance_type"] == "learned"
+            rows = self._keep((), Rows(plan, self.timesteps, values, log_variance=learned))
+        return rows
+
+
+class FastDDIMScheduler(_Fast, DDIMScheduler):
+    """A DDIMScheduler with a fused step; see `step`."""
+
+    public_name = "FastDDIMScheduler"
+    tables = ("alphas_cumprod", "final_alpha_cumprod")
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """One step, as `DDIMScheduler.step`: new tensors, the sample is not changed.
+
+        Nothing waits for a GPU. A timestep on a GPU is not read: one taken from ``timesteps`` is known by its
+        place in their memory; any other is looked up by the GPU and gives NaN if it is not among them. A
+        timestep on the host need not be among them.
+
+        Args:
+            model_output: ``(B, C, ...)``.
+            timestep: one of the training timesteps.
+            sample: ``(B, C, ...)``. float16 and bfloat16 are float32 inside.
+            eta: with eta > 0 noise is drawn, or taken from variance_noise.
+            use_clipped_model_output: eps anew from the clipped x0.
+            generator: one, a list with one per sample, or None.
+            variance_noise: ``(B, C, ...)``, in place of drawn noise.
+            return_dict: a DDIMSchedulerOutput, else a tuple (prev_sample, pred_original_sample).
+
+        Raises:
+            ValueError: set_timesteps was not called; both generator and variance_noise; channels that do not
+                fit; a timestep that the schedule does not have.
+        """
+        if self.num_inference_steps is None:
+            raise ValueError("num_inference_steps: None, call set_timesteps first")
+        if _needs_gradient(model_output, sample, variance_noise):
+            clipped = bool(use_clipped_model_output)
+            return super().step(
+                model_output, timestep, sample, eta, clipped, generator, variance_noise, return_dict
+            )
+        if eta > 0 and generator is not None and variance_noise is not None:
+            raise ValueError("variance_noise: given with a generator; one of the two accepted")
+        rows = self._rows_at(timestep, float(eta), bool(use_clipped_model_output))
+        found = rows.find(timestep, sample.device)
+        noise = None
+        if found[2]:
+            noise = drawn(generator, model_output, sample) if variance_noise is None else variance_noise
+        prev_sample, x0 = take_step(rows, found, model_output, sample, noise)
+        if not return_dict:
+            return prev_sample, x0
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)  # type: ignore[no-untyped-call]
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """As `DDIMScheduler.set_timesteps`; with a device, the plan for eta = 0 goes there at once."""
+        self._forget()
+        super().set_timesteps(*args, **kwargs)
+        self.hold_tables()
+        if self.timesteps.device.type != "cpu":
+            self._rows_at(self.timesteps[0], 0.0, False).tensors(self.timesteps.device)
+
+    def _rows_at(self, timestep: int | Tensor, eta: float, use_clipped_model_output: bool) -> Rows:
+        """The rows of ``timesteps``, or of one other timestep."""
+        key = (eta, use_clipped_model_output)
+        rows = self._rows_for(key)
+        if rows is None:
+            values, _ = self._held()
+            rows = self._keep(key, self._made(key, sorted(set(values), reverse=True)))
+        if timestep in rows:
+            return rows
+        alone = (*key, int(timestep))
+        return self._rows_for(alone) or self._keep(alone, self._made(key, [int(timestep)]))
+
+    def _made(self, key: tuple[float, bool], timesteps: list[int]) -> Rows:
+        values, held = self._held()
+        options: dict[str, Any] = {"eta": key[0], "use_clipped_model_output": key[1], "timesteps": timesteps}
+        previous = self._habits.previous_timestep
+        plan = from_ddim_scheduler(held, self.num_inference_steps, previous_timestep=previous, **options)
+        return Rows(plan, self.timesteps, values)
+
+
+class _Held:
+    """A configuration with the tensors that a plan is made from."""
+
+    def __init__(self, config: Any, tensors: dict[str, Tensor]) -> None:
+        self.config = config
+        self.alphas_cumprod = tensors["alphas_cumprod"]
+        self.final_alpha_cumprod = tensors.get("final_alpha_cumprod")
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _restored(public_name: str) -> Any:
+    kind = {"FastDDPMScheduler": FastDDPMScheduler, "FastDDIMScheduler": FastDDIMScheduler}[public_name]
+    return kind.__new__(kind)
+
+
+for _kind, _original in ((FastDDPMScheduler, DDPMScheduler), (FastDDIMScheduler, DDIMScheduler)):
+    _kind.__name__ = _kind.__qualname__ = _original.__name__
+    _kind.__module__ = _original.__module__

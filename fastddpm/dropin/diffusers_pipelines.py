@@ -1,0 +1,35 @@
+"""Drop-in for diffusers' DDPMPipeline and DDIMPipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastddpm.dropin._diffusers.kinds import pipeline_kind
+from fastddpm.dropin._diffusers.options import Options
+from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline, FastPipeline
+from fastddpm.dropin.runner import warn_if_random
+from fastddpm.dropin.settings import Settings
+
+DESCRIPTION = "diffusers DDPMPipeline and DDIMPipeline"
+
+
+def recognises(obj: Any) -> bool:
+    """Whether an object has a UNet, a scheduler and the call of one of the two pipelines."""
+    return pipeline_kind(obj) is not None
+
+
+def build(obj: Any, settings: Settings, **options: Any) -> FastPipeline:
+    """The drop-in for a pipeline that `recognises`.
+
+    Args:
+        obj: the pipeline.
+        settings: noise, engine and dtype.
+        **options: ``variance_type`` and ``previous_timestep``, of `Options`.
+
+    Raises:
+        ValueError: an option is not as there, or a scheduler or configuration that cannot be reproduced.
+    """
+    kind = FastDDPMPipeline if pipeline_kind(obj) == "DDPMPipeline" else FastDDIMPipeline
+    fast = kind(obj, settings, Options.of(options))
+    warn_if_random(obj.unet, "unet")
+    return fast

@@ -1,0 +1,65 @@
+"""Drop-in for diffusers' DDPMScheduler and DDIMScheduler alone: a fused step for anyone's loop.
+
+diffusers is imported when a scheduler is built or one of the two classes is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastddpm.dropin._diffusers.kinds import scheduler_kind
+from fastddpm.dropin._diffusers.options import Options
+from fastddpm.dropin.settings import Settings
+
+DESCRIPTION = "diffusers DDPMScheduler and DDIMScheduler"
+
+
+def recognises(obj: Any) -> bool:
+    """Whether an object has the step, the tables and the configuration of one of the two schedulers."""
+    return scheduler_kind(obj) in ("DDPMScheduler", "DDIMScheduler")
+
+
+def build(obj: Any, settings: Settings, **options: Any) -> Any:
+    """A FastDDPMScheduler or FastDDIMScheduler with the scheduler's configuration, tables and timesteps.
+
+    Args:
+        obj: the scheduler; not changed by steps of the result.
+        settings: a scheduler draws from torch generators and runs no network, so only the defaults and
+            engine "eager" are accepted.
+        **options: ``variance_type`` and ``previous_timestep``, of `Options`.
+
+    Raises:
+        ValueError: an option is not as there, or variance_type "fixed_large_log", which is NaN in diffusers.
+    """
+    from fastddpm.dropin._diffusers import schedulers
+
+    if settings.noise != "torch":
+        raise ValueError(f'noise: {settings.noise!r} given, "torch" accepted for a scheduler alone')
+    if settings.engine not in ("auto", "eager"):
+        raise ValueError(f'engine: {settings.engine!r} given, "auto" or "eager" accepted for a scheduler')
+    if settings.dtype is not None:
+        raise ValueError(f"dtype: {settings.dtype} given, None accepted for a scheduler alone")
+    habits = Options.of(options)
+    is_ddpm = scheduler_kind(obj) == "DDPMScheduler"
+    kind: Any = schedulers.FastDDPMScheduler if is_ddpm else schedulers.FastDDIMScheduler
+    fast = kind.from_config(obj.config)
+    kept = {name: value for name, value in vars(obj).items() if name not in schedulers.OWN}
+    vars(fast).update(kept, original=obj, _options=habits)
+    if is_ddpm:
+        variance_type = habits.variance_type or obj.config["variance_type"]
+        if variance_type == "fixed_large_log":
+            raise ValueError(
+                "variance_type: 'fixed_large_log' is NaN in diffusers (the square root of a logarithm below "
+                "0); give variance_type='fixed_large', which is what it means"
+            )
+        fast.register_to_config(variance_type=variance_type)
+        fast.variance_type = variance_type
+    return fast
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("FastDDPMScheduler", "FastDDIMScheduler"):
+        from fastddpm.dropin._diffusers import schedulers
+
+        return getattr(schedulers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
