@@ -116,7 +116,6 @@ def load(
         CheckpointError: naming the file, tensor or option and what is wrong with it.
         ValueError: an option that is not accepted.
     """
-    check_choice("format", format, FORMATS)
     given = _configuration(config)
     if options.get("shape") is not None and "model" not in given:
         given.setdefault("image_size", list(options["shape"])[-2:])
@@ -134,6 +133,7 @@ def read(
     source: Source, *, format: str = "auto", config: Mapping[str, Any] | None = None, ema: bool = True
 ) -> Loaded:
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
+    check_choice("format", format, FORMATS)
     given = dict(config or {})
     if isinstance(source, Mapping):
         # Copies: the network is not to change with what was given, nor the other way round.

@@ -53,7 +53,7 @@ def read(state: Mapping[str, Tensor], given: Mapping[str, Any], *, ema: bool) ->
         asked["schedule"] = "a NoiseSchedule, its betas, or the content of a schedule.json"
     ask(options, asked, "a state dict of abarankab/DDPM")
     schedule, (height, width) = schedule_of(options.pop("schedule")), square(options.pop("image_size"))
-    unet = network(ours, options, {"out_channels": None})
+    unet = network(ours, options, {})
     multiple, pad = unet.config.size_multiple, 2 * unet.config.initial_pad
     if (height + pad) % multiple or (width + pad) % multiple:
         fits = f"one for which {height}x{width} plus twice it is a multiple of {multiple}"

@@ -43,13 +43,16 @@ def read(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
         CheckpointError: naming what is missing or contradicts the tensors.
     """
     picked = _network(state)
-    variant, ours = dialect.variant_of(picked), dialect.state_dict(picked)
+    variant = dialect.variant_of(picked)
     if variant is None:
-        raise CheckpointError("state dict: not a network of the SR3 repository")
+        raise CheckpointError("state dict: no network of the SR3 repository in it, of variant sr3 or ddpm")
+    ours = dialect.state_dict(picked)
     options = _from_configuration(given, variant) if "model" in given else dict(given)
     if "norm_groups" in options:
         options["num_groups"] = options.pop("norm_groups")
     shown = {name: options.pop(name) for name in _UNET.values() if name in options}
+    if "in_channels" in shown and shown["in_channels"] == shown.get("out_channels"):
+        shown["out_channels"] = None  # an unconditional network
     known(options, _OPTIONS)
     asked = {**groups_asked(ours), "image_size": "a side in pixels or (H, W)"}
     if "betas" in state:

@@ -131,7 +131,7 @@ def from_module(module: nn.Module) -> UNet | None:
         fields = infer(ours)
         if any(isinstance(part, nn.InstanceNorm2d) for part in module.modules()):
             fields["norm"] = "in"
-        unet = assemble(UNetConfig(**{**fields, "out_channels": None, **options}), ours)
+        unet = assemble(UNetConfig(**{**fields, **options}), ours)
     except (ValueError, TypeError):
         return None
     return unet if agrees(unet, module, lambda x, t, labels: module(x, t, labels)) else None

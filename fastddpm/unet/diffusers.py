@@ -88,7 +88,7 @@ def config(options: Mapping[str, Any], *, num_classes: int | None = None) -> UNe
         raise ValueError("num_classes: None given; class_embed_type 'timestep' needs a number of classes")
     return UNetConfig(
         in_channels=given["in_channels"],
-        out_channels=given["out_channels"],
+        out_channels=None if given["out_channels"] == given["in_channels"] else given["out_channels"],
         base_channels=widths[0],
         channel_mults=tuple(width // widths[0] for width in widths),
         num_res_blocks=given["layers_per_block"],
@@ -173,7 +173,9 @@ def their_config(ours: UNetConfig) -> dict[str, Any]:
     back = config(theirs, num_classes=ours.num_classes).to_dict()
     # Read back as one class more; and without classes there is no way of putting them in.
     back |= {"null_class": ours.null_class, "num_classes": ours.num_classes}
-    wanted = {**ours.to_dict(), "out_channels": ours.image_channels}
+    wanted = ours.to_dict()
+    if ours.image_channels == ours.in_channels:
+        wanted["out_channels"] = None  # which says the same
     if ours.num_classes is None:
         back["class_conditioning"] = wanted["class_conditioning"]
     for name, value in wanted.items():

@@ -39,10 +39,11 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     time_dim, hidden = _shape(state, "time_mlp.2.weight")
     _shape(state, "time_mlp.0.weight")
     classes, conditioning = _classes(state)
+    out_channels = _shape(state, "conv_out.weight")[0]
     first, out = "down.0.time_proj.weight", _shape(state, "down.0.conv1.weight")[0]
     return {
         "in_channels": in_channels,
-        "out_channels": _shape(state, "conv_out.weight")[0],
+        "out_channels": None if out_channels == in_channels else out_channels,
         "base_channels": base,
         "channel_mults": tuple(width // base for width in widths),
         "num_res_blocks": counts[0],
