@@ -30,11 +30,15 @@ class Chains:
         model: called as ``model(x, t, **cond)``; a module, or an object that holds modules as attributes.
         settings: noise, engine and dtype.
         capacity: plan rows that tables have room for at least, so that plans of several lengths share loops.
+        device: where chains run; None for where the model's first parameter is.
     """
 
-    def __init__(self, model: Model, settings: Settings, *, capacity: int) -> None:
+    def __init__(
+        self, model: Model, settings: Settings, *, capacity: int, device: torch.device | None = None
+    ) -> None:
         self.model, self.settings, self.capacity = model, settings, capacity
-        self.device, seen = model_device_dtype(model)
+        seen_device, seen = model_device_dtype(model)
+        self.device = device or seen_device
         self.dtype = settings.dtype or seen
         self.engine = resolve_engine(settings.engine, self.device)
         self._turn = Turn()

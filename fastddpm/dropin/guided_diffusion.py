@@ -1,0 +1,281 @@
+"""Drop-in for ``GaussianDiffusion`` and ``SpacedDiffusion`` of guided-diffusion and improved-diffusion."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastddpm.dropin.chains import Chains
+from fastddpm.dropin.guided_diffusion_guidance import Guidance
+from fastddpm.dropin.peer import DropIn, holds
+from fastddpm.dropin.runner import warn_if_random
+from fastddpm.dropin.settings import Report, Settings
+from fastddpm.network import Model, model_device_dtype, modules_of
+from fastddpm.plans import Plan
+from fastddpm.plans.finished import finished_plan
+from fastddpm.plans.guided_diffusion import TABLES, Process, ancestral_plan, ddim_plan
+from fastddpm.request import whole
+
+DESCRIPTION = "guided-diffusion and improved-diffusion GaussianDiffusion, SpacedDiffusion"
+
+KEPT_MODELS = 4
+"""Networks whose buffers and graphs a drop-in keeps between calls."""
+
+_HELD = ("model_mean_type", "model_var_type", "num_timesteps", "p_sample_loop", "ddim_sample_loop")
+
+
+def recognises(obj: Any) -> bool:
+    """Whether an object holds the tables (NumPy arrays) and the types of a GaussianDiffusion of theirs."""
+    if not holds(obj, anything=(*TABLES, *_HELD)):
+        return False
+    types = (obj.model_mean_type, obj.model_var_type)
+    arrays = all(isinstance(getattr(obj, name), np.ndarray) for name in TABLES)
+    return arrays and all(isinstance(getattr(value, "name", None), str) for value in types)
+
+
+def build(obj: Any, settings: Settings) -> FastGuidedDiffusion:
+    """The drop-in for an object that `recognises`.
+
+    Args:
+        obj: a GaussianDiffusion or SpacedDiffusion.
+        settings: noise, engine and dtype (the network's, under autocast).
+
+    Raises:
+        ValueError: a mean or variance type that is not one of theirs.
+    """
+    return FastGuidedDiffusion(obj, settings)
+
+
+@dataclass
+class Request:
+    """The arguments of ``p_sample_loop``, in its order; ``seeds`` is ours.
+
+    Attributes:
+        model: called as ``model(x, t, **model_kwargs)``.
+        shape: ``(B, C, H, W)``.
+        noise: float32 ``(B, C, H, W)`` to start from; None draws it.
+        clip_denoised: bound x0 to [-1, 1].
+        denoised_fn: ``x0 -> x0``, before the clip.
+        cond_fn: ``(x, t, **model_kwargs) -> gradient`` of log p(y|x), of x's shape.
+        model_kwargs: tensors are copied into the loop's buffers; anything else is a constant of it.
+        device: where to draw; None for the network's.
+        progress: show a progress bar.
+        seeds: one per image, with ``noise="philox"`` chosen in `optimize`.
+    """
+
+    model: Model
+    shape: Sequence[int]
+    noise: Tensor | None = None
+    clip_denoised: bool = True
+    denoised_fn: Callable[[Tensor], Tensor] | None = None
+    cond_fn: Callable[..., Tensor] | None = None
+    model_kwargs: Mapping[str, Any] | None = None
+    device: torch.device | str | None = None
+    progress: bool = False
+    seeds: Sequence[int] | Tensor | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shape, (tuple, list, torch.Size)) or len(self.shape) != 4:
+            raise ValueError(f"shape: {self.shape!r} given, (B, C, H, W) accepted")
+        for length in self.shape:
+            whole("shape", length, least=1)
+        if self.noise is not None and tuple(self.noise.shape) != tuple(self.shape):
+            raise ValueError(f"noise: shape {tuple(self.noise.shape)} given, {tuple(self.shape)} accepted")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether functions of the caller take part in each step."""
+        return self.denoised_fn is not None or self.cond_fn is not None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors among model_kwargs."""
+        return {k: v for k, v in (self.model_kwargs or {}).items() if isinstance(v, Tensor)}
+
+    def constants(self) -> dict[str, Any]:
+        """The rest of model_kwargs."""
+        return {k: v for k, v in (self.model_kwargs or {}).items() if not isinstance(v, Tensor)}
+
+
+@dataclass
+class DdimRequest(Request):
+    """The arguments of ``ddim_sample_loop``: those of `Request` and eta, the amount of noise."""
+
+    eta: float = 0.0
+
+
+class FastGuidedDiffusion(DropIn):
+    """``p_sample_loop``, ``ddim_sample_loop`` and their progressive forms as there, by our loop.
+
+    The network comes with each call, as there. Its buffers and graphs are kept for the next call with it, for
+    the last four networks; `clear` lets go of them.
+
+    Attributes:
+        original: the diffusion; its tables are read anew by each call.
+        settings: noise, engine and dtype.
+    """
+
+    def __init__(self, original: Any, settings: Settings) -> None:
+        super().__init__(original)
+        self.settings = settings
+        self._kept: OrderedDict[Any, tuple[Model, Chains]] = OrderedDict()
+        self._warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._engine = f"{settings.engine}, by the network's device"
+        self.process()
+
+    def p_sample_loop(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draws images: float32 ``(B, C, H, W)`` on the network's device. Arguments as of `Request`."""
+        return self._last(self._steps(Request(*args, **kwargs), every_step=False))
+
+    def ddim_sample_loop(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draws images by DDIM; arguments as of `DdimRequest`."""
+        return self._last(self._steps(DdimRequest(*args, **kwargs), every_step=False))
+
+    def p_sample_loop_progressive(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, Tensor]]:
+        """Draws images; yields after each step its ``sample`` and ``pred_xstart``, float32 ``(B, C, H, W)``.
+
+        Arguments as of `Request`. The network is in eval mode from the first step to the last.
+        """
+        return self._states(Request(*args, **kwargs))
+
+    def ddim_sample_loop_progressive(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, Tensor]]:
+        """As of `p_sample_loop_progressive`, by DDIM; arguments as of `DdimRequest`."""
+        return self._states(DdimRequest(*args, **kwargs))
+
+    def clear(self) -> None:
+        """Lets go of the kept networks, buffers and graphs."""
+        self._kept.clear()
+
+    def process(self) -> Process:
+        """What the original holds."""
+        obj = self.original
+        spaced = getattr(obj, "timestep_map", None)
+        return Process(
+            tables={name: np.asarray(getattr(obj, name), dtype=np.float64) for name in TABLES},
+            mean_type=obj.model_mean_type.name,
+            variance_type=obj.model_var_type.name,
+            rescale_timesteps=bool(getattr(obj, "rescale_timesteps", False)),
+            timestep_map=spaced,
+            original_steps=int(obj.num_timesteps if spaced is None else obj.original_num_steps),
+        )
+
+    def report(self) -> Report:
+        """What became of the original: network, engine, noise, what is fused and what is not."""
+        process, drawn = self.process(), self.settings.noise == "philox"
+        not_fused = () if drawn else ("the noise z: torch's generator draws it before the step",)
+        return Report(
+            peer=DESCRIPTION,
+            network="the module or function given with each call",
+            engine=self._engine,
+            noise="philox, one seed per image" if drawn else "torch, in the original's order",
+            fused=(
+                f"x0 from {process.mean_type}",
+                "clip_denoised",
+                "the DDPM or DDIM update",
+                f"{process.variance_type} variance * z",
+                *(("the noise z",) if drawn else ()),
+            ),
+            not_fused=(
+                *not_fused,
+                "denoised_fn, cond_fn: the caller's functions, run eagerly before sigma * z",
+            ),
+        )
+
+    def _states(self, request: Request) -> Iterator[dict[str, Tensor]]:
+        for done, x, x0 in self._steps(request, every_step=True):
+            if done:
+                assert x0 is not None
+                yield {"sample": x.clone(), "pred_xstart": x0.clone()}
+
+    def _last(self, steps: Iterator[tuple[int, Tensor, Tensor | None]]) -> Tensor:
+        x = None
+        for _, x, _ in steps:  # noqa: B007
+            pass
+        assert x is not None
+        return x.clone()
+
+    def _plan(self, request: Request) -> Plan:
+        if isinstance(request, DdimRequest):
+            return ddim_plan(self.process(), eta=request.eta, clip_denoised=request.clip_denoised)
+        return ancestral_plan(self.process(), clip_denoised=request.clip_denoised)
+
+    def _steps(self, request: Request, *, every_step: bool) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """(rows done, live x, live x0 if every step is seen) at the start and after each step or segment."""
+        plan, guidance = self._plan(request), None
+        for module in modules_of(request.model):
+            if module not in self._warned:
+                self._warned.add(module)
+                warn_if_random(module, "model")
+        if request.is_guided:
+            weights = self.process().gradient_weights(ancestral=not isinstance(request, DdimRequest))
+            guidance = Guidance(plan, weights, request.denoised_fn, self._gradient(request))
+        with self._chains(request, guidance) as chains:
+            cond = request.tensors()
+            if guidance is not None:
+                cond, plan = {**cond, **guidance.tables(chains.device)}, finished_plan(plan)
+            source = chains.source(int(request.shape[0]), seeds=request.seeds)
+            batch = chains.batch(request.shape, source, x=request.noise, cond=cond)
+            options = {"keep_x0": every_step and guidance is None, "progress": request.progress}
+            for done, x, x0 in chains.walk(plan, batch, every_step=every_step, **options):
+                yield done, x, x0 if guidance is None else guidance.pred_xstart
+
+    def _gradient(self, request: Request) -> Callable[..., Tensor] | None:
+        return request.cond_fn and functools.partial(request.cond_fn, **request.constants())
+
+    @contextmanager
+    def _chains(self, request: Request, guidance: Guidance | None) -> Iterator[Chains]:
+        """Chains of the request's network, taken out of the kept ones while in use: a second loop with the
+        same network, in a thread or between two yields, has chains of its own."""
+        device = None if request.device is None else torch.device(request.device)
+        model, settings = self._callable(request), replace(self.settings, dtype=torch.float32)
+        capacity = int(self.original.num_timesteps)
+        if guidance is not None:
+            # Functions of the caller may do anything, reading on the host and autograd included.
+            eager = replace(settings, engine="eager")
+            yield Chains(functools.partial(guidance, model), eager, capacity=capacity, device=device)
+            return
+        key = _hashable(
+            (id(request.model), device or model_device_dtype(model)[0], *request.constants().items())
+        )
+        kept = self._kept.pop(key, None)
+        chains = kept[1] if kept else Chains(model, settings, capacity=capacity, device=device)
+        self._engine = chains.engine
+        try:
+            yield chains
+        finally:
+            if key is not None:
+                # The network is kept with its chains, so that its id stays its own.
+                self._kept[key] = (request.model, chains)
+            while len(self._kept) > KEPT_MODELS:
+                self._kept.popitem(last=False)
+
+    def _callable(self, request: Request) -> Model:
+        model = request.model
+        if request.constants():
+            model = functools.partial(model, **request.constants())
+        if self.settings.dtype in (None, torch.float32):
+            return model
+        return functools.partial(_under_autocast, model, self.settings.dtype)
+
+
+def _hashable(key: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """The key, or None where a part of it cannot be compared: then buffers are for one call alone."""
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _under_autocast(model: Model, dtype: torch.dtype, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
+    # Without the cache: a captured graph would go on reading the weights as cast when captured.
+    with torch.autocast(x.device.type, dtype, cache_enabled=False):
+        return model(x, t, **cond)
