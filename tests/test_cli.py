@@ -77,6 +77,19 @@ def test_a_file_per_seed_and_an_animation(run, folder):
     assert Image.open("t.gif").n_frames == 5
 
 
+def test_strips_go_from_noise_to_the_image(run, folder):
+    """A row per image, enlarged alike; its last picture is the image that --outdir gets."""
+    words = ["--seeds", "5-6", "--outdir", "here", "--trajectory", "strip.png"]
+    assert run("sample", folder, *words)[0] == 0
+    picture, image = np.array(Image.open("strip.png")), np.array(Image.open("here/000006.png"))
+    columns, rows = 5, 2
+    factor = picture.shape[0] // (rows * 10 + 2)
+    assert picture.shape[:2] == (factor * (rows * 10 + 2), factor * (columns * 10 + 2))
+    small = picture[::factor, ::factor]
+    assert np.array_equal(small[12:20, 42:50], image)
+    assert not np.array_equal(small[12:20, 2:10], image)
+
+
 def test_every_method_and_dtype(run, folder):
     for words in (
         ["--method", "ddpm", "--steps", "3"],

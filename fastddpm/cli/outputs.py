@@ -11,14 +11,17 @@ from pathlib import Path
 from torch import Tensor
 
 from fastddpm.files import replacing
-from fastddpm.images import ANIMATION_WIDTH, grid, save_gif, save_npz, save_png, to_uint8
+from fastddpm.images import ANIMATION_WIDTH, Pixels, grid, save_gif, save_npz, save_png, to_uint8
+from fastddpm.sampler import evenly_spread
 
 PICTURE_CHANNELS = (1, 3, 4)
+# States in a strip from noise to image.
+STRIP_FRAMES = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """The files that a person asked for: a grid or arrays, one file a seed, an animation."""
+    """The files that a person asked for: a grid or arrays, one file a seed, the way from noise to images."""
 
     out: Path | None
     outdir: Path | None
@@ -41,7 +44,7 @@ class Outputs:
             if self.out is not None:
                 _check_file(self.out, "--out", (".png", ".npz"))
             if self.trajectory is not None:
-                _check_file(self.trajectory, "--trajectory", (".gif",))
+                _check_file(self.trajectory, "--trajectory", (".gif", ".png"))
             for path in self._of_seeds(seeds):
                 if path.is_dir():
                     raise ValueError(f"--outdir: {str(path)!r} is a folder; a file accepted there")
@@ -56,7 +59,7 @@ class Outputs:
             yield
 
     def write(self, frames: Tensor, seeds: list[int], labels: list[int] | None) -> list[str]:
-        """Writes the last frame of ``(F, B, C, H, W)``, and all of them as an animation; names them.
+        """Writes the last of ``(F, B, C, H, W)``, and all as an animation or strips; names the files.
 
         All files are complete under temporary names before the first takes its own.
         """
@@ -76,13 +79,21 @@ class Outputs:
                 written.append(f"{self.outdir}/ ({len(seeds)} files)")
             if self.trajectory is not None:
                 file = stack.enter_context(replacing(self.trajectory))
-                pictures = [grid(to_uint8(frame), width_wanted=ANIMATION_WIDTH) for frame in frames]
-                save_gif(file, pictures)
+                if self.trajectory.suffix.lower() == ".png":
+                    save_png(file, _strips(frames))
+                else:
+                    save_gif(file, [grid(to_uint8(frame), width_wanted=ANIMATION_WIDTH) for frame in frames])
                 written.append(str(self.trajectory))
         return written
 
     def _of_seeds(self, seeds: list[int]) -> list[Path]:
         return [] if self.outdir is None else [self.outdir / f"{seed:06d}.png" for seed in seeds]
+
+
+def _strips(frames: Tensor) -> Pixels:
+    """``(F, B, C, H, W)`` -> one picture, a row per image, from noise on the left to the image."""
+    kept = frames[evenly_spread(len(frames), min(len(frames), STRIP_FRAMES))]
+    return grid(to_uint8(kept.transpose(0, 1).flatten(0, 1)), columns=len(kept))
 
 
 def _is_npz(path: Path | None) -> bool:

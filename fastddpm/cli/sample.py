@@ -41,7 +41,7 @@ def sample(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A grid (.png) or arrays (.npz).")] = None,
     outdir: Annotated[Path | None, typer.Option(help="Folder for one PNG a seed, named by it.")] = None,
-    trajectory: Annotated[Path | None, typer.Option(help="The way from noise to images (.gif).")] = None,
+    trajectory: Annotated[Path | None, typer.Option(help="From noise to images (.gif, .png).")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")
     ] = None,
