@@ -96,7 +96,7 @@ class _Fast:
         )
 
 
-class FastDDPMScheduler(_Fast, DDPMScheduler):
+class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
     """A DDPMScheduler with a fused step; see `step`."""
 
     public_name = "FastDDPMScheduler"
@@ -128,7 +128,8 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):
                 variance_type, or variance_type "fixed_large_log", which is NaN in diffusers.
         """
         if _needs_gradient(model_output, sample):
-            return super().step(model_output, timestep, sample, generator, return_dict)
+            whatever: Any = timestep  # diffusers says int, and its own pipelines give tensors
+            return super().step(model_output, whatever, sample, generator, return_dict)
         rows = self._current_rows()
         if timestep not in rows:
             raise ValueError(f"timestep: {int(timestep)} given, one of scheduler.timesteps accepted")
@@ -137,7 +138,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):
         prev_sample, x0 = take_step(rows, found, model_output, sample, noise)
         if not return_dict:
             return prev_sample, x0
-        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)  # type: ignore[no-untyped-call]
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """As `DDPMScheduler.set_timesteps`; with a device, the plan goes there at once."""
@@ -157,7 +158,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):
         return rows
 
 
-class FastDDIMScheduler(_Fast, DDIMScheduler):
+class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
     """A DDIMScheduler with a fused step; see `step`."""
 
     public_name = "FastDDIMScheduler"
@@ -211,7 +212,7 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):
         prev_sample, x0 = take_step(rows, found, model_output, sample, noise)
         if not return_dict:
             return prev_sample, x0
-        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)  # type: ignore[no-untyped-call]
+        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """As `DDIMScheduler.set_timesteps`; with a device, the plan for eta = 0 goes there at once."""
@@ -237,7 +238,8 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):
         values, held = self._held()
         options: dict[str, Any] = {"eta": key[0], "use_clipped_model_output": key[1], "timesteps": timesteps}
         previous = self._habits.previous_timestep
-        plan = from_ddim_scheduler(held, self.num_inference_steps, previous_timestep=previous, **options)
+        steps: Any = self.num_inference_steps
+        plan = from_ddim_scheduler(held, steps, previous_timestep=previous, **options)
         return Rows(plan, self.timesteps, values)
 
 

@@ -105,7 +105,8 @@ def ancestral_timesteps(config: Mapping[str, Any], num_inference_steps: int) -> 
         values = (np.arange(0, steps) * (total // steps)).round()[::-1] + config["steps_offset"]
     else:
         values = np.round(np.arange(total, 0, -total / steps)) - 1
-    return values.astype(np.int64)
+    visited: Int64 = values.astype(np.int64)
+    return visited
 
 
 def given_timesteps(timesteps: Any) -> Int64:
