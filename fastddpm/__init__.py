@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastddpm.checkpoint import CheckpointError, load, save_folder
     from fastddpm.dropin import optimize
     from fastddpm.engine import EngineUnavailable
+    from fastddpm.export import export_onnx
     from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
     from fastddpm.sampler import Sampler
     from fastddpm.schedule import NoiseSchedule
@@ -38,6 +39,7 @@ __all__ = [
     "ddim_plan",
     "ddpm_plan",
     "dpmpp_2m_plan",
+    "export_onnx",
     "load",
     "optimize",
     "save_folder",
@@ -54,6 +56,7 @@ _HOMES = {
     "ddim_plan": "plans",
     "ddpm_plan": "plans",
     "dpmpp_2m_plan": "plans",
+    "export_onnx": "export",
     "load": "checkpoint",
     "optimize": "dropin",
     "save_folder": "checkpoint",

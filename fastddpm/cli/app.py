@@ -11,6 +11,7 @@ import typer
 
 import fastddpm
 from fastddpm.cli.convert import convert
+from fastddpm.cli.export import export
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
@@ -29,8 +30,10 @@ OPTIONS = {
     "dropout": "--dropout",
     "ema_decay": "--ema",
     "engine": "--engine",
+    "dtype": "--dtype",
     "eta": "--eta",
     "format": "--format",
+    "folder": "--out",
     "gradient_accumulation": "--accumulate",
     "guidance_scale": "--guidance",
     "loss": "--loss",
@@ -74,6 +77,7 @@ def _common_options(
     """Fast DDPM sampling: fused kernels around a trained noise-prediction network."""
 
 
+app.command("export")(export)
 app.command("sample")(sample)
 app.command("convert")(convert)
 app.command("train")(train)

@@ -1,0 +1,145 @@
+"""A trained model as ONNX files: the network, one step, and the whole sampler in one file.
+
+Data flows one way: `settings` (what is asked for) -> `network` (torch.export) -> `compose` (the models, from
+`noise`, `table` and `update`) -> `folder` (the files) -> `verify` (ONNX Runtime against PyTorch) -> `readme`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_missing = [package for package in PACKAGES if find_spec(package) is None]
+if _missing:
+    raise ImportError(
+        f"fastddpm.export_onnx needs {', '.join(_missing)}, not installed here: pip install 'fastddpm[onnx]'"
+    )
+
+from fastddpm.export.compose import Recipe, models  # noqa: E402
+from fastddpm.export.errors import ExportError  # noqa: E402
+from fastddpm.export.folder import FORMAT, VERSION, described, new_folder, save_model  # noqa: E402
+from fastddpm.export.network import OPSET, export_network  # noqa: E402
+from fastddpm.export.readme import readme  # noqa: E402
+from fastddpm.export.settings import Settings, resolve  # noqa: E402
+from fastddpm.export.verify import self_test, verified  # noqa: E402
+from fastddpm.sampler import Sampler  # noqa: E402
+from fastddpm.schedule import NoiseSchedule  # noqa: E402
+
+__all__ = ["ExportError", "export_onnx"]
+
+
+def export_onnx(
+    model: nn.Module | Sampler,
+    folder: str | Path,
+    *,
+    schedule: NoiseSchedule | None = None,
+    shape: Sequence[int] | None = None,
+    dtype: str = "float32",
+    verify: bool = True,
+    num_classes: int | None = None,
+    condition_channels: int | None = None,
+    **options: Any,
+) -> Path:
+    """Writes a model as ONNX: denoiser.onnx, step.onnx, sampler.onnx, noise.onnx, export.json and README.md.
+
+    A network with a null label gets step_guided.onnx too. Every file holds the weights it needs. The model
+    stays as it is: a copy on the CPU is exported.
+
+    Args:
+        model: a :class:`Sampler`, whose options become the defaults; or a module ``model(x, t)`` or
+            ``model(x, t, class_labels=)`` that torch.export takes, such as diffusers' UNet2DModel.
+        folder: where to; a new or empty folder, or an earlier export, which is replaced.
+        schedule: with a module: the noise schedule it was trained with.
+        shape: ``(C, H, W)`` of an image; None for the sampler's. sampler.onnx has this size. In the other
+            files height and width vary for our UNet.
+        dtype: of the network inside: ``float32`` or ``float16``. Inputs, outputs, tables, state and noise
+            are float32 in both.
+        verify: run the files in ONNX Runtime against PyTorch; see `fastddpm.export.verify` for the limits.
+        num_classes: of a module that takes ``class_labels``; known of our UNet.
+        condition_channels: channels that a condition puts in front of the image; known of our UNet and of
+            UNet2DModel, else 0 unless given.
+        **options: options of :class:`Sampler`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: torch.export cannot export the network, or a file differs from PyTorch. Nothing is left.
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+    settings = resolve(
+        model,
+        schedule=schedule,
+        shape=shape,
+        dtype=dtype,
+        num_classes=num_classes,
+        condition_channels=condition_channels,
+        options=options,
+    )
+    destination = Path(folder)
+    with new_folder(destination) as temporary:
+        assert isinstance(settings.sampler.model, nn.Module)
+        network = export_network(settings.sampler.model, settings.call)
+        learned = settings.defaults["variance_type"] == "learned_range"
+        if learned and network.out_channels == settings.call.channels:
+            raise ValueError(
+                f"variance_type: learned_range given, but the model returns {network.out_channels} channels "
+                "for an image of as many; fixed_small or fixed_large accepted"
+            )
+        made = models(Recipe(network, settings.table))
+        for name, proto in made.items():
+            save_model(proto, temporary / name)
+        parity = verified(temporary, settings) if verify else None
+        about = _about(settings, temporary, dtype, parity)
+        (temporary / "README.md").write_text(readme(made, about))
+        (temporary / "export.json").write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
+    return destination
+
+
+def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] | None) -> dict[str, Any]:
+    """The content of export.json."""
+    import fastddpm
+
+    call = settings.call
+    multiple, padding = settings.sizes or (None, 0)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "noise_spec": 1,
+        "opset": OPSET,
+        "files": described(folder),
+        "image_shape": [call.channels, call.height, call.width],
+        "size_multiple": multiple,
+        "size_padding": padding,
+        "num_classes": call.num_classes,
+        "null_label": call.null_label,
+        "condition_channels": call.condition_channels,
+        "prediction_type": settings.defaults["prediction_type"],
+        "time": "noise_level" if call.noise_level else "index",
+        "learned_range": settings.defaults["variance_type"] == "learned_range",
+        "network_dtype": dtype,
+        "num_train_timesteps": len(settings.schedule),
+        "schedule": settings.schedule.to_dict(),
+        "defaults": settings.defaults,
+        "timesteps": settings.sampler.plan.timesteps.tolist(),
+        "parity": parity,
+        "versions": {
+            "fastddpm": fastddpm.__version__,
+            **{name: metadata.version(name) for name in ("torch", "numpy", "onnx", "onnxscript")},
+            "onnxruntime": _onnxruntime_version(),
+        },
+        "self_test": self_test(),
+    }
+
+
+def _onnxruntime_version() -> str:
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+
+    return str(onnxruntime.__version__)  # onnxruntime-gpu is distributed under another name

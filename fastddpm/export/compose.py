@@ -1,0 +1,246 @@
+"""The files of an export, each a model made around the same network.
+
+denoiser: x, t -> m.  step: x, one row of a table, noise -> the next x.  sampler: seeds, timesteps -> images,
+the whole loop.  noise: seeds -> the sampler's noise, to test a machine's integer arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from fastddpm.export import noise
+from fastddpm.export.network import OPSET, ExportedNetwork
+from fastddpm.export.nodes import BOOL, FLOAT, INT64, UINT8, Graph, as_model, value
+from fastddpm.export.table import TableOptions, accepted, noise_levels, only_if, plan_table
+from fastddpm.export.update import guided_output, split_output, update
+from fastddpm.plans.methods import METHODS
+from fastddpm_kernels.table import N_COLUMNS
+
+NOISE_ELEMENTS = 64
+"""Numbers per seed that noise.onnx gives."""
+
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the files are made of.
+
+    Attributes:
+        network: in ONNX.
+        table: what of the plans is fixed.
+    """
+
+    network: ExportedNetwork
+    table: TableOptions
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether the network returns 2C channels; without learned range no row uses the second half."""
+        return self.network.out_channels != self.network.call.channels
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        call = self.network.call
+        return call.channels, call.height, call.width
+
+    def free_image(self, channels: int) -> list[int | str]:
+        """The shape of a batch: sizes that may vary are named."""
+        sizes = ["height", "width"] if self.network.dynamic_size else list(self.image[1:])
+        return ["batch", channels, *sizes]
+
+
+def models(recipe: Recipe) -> dict[str, onnx.ModelProto]:
+    """Every model of an export by its file name."""
+    made = {"denoiser.onnx": denoiser(recipe), "step.onnx": step(recipe, guided=False)}
+    if recipe.network.call.null_label is not None:
+        made["step_guided.onnx"] = step(recipe, guided=True)
+    return {**made, "sampler.onnx": sampler(recipe), "noise.onnx": noise_test()}
+
+
+def denoiser(recipe: Recipe) -> onnx.ModelProto:
+    """The network: x, t (, class_labels) -> m."""
+    network, call = recipe.network, recipe.network.call
+    g = Graph()
+    prepared = network.prepare(g, "t", "class_labels" if call.has_classes else None)
+    g("Identity", network.predict(g, "x", prepared), out="m")
+    inputs = [
+        value("x", FLOAT, recipe.free_image(call.condition_channels + call.channels)),
+        value("t", call.time_kind, ["batch"]),
+        *_label_inputs(recipe),
+    ]
+    outputs = [value("m", FLOAT, recipe.free_image(network.out_channels))]
+    return _model(g, "fastddpm_denoiser", inputs, outputs)
+
+
+def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
+    """The network and one reverse step: x, row, time, noise, x0_prev -> x_next, x0."""
+    network, call = recipe.network, recipe.network.call
+    g = Graph()
+    x, labels = "x", "class_labels" if call.has_classes else None
+    condition = "condition" if call.condition_channels else None
+    batch = g.slice(g("Shape", "x"), 0, 1, 0)
+    if guided:
+        x = g("Concat", x, x, axis=0)
+        condition = condition and g("Concat", condition, condition, axis=0)
+        labels = g("Concat", g("Expand", g.int64(call.null_label or 0), batch), "class_labels", axis=0)
+    prepared = network.prepare(g, g("Reshape", "time", g.int64([1])), labels)
+    m = network.predict(g, x if condition is None else g("Concat", condition, x, axis=1), prepared)
+    if guided:
+        output = guided_output(g, m, call.channels, recipe.has_variance, scale="guidance_scale", batch=batch)
+    else:
+        output = split_output(g, m, call.channels, recipe.has_variance)
+    after = update(g, "x", output, "row", "x0_prev")
+    # Whatever stands in a buffer that is not read: 0 * NaN would be NaN.
+    noiseless = g("Equal", after.c, g.float32(0.0))
+    z = g("Where", noiseless, g.float32(0.0), "noise")
+    g("Add", after.mean, g("Mul", after.sigma, z), out="x_next")
+    g("Identity", after.x0, out="x0")
+    image = recipe.free_image(call.channels)
+    inputs = [
+        value("x", FLOAT, image),
+        value("row", FLOAT, [N_COLUMNS]),
+        value("time", call.time_kind),
+        value("noise", FLOAT, image),
+        value("x0_prev", FLOAT, image),
+        *_label_inputs(recipe),
+        *([value("guidance_scale", FLOAT)] if guided else []),
+        *_condition_inputs(recipe, recipe.free_image(call.condition_channels)),
+    ]
+    name = "fastddpm_step_guided" if guided else "fastddpm_step"
+    return _model(g, name, inputs, [value("x_next", FLOAT, image), value("x0", FLOAT, image)])
+
+
+def sampler(recipe: Recipe) -> onnx.ModelProto:
+    """The whole reverse process in one Loop: seeds, timesteps, method, eta -> images, pixels."""
+    call = recipe.network.call
+    g = Graph()
+    steps, timesteps, method = _checked(g, recipe)
+    table = plan_table(g, recipe.table, timesteps, method, "eta")
+    time = noise_levels(g, recipe.table, timesteps) if call.noise_level else timesteps
+
+    batch = g("Shape", "seeds")
+    passes = labels = None
+    if call.null_label is not None:
+        guided = g("Not", g("Equal", "guidance_scale", g.float32(1.0)))
+        passes = g("Reshape", g("Add", g("Cast", guided, to=INT64), g.int64(1)), g.int64([1]))
+        extra = g("Mul", batch, g("Sub", passes, g.int64([1])))
+        nulls = g("Expand", g.int64([call.null_label]), extra)
+        labels = g("Concat", nulls, "class_labels", axis=0)
+    elif call.has_classes:
+        labels = "class_labels"
+    condition = None
+    if call.condition_channels:
+        condition = "condition" if passes is None else _tiled(g, "condition", passes)
+    prepared = recipe.network.prepare(g, time, labels)
+    keys = noise.keys(g, "seeds", int(np.prod(recipe.image)))
+    start = noise.normal(g, keys, g.int64(0), recipe.image)
+
+    body = Graph(g)
+    row = body("Gather", table, "k", axis=0)
+    x = "x" if passes is None else _tiled(body, "x", passes)
+    x = x if condition is None else body("Concat", condition, x, axis=1)
+    m = recipe.network.predict(body, x, prepared, body("Reshape", "k", g.int64([1])))
+    if passes is None:
+        output = split_output(body, m, call.channels, recipe.has_variance)
+    else:
+        output = guided_output(
+            body, m, call.channels, recipe.has_variance, scale="guidance_scale", batch=batch
+        )
+    after = update(body, "x", output, row, "x0_prev")
+    noisy, quiet = Graph(body), Graph(body)
+    z = noise.normal(noisy, keys, noisy("Add", "k", noisy.int64(1)), recipe.image)
+    noisy("Add", after.mean, noisy("Mul", after.sigma, z), out="x_noisy")
+    quiet("Identity", after.mean, out="x_quiet")
+    image: list[int | str] = ["batch", *recipe.image]
+    body(
+        "If",
+        body("Equal", after.c, body.float32(0.0)),
+        out="x_next",
+        then_branch=quiet.finished("quiet", [], [value("x_quiet", FLOAT, image)]),
+        else_branch=noisy.finished("noisy", [], [value("x_noisy", FLOAT, image)]),
+    )
+    body("Identity", after.x0, out="x0")
+    body("Identity", "go_on", out="goes_on")
+    loop = body.finished(
+        "reverse_step",
+        [value("k", INT64), value("go_on", BOOL), value("x", FLOAT, image), value("x0_prev", FLOAT, image)],
+        [value("goes_on", BOOL), value("x_next", FLOAT, image), value("x0", FLOAT, image)],
+    )
+    final, _ = g.subgraphs("Loop", steps, "", start, start, outputs=2, body=loop)
+    g("Identity", final, out="images")
+    _pixels(g, final)
+    inputs = [
+        value("seeds", INT64, ["batch"]),
+        value("timesteps", INT64, ["steps"]),
+        value("method", INT64),
+        value("eta", FLOAT),
+        *_label_inputs(recipe),
+        *([value("guidance_scale", FLOAT)] if passes is not None else []),
+        *_condition_inputs(recipe, ["batch", call.condition_channels, *recipe.image[1:]]),
+    ]
+    channels, height, width = recipe.image
+    outputs = [value("images", FLOAT, image), value("pixels", UINT8, ["batch", height, width, channels])]
+    return _model(g, "fastddpm_sampler", inputs, outputs)
+
+
+def noise_test() -> onnx.ModelProto:
+    """seeds, step -> the raw words, int64 [B, 4, 16], and the normals, float32 [B, 64], of 64 elements."""
+    g = Graph()
+    keys = noise.keys(g, "seeds", NOISE_ELEMENTS)
+    lanes = [g("Unsqueeze", lane, g.int64([1])) for lane in noise.words(g, keys, "step")]
+    g("Cast", g("Concat", *lanes, axis=1), to=INT64, out="words")
+    g("Identity", noise.normal(g, keys, "step", (NOISE_ELEMENTS,)), out="normals")
+    inputs = [value("seeds", INT64, ["batch"]), value("step", INT64)]
+    outputs = [
+        value("words", INT64, ["batch", 4, NOISE_ELEMENTS // 4]),
+        value("normals", FLOAT, ["batch", NOISE_ELEMENTS]),
+    ]
+    return _model(g, "fastddpm_noise", inputs, outputs)
+
+
+def _checked(g: Graph, recipe: Recipe) -> tuple[str, str, str]:
+    """S, the timesteps and the method; where an input is not as it should be, reading them is an error."""
+    call, steps = recipe.network.call, g("Size", "timesteps")
+    conditions = [
+        *accepted(g, "timesteps", "method", "eta"),
+        g("GreaterOrEqual", "seeds", g.int64(0)),
+    ]
+    if call.has_classes:
+        largest = max((call.num_classes or 1) - 1, call.null_label or 0)
+        conditions.append(g("GreaterOrEqual", "class_labels", g.int64(0)))
+        conditions.append(g("LessOrEqual", "class_labels", g.int64(largest)))
+    index = g("Range", g.int64(0), steps, g.int64(1))
+    timesteps = g("Gather", "timesteps", only_if(g, conditions, index, steps))
+    method = g("Gather", g.int64(range(len(METHODS))), "method")
+    return steps, timesteps, method
+
+
+def _tiled(g: Graph, x: str, passes: str) -> str:
+    """x [B, ...] as often as there are passes, one behind the other."""
+    return g("Tile", x, g("Concat", passes, g.int64([1, 1, 1]), axis=0))
+
+
+def _pixels(g: Graph, images: str) -> None:
+    """round((clamp(x, -1, 1) + 1) * 127.5), half to even, channels last."""
+    shifted = g("Add", g("Clip", images, g.float32(-1.0), g.float32(1.0)), g.float32(1.0))
+    levels = g("Cast", g("Round", g("Mul", shifted, g.float32(127.5))), to=UINT8)
+    g("Transpose", levels, perm=[0, 2, 3, 1], out="pixels")
+
+
+def _label_inputs(recipe: Recipe) -> list[onnx.ValueInfoProto]:
+    return [value("class_labels", INT64, ["batch"])] if recipe.network.call.has_classes else []
+
+
+def _condition_inputs(recipe: Recipe, shape: list[int | str]) -> list[onnx.ValueInfoProto]:
+    return [value("condition", FLOAT, shape)] if recipe.network.call.condition_channels else []
+
+
+def _model(
+    g: Graph, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+) -> onnx.ModelProto:
+    return as_model(g.finished(name, inputs, outputs), OPSET, IR_VERSION)

@@ -1,0 +1,233 @@
+"""A trained network as ONNX fragments, and its place in a graph.
+
+Our UNet is exported in parts, so that what depends on time and class is computed outside the loop; any other
+network in one piece. Weights are those given, on the CPU, in float32 or float16.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from fastddpm.export.errors import ExportError
+from fastddpm.export.nodes import FLOAT, HALF, INT64, Fragment, Graph, fragment_of
+from fastddpm.network import unwrapped
+from fastddpm.unet import UNet
+
+OPSET = 20
+EXAMPLE_BATCH = 2
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """How the network is called.
+
+    Attributes:
+        channels: C of the image.
+        height: pixels; where a size is fixed, it is this one.
+        width: likewise.
+        condition_channels: channels concatenated in front of the image.
+        num_classes: None without classes.
+        null_label: the label that means "no class", or None.
+        noise_level: whether it is told sqrt(alphas_cumprod), float32, instead of the timestep, int64.
+        half: whether it runs in float16.
+    """
+
+    channels: int
+    height: int
+    width: int
+    condition_channels: int
+    num_classes: int | None
+    null_label: int | None
+    noise_level: bool
+    half: bool
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether it is called with class labels."""
+        return self.num_classes is not None
+
+    @property
+    def time_kind(self) -> int:
+        """ONNX's number of the time's dtype."""
+        return FLOAT if self.noise_level else INT64
+
+    @property
+    def time_dtype(self) -> torch.dtype:
+        """The time's dtype."""
+        return torch.float32 if self.noise_level else torch.int64
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and activations."""
+        return torch.float16 if self.half else torch.float32
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """A network in ONNX.
+
+    Attributes:
+        call: how it is called.
+        core: (x, bias) -> m of our UNet; (x, t[, class_labels]) -> m of another network.
+        time: t [N] -> bias [N, width] of our UNet, else None.
+        classes: class_labels [B] -> bias [B, width], or None.
+        out_channels: C or 2C.
+        dynamic_size: whether height and width may vary.
+    """
+
+    call: NetworkCall
+    core: Fragment
+    time: Fragment | None
+    classes: Fragment | None
+    out_channels: int
+    dynamic_size: bool
+
+    def prepare(self, g: Graph, time: str, labels: str | None) -> tuple[str, str | None]:
+        """What is computed once per chain: of times [N] and labels [B], as `predict` takes it."""
+        if self.time is None:
+            return time, labels
+        table = g.inline(self.time, time)
+        biases = None if self.classes is None or labels is None else g.inline(self.classes, labels)
+        return table, biases
+
+    def predict(self, g: Graph, x: str, prepared: tuple[str, str | None], row: str | None = None) -> str:
+        """The network's output, float32 [B, out_channels, H, W].
+
+        Args:
+            g: where to put it.
+            x: float32 [B, Cc + C, H, W].
+            prepared: from `prepare`.
+            row: int64 [1], which of N times it is; None where there is one per sample, or one for all.
+        """
+        time, labels = prepared
+        if row is not None:
+            time = g("Gather", time, row, axis=0)
+        if self.time is not None:
+            arguments = [time if labels is None else g("Add", time, labels)]
+        else:
+            batch = g.slice(g("Shape", x), 0, 1, 0)
+            arguments = [g("Expand", time, batch), *([] if labels is None else [labels])]
+        if self.call.half:
+            x = g("Cast", x, to=HALF)
+        m = g.inline(self.core, x, *arguments)
+        return g("Cast", m, to=FLOAT) if self.call.half else m
+
+
+class _Core(nn.Module):
+    """Our UNet behind its time and class path."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        return self.unet.forward_biased(x, bias)
+
+
+class _Time(_Core):
+    def forward(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return self.unet.time_biases(t)
+
+
+class _Classes(_Core):
+    def forward(self, class_labels: Tensor) -> Tensor:  # type: ignore[override]
+        return self.unet.class_biases(class_labels)
+
+
+class Whole(nn.Module):
+    """Any network as ``(x, t[, class_labels]) -> m``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """The output as one tensor."""
+        cond = {} if class_labels is None else {"class_labels": class_labels}
+        return unwrapped(self.model(x, t, **cond))
+
+
+def plain_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy on the CPU, contiguous, in eval mode and in this dtype; the network itself stays as it is."""
+    try:
+        copied: nn.Module = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ExportError(f"model: {type(model).__name__} cannot be copied ({error})") from error
+    copied.to(device="cpu", dtype=dtype).to(memory_format=torch.contiguous_format)
+    return copied.requires_grad_(False).eval()
+
+
+def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
+    """Exports a network.
+
+    Raises:
+        ExportError: torch.export or its translation to ONNX cannot, or the batch size would be fixed.
+    """
+    network = plain_copy(model, call.dtype)
+    x = torch.zeros(EXAMPLE_BATCH, call.condition_channels + call.channels, call.height, call.width)
+    x = x.to(call.dtype)
+    t = torch.full((EXAMPLE_BATCH,), 0.5 if call.noise_level else 1, dtype=call.time_dtype)
+    labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)
+    time = classes = None
+    if isinstance(network, UNet):
+        bias = torch.zeros(EXAMPLE_BATCH, network.bias_width, dtype=call.dtype)
+        core, out_channels = _fragment(_Core(network), (x, bias), sizes_vary=True)
+        time, _ = _fragment(_Time(network), (t,))
+        if call.has_classes:
+            classes, _ = _fragment(_Classes(network), (labels,))
+    else:
+        arguments = (x, t, labels) if call.has_classes else (x, t)
+        core, out_channels = _fragment(Whole(network), arguments)
+    if out_channels not in (call.channels, 2 * call.channels):
+        raise ExportError(
+            f"model: returns {out_channels} channels for an image of {call.channels}; "
+            f"{call.channels} or, with learned variance, {2 * call.channels} accepted"
+        )
+    return ExportedNetwork(call, core, time, classes, out_channels, isinstance(network, UNet))
+
+
+def _fragment(
+    module: nn.Module, arguments: tuple[Tensor, ...], *, sizes_vary: bool = False
+) -> tuple[Fragment, int]:
+    """The module in ONNX with a batch of any size, and the size of its output's second dimension."""
+    shapes: list[dict[int, Any]] = [{0: Dim.AUTO} for _ in arguments]
+    if sizes_vary:
+        shapes[0] |= {2: Dim.AUTO, 3: Dim.AUTO}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch's own deprecations, of no use to the caller
+            program = torch.export.export(module.eval(), arguments, dynamic_shapes=tuple(shapes))
+            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    except Exception as error:  # torch raises whatever it met inside the network
+        reason = " ".join(str(error).split())[:400]
+        raise ExportError(
+            f"model: cannot be exported by torch.onnx ({type(error).__name__}: {reason})"
+        ) from error
+    if exported is None:
+        raise ExportError("model: torch.onnx exported nothing")
+    proto = exported.model_proto
+    _check_free(proto.graph.input, shapes)
+    out = proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    return fragment_of(proto), int(out)
+
+
+def _check_free(inputs: Any, shapes: list[dict[int, Any]]) -> None:
+    """ExportError where a dimension that ought to vary was fixed by something the network does."""
+    if len(inputs) != len(shapes):
+        raise ExportError(f"model: exported with {len(inputs)} inputs of {len(shapes)}; one is not used")
+    for tensor, free in zip(inputs, shapes, strict=True):
+        for axis in free:
+            dim = tensor.type.tensor_type.shape.dim[axis]
+            if not dim.dim_param:
+                what = "batch size" if axis == 0 else "height and width"
+                raise ExportError(
+                    f"model: its {what} would be fixed at {dim.dim_value}; code that does not depend on it "
+                    "accepted"
+                )

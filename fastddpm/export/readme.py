@@ -1,0 +1,144 @@
+"""The README of an export: its files, their inputs and outputs, and a snippet that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import onnx
+
+from fastddpm.plans import METHODS
+
+_KINDS = {1: "float32", 2: "uint8", 7: "int64"}
+PURPOSES = {
+    "sampler.onnx": "The whole sampler: seeds in, images out. For the CPU and any language.",
+    "denoiser.onnx": "The network alone.",
+    "step.onnx": "The network and one reverse step, without control flow: for CUDA graphs and TensorRT.",
+    "step_guided.onnx": "The same with classifier-free guidance: the network runs on the doubled batch.",
+    "noise.onnx": "The sampler's noise alone, to test a provider's integer arithmetic (`self_test`).",
+}
+
+
+def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> str:
+    """The text.
+
+    Args:
+        models: the models by file name.
+        about: the content of export.json.
+    """
+    parts = [
+        "# A diffusion sampler in ONNX\n",
+        f"Written by fastddpm {about['versions']['fastddpm']}. Images are {_times(about['image_shape'])} "
+        f"(C x H x W); the network runs in {about['network_dtype']}, state and noise in float32. Each file "
+        "holds the weights it needs. `export.json` has the options, versions, sha256 sums and measured "
+        "differences from PyTorch.\n",
+        "```python\n" + snippet(about) + "```\n",
+        "The image of a seed depends on that seed alone: not on the batch it is drawn in, nor on the "
+        "machine's random state (noise spec v1: Philox4x32-10, as in fastddpm on any backend).\n",
+    ]
+    ranges = _ranges(about)
+    for name in sorted(models, key=list(PURPOSES).index):
+        graph = models[name].graph
+        parts.append(f"## {name}\n\n{PURPOSES[name]}\n")
+        rows = [("input", one) for one in graph.input] + [("output", one) for one in graph.output]
+        table = ["| | name | type | shape | range |", "|---|---|---|---|---|"]
+        for role, one in rows:
+            kind = one.type.tensor_type
+            shape = ", ".join(dim.dim_param or str(dim.dim_value) for dim in kind.shape.dim)
+            meaning = ranges.get(one.name, "")
+            table.append(f"| {role} | `{one.name}` | {_KINDS[kind.elem_type]} | [{shape}] | {meaning} |")
+        parts.append("\n".join(table) + "\n")
+    if about["size_multiple"] is not None:
+        padding = f" plus {about['size_padding']}" if about["size_padding"] else ""
+        parts.append(
+            f"Where height and width vary, each{padding} must be a multiple of {about['size_multiple']}.\n"
+        )
+    parts.append(_differences(about["parity"]))
+    return "\n".join(parts)
+
+
+def snippet(about: Mapping[str, Any]) -> str:
+    """Python that draws images with numpy and onnxruntime alone, run in the folder."""
+    _, height, width = about["image_shape"]
+    timesteps, method = about["timesteps"], METHODS.index(about["defaults"]["method"])
+    lines = [
+        "import numpy as np",
+        "import onnxruntime as ort",
+        "",
+        'session = ort.InferenceSession("sampler.onnx", providers=["CPUExecutionProvider"])',
+        "inputs = {",
+        '    "seeds": np.arange(4, dtype=np.int64),',
+        f'    "timesteps": np.array({_listed(timesteps)}, dtype=np.int64),',
+        f'    "method": np.array({method}, dtype=np.int64),  # {_methods()}',
+        f'    "eta": np.array({about["defaults"]["eta"]}, dtype=np.float32),',
+    ]
+    if about["num_classes"] is not None:
+        lines.append(f'    "class_labels": np.arange(4, dtype=np.int64) % {about["num_classes"]},')
+    if about["null_label"] is not None:
+        lines.append('    "guidance_scale": np.array(1.0, dtype=np.float32),')
+    if about["condition_channels"]:
+        shape = (4, about["condition_channels"], height, width)
+        lines.append(f'    "condition": np.zeros({shape}, dtype=np.float32),  # an image in [-1, 1]')
+    lines += ["}", "images, pixels = session.run(None, inputs)", "print(images.shape, pixels.shape)"]
+    return "\n".join(lines) + "\n"
+
+
+def _listed(timesteps: list[int]) -> str:
+    """The timesteps, as a range where they are one."""
+    strides = {a - b for a, b in pairwise(timesteps)}
+    if len(strides) == 1:
+        stride = strides.pop()
+        return f"range({timesteps[0]}, {timesteps[-1] - stride}, {-stride})"
+    return str(timesteps)
+
+
+def _methods() -> str:
+    return ", ".join(f"{index} {name}" for index, name in enumerate(METHODS))
+
+
+def _times(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _ranges(about: Mapping[str, Any]) -> dict[str, str]:
+    last = about["num_train_timesteps"] - 1
+    labels = ""
+    if about["num_classes"] is not None:
+        labels = f"0 to {about['num_classes'] - 1}"
+        if about["null_label"] is not None:
+            labels += f"; {about['null_label']}: no class"
+    time = f"0 to {last}" if about["time"] == "index" else "sqrt(alphas_cumprod), in (0, 1]"
+    return {
+        "seeds": "0 to 2**63 - 1, one per image",
+        "timesteps": f"strictly descending, 0 to {last}",
+        "method": _methods(),
+        "eta": "of ddim: 0 deterministic to 1; 0 with the others",
+        "class_labels": labels,
+        "guidance_scale": "classifier-free guidance; 1 is none" + ", without a second pass",
+        "condition": "the network's, usually [-1, 1]",
+        "t": time,
+        "time": time,
+        "x": "the state",
+        "row": "a row of a plan's table: p q r a b e h c log_var_min log_var_max, 6 more unused",
+        "noise": "standard normal; not read where c is 0",
+        "x0_prev": "x0 of the row before; zeros at first",
+        "x_next": "the next state",
+        "x0": "the predicted clean image",
+        "m": f"the network's output ({about['prediction_type']})",
+        "images": "the model's range, unclamped",
+        "pixels": "round((clamp(x, -1, 1) + 1) * 127.5), half to even",
+        "step": "0: the start; k + 1: row k",
+        "words": "raw 32-bit words",
+        "normals": "standard normal",
+    }
+
+
+def _differences(parity: Mapping[str, Any] | None) -> str:
+    if parity is None:
+        return "The files were not verified against PyTorch.\n"
+    lines = ["## Largest difference from PyTorch, measured at export", "", "| file | difference | limit |"]
+    lines.append("|---|---|---|")
+    for name, measured in parity.items():
+        lines.append(f"| {name} | {measured['max_abs_error']:.1e} | {measured['limit']:.0e} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,236 @@
+"""What is exported: a sampler's network, schedule and options, checked, before any work is done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastddpm.export.network import NetworkCall, plain_copy
+from fastddpm.export.table import TableOptions
+from fastddpm.plans import METHODS, Plan, make_plan
+from fastddpm.plans.plan import check_choice
+from fastddpm.request import image_shape, null_label, whole
+from fastddpm.sampler import Sampler
+from fastddpm.schedule import NoiseSchedule
+from fastddpm.unet import UNet
+from fastddpm_kernels.table import Column
+
+DTYPES = ("float32", "float16")
+DEFAULTS = (
+    "method",
+    "num_inference_steps",
+    "prediction_type",
+    "variance_type",
+    "sigma_scale",
+    "clip_sample_range",
+    "timestep_spacing",
+    "timesteps",
+    "eta",
+)
+SAME_TABLE = 1e-3
+"""How far a given plan may be from ours, relative to a column's largest value, to count as the same method;
+peers keep theirs in float32. Verification then holds the images to the given plan's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is exported.
+
+    Attributes:
+        sampler: the sampler in float32 on the CPU around a copy of the network: what the files are held to.
+        call: how the network is called.
+        defaults: options of the sampler, as JSON values.
+    """
+
+    sampler: Sampler
+    call: NetworkCall
+    defaults: dict[str, Any]
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule."""
+        return self.sampler.schedule
+
+    @property
+    def table(self) -> TableOptions:
+        """What of the plans is fixed."""
+        clip = self.defaults["clip_sample_range"]
+        return TableOptions(
+            alphas_cumprod=self.schedule.alphas_cumprod,
+            prediction_type=self.defaults["prediction_type"],
+            variance_type=self.defaults["variance_type"],
+            sigma_scale=self.defaults["sigma_scale"],
+            clip=math.inf if clip is None else clip,
+        )
+
+    @property
+    def sizes(self) -> tuple[int, int] | None:
+        """(multiple, padding): height and width plus the padding are multiples; None where they are fixed."""
+        model = self.sampler.model
+        if not isinstance(model, UNet):
+            return None
+        return model.config.size_multiple, 2 * model.config.initial_pad
+
+
+def resolve(
+    model: nn.Module | Sampler,
+    *,
+    schedule: NoiseSchedule | None,
+    shape: Sequence[int] | None,
+    dtype: str,
+    num_classes: int | None,
+    condition_channels: int | None,
+    options: Mapping[str, Any],
+) -> Settings:
+    """The settings for the arguments of `fastddpm.export_onnx`.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    sampler = _sampler(model, schedule, options)
+    network = sampler.model
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model: {type(network).__name__} given, a torch.nn.Module accepted")
+    image = shape if shape is not None else sampler.shape
+    if image is None:
+        raise ValueError("shape: none given and the sampler has no default; (C, H, W) accepted")
+    channels, height, width = image_shape(image)
+    plan = sampler.plan
+    _check_plan(plan, sampler.schedule)
+    classes = _num_classes(network, num_classes)
+    null = null_label(sampler)
+    if null is not None and classes is None:
+        raise ValueError(f"null_label: {null} given with a network without classes; num_classes is missing")
+    call = NetworkCall(
+        channels=channels,
+        height=height,
+        width=width,
+        condition_channels=_condition_channels(network, channels, condition_channels),
+        num_classes=classes,
+        null_label=null,
+        noise_level=plan.model_time.dtype.kind == "f",
+        half=dtype == "float16",
+    )
+    given = sampler.options
+    defaults = {name: given[name] for name in DEFAULTS} if "method" in given else _inferred(plan, sampler)
+    if defaults["timesteps"] is not None:
+        defaults["timesteps"] = [int(t) for t in defaults["timesteps"]]
+    reference = Sampler.from_plan(
+        plain_copy(network, torch.float32),
+        sampler.schedule,
+        plan,
+        null_label=sampler.null_label,
+        shape=(channels, height, width),
+        device="cpu",
+        dtype=torch.float32,
+        engine="eager",
+    )
+    return Settings(reference, call, defaults)
+
+
+def _sampler(
+    model: nn.Module | Sampler, schedule: NoiseSchedule | None, options: Mapping[str, Any]
+) -> Sampler:
+    if isinstance(model, Sampler):
+        if schedule is not None:
+            raise ValueError("schedule: given with a sampler, which has its own; None accepted")
+        return model.replace(**options) if options else model
+    if schedule is None:
+        raise ValueError("schedule: none given; the NoiseSchedule that the model was trained with accepted")
+    return Sampler(model, schedule, **options)
+
+
+def _check_plan(plan: Plan, schedule: NoiseSchedule) -> None:
+    """ValueError where a plan does what no file can."""
+    if plan.method not in METHODS:
+        raise ValueError(f"method: a plan of {plan.method!r} given, one of {', '.join(METHODS)} accepted")
+    if plan.thresholding is not None:
+        raise ValueError("thresholding: dynamic thresholding given, a fixed clip or none accepted")
+    if plan.timesteps[-1] < 0:
+        raise ValueError("timesteps: a plan that ends at -1 given, 0 or more accepted")
+    levels = schedule.sqrt_alphas_cumprod[plan.timesteps]
+    is_level = plan.model_time.dtype.kind == "f"
+    if not np.allclose(plan.model_time, levels if is_level else plan.timesteps, rtol=1e-5, atol=0.0):
+        raise ValueError(
+            "model_time: a plan that tells the network something else given, timesteps or "
+            "sqrt(alphas_cumprod) accepted"
+        )
+
+
+def _inferred(plan: Plan, sampler: Sampler) -> dict[str, Any]:
+    """The options with which `make_plan` gives this plan."""
+    known: dict[str, Any] = {
+        "method": plan.method,
+        "prediction_type": plan.prediction_type,
+        "clip_sample_range": float(plan.table[0, Column.R]) if plan.clip else None,
+        "timesteps": plan.timesteps.tolist(),
+    }
+    variances = ["learned_range"] if plan.learned_range else ["fixed_small"]
+    if plan.method == "ddpm" and not plan.learned_range:
+        variances.append("fixed_large")
+    amount = {"ddpm": "sigma_scale", "ddim": "eta"}.get(plan.method)
+    for variance_type in variances:
+        options = {**known, "variance_type": variance_type, "sigma_scale": 1.0, "eta": 0.0}
+        if amount is not None:
+            noise = make_plan(sampler.schedule, **{**options, amount: 1.0}).table[:, Column.C]
+            if noise.max() > 0:
+                options[amount] = float(plan.table[noise.argmax(), Column.C] / noise.max())
+        try:
+            ours = make_plan(sampler.schedule, **options)
+        except ValueError:
+            continue
+        if _same(plan, ours):
+            return {**options, "num_inference_steps": None, "timestep_spacing": "leading"}
+    raise ValueError(
+        f"plan: the sampler's table is not that of {plan.method} with any options; a sampler made with "
+        "options, or with a plan of make_plan, accepted"
+    )
+
+
+def _same(given: Plan, ours: Plan) -> bool:
+    """Whether two plans make the same steps; without a clip, x0 is only a way of writing them."""
+    through_x0 = given.clip or given.multistep
+    steps = (
+        (Column.P, Column.Q, Column.A, Column.B, Column.E, Column.H)
+        if through_x0
+        else (Column.LINEAR_X, Column.LINEAR_M)
+    )
+    columns = [*steps, Column.C, Column.LOG_VAR_MIN, Column.LOG_VAR_MAX]
+    largest = np.maximum(np.abs(ours.table[:, columns]).max(axis=0), 1e-6)
+    difference = np.abs(given.table[:, columns] - ours.table[:, columns])
+    return given.clip == ours.clip and bool(np.all(difference <= SAME_TABLE * largest))
+
+
+def _num_classes(network: nn.Module, given: int | None) -> int | None:
+    if given is not None:
+        whole("num_classes", given, least=1)
+    if isinstance(network, UNet):
+        own = network.config.num_classes
+        if given not in (None, own):
+            raise ValueError(f"num_classes: {given} given, but the network has {own}; None accepted")
+        return own
+    config = getattr(network, "config", None)
+    rows = config.get("num_class_embeds") if isinstance(config, Mapping) else None
+    return given if given is not None else rows
+
+
+def _condition_channels(network: nn.Module, channels: int, given: int | None) -> int:
+    if given is not None:
+        whole("condition_channels", given, least=0)
+    config = getattr(network, "config", None)
+    takes = config.get("in_channels") if isinstance(config, Mapping) else getattr(config, "in_channels", None)
+    if takes is None:
+        return given or 0
+    if takes < channels or given not in (None, takes - channels):
+        raise ValueError(
+            f"shape, condition_channels: {channels} channels and {given} given, but the network takes "
+            f"{takes} in all"
+        )
+    return int(takes) - channels

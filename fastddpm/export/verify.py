@@ -1,0 +1,242 @@
+"""The files of an export in ONNX Runtime against PyTorch, on the CPU.
+
+Errors are the largest absolute difference, divided by the largest value of PyTorch's output where that is
+above 1 (an unclipped chain of an untrained network leaves [-1, 1]). A step's x0 = clip(p*x + q*m) is a small
+difference of terms of the size of p, which is over 100 at a chain's start, so its error is divided by p where
+that is above 1. The reference is the network in float32, also for files with a float16 network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort  # type: ignore[import-untyped, unused-ignore]
+import torch
+from torch import Tensor
+
+from fastddpm.export.compose import NOISE_ELEMENTS
+from fastddpm.export.errors import ExportError
+from fastddpm.export.network import Whole
+from fastddpm.export.settings import Settings
+from fastddpm.plans import METHODS, Plan, make_plan
+from fastddpm.sampler import Sampler
+from fastddpm_kernels import N_COLUMNS, Column
+from fastddpm_kernels.noise import reference
+from fastddpm_kernels.reverse_step.reference import reverse_step
+
+LIMITS: dict[str, dict[str, float]] = {
+    "float32": {"denoiser.onnx": 1e-5, "step.onnx": 1e-5, "step_guided.onnx": 1e-5, "sampler.onnx": 1e-3},
+    # Ten bits of mantissa through tens of layers, and then through a chain.
+    "float16": {"denoiser.onnx": 1e-2, "step.onnx": 1e-2, "step_guided.onnx": 1e-2, "sampler.onnx": 1e-1},
+}
+NORMALS = 2e-6
+SEEDS = (0, 5, (1 << 40) + 3)
+SELF_TEST_STEP = 7
+FEW_STEPS = 6
+GUIDANCE = 2.0
+# A row in which every column counts.
+FULL_ROW = (1.1, -0.4, 0.9, 0.7, 0.3, 0.2, -0.25, 0.5, -2.0, -1.0)
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def verified(folder: Path, settings: Settings) -> dict[str, dict[str, float]]:
+    """Runs every model of a folder and gives its error and its limit.
+
+    Raises:
+        ExportError: an error above its limit, or words of the noise that are not those of noise spec v1.
+    """
+    limits = LIMITS["float16" if settings.call.half else "float32"]
+    errors = {"denoiser.onnx": _denoiser_error(folder, settings)}
+    for name, guided in (("step.onnx", False), ("step_guided.onnx", True)):
+        if (folder / name).is_file():
+            errors[name] = _step_error(folder / name, settings, guided)
+    _check_noise(folder)
+    errors["sampler.onnx"] = _sampler_error(folder, settings)
+    for name, error in errors.items():
+        if not error <= limits[name]:
+            raise ExportError(
+                f"verification: {name} differs from PyTorch by {error:.2e}; at most {limits[name]:.0e} "
+                "accepted"
+            )
+    noise = {"max_abs_error": 0.0, "limit": 0.0}
+    measured = {name: {"max_abs_error": error, "limit": limits[name]} for name, error in errors.items()}
+    return {**measured, "noise.onnx": noise}
+
+
+def self_test() -> dict[str, Any]:
+    """Seeds, a step, and what noise.onnx gives for them: the first word of each lane, the first normals."""
+    words = reference.words(SEEDS, SELF_TEST_STEP, NOISE_ELEMENTS)
+    normals = reference.normal(SEEDS, SELF_TEST_STEP, (NOISE_ELEMENTS,))
+    return {
+        "seeds": list(SEEDS),
+        "step": SELF_TEST_STEP,
+        "words": words[:, :, 0].tolist(),
+        "normals": normals[:, :8].tolist(),
+        "normals_tolerance": NORMALS,
+    }
+
+
+def session(path: Path) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def relative_error(given: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
+    """The largest difference, divided by the largest wanted value where that is above 1; NaN stays NaN."""
+    if given.shape != wanted.shape:
+        raise ExportError(f"verification: shape {given.shape} from ONNX, {wanted.shape} from PyTorch")
+    return float(np.abs(given - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+
+
+def _random(settings: Settings, batch: int, *, height: int, width: int) -> dict[str, Tensor]:
+    """Inputs of a step: x, noise, x0_prev and what else the network takes."""
+    call, generator = settings.call, torch.Generator().manual_seed(0)
+    image = (batch, call.channels, height, width)
+    tensors = {name: torch.randn(image, generator=generator) for name in ("x", "noise", "x0_prev")}
+    if call.num_classes is not None:
+        tensors["class_labels"] = torch.randint(call.num_classes, (batch,), generator=generator)
+    if call.condition_channels:
+        shape = (batch, call.condition_channels, height, width)
+        tensors["condition"] = torch.rand(shape, generator=generator) * 2 - 1
+    return tensors
+
+
+def _network(settings: Settings, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    with torch.no_grad():
+        output: Tensor = Whole(settings.sampler.model)(x, t, labels)  # type: ignore[arg-type]
+        return output.float()
+
+
+def _sizes(settings: Settings) -> Iterator[tuple[int, int]]:
+    """The size exported, and another where it may vary."""
+    height, width = settings.call.height, settings.call.width
+    yield height, width
+    if settings.sizes is not None:
+        yield height + settings.sizes[0], width + 2 * settings.sizes[0]
+
+
+def _denoiser_error(folder: Path, settings: Settings) -> float:
+    run = session(folder / "denoiser.onnx")
+    errors = []
+    for batch, (height, width) in enumerate(_sizes(settings), start=3):
+        given = _random(settings, batch, height=height, width=width)
+        plan, labels = settings.sampler.plan, given.get("class_labels")
+        t = torch.tensor(plan.model_time[np.linspace(0, len(plan) - 1, batch).astype(int)])
+        x = torch.cat([given[name] for name in ("condition", "x") if name in given], dim=1)
+        feed = {"x": x.numpy(), "t": t.numpy()}
+        if labels is not None:
+            feed["class_labels"] = labels.numpy()
+        (m,) = run.run(None, feed)
+        errors.append(relative_error(m, _network(settings, x, t, labels).numpy()))
+    return max(errors)
+
+
+def _step_error(path: Path, settings: Settings, guided: bool) -> float:
+    run, plan = session(path), settings.sampler.plan
+    given = _random(settings, 2, height=settings.call.height, width=settings.call.width)
+    full = np.pad(np.array(FULL_ROW, np.float32), (0, N_COLUMNS - len(FULL_ROW)))
+    rows = [(full, 0), *((plan.table[k], k) for k in sorted({0, len(plan) // 2, len(plan) - 1}))]
+    errors = []
+    for row, k in rows:
+        feed: Arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        feed |= {"row": row, "time": plan.model_time[k : k + 1].reshape(())}
+        if guided:
+            feed["guidance_scale"] = np.array(GUIDANCE, np.float32)
+        found = run.run(None, feed)
+        wanted = _torch_step(settings, given, torch.tensor(row), torch.tensor(plan.model_time[k]), guided)
+        x_next, x0 = (relative_error(f, w.numpy()) for f, w in zip(found, wanted, strict=True))
+        errors += [x_next, x0 / max(1.0, float(row[Column.P]))]
+    return max(errors)
+
+
+def _torch_step(
+    settings: Settings, given: dict[str, Tensor], row: Tensor, time: Tensor, guided: bool
+) -> tuple[Tensor, Tensor]:
+    """(x_next, x0) of `reverse_step` around the network."""
+    x, x0, labels = given["x"].clone(), given["x0_prev"].clone(), given.get("class_labels")
+    inputs = torch.cat([given[name] for name in ("condition", "x") if name in given], dim=1)
+    guidance = None
+    if guided and labels is not None:
+        inputs, guidance = torch.cat((inputs, inputs)), torch.full((len(x),), GUIDANCE)
+        labels = torch.cat((torch.full_like(labels, settings.call.null_label or 0), labels))
+    reverse_step(
+        x,
+        _network(settings, inputs, time.expand(len(inputs)), labels),
+        row[None],
+        torch.zeros(2, dtype=torch.int64),
+        noise=given["noise"][None],
+        x0=x0,
+        guidance=guidance,
+        clip=True,
+        multistep=True,
+    )
+    return x, x0
+
+
+def _check_noise(folder: Path) -> None:
+    feed = {"seeds": np.array(SEEDS, np.int64), "step": np.array(SELF_TEST_STEP, np.int64)}
+    words, normals = session(folder / "noise.onnx").run(None, feed)
+    wanted = reference.normal(SEEDS, SELF_TEST_STEP, (NOISE_ELEMENTS,))
+    same = np.array_equal(words, reference.words(SEEDS, SELF_TEST_STEP, NOISE_ELEMENTS))
+    if not same or not np.abs(normals - wanted).max() <= NORMALS:
+        raise ExportError("verification: noise.onnx does not give the noise of noise spec v1")
+
+
+def _chains(settings: Settings) -> Iterator[tuple[Plan, float, float]]:
+    """(plan, eta, guidance scale) of the chains that are run: the default one, and a short one per method."""
+    guidance = GUIDANCE if settings.call.null_label is not None else 1.0
+    defaults, schedule = settings.defaults, settings.schedule
+    yield settings.sampler.plan, defaults["eta"], 1.0
+    names = ("prediction_type", "clip_sample_range", "variance_type")
+    for method in METHODS:
+        options = {name: defaults[name] for name in names}
+        if method != "ddpm" and options["variance_type"] == "fixed_large":
+            options["variance_type"] = "fixed_small"
+        if method == "ddpm":
+            options["sigma_scale"] = defaults["sigma_scale"]
+        eta = 0.5 if method == "ddim" else 0.0
+        steps = min(FEW_STEPS, len(schedule))
+        try:
+            plan = make_plan(schedule, method=method, num_inference_steps=steps, eta=eta, **options)
+        except ValueError:
+            continue  # zero terminal SNR, which this method cannot start from with these options
+        if settings.call.noise_level:
+            plan = plan.with_noise_levels(schedule)
+        yield plan, eta, guidance
+
+
+def _sampler_error(folder: Path, settings: Settings) -> float:
+    run, call = session(folder / "sampler.onnx"), settings.call
+    given = _random(settings, len(SEEDS), height=call.height, width=call.width)
+    shape = (call.channels, call.height, call.width)
+    errors = []
+    for plan, eta, guidance in _chains(settings):
+        sampler = Sampler.from_plan(
+            settings.sampler.model,
+            settings.schedule,
+            plan,
+            null_label=call.null_label,
+            shape=shape,
+            engine="eager",
+        )
+        cond = {name: given[name] for name in ("class_labels", "condition") if name in given}
+        wanted = sampler.sample(seeds=SEEDS, guidance_scale=guidance, progress=False, **cond)  # type: ignore[arg-type]
+        feed: Arrays = {name: tensor.numpy() for name, tensor in cond.items()}
+        feed |= {
+            "seeds": np.array(SEEDS, np.int64),
+            "timesteps": plan.timesteps,
+            "method": np.array(METHODS.index(plan.method), np.int64),
+            "eta": np.array(eta, np.float32),
+        }
+        if call.null_label is not None:
+            feed["guidance_scale"] = np.array(guidance, np.float32)
+        images, _ = run.run(None, feed)
+        errors.append(relative_error(images, wanted.numpy()))
+    return max(errors)
