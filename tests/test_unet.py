@@ -132,11 +132,91 @@ def test_config_round_trip_and_errors():
         "initial_pad": -1,
         "num_classes": 0,
         "in_channels": True,
+        "time_conditioning": "film",
+        "class_conditioning": "row",
+        "mid_attention": "yes",
+        "attention_head_dim": 3,
+        "attention_bias": 1,
+        "norm_eps": 0.0,
+        "downsample_padding": 2,
+        "time_frequency_shift": 16,
+        "time_hidden": 0,
     }.items():
         with pytest.raises(ValueError, match=f"{field}: .* given, .* accepted"):
             UNetConfig(**{field: value})
     with pytest.raises(ValueError, match="null_class"):
         UNetConfig(null_class=True)
+    with pytest.raises(ValueError, match="null_class"):
+        UNetConfig(num_classes=3, null_class=True, class_conditioning="timestep")
+
+
+def test_folders_from_before_an_option_have_its_default():
+    old = {name: value for name, value in TINY.to_dict().items() if name not in LATER}
+    assert len(old) == len(TINY.to_dict()) - len(LATER)
+    assert UNetConfig.from_dict(old) == TINY
+
+
+DIALECTS = {
+    "sr3": {"time_hidden": 32, "time_activation": False, "attention_bias": False, "out_channels": 1},
+    "diffusers": {
+        "num_classes": 5,
+        "class_conditioning": "embedding",
+        "time_conditioning": "scale_shift",
+        "attention_head_dim": 4,
+        "downsample_padding": 0,
+        "time_frequency_shift": 1,
+        "time_cosine_first": True,
+        "mid_attention": "plain",
+        "center_input": True,
+    },
+    "classes as times": {"num_classes": 5, "class_conditioning": "timestep", "time_conditioning": "affine"},
+}
+LATER = {*(name for options in DIALECTS.values() for name in options), "norm_eps"} - {
+    "num_classes",
+    "out_channels",
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_dialects_export_and_keep_layouts(dialect):
+    """No step depends on data, times are float too, and channels_last gives the same numbers."""
+    config = UNetConfig(
+        in_channels=3, base_channels=8, channel_mults=(1, 2), num_groups=4, time_dim=16, **DIALECTS[dialect]
+    )
+    unet = make_unet(config)
+    x, _, y = inputs()
+    given = (x, torch.tensor([0.1, 0.55, 0.99]), y if config.num_classes else None)
+    expected = unet(*given)
+    assert (expected[0] - unet(x, given[1].flip(0), given[2])[0]).abs().max() > 1e-5
+    exported = torch.export.export(unet, given).module()
+    assert (exported(*given) - expected).abs().max() <= NETWORK
+    last = unet.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last), *given[1:])
+    assert (last - expected).abs().max() <= NETWORK
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_dialects_tabulated(dialect):
+    unet = make_unet(
+        UNetConfig(
+            in_channels=3,
+            base_channels=8,
+            channel_mults=(1, 2),
+            num_groups=4,
+            time_dim=16,
+            **DIALECTS[dialect],
+        )
+    )
+    x, _, y = inputs()
+    cond = {"class_labels": y} if unet.config.num_classes else {}
+    levels = torch.tensor([0.99, 0.55, 0.1])
+    buffers = {"capacity": 5, "guided": False, "time_dtype": torch.float32, "condition": None}
+    tabulated = bind(unet, cond=cond, device=torch.device("cpu"), dtype=torch.float32, **buffers)
+    tabulated.load(levels, cond, None)
+    for row in range(3):
+        expected = unet(x, levels[row].expand(3), y if cond else None)
+        assert (tabulated(x, torch.tensor([row])) - expected).abs().max() <= NETWORK
 
 
 def test_labels_and_shapes_are_checked(unet):
