@@ -6,14 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
 
 @contextmanager
 def progress_bar(show: bool, total: int, description: str = "sampling") -> Iterator[Callable[[int], None]]:
     """Yields ``advance(n)``. Shows a bar on standard error if that is a terminal, else nothing."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not show or not sys.stderr.isatty() or (distributed and torch.distributed.get_rank() != 0):
+    if not show or not sys.stderr.isatty() or _rank() != 0:
         yield lambda n: None
         return
     from rich.console import Console
@@ -23,3 +20,11 @@ def progress_bar(show: bool, total: int, description: str = "sampling") -> Itera
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda n: progress.advance(task, n)
+
+
+def _rank() -> int:
+    """This process's rank; 0 where torch was never loaded, and ONNX Runtime runs without it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 0
+    return int(torch.distributed.get_rank())

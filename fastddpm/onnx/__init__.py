@@ -1,0 +1,15 @@
+"""Samplers exported by `fastddpm.export_onnx`, run by ONNX Runtime. Needs numpy and onnxruntime, not torch.
+
+    from fastddpm.onnx import OnnxSampler
+
+    sampler = OnnxSampler("digits-onnx")
+    images = sampler.sample(seeds=range(10), class_labels=3)      # NumPy float32 (10, 1, 28, 28)
+
+`folder` reads and checks what was exported, `providers` starts sessions, `request` checks the caller's
+arguments, `step_loop` walks a plan with one-step models, and `sampler` brings them together.
+"""
+
+from fastddpm.onnx.errors import OnnxFolderError, ProviderError
+from fastddpm.onnx.sampler import OnnxSampler
+
+__all__ = ["OnnxFolderError", "OnnxSampler", "ProviderError"]

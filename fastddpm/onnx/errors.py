@@ -1,0 +1,9 @@
+"""What can be wrong with a folder of ONNX files, or with what runs them."""
+
+
+class OnnxFolderError(ValueError):
+    """A folder that is not an export, is damaged, or was written for another version."""
+
+
+class ProviderError(ValueError):
+    """An execution provider that is not here, does not start, or computes wrong noise."""

@@ -1,0 +1,147 @@
+"""A folder written by `fastddpm.export_onnx`, read and checked before anything in it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastddpm.onnx.errors import OnnxFolderError
+from fastddpm.schedule import NoiseSchedule
+
+FORMAT = "fastddpm-onnx"
+VERSIONS = (1,)
+NOISE_SPECS = (1,)
+OPSETS = (20,)
+DESCRIPTION = "export.json"
+NEEDED = ("denoiser.onnx", "step.onnx", "sampler.onnx", "noise.onnx")
+TIMES = {"index": "timestep", "noise_level": "noise_level"}
+"""What the network is told about time: the words of export.json, and those of a sampler's `time_input`."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What export.json says, checked.
+
+    Attributes:
+        path: the folder.
+        image_shape: (C, H, W).
+        num_classes: None without classes.
+        null_label: the label that means "no class", or None.
+        condition_channels: channels of the condition image; 0 without.
+        schedule: the noise schedule.
+        options: arguments of `fastddpm.plans.make_plan`: what is fixed in the files, and the defaults of the
+            rest.
+    """
+
+    path: Path
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    null_label: int | None
+    condition_channels: int
+    schedule: NoiseSchedule
+    options: Mapping[str, Any]
+
+    def file(self, name: str) -> Path:
+        """The path of one of its files."""
+        return self.path / name
+
+
+def read_folder(folder: str | Path) -> ModelFolder:
+    """Reads export.json and checks every file that it lists.
+
+    Raises:
+        OnnxFolderError: no export, another format, noise or opset, a file that is missing or not the one that
+            was exported.
+    """
+    path = Path(folder)
+    content = _description(path)
+    _check_versions(path, content)
+    _check_files(path, content)
+    try:
+        channels, height, width = (int(size) for size in content["image_shape"])
+        return ModelFolder(
+            path=path,
+            image_shape=(channels, height, width),
+            num_classes=content["num_classes"],
+            null_label=content["null_label"],
+            condition_channels=content["condition_channels"] or 0,
+            schedule=NoiseSchedule.from_dict(content["schedule"]),
+            options={
+                **content["defaults"],
+                "prediction_type": content["prediction_type"],
+                "time_input": TIMES[content["time"]],
+            },
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
+
+
+def _description(path: Path) -> dict[str, Any]:
+    file = path / DESCRIPTION
+    if not file.is_file():
+        raise OnnxFolderError(
+            f"folder: {str(path)!r} given, without {DESCRIPTION}; a folder of `fastddpm export` accepted"
+        )
+    try:
+        content = json.loads(file.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise OnnxFolderError(f"{file}: not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise OnnxFolderError(f"{file}: format {found!r} found, {FORMAT!r} accepted")
+    return content
+
+
+def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
+    for name, accepted in (("version", VERSIONS), ("noise_spec", NOISE_SPECS), ("opset", OPSETS)):
+        found = content.get(name)
+        if isinstance(found, bool) or found not in accepted:
+            raise OnnxFolderError(
+                f"{path / DESCRIPTION}: {name} {found!r} found, {', '.join(map(str, accepted))} accepted by "
+                "this version of fastddpm; export the model again"
+            )
+
+
+def _check_files(path: Path, content: Mapping[str, Any]) -> None:
+    files = content.get("files")
+    if not isinstance(files, Mapping):
+        raise OnnxFolderError(f"{path / DESCRIPTION}: no list of files")
+    needed = (*NEEDED, *(["step_guided.onnx"] if content.get("null_label") is not None else []))
+    unlisted = [name for name in needed if name not in files]
+    if unlisted:
+        raise OnnxFolderError(f"{path / DESCRIPTION}: {unlisted[0]} is not among its files")
+    for name, stored in files.items():
+        _check_file(path, name, stored)
+
+
+def _check_file(path: Path, name: str, stored: Any) -> None:
+    if Path(name).name != name or not isinstance(stored, Mapping):
+        raise OnnxFolderError(f"{path / DESCRIPTION}: {name!r} is no file of the folder with a sha256")
+    file = path / name
+    if not file.is_file():
+        raise OnnxFolderError(f"{file}: missing; export the model again")
+    size = file.stat().st_size
+    if size != stored.get("bytes"):
+        raise OnnxFolderError(f"{file}: {size} bytes found, {stored.get('bytes')} were exported")
+    digest = _sha256(file)
+    if digest != stored.get("sha256"):
+        raise OnnxFolderError(
+            f"{file}: damaged or another file: sha256 {digest[:12]}... found, "
+            f"{str(stored.get('sha256'))[:12]}... was exported"
+        )
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while piece := opened.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return f"{error.args[0]!r} is missing or unknown" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,193 @@
+"""What a caller of `OnnxSampler.sample` wants, checked before anything runs. NumPy in, NumPy out.
+
+The same arguments, defaults and errors as `fastddpm.request`, without torch.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.onnx.folder import ModelFolder
+from fastddpm.plans.plan import check_choice
+
+MAX_SEED = 2**63 - 1
+OUTPUTS = ("float", "uint8")
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to draw in one run.
+
+    Attributes:
+        seeds: int64 [B].
+        labels: int64 [B], or None for a network without classes.
+        guidance_scale: w; 1 is none.
+        condition: float32 [B, Cc, H, W], or None.
+    """
+
+    seeds: Int64
+    labels: Int64 | None
+    guidance_scale: float
+    condition: Float32 | None
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of the images; past the last one, the last one again."""
+        index = np.minimum(np.arange(start, stop), len(self) - 1)
+        labels = None if self.labels is None else self.labels[index]
+        condition = None if self.condition is None else self.condition[index]
+        return Batch(self.seeds[index], labels, self.guidance_scale, condition)
+
+
+def resolved_options(folder: ModelFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `make_plan`: what was given (None is not), over what the folder was exported with.
+
+    With another method than the folder's, options that belong to a method begin at their neutral values; a
+    number of steps or a spacing takes the place of the folder's timesteps.
+    """
+    options = dict(folder.options)
+    changes = {name: value for name, value in given.items() if value is not None}
+    if changes.get("method", options["method"]) != options["method"]:
+        options |= {"eta": 0.0, "sigma_scale": 1.0}
+        if options.get("variance_type") == "fixed_large":
+            options["variance_type"] = "fixed_small"
+    if "timesteps" in changes:
+        options["num_inference_steps"] = None
+    elif {"num_inference_steps", "timestep_spacing"} & set(changes):
+        options["timesteps"] = None
+    return {**options, **changes}
+
+
+def make_batch(
+    folder: ModelFolder,
+    *,
+    batch_size: int | None,
+    seeds: Sequence[int] | npt.ArrayLike | None,
+    class_labels: int | Sequence[int] | npt.ArrayLike | None,
+    guidance_scale: float,
+    condition: Float32 | None,
+) -> Batch:
+    """All images asked for; arguments as of `OnnxSampler.sample`.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+    size = None if batch_size is None else whole("batch_size", batch_size)
+    if seeds is None:
+        drawn = np.random.default_rng().integers(0, MAX_SEED, 1 if size is None else size, dtype=np.int64)
+    else:
+        drawn = _seeds(seeds)
+    if size not in (None, len(drawn)):
+        raise ValueError(f"batch_size, seeds: {size}, {len(drawn)} images given; one count accepted")
+    scale = _guidance(folder, guidance_scale)
+    labels = _labels(folder, class_labels, len(drawn), guided=scale != 1.0)
+    return Batch(drawn, labels, scale, _condition(folder, condition, len(drawn)))
+
+
+def whole(name: str, value: Any) -> int:
+    """The integer, at least 1; ValueError naming the argument otherwise."""
+    if not _is_whole(value) or value < 1:
+        raise ValueError(f"{name}: {value!r} given, an integer of at least 1 accepted")
+    return int(value)
+
+
+def check_output(output: str) -> None:
+    """ValueError unless it is "float" or "uint8"."""
+    check_choice("output", output, OUTPUTS)
+
+
+def to_uint8(images: Float32) -> npt.NDArray[np.uint8]:
+    """[B, C, H, W] -> uint8 [B, H, W, C], half to even; values outside [-1, 1] are clamped, NaN refused."""
+    if np.isnan(images).any():
+        raise ValueError("images: NaN among the values, numbers accepted")
+    levels = np.rint((np.clip(images, -1.0, 1.0) + np.float32(1.0)) * np.float32(127.5))
+    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1)).astype(np.uint8)
+
+
+def _seeds(seeds: Any) -> Int64:
+    accepted = "a flat list of at least one integer in [0, 2**63) accepted"
+    if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__len__"):
+        raise ValueError(f"seeds: {seeds!r} given, {accepted}")
+    if getattr(seeds, "ndim", 1) != 1 or len(seeds) == 0:
+        what = f"shape {tuple(seeds.shape)}" if hasattr(seeds, "shape") else repr(seeds)
+        raise ValueError(f"seeds: {what} given, {accepted}")
+    values = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)
+    for value in values:
+        if not _is_whole(value) or not 0 <= value <= MAX_SEED:
+            raise ValueError(f"seeds: {value!r} given, integers in [0, 2**63) accepted")
+    return np.array(values, dtype=np.int64)
+
+
+def _guidance(folder: ModelFolder, scale: Any) -> float:
+    is_number = isinstance(scale, (numbers.Real, np.ndarray)) and not isinstance(scale, bool)
+    if not is_number or np.ndim(scale) != 0 or not math.isfinite(scale):
+        raise ValueError(f"guidance_scale: {scale!r} given, a finite number accepted")
+    if scale != 1 and folder.null_label is None:
+        raise ValueError(f"guidance_scale: {scale!r} given to a network without a null label; 1 accepted")
+    return float(scale)
+
+
+def _labels(folder: ModelFolder, class_labels: Any, count: int, *, guided: bool) -> Int64 | None:
+    classes, null = folder.num_classes, folder.null_label
+    if classes is None:
+        if class_labels is not None:
+            raise ValueError(
+                f"class_labels: {class_labels!r} given, but this network has no classes; None accepted"
+            )
+        return None
+    accepted = f"0 to {classes - 1} accepted" + (f", {null} for none" if null is not None else "")
+    if class_labels is None:
+        if guided:
+            raise ValueError("guidance_scale: not 1, but class_labels is None; guidance needs labels")
+        if null is None:
+            raise ValueError(f"class_labels: None given, labels from {accepted}")
+        return np.full(count, null, dtype=np.int64)
+    if getattr(class_labels, "ndim", 0) > 1:
+        raise ValueError(
+            f"class_labels: shape {tuple(class_labels.shape)} given, one label or ({count},) accepted"
+        )
+    values = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
+    values = list(values) if isinstance(values, Sequence) or hasattr(values, "__iter__") else [values] * count
+    if len(values) != count:
+        raise ValueError(
+            f"class_labels: {len(values)} given for {count} images; one for all, or one each accepted"
+        )
+    for value in values:
+        if not _is_whole(value) or not (0 <= value < classes or value == null):
+            raise ValueError(f"class_labels: {value!r} given, integers from {accepted}")
+    return np.array(values, dtype=np.int64)
+
+
+def _condition(folder: ModelFolder, condition: Any, count: int) -> Float32 | None:
+    channels, (_, height, width) = folder.condition_channels, folder.image_shape
+    if not channels:
+        if condition is not None:
+            raise ValueError("condition: given, but this network takes none; None accepted")
+        return None
+    accepted = f"a float32 array ({count} or 1, {channels}, {height}, {width}) accepted"
+    if not isinstance(condition, np.ndarray):
+        what = "None" if condition is None else type(condition).__name__
+        raise ValueError(f"condition: {what} given, {accepted}")
+    shape = condition.shape
+    fits = len(shape) == 4 and shape[0] in (1, count) and shape[1:] == (channels, height, width)
+    if condition.dtype != np.float32 or not fits:
+        raise ValueError(f"condition: {condition.dtype} of shape {shape} given, {accepted}")
+    if not np.isfinite(condition).all():
+        raise ValueError("condition: NaN or infinity among the values, finite numbers accepted")
+    return np.broadcast_to(condition, (count, *shape[1:]))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))

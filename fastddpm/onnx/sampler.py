@@ -1,0 +1,261 @@
+"""`OnnxSampler`: an exported sampler with the call of `fastddpm.Sampler`, without torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.onnx.errors import OnnxFolderError
+from fastddpm.onnx.folder import read_folder
+from fastddpm.onnx.providers import CPU, CUDA, choose_provider
+from fastddpm.onnx.request import (
+    Batch,
+    Float32,
+    check_output,
+    make_batch,
+    resolved_options,
+    to_uint8,
+    whole,
+)
+from fastddpm.onnx.self_test import check_images, check_noise
+from fastddpm.onnx.step_loop import SLOTS, StepLoop
+from fastddpm.plans import METHODS, Plan, make_plan
+from fastddpm.plans.plan import check_choice
+from fastddpm.progress import progress_bar
+
+LOOPS = ("auto", "file", "steps")
+FILE_INPUTS = {"seeds", "timesteps", "method", "eta"}
+STEP_INPUTS = {"x", "row", "time", "noise", "x0_prev"}
+
+
+class OnnxSampler:
+    """Draws images with the ONNX files of a folder. May be called from several threads.
+
+    The image of a seed is that of `fastddpm.Sampler` on the exported model (to 1e-3 in [-1, 1], one uint8
+    level), whatever else is in its batch.
+
+    Args:
+        folder: written by `fastddpm.export_onnx` or `fastddpm export`.
+        provider: "auto" (CUDA where it starts, else the CPU), "cpu", "cuda", or ONNX Runtime's name of a
+            provider, such as "OpenVINOExecutionProvider".
+        threads: of one run on the CPU; None for ONNX Runtime's choice.
+        loop: "file": sampler.onnx, everything in one run. "steps": step.onnx in a Python loop on fixed
+            buffers, with noise from NumPy; one call at a time, others wait. "auto": "steps" on CUDA, whose
+            graphs refuse control flow and whose provider lacks the integer operators, else "file".
+        provider_options: options of the provider, as ONNX Runtime takes them, such as {"device_id": "1"}.
+
+    Raises:
+        OnnxFolderError: the folder is not an export, is damaged, or belongs to another version.
+        ProviderError: the provider is not here, does not start, or computes wrong noise.
+        ValueError: another argument is not as above.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        provider: str = "auto",
+        *,
+        threads: int | None = None,
+        loop: str = "auto",
+        provider_options: Mapping[str, str] | None = None,
+    ) -> None:
+        check_choice("loop", loop, LOOPS)
+        if threads is not None:
+            whole("threads", threads)
+        self.folder = read_folder(folder)
+        noise_file = self.folder.file("noise.onnx")
+        self._provider = choose_provider(provider, noise_file, threads=threads, options=provider_options)
+        if loop == "auto":
+            loop = "steps" if self._provider.name == CUDA else "file"
+        self.loop = loop
+        self._lock = threading.Lock()
+        self._step_sessions: dict[bool, Any] = {}
+        self._step_loops: dict[tuple[int, bool], StepLoop] = {}
+        self._graphs: bool = self._provider.name == CUDA
+        self._file_session: Any = None
+        if loop == "file":
+            check_noise(self._provider.session(noise_file), self._provider.name)
+            self._file_session = self._session("sampler.onnx", FILE_INPUTS, {"images", "pixels"})
+            if self._provider.name != CPU:
+                self._check_file_loop()
+        else:
+            self._step_session(guided=False)
+
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the provider that runs."""
+        return self._provider.name
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.folder.image_shape
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was exported: the method, its steps and its options."""
+        return dict(self.folder.options)
+
+    def __repr__(self) -> str:
+        return f"OnnxSampler({str(self.folder.path)!r}, provider={self.provider!r}, loop={self.loop!r})"
+
+    def sample(
+        self,
+        batch_size: int | None = None,
+        *,
+        seeds: Sequence[int] | npt.ArrayLike | None = None,
+        class_labels: int | Sequence[int] | npt.ArrayLike | None = None,
+        guidance_scale: float = 1.0,
+        condition: Float32 | None = None,
+        method: str | None = None,
+        num_inference_steps: int | None = None,
+        timestep_spacing: str | None = None,
+        timesteps: Sequence[int] | npt.ArrayLike | None = None,
+        eta: float | None = None,
+        max_batch: int | None = None,
+        output: str = "float",
+        progress: bool = True,
+    ) -> npt.NDArray[Any]:
+        """Draws images.
+
+        Args:
+            batch_size: how many; None for one per seed, else 1.
+            seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
+                fresh ones from the system's entropy.
+            class_labels: one label, or one per image. None means the null label where the model has one.
+            guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
+                makes no second pass.
+            condition: float32 [B or 1, Cc, H, W], concatenated in front of x at every step, as in SR3.
+            method: "ddpm", "ddim" or "dpmpp_2m"; None, here and below, for what was exported.
+            num_inference_steps: S in 1 .. T.
+            timestep_spacing: "leading", "linspace" or "trailing".
+            timesteps: the timesteps themselves instead, strictly descending.
+            eta: of ddim, in [0, 1].
+            max_batch: larger batches are cut into batches of this size.
+            output: "float", or "uint8": round((clamp(x, -1, 1) + 1) * 127.5).
+            progress: show a progress bar on a terminal.
+
+        Returns:
+            float32 [B, C, H, W] in the model's range (usually [-1, 1]), unclamped; or uint8 [B, H, W, C].
+
+        Raises:
+            ValueError: naming the argument, what was given and what is accepted.
+        """
+        check_output(output)
+        given = {
+            "method": method,
+            "num_inference_steps": num_inference_steps,
+            "timestep_spacing": timestep_spacing,
+            "timesteps": timesteps,
+            "eta": eta,
+        }
+        resolved = resolved_options(self.folder, given)
+        plan = make_plan(self.folder.schedule, **resolved)
+        every = make_batch(
+            self.folder,
+            batch_size=batch_size,
+            seeds=seeds,
+            class_labels=class_labels,
+            guidance_scale=guidance_scale,
+            condition=condition,
+        )
+        size = len(every) if max_batch is None else min(whole("max_batch", max_batch), len(every))
+        eta_used = float(resolved["eta"])
+        pieces = []
+        with progress_bar(progress, -(-len(every) // size) * len(plan)) as advance:
+            for start in range(0, len(every), size):
+                batch = every.rows(start, min(start + size, len(every)))
+                if self.loop == "file":
+                    pieces.append(self._run_file(plan, eta_used, batch))
+                    advance(len(plan))
+                else:
+                    pieces.append(self._run_steps(plan, batch, advance))
+        images = np.concatenate(pieces)
+        return images if output == "float" else to_uint8(images)
+
+    def _run_file(self, plan: Plan, eta: float, batch: Batch) -> Float32:
+        """One run of sampler.onnx, which makes the plan's table and draws the noise itself."""
+        feeds: dict[str, Any] = {
+            "seeds": batch.seeds,
+            "timesteps": plan.timesteps,
+            "method": np.asarray(METHODS.index(plan.method), dtype=np.int64),
+            "eta": np.asarray(eta, dtype=np.float32),
+        }
+        if batch.labels is not None:
+            feeds["class_labels"] = batch.labels
+        if self.folder.null_label is not None:
+            feeds["guidance_scale"] = np.asarray(batch.guidance_scale, dtype=np.float32)
+        if batch.condition is not None:
+            feeds["condition"] = np.ascontiguousarray(batch.condition)
+        images: Float32 = self._file_session.run(["images"], feeds)[0]
+        return images
+
+    def _run_steps(self, plan: Plan, batch: Batch, advance: Callable[[int], None]) -> Float32:
+        """The plan walked step by step, by one thread at a time: buffers are shared."""
+        guided, size = batch.guidance_scale != 1.0, buffer_size(len(batch))
+        with self._lock:
+            if (size, guided) not in self._step_loops:
+                first_graph = 1 + SLOTS * len(self._step_loops) if self._graphs else None
+                session = self._step_session(guided=guided)
+                self._step_loops[size, guided] = StepLoop(
+                    session, self.image_shape, size, self._provider.device, first_graph
+                )
+            loop = self._step_loops[size, guided]
+            return loop.run(plan, batch.rows(0, size), advance)[: len(batch)]
+
+    def _step_session(self, *, guided: bool) -> Any:
+        if guided not in self._step_sessions:
+            name = "step_guided.onnx" if guided else "step.onnx"
+            self._step_sessions[guided] = self._session(
+                name, STEP_INPUTS, {"x_next", "x0"}, graphs=self._graphs
+            )
+        return self._step_sessions[guided]
+
+    def _session(self, name: str, inputs: set[str], outputs: set[str], *, graphs: bool = False) -> Any:
+        """A session on one of the folder's models that has the inputs and outputs it should have."""
+        folder = self.folder
+        inputs = inputs | ({"class_labels"} if folder.num_classes is not None else set())
+        inputs |= {"condition"} if folder.condition_channels else set()
+        if folder.null_label is not None and name != "step.onnx":
+            inputs |= {"guidance_scale"}
+        session = self._provider.session(folder.file(name), graphs=graphs)
+        for kind, found, wanted in (
+            ("inputs", session.get_inputs(), inputs),
+            ("outputs", session.get_outputs(), outputs),
+        ):
+            names = {one.name for one in found}
+            if names != wanted:
+                raise OnnxFolderError(
+                    f"{folder.file(name)}: {kind} {', '.join(sorted(names))} found, "
+                    f"{', '.join(sorted(wanted))} accepted"
+                )
+        return session
+
+    def _check_file_loop(self) -> None:
+        """Holds two steps of sampler.onnx, whose noise the provider computes, to step.onnx with NumPy's."""
+        folder = self.folder
+        last = len(folder.schedule) - 1
+        given = {"method": "ddpm", "timesteps": sorted({last, last // 2}, reverse=True)}
+        plan = make_plan(folder.schedule, **resolved_options(folder, given))
+        channels, (_, height, width) = folder.condition_channels, folder.image_shape
+        batch = make_batch(
+            folder,
+            batch_size=None,
+            seeds=(5, 2**40 + 3),
+            class_labels=None if folder.num_classes is None else 0,
+            guidance_scale=1.0,
+            condition=np.zeros((1, channels, height, width), dtype=np.float32) if channels else None,
+        )
+        loop = StepLoop(self._step_session(guided=False), self.image_shape, len(batch), self._provider.device)
+        self._step_sessions.clear()
+        check_images(self._run_file(plan, 0.0, batch), loop.run(plan, batch, lambda n: None), self.provider)
+
+
+def buffer_size(count: int) -> int:
+    """The batch size of the buffers for ``count`` images: the next power of two, so that there are few."""
+    return 1 << (count - 1).bit_length()
