@@ -67,7 +67,8 @@ def optimize(
 
     Raises:
         Unrecognised: listing what is known, and how to use `Sampler` instead.
-        ValueError: an option that is not accepted, or a configuration that cannot be reproduced.
+        TypeError, ValueError: an option that this library's drop-in does not have, a value that is not
+            accepted, or a configuration that cannot be reproduced.
     """
     settings = Settings(noise=noise, engine=engine, dtype=dtype)
     known = []
