@@ -109,11 +109,14 @@ class ExportedNetwork:
         time, labels = prepared
         if row is not None:
             time = g("Gather", time, row, axis=0)
-        if self.time is not None:
-            arguments = [time if labels is None else g("Add", time, labels)]
-        else:
-            batch = g.slice(g("Shape", x), 0, 1, 0)
+        batch = g.slice(g("Shape", x), 0, 1, 0)
+        if self.time is None:
             arguments = [g("Expand", time, batch), *([] if labels is None else [labels])]
+        elif labels is None:
+            # One row a sample: an exported network may read the batch size from either argument.
+            arguments = [g("Expand", time, g("Concat", batch, g.int64([1]), axis=0))]
+        else:
+            arguments = [g("Add", time, labels)]
         if self.call.half:
             x = g("Cast", x, to=HALF)
         m = g.inline(self.core, x, *arguments)
