@@ -213,24 +213,23 @@ def _fragment(
         raise ExportError(
             f"model: cannot be exported by torch.onnx ({type(error).__name__}: {reason})"
         ) from error
+    _check_free(program, shapes)
     if exported is None:
         raise ExportError("model: torch.onnx exported nothing")
     proto = exported.model_proto
-    _check_free(proto.graph.input, shapes)
     out = proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
     return fragment_of(proto), int(out)
 
 
-def _check_free(inputs: Any, shapes: list[dict[int, Any]]) -> None:
+def _check_free(program: torch.export.ExportedProgram, shapes: list[dict[int, Any]]) -> None:
     """ExportError where a dimension that ought to vary was fixed by something the network does."""
-    if len(inputs) != len(shapes):
-        raise ExportError(f"model: exported with {len(inputs)} inputs of {len(shapes)}; one is not used")
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [values[str(name)] for name in program.graph_signature.user_inputs]
     for tensor, free in zip(inputs, shapes, strict=True):
         for axis in free:
-            dim = tensor.type.tensor_type.shape.dim[axis]
-            if not dim.dim_param:
+            size = tensor.shape[axis]
+            if str(size).isdigit():  # a symbol that was fixed still is a SymInt
                 what = "batch size" if axis == 0 else "height and width"
                 raise ExportError(
-                    f"model: its {what} would be fixed at {dim.dim_value}; code that does not depend on it "
-                    "accepted"
+                    f"model: its {what} would be fixed at {size}; code that does not depend on it accepted"
                 )

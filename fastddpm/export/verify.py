@@ -88,6 +88,16 @@ def session(path: Path) -> Any:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def _outputs(session: Any, feed: Arrays) -> list[npt.NDArray[Any]]:
+    """What a model gives; ExportError where ONNX Runtime cannot run it."""
+    try:
+        outputs: list[npt.NDArray[Any]] = session.run(None, feed)
+    except Exception as error:  # ONNX Runtime's exceptions have no class in common
+        reason = " ".join(str(error).split())[:400]
+        raise ExportError(f"verification: ONNX Runtime cannot run what was exported ({reason})") from error
+    return outputs
+
+
 def relative_error(given: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     """The largest difference, divided by the largest wanted value where that is above 1; NaN stays NaN."""
     if given.shape != wanted.shape:
@@ -133,7 +143,7 @@ def _denoiser_error(folder: Path, settings: Settings) -> float:
         feed = {"x": x.numpy(), "t": t.numpy()}
         if labels is not None:
             feed["class_labels"] = labels.numpy()
-        (m,) = run.run(None, feed)
+        (m,) = _outputs(run, feed)
         errors.append(relative_error(m, _network(settings, x, t, labels).numpy()))
     return max(errors)
 
@@ -149,7 +159,7 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
         feed |= {"row": row, "time": plan.model_time[k : k + 1].reshape(())}
         if guided:
             feed["guidance_scale"] = np.array(GUIDANCE, np.float32)
-        found = run.run(None, feed)
+        found = _outputs(run, feed)
         wanted = _torch_step(settings, given, torch.tensor(row), torch.tensor(plan.model_time[k]), guided)
         x_next, x0 = (relative_error(f, w.numpy()) for f, w in zip(found, wanted, strict=True))
         errors += [x_next, x0 / max(1.0, float(row[Column.P]))]
@@ -182,7 +192,7 @@ def _torch_step(
 
 def _check_noise(folder: Path) -> None:
     feed = {"seeds": np.array(SEEDS, np.int64), "step": np.array(SELF_TEST_STEP, np.int64)}
-    words, normals = session(folder / "noise.onnx").run(None, feed)
+    words, normals = _outputs(session(folder / "noise.onnx"), feed)
     wanted = reference.normal(SEEDS, SELF_TEST_STEP, (NOISE_ELEMENTS,))
     same = np.array_equal(words, reference.words(SEEDS, SELF_TEST_STEP, NOISE_ELEMENTS))
     if not same or not np.abs(normals - wanted).max() <= NORMALS:
@@ -237,6 +247,6 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
         }
         if call.null_label is not None:
             feed["guidance_scale"] = np.array(guidance, np.float32)
-        images, _ = run.run(None, feed)
+        images, _ = _outputs(run, feed)
         errors.append(relative_error(images, wanted.numpy()))
     return max(errors)

@@ -1,0 +1,243 @@
+"""The bundled model exported by `fastddpm export`, and what `export_onnx` refuses before any work."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from networks import make_unet
+from torch import nn
+
+pytest.importorskip("onnxruntime")
+import onnx
+import onnxruntime as ort
+
+import fastddpm
+from fastddpm import NoiseSchedule, Sampler
+from fastddpm.cli import app as cli
+from fastddpm.export import ExportError, network
+from fastddpm.export.settings import resolve
+from fastddpm.images import to_uint8
+from fastddpm.plans import make_plan
+from fastddpm.plans.diffusers import from_ddim_scheduler
+
+SCHEDULE = NoiseSchedule.linear(200)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The bundled model as the command line exports it, default options."""
+    out = tmp_path_factory.mktemp("bundled") / "onnx"
+    done = subprocess.run(
+        [sys.executable, "-m", "fastddpm", "export", "--out", str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{out / 'sampler.onnx'}: 4.5" in done.stdout
+    assert done.stdout.count(" from PyTorch") == 5
+    return out
+
+
+def inputs(seeds, labels, timesteps, scale=1.0):
+    return {
+        "seeds": np.array(seeds),
+        "timesteps": np.array(timesteps),
+        "method": np.array(1),
+        "eta": np.array(0.0, np.float32),
+        "class_labels": np.array(labels),
+        "guidance_scale": np.array(scale, np.float32),
+    }
+
+
+def test_images_and_pixels_are_those_of_the_sampler(folder):
+    sampler = fastddpm.load()
+    run = ort.InferenceSession(folder / "sampler.onnx", providers=["CPUExecutionProvider"])
+    for scale in (1.0, 2.0):
+        feed = inputs([5, 6], [3, 10], sampler.plan.timesteps, scale)
+        images, pixels = run.run(None, feed)
+        wanted = sampler.sample(seeds=[5, 6], class_labels=[3, 10], guidance_scale=scale, progress=False)
+        assert np.abs(images - wanted.numpy()).max() <= 1e-3
+        assert np.abs(pixels.astype(int) - to_uint8(wanted)).max() <= 1
+
+
+def test_parity_is_stored_and_well_inside_its_limits(folder):
+    parity = json.loads((folder / "export.json").read_text())["parity"]
+    limits = {"denoiser.onnx": 1e-5, "step.onnx": 1e-5, "step_guided.onnx": 1e-5, "sampler.onnx": 1e-3}
+    assert {name: parity[name]["limit"] for name in limits} == limits
+    assert all(0 < parity[name]["max_abs_error"] <= limit for name, limit in limits.items())
+
+
+def test_the_sampler_is_hardly_larger_than_the_weights(folder):
+    weights = sum(p.numel() * p.element_size() for p in fastddpm.load().model.parameters())
+    assert (folder / "sampler.onnx").stat().st_size <= 1.1 * weights + 300_000
+
+
+def test_every_3x3_convolution_of_the_loop_runs_in_the_blocked_layout(folder, tmp_path):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(folder / "sampler.onnx", options, providers=["CPUExecutionProvider"])
+    (loop,) = [n for n in onnx.load(tmp_path / "optimised.onnx").graph.node if n.op_type == "Loop"]
+    (body,) = [attribute.g for attribute in loop.attribute if attribute.name == "body"]
+    convolutions = [node for node in body.node if "Conv" in node.op_type]
+    kernels = [next(a.ints for a in node.attribute if a.name == "kernel_shape") for node in convolutions]
+    three = [node for node, kernel in zip(convolutions, kernels, strict=True) if list(kernel) == [3, 3]]
+    expected = [part for part in fastddpm.load().model.modules() if isinstance(part, nn.Conv2d)]
+    assert len(three) == sum(part.kernel_size == (3, 3) for part in expected)
+    assert {node.domain for node in three} == {"com.microsoft.nchwc"}
+
+
+def test_steps_have_no_control_flow(folder):
+    for name in ("denoiser.onnx", "step.onnx", "step_guided.onnx"):
+        nodes = onnx.load(folder / name).graph.node
+        assert not {node.op_type for node in nodes} & {"If", "Loop", "Scan", "BitShift", "BitwiseAnd"}
+
+
+def test_the_command_names_what_it_does_not_take(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").write_text("x")
+    cases = [
+        (["--out", str(tmp_path)], "--out: .*holds other files"),
+        (["--out", str(tmp_path / "new"), "--dtype", "int8"], "--dtype must be one of float32, float16"),
+        (["nowhere", "--out", str(tmp_path / "new")], "'nowhere': not found"),
+        ([], "--out"),
+    ]
+    for words, message in cases:
+        monkeypatch.setattr(sys, "argv", ["fastddpm", "export", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 2
+        assert re.search(message, capsys.readouterr().err)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# ------------------------------------------------------------------ what is asked for
+
+
+def resolved(model, **changes):
+    arguments = {"schedule": None, "shape": None, "dtype": "float32"}
+    arguments |= {"num_classes": None, "condition_channels": None, "options": {}}
+    return resolve(model, **{**arguments, **changes})
+
+
+def sampler(**options):
+    return Sampler(make_unet(), SCHEDULE, **{"shape": (3, 8, 8), **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "ddpm", "variance_type": "fixed_large", "sigma_scale": 0.5, "clip_sample_range": 2.0},
+        {"method": "ddpm", "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        {"method": "ddim", "eta": 0.25, "prediction_type": "sample"},
+        {"method": "dpmpp_2m", "clip_sample_range": 1.0, "time_input": "noise_level"},
+    ],
+)
+def test_options_are_found_in_a_given_plan(options):
+    plan = make_plan(SCHEDULE, num_inference_steps=10, **options)
+    settings = resolved(Sampler.from_plan(make_unet(), SCHEDULE, plan, shape=(3, 8, 8)))
+    again = make_plan(SCHEDULE, **settings.defaults)
+    np.testing.assert_allclose(again.table, plan.table, rtol=1e-5, atol=1e-9)
+    assert settings.call.noise_level == ("time_input" in options)
+    for name in set(options) - {"time_input", "timestep_spacing", "eta", "sigma_scale"}:
+        assert settings.defaults[name] == options[name]
+
+
+def test_plans_that_no_file_can_walk_are_refused():
+    plan = make_plan(SCHEDULE, method="ddim", num_inference_steps=10, clip_sample_range=1.0)
+    bent = plan.table.copy()
+    bent[:, 3] *= 1.1
+    refused = {
+        "thresholding: dynamic thresholding given": plan.with_thresholding(),
+        "method: a plan of 'heun' given": replace(plan, method="heun"),
+        "plan: the sampler's table is not that of ddim": replace(plan, table=bent),
+        "model_time: a plan that tells the network something else": replace(
+            plan, model_time=np.arange(10, dtype=np.int64)
+        ),
+    }
+    for message, given in refused.items():
+        with pytest.raises(ValueError, match=message):
+            resolved(Sampler.from_plan(make_unet(), SCHEDULE, given, shape=(3, 8, 8)))
+    config = {"num_train_timesteps": 200, "clip_sample": True}  # whose steps keep the network's eps
+    peer = from_ddim_scheduler(config, 10)
+    with pytest.raises(ValueError, match="table is not that of ddim"):
+        resolved(Sampler.from_plan(make_unet(), SCHEDULE, peer, shape=(3, 8, 8)))
+
+
+def test_arguments_are_checked_before_any_work(tmp_path):
+    unet = make_unet()
+    cases = [
+        ("schedule: none given", unet, {}),
+        ("schedule: given with a sampler", sampler(), {"schedule": SCHEDULE}),
+        ("shape: none given", unet, {"schedule": SCHEDULE}),
+        ("dtype must be one of", sampler(), {"dtype": "bfloat16"}),
+        ("model: function given", Sampler(lambda x, t: x, SCHEDULE, shape=(1, 8, 8)), {}),
+        ("num_classes: 7 given, but the network has 4", sampler(), {"num_classes": 7}),
+        ("shape, condition_channels: 3 channels and 2 given", sampler(), {"condition_channels": 2}),
+        ("shape, condition_channels: 4 channels", sampler(), {"shape": (4, 8, 8)}),
+        ("timesteps", unet, {"schedule": SCHEDULE, "shape": (3, 8, 8), "timesteps": [5, 5]}),
+        (
+            "null_label: 3 given",
+            nn.Conv2d(1, 1, 1),
+            {"schedule": SCHEDULE, "shape": (1, 8, 8), "null_label": 3},
+        ),
+    ]
+    for message, model, arguments in cases:
+        with pytest.raises(ValueError, match=message):
+            fastddpm.export_onnx(model, tmp_path / "out", **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+class FixedBatch(nn.Module):
+    """A network that knows its batch size."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x, t):
+        return self.layer(x) + t.reshape(network.EXAMPLE_BATCH, 1, 1, 1)
+
+
+class Deaf(FixedBatch):
+    """A network that does not look at the time."""
+
+    def forward(self, x, t):
+        return self.layer(x)
+
+
+class Branching(FixedBatch):
+    """A network that looks at numbers."""
+
+    def forward(self, x, t):
+        return self.layer(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [(FixedBatch(), "batch size would be fixed at 2"), (Branching(), "cannot be exported by torch.onnx")],
+    ids=["fixed_batch", "branching"],
+)
+def test_networks_that_cannot_be_exported(tmp_path, model, message):
+    with pytest.raises(ExportError, match=message):
+        fastddpm.export_onnx(model, tmp_path / "out", schedule=SCHEDULE, shape=(1, 8, 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_ignores_the_time_is_exported(tmp_path):
+    torch.manual_seed(0)
+    options = {"schedule": SCHEDULE, "shape": (1, 4, 4), "num_inference_steps": 5, "clip_sample_range": 1.0}
+    path = fastddpm.export_onnx(Deaf(), tmp_path / "out", **options)
+    assert [one.name for one in onnx.load(path / "denoiser.onnx").graph.input] == ["x", "t"]
+
+
+def test_learned_range_needs_a_network_of_twice_the_channels(tmp_path):
+    options = {"schedule": SCHEDULE, "shape": (1, 4, 4), "variance_type": "learned_range"}
+    with pytest.raises(ValueError, match="learned_range given, but the model returns 1 channels"):
+        fastddpm.export_onnx(Deaf(), tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
