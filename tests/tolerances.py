@@ -18,3 +18,8 @@ TWO_PROCESSES = 2e-5
 # A drop-in against the library that it replaces, float32, over a whole chain in [-1, 1]; relative to the largest
 # value where a chain of an untrained network is not clipped. The goal set for drop-ins.
 DROP_IN = 1e-4
+# ONNX Runtime against PyTorch, and another batch size in either: the goal set for one seed on every backend.
+ACROSS_BACKENDS = 1e-3
+# One-file sampler against the step loop on the same machine: the same network and float32 formulas, the noise
+# by float32 operators or by float64 NumPy.
+ACROSS_ONNX_LOOPS = 1e-4

@@ -9,6 +9,13 @@
 arguments, `step_loop` walks a plan with one-step models, and `sampler` brings them together.
 """
 
+from importlib.util import find_spec
+
+if find_spec("onnxruntime") is None:
+    raise ImportError(
+        "fastddpm.onnx needs onnxruntime, not installed here: pip install onnxruntime, or onnxruntime-gpu"
+    )
+
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 from fastddpm.onnx.sampler import OnnxSampler
 

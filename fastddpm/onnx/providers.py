@@ -81,7 +81,10 @@ class Provider:
             reason = " ".join(str(error).split())[:300]
             if self.name == CPU:
                 raise OnnxFolderError(f"{file}: ONNX Runtime cannot load it ({reason})") from error
-            raise ProviderError(f"provider: {self.name} cannot run {file.name} ({reason})") from error
+            other = ', or loop="steps",' if file.name == "sampler.onnx" else ""
+            raise ProviderError(
+                f"provider: {self.name} cannot run {file.name} ({reason}); cpu{other} accepted"
+            ) from error
         if session.get_providers()[0] != self.name:
             raise ProviderError(
                 f"provider: {self.name} does not start here (its driver or libraries are missing or of "

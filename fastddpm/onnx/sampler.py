@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.onnx.errors import OnnxFolderError
+from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 from fastddpm.onnx.folder import read_folder
 from fastddpm.onnx.providers import CPU, CUDA, choose_provider
 from fastddpm.onnx.request import (
@@ -74,7 +75,7 @@ class OnnxSampler:
             loop = "steps" if self._provider.name == CUDA else "file"
         self.loop = loop
         self._lock = threading.Lock()
-        self._step_sessions: dict[bool, Any] = {}
+        self._step_sessions: dict[bool, tuple[Any, bool]] = {}
         self._step_loops: dict[tuple[int, bool], StepLoop] = {}
         self._graphs: bool = self._provider.name == CUDA
         self._file_session: Any = None
@@ -103,6 +104,10 @@ class OnnxSampler:
 
     def __repr__(self) -> str:
         return f"OnnxSampler({str(self.folder.path)!r}, provider={self.provider!r}, loop={self.loop!r})"
+
+    def plan(self, **given: Any) -> Plan:
+        """The plan for method, num_inference_steps, timestep_spacing, timesteps and eta, as of `sample`."""
+        return make_plan(self.folder.schedule, **resolved_options(self.folder, given))
 
     def sample(
         self,
@@ -154,8 +159,7 @@ class OnnxSampler:
             "timesteps": timesteps,
             "eta": eta,
         }
-        resolved = resolved_options(self.folder, given)
-        plan = make_plan(self.folder.schedule, **resolved)
+        plan = self.plan(**given)
         every = make_batch(
             self.folder,
             batch_size=batch_size,
@@ -165,7 +169,7 @@ class OnnxSampler:
             condition=condition,
         )
         size = len(every) if max_batch is None else min(whole("max_batch", max_batch), len(every))
-        eta_used = float(resolved["eta"])
+        eta_used = float(resolved_options(self.folder, given)["eta"])
         pieces = []
         with progress_bar(progress, -(-len(every) // size) * len(plan)) as advance:
             for start in range(0, len(every), size):
@@ -200,21 +204,30 @@ class OnnxSampler:
         guided, size = batch.guidance_scale != 1.0, buffer_size(len(batch))
         with self._lock:
             if (size, guided) not in self._step_loops:
-                first_graph = 1 + SLOTS * len(self._step_loops) if self._graphs else None
-                session = self._step_session(guided=guided)
+                session, captures = self._step_session(guided=guided)
+                first_graph = 1 + SLOTS * len(self._step_loops) if captures else None
                 self._step_loops[size, guided] = StepLoop(
                     session, self.image_shape, size, self._provider.device, first_graph
                 )
             loop = self._step_loops[size, guided]
             return loop.run(plan, batch.rows(0, size), advance)[: len(batch)]
 
-    def _step_session(self, *, guided: bool) -> Any:
+    def _step_session(self, *, guided: bool) -> tuple[Any, bool]:
+        """The session of step.onnx or step_guided.onnx, and whether it captures its runs."""
         if guided not in self._step_sessions:
-            name = "step_guided.onnx" if guided else "step.onnx"
-            self._step_sessions[guided] = self._session(
-                name, STEP_INPUTS, {"x_next", "x0"}, graphs=self._graphs
-            )
+            self._step_sessions[guided] = self._new_step_session(guided)
         return self._step_sessions[guided]
+
+    def _new_step_session(self, guided: bool) -> tuple[Any, bool]:
+        name = "step_guided.onnx" if guided else "step.onnx"
+        try:
+            return self._session(name, STEP_INPUTS, {"x_next", "x0"}, graphs=self._graphs), self._graphs
+        except ProviderError as error:
+            if not self._graphs:
+                raise
+            warnings.warn(f"{error}; running without CUDA graphs", stacklevel=2)
+            self._graphs = False
+            return self._session(name, STEP_INPUTS, {"x_next", "x0"}), False
 
     def _session(self, name: str, inputs: set[str], outputs: set[str], *, graphs: bool = False) -> Any:
         """A session on one of the folder's models that has the inputs and outputs it should have."""
@@ -251,7 +264,8 @@ class OnnxSampler:
             guidance_scale=1.0,
             condition=np.zeros((1, channels, height, width), dtype=np.float32) if channels else None,
         )
-        loop = StepLoop(self._step_session(guided=False), self.image_shape, len(batch), self._provider.device)
+        session, _ = self._step_session(guided=False)
+        loop = StepLoop(session, self.image_shape, len(batch), self._provider.device)
         self._step_sessions.clear()
         check_images(self._run_file(plan, 0.0, batch), loop.run(plan, batch, lambda n: None), self.provider)
 
