@@ -100,7 +100,31 @@ def theirs():
     return Sampler(network, SCHEDULE, shape=(1, 8, 8), method="dpmpp_2m", num_inference_steps=7)
 
 
-CASES = {"guided": guided, "sr3": sr3, "plain": plain, "diffusers": theirs}
+def conditional():
+    """A condition and classes with guidance; the class joins the time embedding, ahead of the blocks."""
+    config = UNetConfig(
+        in_channels=3,
+        out_channels=1,
+        base_channels=8,
+        channel_mults=(1, 2),
+        num_groups=4,
+        time_dim=16,
+        num_classes=3,
+        null_class=True,
+        class_conditioning="embedding",
+        time_conditioning="scale_shift",
+        time_cosine_first=True,
+        attention_head_dim=4,
+        downsample_padding=0,
+        center_input=True,
+    )
+    options = {"num_inference_steps": np.int64(9), "timestep_spacing": "trailing", "clip_sample_range": 1.0}
+    schedule = NoiseSchedule.cosine(100)
+    options |= {"prediction_type": "sample", "variance_type": "fixed_large", "shape": (1, 6, 10)}
+    return Sampler(make_unet(config, seed=2), schedule, **options)
+
+
+CASES = {"guided": guided, "sr3": sr3, "plain": plain, "diffusers": theirs, "conditional": conditional}
 
 
 class Exported:
@@ -172,7 +196,7 @@ def test_the_folder_says_what_it_is(exported, case):
     assert about["network_dtype"] == "float32"
     names = {path.name for path in made.folder.iterdir()}
     models = {"denoiser.onnx", "step.onnx", "sampler.onnx", "noise.onnx"}
-    models |= {"step_guided.onnx"} if case == "guided" else set()
+    models |= {"step_guided.onnx"} if case in ("guided", "conditional") else set()
     assert names == models | {"export.json", "README.md"}
     assert set(about["files"]) == models
     for name, file in about["files"].items():
@@ -184,10 +208,10 @@ def test_the_folder_says_what_it_is(exported, case):
     np.testing.assert_array_equal(again.table, sampler.plan.table)
     assert about["time"] == ("noise_level" if case == "sr3" else "index")
     assert about["learned_range"] == (case == "plain")
-    assert about["condition_channels"] == (3 if case == "sr3" else 0)
-    classes = {"guided": (4, 4), "diffusers": (5, None)}
+    assert about["condition_channels"] == {"sr3": 3, "conditional": 2}.get(case, 0)
+    classes = {"guided": (4, 4), "diffusers": (5, None), "conditional": (3, 3)}
     assert (about["num_classes"], about["null_label"]) == classes.get(case, (None, None))
-    multiple = {"guided": (2, 0), "sr3": (2, 2)}
+    multiple = {"guided": (2, 0), "sr3": (2, 2), "conditional": (2, 0)}
     assert (about["size_multiple"], about["size_padding"]) == multiple.get(case, (None, 0))
     test = about["self_test"]
     assert test["words"] == reference.words(test["seeds"], test["step"], 64)[:, :, 0].tolist()
@@ -209,6 +233,8 @@ def test_images_are_pytorchs_for_any_batch_steps_and_method(exported, case):
     names = ("prediction_type", "clip_sample_range", "variance_type")
     for method, steps in zip(METHODS, (4, 1, 3), strict=True):
         options = {name: defaults[name] for name in names}
+        if method != "ddpm" and options["variance_type"] == "fixed_large":
+            options["variance_type"] = "fixed_small"
         time_input = {"index": "timestep", "noise_level": "noise_level"}[made.about["time"]]
         options |= {"method": method, "num_inference_steps": steps, "time_input": time_input}
         plan = make_plan(made.sampler.schedule, timestep_spacing="trailing", **options)
@@ -248,7 +274,9 @@ def test_the_network_alone_and_where_sizes_vary(exported, case):
         assert difference(m, wanted.numpy()) <= NETWORK
 
 
-@pytest.mark.parametrize(("case", "scale"), [*((case, 1.0) for case in CASES), ("guided", 2.5)])
+@pytest.mark.parametrize(
+    ("case", "scale"), [*((case, 1.0) for case in CASES), ("guided", 2.5), ("conditional", 0.0)]
+)
 def test_a_loop_over_the_step_gives_the_samplers_images(exported, case, scale):
     made = exported(case)
     seeds, plan, shape = [7, 8], made.sampler.plan, made.about["image_shape"]
@@ -270,8 +298,9 @@ def test_a_loop_over_the_step_gives_the_samplers_images(exported, case, scale):
     assert difference(x, made.wanted(seeds, scale=scale)) <= CHAIN
 
 
-def test_guidance(exported):
-    made = exported("guided")
+@pytest.mark.parametrize("case", ["guided", "conditional"])
+def test_guidance(exported, case):
+    made = exported(case)
     unguided, _ = made.images([1, 2])
     for scale in (0.0, 3.0):
         images, _ = made.images([1, 2], scale=scale)
@@ -332,6 +361,21 @@ def test_nothing_but_weights_is_stored(exported):
             assert (node.doc_string, len(node.metadata_props)) == ("", 0)
         weights = sum(p.numel() * 4 for p in made.sampler.model.parameters())
         assert made.about["files"]["sampler.onnx"]["bytes"] <= 1.1 * weights + 300_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_classes": 5, "class_conditioning": "timestep", "norm": "in", "activation": "gelu"},
+        {"norm": "bn", "activation": "relu", "mid_attention": "plain"},
+    ],
+    ids=["timestep", "bn"],
+)
+def test_other_options_of_our_unet(tmp_path, options):
+    config = UNetConfig(base_channels=8, channel_mults=(1, 2), num_groups=4, time_dim=16, **options)
+    sampler = Sampler(make_unet(config), SCHEDULE, shape=(1, 8, 8), num_inference_steps=3)
+    made = Exported(sampler, tmp_path / "out")
+    assert difference(made.images([4, 9])[0], made.wanted([4, 9])) <= CHAIN
 
 
 def test_large_weights_go_to_a_file_beside_the_model(exported, tmp_path, monkeypatch):

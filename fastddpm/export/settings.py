@@ -122,6 +122,9 @@ def resolve(
     defaults = {name: given[name] for name in DEFAULTS} if "method" in given else _inferred(plan, sampler)
     if defaults["timesteps"] is not None:
         defaults["timesteps"] = [int(t) for t in defaults["timesteps"]]
+    defaults = {
+        name: option.item() if isinstance(option, np.generic) else option for name, option in defaults.items()
+    }
     reference = Sampler.from_plan(
         plain_copy(network, torch.float32),
         sampler.schedule,
