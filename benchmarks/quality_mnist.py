@@ -198,9 +198,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--engine", default="auto", help="compile is faster where it works")
-    parser.add_argument(
-        "--backwards", action="store_true", help="draw the last first, beside another process"
-    )
+    parser.add_argument("--backwards", action="store_true", help="last samples first")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     args = parser.parse_args()
     if args.samples < 2 * HALF:
