@@ -18,6 +18,7 @@ from fastddpm.engine import EngineUnavailable
 
 INTERRUPTED = 130
 OPTIONS = {
+    "backend": "--backend",
     "base_channels": "--base-channels",
     "batch_size": "--batch",
     "channel_mults": "--mults",

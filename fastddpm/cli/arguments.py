@@ -40,6 +40,18 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def choose_labels(n_classes: int | None, classes: str | None, seeds: list[int]) -> list[int] | None:
+    """A label per seed: the given classes, or all of them, in turn by seed; None without classes."""
+    if n_classes is None:
+        if classes is not None:
+            raise ValueError("--class: given, but this model has no classes")
+        return None
+    choices = list(range(n_classes)) if classes is None else parse_ranges(classes, "--class")
+    if max(choices) >= n_classes:
+        raise ValueError(f"--class: {classes} given, 0 to {n_classes - 1} accepted")
+    return [choices[seed % len(choices)] for seed in seeds]
+
+
 def parse_shape(text: str) -> tuple[int, int, int]:
     """``3,32,32`` -> (3, 32, 32): channels, height, width."""
     match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*", text)

@@ -96,6 +96,15 @@ def _strips(frames: Tensor) -> Pixels:
     return grid(to_uint8(kept.transpose(0, 1).flatten(0, 1)), columns=len(kept))
 
 
+def summary(images: Tensor, how: str, seconds: float, written: list[str]) -> str:
+    """The line that says what was drawn: ``(B, C, H, W)``, how, how fast, and where it went."""
+    count, (height, width) = len(images), images.shape[-2:]
+    return (
+        f"{count} image{'s' * (count > 1)} of {height}x{width}, {how}: {seconds:.2f} s, "
+        f"{count / seconds:.1f} images/s -> {', '.join(written)}"
+    )
+
+
 def _is_npz(path: Path | None) -> bool:
     return path is not None and path.suffix.lower() == ".npz"
 

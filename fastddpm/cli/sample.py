@@ -10,9 +10,11 @@ import typer
 from torch import Tensor
 
 from fastddpm.checkpoint import load
-from fastddpm.cli.arguments import parse_device, parse_dtype, parse_ranges, parse_seeds, parse_shape
-from fastddpm.cli.outputs import Outputs
+from fastddpm.cli.arguments import choose_labels, parse_device, parse_dtype, parse_seeds, parse_shape
+from fastddpm.cli.outputs import Outputs, summary
+from fastddpm.cli.sample_onnx import refuse_torch_options, sample_onnx
 from fastddpm.engine import EngineUnavailable
+from fastddpm.plans.plan import check_choice
 from fastddpm.sampler import Sampler
 from fastddpm.unet import UNet
 
@@ -50,6 +52,9 @@ def sample(
     config: Annotated[
         Path | None, typer.Option(help="JSON with what a checkpoint of another library does not say.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="torch, or onnx: MODEL is a folder of `fastddpm export`, run by ONNX Runtime.")
+    ] = "torch",
 ) -> None:
     """Draw images from a trained model, one per seed.
 
@@ -60,13 +65,23 @@ def sample(
         out = Path("samples.png")
     outputs = Outputs(out, outdir, trajectory)
     seed_list = parse_seeds(seeds)
+    check_choice("backend", backend, ("torch", "onnx"))
+    if backend == "onnx":
+        refuse_torch_options(trajectory=trajectory, shape=shape, engine=engine, dtype=dtype, config=config)
+        request: dict[str, Any] = {"method": method, "num_inference_steps": steps, "eta": eta}
+        request |= {"guidance_scale": guidance, "max_batch": batch}
+        sample_onnx(model, outputs, seed_list, classes=classes, device=device, request=request)
+        return
     image_shape = None if shape is None else parse_shape(shape)
     given: dict[str, Any] = {} if image_shape is None else {"shape": image_shape}
     sampler = load(model, config=config, device=parse_device(device), dtype=parse_dtype(dtype), **given)
     _refuse_condition(model, sampler)
     sampler = sampler.replace(**_changes(sampler, method, steps, eta, engine))
-    labels = _labels(sampler, classes, seed_list)
-    request: dict[str, Any] = {
+    network = sampler.model
+    labels = choose_labels(
+        network.config.num_classes if isinstance(network, UNet) else None, classes, seed_list
+    )
+    request = {
         "seeds": seed_list,
         "class_labels": labels,
         "guidance_scale": guidance,
@@ -79,12 +94,8 @@ def sample(
         frames = _draw(sampler, request, animated=trajectory is not None)
         seconds = time.perf_counter() - began
         written = outputs.write(frames, seed_list, labels)
-    count, (height, width) = len(seed_list), frames.shape[-2:]
-    print(
-        f"{count} image{'s' * (count > 1)} of {height}x{width}, {sampler.plan.method}, "
-        f"{len(sampler.plan)} steps, engine {sampler.engine} on {sampler.device}: {seconds:.2f} s, "
-        f"{count / seconds:.1f} images/s -> {', '.join(written)}"
-    )
+    where = f"{sampler.plan.method}, {len(sampler.plan)} steps, engine {sampler.engine} on {sampler.device}"
+    print(summary(frames[-1], where, seconds, written))
 
 
 def _changes(
@@ -128,17 +139,3 @@ def _refuse_condition(model: str, sampler: Sampler) -> None:
             f"{model}: a super-resolution network, which needs an image of {channels} channels as its "
             "condition; fastddpm.load(...).sample(condition=image) takes one"
         )
-
-
-def _labels(sampler: Sampler, classes: str | None, seeds: list[int]) -> list[int] | None:
-    """A label per seed: the given classes, or all of them, in turn by seed; None without classes."""
-    network = sampler.model
-    n_classes = network.config.num_classes if isinstance(network, UNet) else None
-    if n_classes is None:
-        if classes is not None:
-            raise ValueError("--class: given, but this model has no classes")
-        return None
-    choices = list(range(n_classes)) if classes is None else parse_ranges(classes, "--class")
-    if max(choices) >= n_classes:
-        raise ValueError(f"--class: {classes} given, 0 to {n_classes - 1} accepted")
-    return [choices[seed % len(choices)] for seed in seeds]

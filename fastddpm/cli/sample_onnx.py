@@ -1,0 +1,69 @@
+"""`fastddpm sample --backend onnx`: the images of an export, drawn by ONNX Runtime, into the same files."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fastddpm.cli.arguments import choose_labels
+from fastddpm.cli.outputs import Outputs, summary
+
+
+def refuse_torch_options(*, engine: str, dtype: str, **given: Any) -> None:
+    """ValueError where an option was given that an export has fixed or does not know."""
+    given |= {"engine": None if engine == "auto" else engine, "dtype": None if dtype == "float32" else dtype}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"--{name}: {str(value)!r} given with --backend onnx, where it is fixed or there is none; "
+                "no value accepted"
+            )
+
+
+def sample_onnx(
+    folder: str,
+    outputs: Outputs,
+    seeds: list[int],
+    *,
+    classes: str | None,
+    device: str | None,
+    request: Mapping[str, Any],
+) -> None:
+    """Draws an image per seed and writes them.
+
+    Args:
+        folder: written by `fastddpm export`.
+        outputs: the files asked for.
+        seeds: one per image.
+        classes: as typed; None for all in turn.
+        device: cpu, cuda or cuda:N; None for CUDA where it starts, else the CPU.
+        request: further arguments of `OnnxSampler.sample`; None for what was exported.
+    """
+    try:
+        from fastddpm.onnx import OnnxSampler
+    except ImportError as error:
+        raise ValueError(f"--backend: onnx given; {error}") from error
+    match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", device or "cpu")
+    if match is None or (match[1] == "cpu" and match[2]):
+        raise ValueError(f"--device: {device!r} given, cpu, cuda or cuda:N accepted")
+    options = {"device_id": match[2]} if match[2] else None
+    sampler = OnnxSampler(folder, "auto" if device is None else match[1], provider_options=options)
+    if sampler.folder.condition_channels:
+        raise ValueError(
+            f"{folder}: a super-resolution network, which needs an image of "
+            f"{sampler.folder.condition_channels} channels as its condition; "
+            "fastddpm.onnx.OnnxSampler(...).sample(condition=image) takes one"
+        )
+    labels = choose_labels(sampler.folder.num_classes, classes, seeds)
+    with outputs.ready(seeds, sampler.image_shape[0]):
+        began = time.perf_counter()
+        images = torch.from_numpy(sampler.sample(seeds=seeds, class_labels=labels, **request))
+        seconds = time.perf_counter() - began
+        written = outputs.write(images[None], seeds, labels)
+    plan = sampler.plan(**{name: request[name] for name in ("method", "num_inference_steps", "eta")})
+    how = f"{plan.method}, {len(plan)} steps, ONNX Runtime {sampler.provider}, loop {sampler.loop}"
+    print(summary(images, how, seconds, written))
