@@ -138,4 +138,6 @@ def step_case(
         self_condition=self_condition,
         thresholding=plan.thresholding,
         learned_range=plan.learned_range and plan.stochastic,
+        divide=plan.divides,
+        rederive=plan.rederives,
     )

@@ -52,6 +52,8 @@ def reverse_step(
     w: np.ndarray | None = None,
     s: np.ndarray | None = None,
     clip: bool = False,
+    divide: bool = False,
+    rederive: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(x_next, x0) of a step, sample by sample; `row` has the coefficients by their names in the formula.
 
@@ -66,12 +68,16 @@ def reverse_step(
             plain = m[i][:channels].astype(np.float64)
             output = plain + float(w[i]) * (output - plain)
         state = x[i].astype(np.float64)
-        x0 = row["p"] * state + row["q"] * output
+        x0 = (row["p"] * state + row["q"] * output) / (row["d"] if divide else 1.0)
         if s is not None:
             x0 = np.clip(x0, -float(s[i]), float(s[i])) / float(s[i])
         elif clip:
             x0 = np.clip(x0, -row["r"], row["r"])
-        following = row["a"] * x0 + row["b"] * state + row["e"] * output
+        from_x, direction = row["b"] * state, output
+        if rederive:
+            direction = (from_x + row["f"] * x0 + row["g"] * output) / row["w"]
+            from_x = 0.0
+        following = row["a"] * x0 + from_x + row["e"] * direction
         if x0_prev is not None:
             following = following + row["h"] * x0_prev[i].astype(np.float64)
         if z is not None:

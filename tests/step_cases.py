@@ -33,6 +33,10 @@ ROW = {
     "c": 0.41,
     "log_var_min": -3.2,
     "log_var_max": -0.7,
+    "d": 0.9,
+    "f": -0.57,
+    "g": 0.21,
+    "w": 1.1,
 }
 
 
@@ -48,6 +52,8 @@ class Case:
     guidance: bool = False
     threshold: bool = False
     learned_range: bool = False
+    divide: bool = False
+    rederive: bool = False
 
 
 CASES = (
@@ -63,7 +69,12 @@ CASES = (
     Case("guidance", guidance=True, clip=True),
     Case("learned_range", learned_range=True, clip=True),
     Case("learned_range_linear_ring", learned_range=True, noise="ring"),
+    Case("divide", divide=True),
+    Case("divide_clip", divide=True, clip=True),
+    Case("rederive", rederive=True, clip=True),
+    Case("divide_rederive_multistep", noise="ring", divide=True, rederive=True, x0=True, multistep=True),
     Case("everything", guidance=True, learned_range=True, threshold=True, x0=True, multistep=True),
+    Case("divided_everything", guidance=True, learned_range=True, threshold=True, divide=True, rederive=True),
 )
 
 
@@ -108,6 +119,8 @@ def arguments(
         "threshold": torch.tensor([1.2, 0.7, 2.0])[:batch] if case.threshold else None,
         "clip": case.clip,
         "multistep": case.multistep,
+        "divide": case.divide,
+        "rederive": case.rederive,
     }
 
 
@@ -124,6 +137,8 @@ def expected(given: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         w=None if given["guidance"] is None else given["guidance"].numpy(),
         s=None if given["threshold"] is None else given["threshold"].numpy(),
         clip=given["clip"],
+        divide=given["divide"],
+        rederive=given["rederive"],
     )
 
 

@@ -15,7 +15,7 @@ from fastddpm_kernels.reverse_step import kernel as reverse_step
 
 CLIP = Case("clip", clip=True)
 
-ON_EVERY_TARGET = ("linear", "clip", "multistep", "learned_range", "everything")
+ON_EVERY_TARGET = ("linear", "clip", "multistep", "learned_range", "divide_clip", "everything")
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +134,16 @@ def test_instructions_of_a_clipped_step(m_dtype, limit, tmp_path):
     made = build_step(CLIP, "sm_90", tmp_path, m_dtype=m_dtype)
     assert made.elements_per_thread == 16
     assert made.instructions_per_element <= limit
+
+
+def test_instructions_of_a_division(tmp_path):
+    """A correctly rounded division is 18 to 20 instructions more: 61.5 for x0, 63.5 for eps."""
+    for case in (Case("x0", divide=True, clip=True), Case("eps", rederive=True, clip=True)):
+        made = build_step(case, "sm_90", tmp_path)
+        check(made)
+        assert any(code.startswith("MUFU.RCP") for code in made.opcodes)
+        assert any(code.startswith("FCHK") for code in made.opcodes), "not the IEEE division"
+        assert made.instructions_per_element <= 66
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])

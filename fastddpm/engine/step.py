@@ -19,6 +19,7 @@ from fastddpm_kernels.reverse_step.reference import split_output
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 NoiseKind = Literal["none", "philox", "torch"]
+DIVISOR = int(Column.D)  # torch.compile cannot trace the member itself as an index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,8 @@ class StepCase:
         self_condition: the network is given the last predicted x0, as ``x_self_cond`` (Chen et al. 2023).
         thresholding: ``(quantile, largest bound)`` of dynamic thresholding, or None.
         learned_range: the noise is scaled by the model's own variance, so it has 2C channels.
+        divide: the row divides x0 by a number of its own.
+        rederive: the row takes eps from x, x0 and the model's output, divided by a number of its own.
     """
 
     shape: tuple[int, int, int, int]
@@ -49,6 +52,8 @@ class StepCase:
     self_condition: bool = False
     thresholding: tuple[float, float] | None = None
     learned_range: bool = False
+    divide: bool = False
+    rederive: bool = False
 
 
 class StepBuffers:
@@ -101,7 +106,7 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase) -> None:
         )
     threshold = None
     if case.thresholding is not None:
-        threshold = dynamic_threshold(m, buffers, case.thresholding)
+        threshold = dynamic_threshold(m, buffers, case.thresholding, divide=case.divide)
     # x_{k+1} = a*x0 + b*x + e*m + h*x0_prev + c*z,  x0 = clip(p*x + q*m)
     reverse_step(
         buffers.x,
@@ -114,24 +119,36 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase) -> None:
         threshold=threshold,
         clip=case.clip,
         multistep=case.multistep,
+        divide=case.divide,
+        rederive=case.rederive,
     )
     k.add_(1)
 
 
-def dynamic_threshold(m: Tensor, buffers: StepBuffers, thresholding: tuple[float, float]) -> Tensor:
+def dynamic_threshold(
+    m: Tensor, buffers: StepBuffers, thresholding: tuple[float, float], *, divide: bool = False
+) -> Tensor:
     """Per-sample bound of Imagen's dynamic thresholding (Saharia et al. 2022, section 2.3).
 
     Args:
         m: the network's output.
         buffers: the step's buffers.
         thresholding: ``(ratio, maximum)``: the bound is the ratio-quantile of |x0|, within [1, maximum].
+        divide: x0 has the row's divisor.
 
     Returns:
         float32 ``(B,)``.
     """
     ratio, maximum = thresholding
     m, _ = split_output(m, buffers.x.shape[1], buffers.guidance)
-    p, q = buffers.table.index_select(0, buffers.counter[:1])[0, : Column.R].unbind()
-    x0 = p * buffers.x + q * m
+    x0 = predicted_x0(buffers.x, m, buffers.table, buffers.counter, divide=divide)
     bound: Tensor = x0.abs().flatten(1).quantile(ratio, dim=1).clamp(1.0, maximum)
     return bound
+
+
+def predicted_x0(x: Tensor, m: Tensor, table: Tensor, counter: Tensor, *, divide: bool) -> Tensor:
+    """x0 before any bound, float32 like x: p*x + q*m, over d if the row divides; the row is counter[0]."""
+    row = table.index_select(0, counter[:1])[0]
+    p, q = row[: Column.R].unbind()
+    x0 = p * x + q * m
+    return x0 / row[DIVISOR] if divide else x0

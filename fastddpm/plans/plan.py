@@ -3,6 +3,9 @@
     x0     = clip(p*x + q*m, -r, r)
     x_next = a*x0 + b*x + e*m + h*x0_prev + c*z          z ~ N(0, I), m the network's output
 
+Plans that repeat a library divide where it does: x0 by d, and eps, in the place of m, by w
+(`fastddpm_kernels.table`).
+
 The functions of this package go from a `NoiseSchedule` (or a diffusers scheduler's configuration) to a
 `Plan`; a sampler walks its rows with `fastddpm_kernels.reverse_step`. Nothing here needs a network or torch.
 """
@@ -41,7 +44,8 @@ class Plan:
         model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels.
         table: float32 [S, 16]; columns as in `fastddpm_kernels.table.Column`.
         prediction_type: what the network returns.
-        clip: whether column R bounds x0. False: the collapsed LINEAR_X, LINEAR_M form is exact.
+        clip: whether column R bounds x0. False, and no divisions: the collapsed LINEAR_X, LINEAR_M form is
+            exact.
         multistep: whether a row uses the x0 of the row before (column H).
         learned_range: whether the network returns 2C channels, the second half steering the variance between
             LOG_VAR_MIN and LOG_VAR_MAX. With both columns 0 the second half changes nothing.
@@ -75,6 +79,13 @@ class Plan:
         self._freeze("model_time", self.model_time, time_dtype, (steps,))
         self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
         self._freeze("draws", draws, np.bool_, (steps,))
+        for divisor in (Column.D, Column.W):
+            divides = self.table[:, divisor] != 0
+            if divides.any() and not divides.all():
+                raise ValueError(
+                    f"{self.method} divides by zero at timestep {self.timesteps[np.argmin(divides)]}: column "
+                    f"{_column_name(divisor)} is 0 there and not in every row"
+                )
         if not np.isfinite(self.model_time).all():
             raise ValueError(f"a plan's model_time must be finite, got {self.model_time!r}")
         if self.clip and self.thresholding is not None:
@@ -95,6 +106,16 @@ class Plan:
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
         return bool(np.any(self.table[:, Column.C] != 0))
+
+    @property
+    def divides(self) -> bool:
+        """Whether x0 has a divisor (column D); one of 1 keeps x0 a sum of its own in a plan without clip."""
+        return bool(self.table[0, Column.D] != 0)
+
+    @property
+    def rederives(self) -> bool:
+        """Whether column E takes eps = (b*x + f*x0 + g*m) / w in the place of m."""
+        return bool(self.table[0, Column.W] != 0)
 
     def row_of(self, timestep: int) -> int:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
@@ -164,6 +185,14 @@ def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float3
 
 def _add_linear(table: Float64) -> None:
     p, q, a, b, e = (table[:, c] for c in (Column.P, Column.Q, Column.A, Column.B, Column.E))
+    d, f, g, w = (table[:, c] for c in (Column.D, Column.F, Column.G, Column.W))
+    divisor = np.where(d == 0, 1.0, d)
+    p, q = p / divisor, q / divisor
+    rederived, divisor = w != 0, np.where(w == 0, 1.0, w)
+    b, e = (
+        np.where(rederived, e * (b + f * p) / divisor, b),
+        np.where(rederived, e * (f * q + g) / divisor, e),
+    )
     table[:, Column.LINEAR_X] = a * p + b
     table[:, Column.LINEAR_M] = a * q + e
 

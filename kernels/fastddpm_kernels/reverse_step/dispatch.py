@@ -24,6 +24,8 @@ def reverse_step(
     threshold: Tensor | None = None,
     clip: bool = False,
     multistep: bool = False,
+    divide: bool = False,
+    rederive: bool = False,
 ) -> None:
     """One reverse step, in place on x, with the coefficients of row k = counter[0] of the table:
 
@@ -31,7 +33,11 @@ def reverse_step(
         x0     = clip(p*x + q*m, -r, r)                  or clip(p*x + q*m, -s, s) / s with threshold
         x_next = a*x0 + b*x + e*m + h*x0_prev + c*z
 
-    Where nothing bends or reads x0 this is x_next = linear_x*x + linear_m*m + c*z, and is computed so.
+    Where nothing bends or reads x0 this is x_next = linear_x*x + linear_m*m + c*z, and is computed so. With
+    divisions it is computed as written, and on the CPU each operation rounds once, in this order:
+
+        x0     = clip((p*x + q*m) / d, -r, r)            divide
+        x_next = a*x0 + e*eps + h*x0_prev + c*z,  eps = (b*x + f*x0 + g*m) / w       rederive
 
     Args:
         x: float32 (B, C, H, W), or any (B, ...), contiguous. Overwritten by x_next. With several GPUs, x's
@@ -50,6 +56,8 @@ def reverse_step(
         threshold: float32 (B,), the bounds s > 0; takes the place of clip.
         clip: bound x0 by column r.
         multistep: x0 holds x0_prev on entry (2M). Without it the h term is left out.
+        divide: x0 has the divisor d, before the bound; d = 0 gives infinities, or NaN.
+        rederive: e takes eps in place of m, from x, the bounded x0 and m; likewise w = 0.
 
     With 2C channels the noise is scaled by sigma = c * exp(0.5*(f*log_var_max + (1-f)*log_var_min)), f =
     (v+1)/2, v from the conditional half, else by c.
@@ -71,7 +79,9 @@ def reverse_step(
     if x.device.type == "cuda":
         from .op import reverse_step_op
 
-        reverse_step_op(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep)
+        reverse_step_op(
+            x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive
+        )
     else:
         reference_reverse_step(
             x,
@@ -84,6 +94,8 @@ def reverse_step(
             threshold=threshold,
             clip=clip,
             multistep=multistep,
+            divide=divide,
+            rederive=rederive,
         )
 
 

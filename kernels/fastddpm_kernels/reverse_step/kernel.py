@@ -2,8 +2,10 @@
 
     m      = m_u + w*(m_c - m_u)                                       guidance
     x0     = clip(p*x + q*m, -r, r)   or  clip(p*x + q*m, -s, s) / s   CLIP, threshold
+             of (p*x + q*m) / d                                        DIVIDE
     x_next = a*x0 + b*x + e*m + h*x0_prev + sigma*z                    h only if MULTISTEP
              linear_x*x + linear_m*m + sigma*z                         if nothing bends, reads or keeps x0
+             a*x0 + e*((b*x + f*x0 + g*m) / w) + h*x0_prev + sigma*z   REDERIVE
     sigma  = c   or   c * exp(0.5*(f*log_var_max + (1-f)*log_var_min)), f = (v+1)/2      LEARNED_RANGE
 
 x and x0 are float32 (B, C, H, W) contiguous; m is float32, float16 or bfloat16, contiguous or channels_last,
@@ -38,6 +40,10 @@ LOG_VAR_MIN = tl.constexpr(int(Column.LOG_VAR_MIN))
 LOG_VAR_MAX = tl.constexpr(int(Column.LOG_VAR_MAX))
 LINEAR_X = tl.constexpr(int(Column.LINEAR_X))
 LINEAR_M = tl.constexpr(int(Column.LINEAR_M))
+D = tl.constexpr(int(Column.D))
+F = tl.constexpr(int(Column.F))
+G = tl.constexpr(int(Column.G))
+W = tl.constexpr(int(Column.W))
 ROW = tl.constexpr(N_COLUMNS)
 
 
@@ -94,6 +100,8 @@ def reverse_step_kernel(
     ring_slots,
     CLIP: tl.constexpr,
     MULTISTEP: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    REDERIVE: tl.constexpr,
     SEEDED: tl.constexpr,
     LEARNED_RANGE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
@@ -132,15 +140,23 @@ def reverse_step_kernel(
     if guidance_ptr is not None:
         m = m_u + tl.load(guidance_ptr + sample) * (m - m_u)
 
-    if CLIP or (threshold_ptr is not None) or (x0_ptr is not None):
+    if CLIP or DIVIDE or REDERIVE or (threshold_ptr is not None) or (x0_ptr is not None):
         x0 = tl.load(row_ptr + P) * x + tl.load(row_ptr + Q) * m
+        if DIVIDE:
+            # Rounded once, as IEEE 754 has it; `/` may be off by two units in the last place.
+            x0 = tl.div_rn(x0, tl.load(row_ptr + D))
         if threshold_ptr is not None:
             bound = tl.load(threshold_ptr + sample)
             x0 = tl.clamp(x0, -bound, bound, propagate_nan=tl.PropagateNan.ALL) / bound
         elif CLIP:
             bound = tl.load(row_ptr + R)
             x0 = tl.clamp(x0, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
-        x_next = tl.load(row_ptr + A) * x0 + tl.load(row_ptr + B) * x + tl.load(row_ptr + E) * m
+        if REDERIVE:
+            eps = tl.load(row_ptr + B) * x + tl.load(row_ptr + F) * x0 + tl.load(row_ptr + G) * m
+            eps = tl.div_rn(eps, tl.load(row_ptr + W))
+            x_next = tl.load(row_ptr + A) * x0 + tl.load(row_ptr + E) * eps
+        else:
+            x_next = tl.load(row_ptr + A) * x0 + tl.load(row_ptr + B) * x + tl.load(row_ptr + E) * m
         if x0_ptr is not None:
             x0_row_ptr = x0_ptr + sample * n_elements
             if MULTISTEP:
@@ -189,6 +205,8 @@ def configure(
     threshold: Tensor | None,
     clip: bool,
     multistep: bool,
+    divide: bool,
+    rederive: bool,
 ) -> Launch:
     """The launch for these arguments (as in `dispatch.reverse_step`): grid, positional and keyword arguments.
 
@@ -212,6 +230,8 @@ def configure(
     cases = {
         "CLIP": clip,
         "MULTISTEP": multistep,
+        "DIVIDE": divide,
+        "REDERIVE": rederive,
         "SEEDED": seeded,
         "LEARNED_RANGE": m.shape[1] != x.shape[1],
         "CHANNELS_LAST": channels_last,
@@ -219,9 +239,9 @@ def configure(
     return grid, (*tensors, *numbers), options | cases
 
 
-def launch(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep):
+def launch(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive):
     """Run the kernel in place on x and x0; on CPU tensors under Triton's interpreter."""
     grid, arguments, options = configure(
-        x, m, table, counter, noise, x0, guidance, threshold, clip, multistep
+        x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive
     )
     reverse_step_kernel[grid](*arguments, **options)

@@ -20,9 +20,11 @@ def reverse_step_op(
     threshold: Tensor | None,
     clip: bool,
     multistep: bool,
+    divide: bool,
+    rederive: bool,
 ) -> None:
     """In place on x and x0; arguments as in `dispatch.reverse_step`, which checks them. No gradient."""
     grid, arguments, options = configure(
-        x, m, table, counter, noise, x0, guidance, threshold, clip, multistep
+        x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive
     )
     wrap_triton(reverse_step_kernel)[grid](*arguments, **options)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..noise import normal
-from ..table import Column
 
 
 def reverse_step(
@@ -24,23 +23,30 @@ def reverse_step(
     threshold: Tensor | None = None,
     clip: bool = False,
     multistep: bool = False,
+    divide: bool = False,
+    rederive: bool = False,
 ) -> None:
     """One reverse step in float32, in place on x and x0; arguments as in `dispatch.reverse_step`."""
     row = table.index_select(0, counter[:1]).squeeze(0)
     # In the order of `Column` (whose members torch.compile cannot trace as indices).
-    p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m = row[: len(Column)].unbind()
+    p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m, d, f, g, w = row.unbind()
     m, variance = split_output(m, x.shape[1], guidance)
 
-    if not clip and threshold is None and x0 is None:
+    if not (clip or divide or rederive) and threshold is None and x0 is None:
         x_next = linear_x * x + linear_m * m
     else:
         pred_x0 = p * x + q * m
+        if divide:
+            pred_x0 = pred_x0 / d
         if threshold is not None:
             bound = _per_sample(threshold, x)
             pred_x0 = torch.clamp(pred_x0, -bound, bound) / bound
         elif clip:
             pred_x0 = torch.clamp(pred_x0, -r, r)
-        x_next = a * pred_x0 + b * x + e * m
+        if rederive:
+            x_next = a * pred_x0 + e * ((b * x + f * pred_x0 + g * m) / w)
+        else:
+            x_next = a * pred_x0 + b * x + e * m
         if x0 is not None:
             if multistep:
                 x_next = x_next + h * x0
@@ -49,8 +55,8 @@ def reverse_step(
     if noise is not None:
         sigma = c
         if variance is not None:
-            f = (variance + 1.0) * 0.5
-            log_variance = f * log_var_max + (1.0 - f) * log_var_min
+            fraction = (variance + 1.0) * 0.5
+            log_variance = fraction * log_var_max + (1.0 - fraction) * log_var_min
             sigma = sigma * torch.exp(0.5 * log_variance)
         x_next = x_next + sigma * _noise(noise, counter, x)
     x.copy_(x_next)
