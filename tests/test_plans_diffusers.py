@@ -1,5 +1,7 @@
 """Peer-arithmetic plans against diffusers' own schedulers: one step at a time, and whole chains."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -48,15 +50,19 @@ class Walker:
             threshold=self._threshold(k, x, m),
             clip=plan.clip,
             multistep=plan.multistep,
+            divide=plan.divides,
+            rederive=plan.rederives,
         )
         return x
 
     def _threshold(self, k, x, m):
         if self.plan.thresholding is None:
             return None
-        ratio, largest = self.plan.thresholding
-        p, q = self.table[k, Column.P], self.table[k, Column.Q]
-        bound = torch.quantile((p * x + q * m[:, : x.shape[1]]).abs().flatten(1), ratio, dim=1)
+        plan = self.plan
+        ratio, largest = plan.thresholding
+        p, q, d = (self.table[k, column] for column in (Column.P, Column.Q, Column.D))
+        x0 = (p * x + q * m[:, : x.shape[1]]) / (d if plan.divides else 1)
+        bound = torch.quantile(x0.abs().flatten(1), ratio, dim=1)
         return bound.clamp(min=1, max=largest)
 
 
@@ -198,7 +204,7 @@ def test_finite_where_diffusers_is_nan():
     assert scheduler.step(x, 999, x, eta=1.0, return_dict=False)[0].isnan().any()
     plan = from_ddim_scheduler(scheduler, 10, eta=1.0)
     # Nothing of the direction is left: x_next = sqrt(abar_prev) x0 + sigma z.
-    assert plan.table[0, Column.B] == plan.table[0, Column.E] == 0
+    assert plan.table[0, Column.E] == 0
     assert np.isclose(plan.table[0, Column.A] ** 2 + plan.table[0, Column.C] ** 2, 1, rtol=1e-6)
 
 
@@ -495,3 +501,38 @@ def test_the_default_dtype_of_torch_changes_nothing(build, config):
         torch.set_default_dtype(torch.float32)
     assert plan.table.tobytes() == expected.table.tobytes()
     assert plan.timesteps.tolist() == expected.timesteps.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"use_clipped_model_output": True}])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_collapsed_columns_of_rows_with_divisions(prediction, options):
+    """What a row without a bound comes to, in float64 and from the formulas of DDIM with divisions."""
+    plan = from_ddim_scheduler({"prediction_type": prediction, "clip_sample": False}, 20, **options)
+    assert plan.divides
+    assert plan.rederives is (prediction != "epsilon" or bool(options))
+    rng = np.random.default_rng(0)
+    for row in plan.table.astype(np.float64):
+        x, m = rng.standard_normal(2)
+        x0 = (row[Column.P] * x + row[Column.Q] * m) / row[Column.D]
+        eps = m
+        if plan.rederives:
+            eps = (row[Column.B] * x + row[Column.F] * x0 + row[Column.G] * m) / row[Column.W]
+        expected = row[Column.A] * x0 + row[Column.E] * eps
+        got = row[Column.LINEAR_X] * x + row[Column.LINEAR_M] * m
+        # float32 rounds the collapsed columns, which are up to 1/alpha = 157 and cancel.
+        assert got == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("column", [Column.D, Column.W])
+def test_a_divisor_of_zero_is_refused(column):
+    plan = from_ddim_scheduler({}, 10, use_clipped_model_output=True)
+    table = plan.table.copy()
+    table[4, column] = 0
+    with pytest.raises(ValueError, match=f"timestep {plan.timesteps[4]}: column {column.name.lower()} is 0"):
+        dataclasses.replace(plan, table=table)
+
+
+def test_only_plans_that_repeat_a_library_divide():
+    plan = ddim_plan(NoiseSchedule.linear(), 10)
+    assert not plan.divides
+    assert not plan.rederives

@@ -2,9 +2,10 @@
 
     x0   = clip(denoised_fn(p*x + q*m))
     mean = a*x0 + b*x + e*m + variance*gradient                      p_sample (Sohl-Dickstein et al. 2015)
-    mean = a*(x0 + recipm1*sqrt(1 - abar)*gradient) + b*x            ddim_sample (Song et al. 2020)
+    mean = a*x0' + e*(b*x + f*x0')/w                                 ddim_sample (Song et al. 2020)
+    x0'  = x0 + recipm1*sqrt(1 - abar)*gradient
 
-The second is eps - sqrt(1 - abar)*gradient, solved for x0.
+The last is eps - sqrt(1 - abar)*gradient, solved for x0.
 """
 
 from __future__ import annotations
@@ -83,25 +84,33 @@ class Guidance:
         t = plan_times.index_select(0, k)
         row = plan_rows.index_select(0, k[:1])[0]
         m, variance = split_output(unwrapped(model(x, t, **cond)), x.shape[1], None)
-        p, q, r, a, b, e = row[: Column.H].unbind()
+        p, q, r = row[: Column.A].unbind()
         x0 = p * x + q * m
         if self.denoised_fn is not None:
             x0 = self.denoised_fn(x0)
         if self.plan.clip:
             x0 = torch.clamp(x0, -r, r)
-        mean: Tensor = a * x0 + b * x + e * m
+        mean = self._mean(row, x, x0, m)
         if self.cond_fn is not None:
             # A copy, since the loop goes on to write into x.
             gradient = self.cond_fn(x.clone(), t, **cond).float()
             if self.plan.method == "ddim":
                 x0 = x0 + plan_weights.index_select(0, k[:1]) * gradient
-                mean = a * x0 + b * x
+                mean = self._mean(row, x, x0, m)
             elif self.weights is None and variance is not None:
                 mean = mean + learned_variance(variance, row) * gradient
             else:
                 mean = mean + plan_weights.index_select(0, k[:1]) * gradient
         self.pred_xstart = x0
         return mean if variance is None else torch.cat([mean, variance], dim=1)
+
+    def _mean(self, row: Tensor, x: Tensor, x0: Tensor, m: Tensor) -> Tensor:
+        """x_next without its noise, in the order of `fastddpm_kernels.reverse_step`."""
+        a, b, e = row[Column.A : Column.H].unbind()
+        if not self.plan.rederives:
+            return a * x0 + b * x + e * m
+        f, g, w = row[Column.F :].unbind()
+        return a * x0 + e * ((b * x + f * x0 + g * m) / w)
 
 
 def learned_variance(values: Tensor, row: Tensor) -> Tensor:

@@ -158,13 +158,14 @@ def ddim_plan(process: Process, *, eta: float, clip_denoised: bool) -> Plan:
     left = 1 - before - sigma**2
     if bool((left < ROUNDING).any()):
         raise ValueError(f"eta: {eta!r} given; it leaves less than no variance for eps")
-    direction = _float64(left.clamp(min=0).sqrt())
-    recip = _rounded(process.tables["sqrt_recip_alphas_cumprod"])
-    recipm1 = _rounded(process.tables["sqrt_recipm1_alphas_cumprod"])
+    # eps = (recip*x - x0)/recipm1
     columns = {
         **_x0_columns(process),
-        "a": _float64(before.sqrt()) - direction / recipm1,
-        "b": direction * recip / recipm1,
+        "a": _float64(before.sqrt()),
+        "b": process.tables["sqrt_recip_alphas_cumprod"],
+        "e": _float64(left.clamp(min=0).sqrt()),
+        "f": -np.ones(len(process)),
+        "w": process.tables["sqrt_recipm1_alphas_cumprod"],
         "c": np.where(np.arange(len(abar)) > 0, _float64(sigma), 0.0),
     }
     return _plan(process, "ddim", columns, clip_denoised)
@@ -174,6 +175,8 @@ def _plan(process: Process, method: str, columns: dict[str, Float64], clip_denoi
     """The plan of columns by t, ascending."""
     total = len(process)
     rows = {name: values[::-1] for name, values in columns.items()}
+    if not clip_denoised:
+        rows["d"] = np.ones(total)  # x0 is a sum of its own there, and not multiplied out of the row
     return Plan(
         method=method,
         timesteps=np.arange(total - 1, -1, -1, dtype=np.int64),

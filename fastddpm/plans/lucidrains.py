@@ -138,20 +138,15 @@ def ddim_plan(buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta:
     noise = np.append(_float64(sigma), 0.0)
 
     # eps = (recip*x - x0)/recipm1, of the clipped x0, of the network's own, or the network's output.
-    recip = _float64(tables["sqrt_recip_alphas_cumprod"][order])
-    recipm1 = _float64(tables["sqrt_recipm1_alphas_cumprod"][order])
-    a, b, e = from_x0, np.zeros_like(direction), np.zeros_like(direction)
-    if objective == "pred_noise" and (habits.learned or not habits.rederives):
-        e = direction
-    elif habits.learned:
-        b, e = direction * recip / recipm1, -direction / recipm1
-    else:
-        a, b = from_x0 - direction / recipm1, direction * recip / recipm1
+    if objective != "pred_noise" or (habits.rederives and not habits.learned):
+        columns["b"] = _float64(tables["sqrt_recip_alphas_cumprod"][order])
+        columns["g" if habits.learned else "f"] = np.full(len(order), -1.0)
+        columns["w"] = _float64(tables["sqrt_recipm1_alphas_cumprod"][order])
     return Plan(
         method="ddim",
         timesteps=visited,
         model_time=visited,
-        table=build_table(len(visited), **columns, r=1.0, a=a, b=b, e=e, c=noise),
+        table=build_table(len(visited), **columns, r=1.0, a=from_x0, e=direction, c=noise),
         prediction_type=OBJECTIVES[objective],
         clip=True,
         learned_range=habits.learned,

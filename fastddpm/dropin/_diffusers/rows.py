@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fastddpm.dropin._diffusers.generators import one_each
 from fastddpm.dropin._diffusers.network import with_log_variance
+from fastddpm.engine.step import predicted_x0
 from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise
-from fastddpm_kernels import N_COLUMNS, Column, reverse_step
+from fastddpm_kernels import N_COLUMNS, reverse_step
 
 
 class Rows:
@@ -118,6 +119,8 @@ def take_step(
             x0=x0,
             threshold=_threshold(plan, m, x, table, counter),
             clip=plan.clip,
+            divide=plan.divides,
+            rederive=plan.rederives,
         )
     return x.to(dtype), x0.to(dtype)
 
@@ -152,8 +155,7 @@ def _threshold(plan: Plan, m: Tensor, x: Tensor, table: Tensor, counter: Tensor)
     if plan.thresholding is None:
         return None
     ratio, maximum = plan.thresholding
-    p, q = table.index_select(0, counter[:1])[0, : Column.R].unbind()
-    x0 = p * x + q * m[:, : x.shape[1]].to(torch.float32)
+    x0 = predicted_x0(x, m[:, : x.shape[1]].to(torch.float32), table, counter, divide=plan.divides)
     bound: Tensor = x0.abs().flatten(1).quantile(ratio, dim=1).clamp(1.0, maximum)
     return bound
 

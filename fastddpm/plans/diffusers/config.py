@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fastddpm.plans.plan import (
+    LARGEST_RECIPROCAL,
     PREDICTION_TYPES,
     Float64,
     PredictionType,
@@ -155,7 +156,10 @@ def usable_timesteps(config: Mapping[str, Any], num_inference_steps: int, values
 def x0_columns(
     config: Mapping[str, Any], alpha: torch.Tensor, sigma: torch.Tensor, *, clips: bool
 ) -> dict[str, Float64 | float]:
-    """p, q and r for x = alpha*x0 + sigma*eps with float32 alpha and sigma, [S].
+    """p, q, r and d for x = alpha*x0 + sigma*eps with float32 alpha and sigma, [S].
+
+    As in diffusers, x0 = (x - sigma*eps)/alpha divides. An x0 that is not divided and not bounded has the
+    divisor 1: it would be multiplied out of the row otherwise, which rounds in another way.
 
     `clips`: the class has clip_sample. Thresholding comes first, and then nothing is clipped.
     """
@@ -166,10 +170,12 @@ def x0_columns(
     if clips and config["clip_sample"] and not thresholds:
         r = check_clip_range(config["clip_sample_range"])
     bounded = thresholds or r != math.inf
-    p, q = prediction_columns(
-        prediction_type, alpha.double().numpy(), sigma.double().numpy(), bounded=bounded
-    )
-    return {"p": p, "q": q, "r": r}
+    alphas, sigmas = alpha.double().numpy(), sigma.double().numpy()
+    p, q = prediction_columns(prediction_type, alphas, sigmas, bounded=bounded)
+    if prediction_type == "epsilon":
+        # alpha = 0 comes here only where x0 is bounded.
+        return {"p": 1.0, "q": -sigmas, "r": r, "d": np.maximum(alphas, 1 / LARGEST_RECIPROCAL)}
+    return {"p": p, "q": q, "r": r, "d": 0.0 if bounded else 1.0}
 
 
 def thresholding_of(config: Mapping[str, Any]) -> tuple[float, float] | None:

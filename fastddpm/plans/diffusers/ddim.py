@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastddpm.plans.ddim import epsilon_columns
 from fastddpm.plans.diffusers.config import (
     COMMON_DEFAULTS,
     ancestral_timesteps,
@@ -20,7 +19,7 @@ from fastddpm.plans.diffusers.config import (
     thresholding_of,
     x0_columns,
 )
-from fastddpm.plans.plan import Plan, build_table, check_choice, check_number
+from fastddpm.plans.plan import Plan, PredictionType, build_table, check_choice, check_number
 from fastddpm.plans.spacing import check_steps
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -90,20 +89,13 @@ def from_ddim_scheduler(
     alpha_t, sigma_t = abar**0.5, (1 - abar) ** 0.5
     prediction_type = config["prediction_type"]
     columns = x0_columns(config, alpha_t, sigma_t, clips=True)
-    from_x0, from_x, from_m = epsilon_columns(
-        prediction_type,
-        alpha_t.double().numpy(),
-        sigma_t.double().numpy(),
-        rederived=use_clipped_model_output,
-    )
-    towards_x = direction.double().numpy()
     draws = np.full(len(visited), eta > 0)
     table = build_table(
         len(visited),
         **columns,
-        a=(abar_prev**0.5).double().numpy() + towards_x * from_x0,
-        b=towards_x * from_x,
-        e=towards_x * from_m,
+        **_epsilon_columns(prediction_type, alpha_t, sigma_t, rederived=use_clipped_model_output),
+        a=(abar_prev**0.5).double(),
+        e=direction.double(),
         c=np.where(draws, sigma.double().numpy(), 0.0),
     )
     return Plan(
@@ -117,6 +109,23 @@ def from_ddim_scheduler(
         wraps=True,
         draws=draws,
     )
+
+
+def _epsilon_columns(
+    prediction_type: PredictionType, alpha: torch.Tensor, sigma: torch.Tensor, *, rederived: bool
+) -> dict[str, torch.Tensor | float]:
+    """b, f, g and w of eps = (b*x + f*x0 + g*m)/w, [S], as the step computes it; none where eps is m.
+
+    `rederived`: (x - alpha x0)/sigma from the bounded x0. A network that predicts x0 has it from the output
+    m itself, one that predicts v has alpha m + sigma x.
+    """
+    if rederived:
+        return {"b": 1.0, "f": -alpha.double(), "w": sigma.double()}
+    if prediction_type == "sample":
+        return {"b": 1.0, "g": -alpha.double(), "w": sigma.double()}
+    if prediction_type == "v_prediction":
+        return {"b": sigma.double(), "g": alpha.double(), "w": 1.0}
+    return {}
 
 
 def _final(
