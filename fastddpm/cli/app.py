@@ -10,6 +10,7 @@ import torch
 import typer
 
 import fastddpm
+from fastddpm.cli.bench import bench
 from fastddpm.cli.convert import convert
 from fastddpm.cli.export import export
 from fastddpm.cli.sample import sample
@@ -28,6 +29,7 @@ OPTIONS = {
     "class_labels": "--class",
     "config": "--config",
     "data": "--data",
+    "device": "--device",
     "dropout": "--dropout",
     "ema_decay": "--ema",
     "engine": "--engine",
@@ -54,6 +56,7 @@ OPTIONS = {
     "shift": "--shift",
     "size": "--size",
     "steps": "--steps",
+    "subjects": "--subjects",
     "to": "--to",
     "warmup_steps": "--warmup",
     "weighting": "--weighting",
@@ -78,6 +81,7 @@ def _common_options(
     """Fast DDPM sampling: fused kernels around a trained noise-prediction network."""
 
 
+app.command("bench")(bench)
 app.command("export")(export)
 app.command("sample")(sample)
 app.command("convert")(convert)

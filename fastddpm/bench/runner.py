@@ -1,0 +1,125 @@
+"""Runs contests one after the other, keeping the document on disk as it grows."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastddpm.bench import limits, machine
+from fastddpm.bench.contest import Contest, Field, LeftOut, ParityError, Settings, assemble
+from fastddpm.bench.light import speed_of_light
+from fastddpm.bench.limits import Limits
+from fastddpm.bench.results import Document, Result, Row
+from fastddpm.bench.timing import Call, Effort, Times, interleaved, make_clock
+
+QUICK = Effort(seconds=1.5, least=5, most=30, warm_up=1)
+FULL = Effort(seconds=45.0, least=7, most=60, warm_up=2)
+
+Report = Callable[[Result], None]
+
+
+def run(
+    contests: Sequence[Contest], settings: Settings, document: Document, path: Path, report: Report
+) -> None:
+    """Measures contests into a document, which is saved after each.
+
+    Args:
+        contests: what to measure.
+        settings: where and how.
+        document: gets the limits and results.
+        path: where it is saved.
+        report: called with each result.
+
+    Raises:
+        ParityError: contestants differ; everything before is saved.
+        KeyboardInterrupt: likewise.
+    """
+    try:
+        document.limits = limits.measure(settings.device, quick=settings.quick)
+        for contest in contests:
+            try:
+                result = measured(contest, settings, document.limits)
+            except (LeftOut, ImportError) as reason:
+                skipped = {"subject": contest.subject, "workload": contest.workload}
+                document.skipped.append({**skipped, "reason": str(reason)})
+                continue
+            document.results.append(result)
+            report(result)
+            document.save(path)
+        document.complete = True
+    except ParityError as failure:
+        document.parity_failure = str(failure)
+        raise
+    finally:
+        document.finished = now()
+        document.save(path)
+
+
+def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
+    """One contest: set up, checked, timed.
+
+    Raises:
+        ParityError: before anything was timed.
+        LeftOut, ImportError: it cannot run here.
+    """
+    contest.check_runs_on(settings.device)
+    shared = contest.setup()
+    field = assemble(contest, shared)
+    before = machine.state(settings.device)
+    times = _sampled(contest, field, settings)
+    after = machine.state(settings.device)
+    work: dict[str, Any] | None = None
+    if contest.costs is not None:
+        light = speed_of_light(contest.costs(shared), rates)
+        work = {"flops": light.flops, "bytes": light.bytes, "fused": light.fused}
+        work["dispatched"] = light.dispatched
+    ours = {contestant.name for contestant in contest.contestants if contestant.ours}
+    rows = [
+        Row(name, name in ours, taken.wall, taken.process, field.differences.get(name))
+        for name, taken in times.items()
+    ]
+    left_out = field.left_out
+    # Networks and compiled code go before the next contest's come.
+    del field, shared
+    gc.collect()
+    if settings.is_cuda:
+        torch.cuda.empty_cache()
+    return Result(
+        subject=contest.subject,
+        workload=contest.workload,
+        device=settings.device.type,
+        per=contest.per,
+        per_name=contest.per_name,
+        full_steps=contest.full_steps,
+        unit=contest.unit,
+        axis=contest.axis,
+        rows=rows,
+        left_out=left_out,
+        work=work,
+        before=before,
+        after=after,
+    )
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _sampled(contest: Contest, field: Field, settings: Settings) -> dict[str, Times]:
+    clock = ReturnedValue() if contest.unit == "B" else make_clock(settings.device)
+    effort = contest.effort or (QUICK if settings.quick else FULL)
+    return interleaved(field.calls, clock, effort)
+
+
+class ReturnedValue:
+    """A clock for contestants that return what is measured: the number they return."""
+
+    def time(self, call: Call, repeats: int) -> tuple[float, float]:
+        """(value, 0); several calls add up."""
+        return sum(float(call()) for _ in range(repeats)), 0.0

@@ -1,0 +1,245 @@
+"""Whole chains: diffusers' pipelines in every layout, a plain loop, ONNX Runtime, and ours, at one seed.
+
+Every contestant makes the same images: the start and each step's noise are drawn from one generator, in the
+pipelines' order. Images are compared as the pipelines return them, (B, H, W, C) in [0, 1].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import fastddpm
+from fastddpm.bench import exported
+from fastddpm.bench.contest import Contest, Contestant, Settings
+from fastddpm.bench.costs import OpCost, watched
+from fastddpm.bench.subjects.variants import arranged, engines, layouts
+from fastddpm.bench.timing import Call
+from fastddpm.bench.workloads import CIFAR10, MNIST, PIXELS_64, PIXELS_256, Workload, mnist_schedule
+from fastddpm.plans import Plan, ddim_plan, ddpm_plan
+from fastddpm.sampler import Sampler
+
+SEED = 1
+FULL_STEPS = 1000
+
+
+@dataclasses.dataclass
+class Chain:
+    """A network, a method and a number of steps: what the contestants of a chain share."""
+
+    workload: Workload
+    method: Literal["ddim", "ddpm"]
+    batch: int
+    steps: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self.unet = self.workload.unet(self.device)
+        self.schedule = mnist_schedule()
+        self.shape = (self.batch, *self.workload.shape)
+
+    def plan(self) -> Plan:
+        """The pipelines' steps: x0 clipped to +-1, and in DDIM the network's own eps kept."""
+        make = ddim_plan if self.method == "ddim" else ddpm_plan
+        return make(self.schedule, self.steps, clip_sample_range=1.0)
+
+    def pipeline(self, layout: Any) -> Any:
+        """diffusers' pipeline around the network in a layout."""
+        import diffusers
+
+        kind = "DDIM" if self.method == "ddim" else "DDPM"
+        scheduler = getattr(diffusers, f"{kind}Scheduler")(
+            num_train_timesteps=FULL_STEPS, beta_start=1e-4, beta_end=0.02, clip_sample=True
+        )
+        unet = self.workload.unet2d(self.unet)
+        pipeline = getattr(diffusers, f"{kind}Pipeline")(unet, scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        # Set afterwards: its own check of classes does not know compiled modules.
+        pipeline.unet = arranged(unet, layout)
+        return pipeline
+
+    def costs(self) -> list[OpCost]:
+        """Of the network's passes; the update of x could ride along with its last convolution."""
+        x, t = torch.zeros(self.shape, device=self.device), torch.zeros(self.batch, device=self.device)
+        return watched(lambda: self.unet(x, t.long())) * self.steps
+
+
+def contests(settings: Settings) -> list[Contest]:
+    """The model in the box by DDIM, and each DDPM checkpoint's architecture by DDPM, a few of its steps."""
+    few = 10 if settings.quick else 50
+    sizes = [(MNIST, "ddim", 64 if settings.is_cuda else 8, few)]
+    if settings.is_cuda:
+        sizes += [(CIFAR10, "ddpm", 64, 50), (PIXELS_64, "ddpm", 16, 50), (PIXELS_256, "ddpm", 4, 50)]
+    elif not settings.quick:
+        sizes += [(CIFAR10, "ddpm", 2, 4), (PIXELS_64, "ddpm", 16, 50), (PIXELS_256, "ddpm", 4, 50)]
+    return [
+        chain_contest("pipelines", workload, method, batch, steps, settings)
+        for workload, method, batch, steps in sizes
+    ]
+
+
+def chain_contest(
+    subject: str, workload: Workload, method: Any, batch: int, steps: int, settings: Settings, **changes: Any
+) -> Contest:
+    """Everybody's chain of some steps."""
+    contest = Contest(
+        subject=subject,
+        workload=f"{workload.name}, {method}, {steps} steps, batch {batch}",
+        setup=functools.partial(Chain, workload, method, batch, steps, settings.device),
+        contestants=contestants(settings, with_onnx=workload is MNIST),
+        # Our plans are computed in float64 and theirs in float32, and layouts sum in other orders: over a
+        # chain that is below what a uint8 level shows (1/255 in [0, 1]), as asked of any two backends.
+        tolerance=1e-3,
+        per=steps,
+        per_name="step",
+        costs=Chain.costs,
+        full_steps=FULL_STEPS if method == "ddpm" else 0,
+        needs_gpu=workload.needs_gpu,
+    )
+    return dataclasses.replace(contest, **changes)
+
+
+def contestants(settings: Settings, *, with_onnx: bool = False) -> list[Contestant]:
+    """The pipelines, plain loops, ONNX Runtime on a CPU, and ours."""
+    found = [
+        Contestant(f"diffusers{layout[0]}", functools.partial(theirs, layout=layout))
+        for layout in layouts(settings)
+    ]
+    found += [
+        Contestant(f"plain loop{layout[0]}", functools.partial(plain, layout=layout))
+        for layout in layouts(settings)
+    ]
+    if with_onnx and not settings.quick and not settings.is_cuda:
+        found.append(Contestant("plain loop, ONNX Runtime", plain_onnx))
+        found.append(Contestant("fastddpm.onnx, whole chain", whole_chain, ours=True, expected=of_philox))
+    for engine in engines(settings):
+        found.append(Contestant(f"fastddpm.optimize, {engine}", functools.partial(ours, engine=engine), True))
+        found.append(Contestant(f"Sampler, {engine}", functools.partial(sampler, engine=engine), True))
+    return found
+
+
+def theirs(chain: Chain, layout: Any) -> Call:
+    """The pipeline's own call."""
+    return _called(chain, chain.pipeline(layout))
+
+
+def ours(chain: Chain, engine: Any) -> Call:
+    """The drop-in's call, which is the pipeline's."""
+    return _called(chain, fastddpm.optimize(chain.pipeline(("", True, False)), engine=engine))
+
+
+def sampler(chain: Chain, engine: Any) -> Call:
+    """`Sampler` on the same plan; noise from the generator, as the pipelines draw it."""
+    unet = chain.unet
+    module = arranged(unet, ("", True, False))
+    fast = Sampler.from_plan(module, chain.schedule, chain.plan(), shape=chain.shape[1:], engine=engine)
+    return lambda: as_pipeline(
+        fast.sample(chain.batch, noise="torch", generator=_generator(), progress=False)
+    )
+
+
+def plain(chain: Chain, layout: Any) -> Call:
+    """What one writes with the paper open: the network, then the formulas, on tensors of the device."""
+    return plain_loop(chain, arranged(chain.unet, layout))
+
+
+def plain_onnx(chain: Chain) -> Call:
+    """The same loop around the network in ONNX Runtime."""
+    return plain_loop(chain, exported.network(chain.workload))
+
+
+def plain_loop(chain: Chain, network: Callable[[Tensor, Tensor], Tensor]) -> Call:
+    """The loop of the paper around ``network(x, t)``."""
+    tables = {"alphas_cumprod": chain.schedule.tensor("alphas_cumprod", device=chain.device)}
+    timesteps = [int(t) for t in chain.plan().timesteps]
+    step = ddim_step if chain.method == "ddim" else ddpm_step
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        generator = _generator()
+        x = torch.randn(chain.shape, generator=generator).to(chain.device)
+        for t, s in zip(timesteps, [*timesteps[1:], -1], strict=True):
+            eps = network(x, torch.full((chain.batch,), t, device=chain.device))
+            x = step(x, eps, t, s, tables, generator)
+        return as_pipeline(x)
+
+    return call
+
+
+def ddim_step(
+    x: Tensor, eps: Tensor, t: int, s: int, tables: dict[str, Tensor], generator: torch.Generator
+) -> Tensor:
+    """Song et al. 2021, eq. 12 with sigma = 0."""
+    abar = tables["alphas_cumprod"]
+    a_t, a_s = abar[t], abar[s] if s >= 0 else torch.ones_like(abar[0])
+    x_0 = ((x - (1 - a_t).sqrt() * eps) / a_t.sqrt()).clamp(-1, 1)
+    return a_s.sqrt() * x_0 + (1 - a_s).sqrt() * eps
+
+
+def ddpm_step(
+    x: Tensor, eps: Tensor, t: int, s: int, tables: dict[str, Tensor], generator: torch.Generator
+) -> Tensor:
+    """Ho et al. 2020, eq. 7, between the timesteps of a shorter chain."""
+    abar = tables["alphas_cumprod"]
+    a_t, a_s = abar[t], abar[s] if s >= 0 else torch.ones_like(abar[0])
+    alpha = a_t / a_s
+    beta = 1 - alpha
+    x_0 = ((x - (1 - a_t).sqrt() * eps) / a_t.sqrt()).clamp(-1, 1)
+    x = a_s.sqrt() * beta / (1 - a_t) * x_0 + alpha.sqrt() * (1 - a_s) / (1 - a_t) * x
+    if s < 0:
+        return x
+    z = torch.randn(x.shape, generator=generator).to(x.device)
+    return x + (beta * (1 - a_s) / (1 - a_t)).sqrt() * z
+
+
+def whole_chain(chain: Chain) -> Call:
+    """`fastddpm.onnx.OnnxSampler`: the whole chain in one file. Noise from seeds, as it has no other."""
+    run = exported.chain(chain.workload, chain.method, chain.steps)
+    return lambda: as_pipeline(run(list(range(chain.batch))))
+
+
+def of_philox(chain: Chain) -> Tensor:
+    """What `Sampler` makes of the seeds that ONNX Runtime is given."""
+    return as_pipeline(_native(chain, "eager").sample(seeds=range(chain.batch), progress=False))
+
+
+def _native(chain: Chain, engine: Any) -> Sampler:
+    options: dict[str, Any] = {
+        "method": chain.method,
+        "num_inference_steps": chain.steps,
+        "clip_sample_range": 1.0,
+    }
+    return Sampler(chain.unet, chain.schedule, shape=chain.shape[1:], engine=engine, **options)
+
+
+def as_pipeline(x: Tensor) -> Tensor:
+    """(B, C, H, W) in [-1, 1] as pipelines return it: (B, H, W, C) in [0, 1], on the CPU."""
+    return (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1)
+
+
+def _called(chain: Chain, pipeline: Any) -> Call:
+    def call() -> Tensor:
+        output = pipeline(
+            batch_size=chain.batch,
+            generator=_generator(),
+            num_inference_steps=chain.steps,
+            output_type="np",
+        )
+        return torch.as_tensor(output.images)
+
+    return call
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(SEED)
+
+
+def few_contestants(settings: Settings) -> list[Contestant]:
+    """The pipeline as it comes, the plain loop as it comes, and ours: for sweeps."""
+    kept = [found for found in contestants(settings) if not found.ours and "," not in found.name]
+    return [*kept, *(found for found in contestants(settings) if found.name.startswith("Sampler"))]
