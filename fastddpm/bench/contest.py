@@ -60,7 +60,7 @@ class Contestant:
     expected: Callable[[Any], Tensor] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Contest:
     """Contestants and what they share.
 
