@@ -102,6 +102,7 @@ def train(
     sampler = {
         "method": "ddim",
         "num_inference_steps": 50,
+        "timestep_spacing": "trailing",
         "prediction_type": prediction,
         "clip_sample_range": 1.0,
         "shape": [n_channels, height, width],
