@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +21,7 @@ from onnx_exports import exported
 from fastddpm.onnx import OnnxSampler, ProviderError
 from fastddpm.onnx.providers import Provider
 from fastddpm.onnx.sampler import buffer_size
-from fastddpm.onnx.step_loop import SLOTS
+from fastddpm.onnx.step_loop import SLOTS, StepLoop
 from fastddpm_kernels.noise.reference import MULTIPLIERS
 
 
@@ -48,6 +49,25 @@ def test_threads_share_a_sampler(loop):
         for _ in range(3):
             for images, alone in zip(pool.map(call, range(12)), expected, strict=True):
                 np.testing.assert_array_equal(images, alone)
+
+
+def test_one_thread_at_a_time_uses_the_buffers(monkeypatch):
+    sampler = OnnxSampler(exported("classes"), "cpu", threads=1, loop="steps")
+    run, inside, most = StepLoop.run, [], []
+
+    def slow(loop, *arguments):
+        inside.append(loop)
+        most.append(len(inside))
+        time.sleep(0.02)  # the others reach this point, unless they wait
+        try:
+            return run(loop, *arguments)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(StepLoop, "run", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: sampler.sample(num_inference_steps=1, progress=False), range(8)))
+    assert most == [1] * 8
 
 
 def test_memory_does_not_grow_with_calls(loop):
