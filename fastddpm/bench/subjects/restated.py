@@ -1,7 +1,7 @@
 """Chains of abarankab/DDPM and of the SR3 repository, which are no packages, and of their drop-ins.
 
 The originals are the restatements that the tests hold to those repositories' stored outputs, in tests/ of a
-checkout: the same operators on images a step as in the published code (tests/test_bench_restated.py counts).
+checkout: the same operators on images a step as in the published code (tests/test_bench_workloads.py counts).
 """
 
 from __future__ import annotations

@@ -1,0 +1,199 @@
+"""Contests: parity before timing, what is left out, what is kept of a run that ends early."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fastddpm.bench import runner
+from fastddpm.bench.contest import Contest, Contestant, LeftOut, ParityError, Settings, assemble
+from fastddpm.bench.costs import OpCost
+from fastddpm.bench.limits import Limits
+from fastddpm.bench.results import Document
+from fastddpm.bench.subjects import SUBJECTS, contests
+from fastddpm.bench.timing import Effort
+
+CPU = torch.device("cpu")
+EFFORT = Effort(seconds=0.0, least=3, most=3, warm_up=0)
+LIMITS = Limits(((1000, 1e9),), gemm=1e9, convolution=2e9, threads=1)
+
+
+def constant(value, calls=None):
+    """A contestant's build: a call that returns a tensor of one value, and notes that it ran."""
+
+    def build(shared):
+        def call():
+            if calls is not None:
+                calls.append(value)
+            return torch.full((2, 3), value)
+
+        return call
+
+    return build
+
+
+def contest(*contestants, workload="w", **options):
+    return Contest("s", workload, lambda: None, contestants, effort=EFFORT, **options)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(runner.limits, "measure", lambda device, quick: LIMITS)
+    return Settings(CPU, quick=True)
+
+
+def run(planned, settings, path):
+    document = Document("fastddpm bench", True, runner.now(), {})
+    seen = []
+    try:
+        runner.run(planned, settings, document, path, seen.append)
+    finally:
+        saved = Document.load(path)
+    return saved, seen
+
+
+def test_equal_outputs_are_measured(quick, tmp_path):
+    planned = contest(
+        Contestant("base", constant(1.0)),
+        Contestant("ours", constant(1.00005), ours=True),
+        per=10,
+        costs=lambda shared: [OpCost("mm", 1000, 10)],
+    )
+    saved, seen = run([planned], quick, tmp_path / "r.json")
+    assert saved.complete
+    assert saved.limits == LIMITS
+    (result,) = saved.results
+    assert [row.name for row in result.rows] == ["base", "ours"]
+    assert [row.ours for row in result.rows] == [False, True]
+    assert result.rows[1].difference == pytest.approx(5e-5, rel=1e-2)
+    assert all(len(row.wall) == 3 for row in result.rows)
+    assert result.work["fused"] == pytest.approx(1000 / 2e9)
+    assert seen[0].key == result.key
+    written = json.loads((tmp_path / "r.json").read_text())["results"][0]
+    seconds = written["rows"][0]["s a call"]["median"] * 10
+    assert written["rows"][0]["flop_per_s"] == pytest.approx(1000 / seconds)
+    assert written["ours_over_theirs"][0]["theirs"] == "base"
+
+
+def test_parity_failure_stops_before_anything_is_timed(quick, tmp_path):
+    calls = []
+    good = contest(Contestant("base", constant(1.0)), workload="good")
+    bad = contest(Contestant("base", constant(1.0, calls)), Contestant("other", constant(1.1, calls)))
+    never = contest(Contestant("base", constant(5.0, calls)), workload="never")
+    with pytest.raises(ParityError, match=r"s, w: other differs by 1\.00e-01, 1\.00e-04 accepted"):
+        run([good, bad, never], quick, tmp_path / "r.json")
+    assert calls == [1.0, 1.1]
+    saved = Document.load(tmp_path / "r.json")
+    assert [result.workload for result in saved.results] == ["good"]
+    assert not saved.complete
+    assert "other differs" in saved.parity_failure
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (constant(float("nan")), "differs by nan"),
+        (lambda shared: lambda: torch.ones(3, 2), r"gives \(3, 2\), \(2, 3\) expected"),
+    ],
+)
+def test_other_failures_of_parity(build, message):
+    with pytest.raises(ParityError, match=message):
+        assemble(contest(Contestant("base", constant(1.0)), Contestant("other", build)), None)
+
+
+def test_a_tolerance_is_relative_above_one():
+    pair = [Contestant("base", constant(100.0)), Contestant("other", constant(100.009))]
+    assemble(contest(*pair), None)
+    with pytest.raises(ParityError):
+        assemble(contest(Contestant("base", constant(100.0)), Contestant("o", constant(100.02))), None)
+
+
+def test_who_drew_other_noise_is_held_to_that():
+    expected = Contestant("ours", constant(7.0), expected=lambda shared: torch.full((2, 3), 7.0))
+    field = assemble(contest(Contestant("base", constant(1.0)), expected), None)
+    assert field.differences == {"base": 0.0, "ours": 0.0}
+    wrong = Contestant("ours", constant(7.1), expected=lambda shared: torch.full((2, 3), 7.0))
+    with pytest.raises(ParityError):
+        assemble(contest(Contestant("base", constant(1.0)), wrong), None)
+
+
+def missing(shared):
+    raise ImportError("No module named 'something'")
+
+
+def test_who_is_not_installed_is_left_out_with_the_reason(quick, tmp_path):
+    planned = contest(Contestant("base", constant(1.0)), Contestant("other", missing))
+    whole = contest(Contestant("base", missing), workload="whole")
+    large = contest(Contestant("base", constant(1.0)), workload="large", needs_gpu=True)
+    saved, _ = run([planned, whole, large], quick, tmp_path / "r.json")
+    assert saved.results[0].left_out == {"other": "No module named 'something'"}
+    reasons = {skipped["workload"]: skipped["reason"] for skipped in saved.skipped}
+    assert reasons["whole"] == "base: No module named 'something'"
+    assert "needs a CUDA or ROCm card" in reasons["large"]
+    assert saved.complete
+
+
+def test_errors_of_contestants_are_not_hidden():
+    def broken(shared):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        assemble(contest(Contestant("base", constant(1.0)), Contestant("other", broken)), None)
+
+
+def test_interruption_keeps_what_was_measured(quick, tmp_path):
+    def interrupted(shared):
+        raise KeyboardInterrupt
+
+    first = contest(Contestant("base", constant(1.0)), workload="first")
+    second = contest(Contestant("base", interrupted), workload="second")
+    with pytest.raises(KeyboardInterrupt):
+        run([first, second], quick, tmp_path / "r.json")
+    saved = Document.load(tmp_path / "r.json")
+    assert [result.workload for result in saved.results] == ["first"]
+    assert not saved.complete
+    assert saved.finished is not None
+
+
+def test_returned_bytes_are_the_samples(quick, tmp_path):
+    sizes = [Contestant("base", lambda shared: lambda: 2000), Contestant("o", lambda shared: lambda: 500)]
+    saved, _ = run([contest(*sizes, unit="B")], quick, tmp_path / "r.json")
+    (result,) = saved.results
+    assert result.rows[0].wall == [2000.0] * 3
+    assert result.ratio(result.rows[1]).value == 0.25
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_subject_lists_its_contests(quick, device):
+    """Without setting one up: also what only a GPU runs."""
+    found = contests(Settings(torch.device(device), quick=quick))
+    assert {one.subject for one in found} == set(SUBJECTS)
+    assert len({(one.subject, one.workload) for one in found}) == len(found)
+    for one in found:
+        names = [contestant.name for contestant in one.contestants]
+        assert len(set(names)) == len(names)
+        assert not one.contestants[0].ours
+        assert any(contestant.ours for contestant in one.contestants)
+        assert ("64x64" in one.workload or "256x256, 113" in one.workload) <= one.needs_gpu
+    if device == "cuda" and not quick:
+        names = {contestant.name for one in found for contestant in one.contestants}
+        assert {"Sampler, cudagraph", "Sampler, max", "fastddpm, replayed"} <= names
+
+
+def test_large_contests_say_that_they_need_a_card():
+    large = [one for one in contests(Settings(CPU)) if one.needs_gpu]
+    assert {one.subject for one in large} == {"unet", "pipelines", "restated", "training"}
+    with pytest.raises(LeftOut, match="needs a CUDA or ROCm card"):
+        large[0].check_runs_on(CPU)
+
+
+@pytest.mark.parametrize("subject", ["reverse_step", "q_sample"])
+def test_kernels_measured(subject, quick, tmp_path):
+    """The contests themselves: every contestant computes the same."""
+    planned = [one for one in contests(quick, [subject]) if one.workload.startswith("mnist")]
+    saved, _ = run(planned, quick, tmp_path / "r.json")
+    assert [len(result.rows) >= 2 for result in saved.results] == [True, True]
+    assert saved.complete

@@ -1,0 +1,122 @@
+"""The networks and loops of the benchmarks are those that they are said to be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastddpm
+from fastddpm.bench.contest import Settings, assemble
+from fastddpm.bench.costs import watched
+from fastddpm.bench.subjects import pipelines, restated
+from fastddpm.bench.subjects.training import Batch
+from fastddpm.bench.workloads import CIFAR10, MNIST, Workload
+
+CPU = torch.device("cpu")
+TINY = Workload(
+    "tiny 8x8",
+    (3, 8, 8),
+    {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "norm_num_groups": 4,
+        "attention_head_dim": None,
+    },
+)
+
+
+def test_the_network_without_classes_is_the_model_in_the_box_for_no_class():
+    model = fastddpm.load("mnist").model
+    plain = MNIST.unet(CPU)
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([10, 900])
+    with torch.no_grad():
+        expected = model(x, t, torch.full((2,), 10))
+        assert (plain(x, t) - expected).abs().max() < 1e-5
+        assert (model(x, t, torch.full((2,), 3)) - expected).abs().max() > 1e-3
+
+
+def test_the_cifar_network_is_that_of_the_checkpoint():
+    """google/ddpm-cifar10-32: 35.7 M parameters, 12.2 GFLOP an image and step."""
+    unet = CIFAR10.unet(CPU)
+    assert sum(p.numel() for p in unet.parameters()) == 35_746_307
+    with torch.device("meta"):
+        meta = type(unet)(unet.config)
+        x, t = torch.empty(1, 3, 32, 32), torch.empty(1, dtype=torch.int64)
+    costs = watched(lambda: meta(x, t))
+    assert 12.1e9 < sum(op.flops for op in costs) < 12.5e9
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+def test_every_way_of_sampling_gives_the_same_images(method):
+    settings = Settings(CPU, quick=True)
+    contest = pipelines.chain_contest("pipelines", TINY, method, 2, 6, settings)
+    field = assemble(contest, contest.setup())
+    names = set(field.calls)
+    assert {"diffusers", "diffusers, channels_last", "plain loop", "Sampler, eager"} <= names
+    assert not field.left_out
+    assert max(field.differences.values()) < 1e-4
+
+
+def test_first_losses_agree():
+    shared = Batch(TINY, 3, CPU)
+    from fastddpm.bench.subjects import training
+
+    contest = training.contests(Settings(CPU, quick=True))[0]
+    field = assemble(contest, shared)
+    assert set(field.calls) == {"plain", "plain, channels_last", "diffusers", "fastddpm, channels_last"}
+    before = field.calls["plain"]()
+    after = [field.calls["plain"]() for _ in range(30)]
+    assert torch.stack(after[-5:]).mean() < before  # it does train
+
+
+class ImageOps(TorchDispatchMode):
+    """Counts operators that compute an image outside of the network."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.inside, self.found = shape, 0, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not self.inside and isinstance(out, torch.Tensor) and out.shape == self.shape:
+            self.found.append(func._schema.name.split("::")[1])
+        return out
+
+
+def counted(diffusion, network, shape, step):
+    """Operators on images in one step, without those of the network."""
+    mode = ImageOps(shape)
+    handles = [
+        network.register_forward_pre_hook(lambda *_: setattr(mode, "inside", 1)),
+        network.register_forward_hook(lambda *_: setattr(mode, "inside", 0)),
+    ]
+    with mode:
+        step()
+    for handle in handles:
+        handle.remove()
+    return sorted(mode.found)
+
+
+def test_abarankabs_step_is_its_published_formula():
+    """x = (x - remove_noise_coeff*eps) * reciprocal_sqrt_alphas; x += sigma*z: ddpm/diffusion.py."""
+    chain = restated.abarankab(2, 4, CPU)
+    diffusion, shape = chain.diffusion, (2, 3, 32, 32)
+    x, t = torch.randn(shape), torch.tensor([2, 2])
+    labels = torch.tensor([0, 1])
+    found = counted(diffusion, diffusion.ema_model, shape, lambda: diffusion.remove_noise(x, t, labels))
+    assert found == ["mul", "mul", "sub"]
+
+
+def test_sr3s_step_is_its_published_formula():
+    """x0 = a*x - b*eps, clamped; mean = c1*x0 + c2*x; mean + z*sigma: model/sr3_modules/diffusion.py."""
+    chain = restated.sr3(2, 4, CPU)
+    diffusion, shape = chain.diffusion, (2, 3, 32, 32)
+    x = torch.randn(shape)
+    found = counted(diffusion, diffusion.denoise_fn, shape, lambda: diffusion.p_sample(x, 2, x))
+    clamps = ["clamp_"]
+    noise = ["randn_like"]
+    assert found == sorted(["mul"] * 5 + ["add"] * 2 + ["sub"] + clamps + noise)
