@@ -122,8 +122,9 @@ class Contest:
         for k, t in enumerate(self.timesteps):
             abar = float(self.abar[t])
             after = float(self.abar[self.timesteps[k + 1]]) if k + 1 < len(self.timesteps) else 1.0
-            eps = predict(x, t)
-            x0 = clip((x - (1 - abar) ** 0.5 * eps) / abar**0.5)
+            # The model in the box predicts v = sqrt(abar) eps - sqrt(1 - abar) x0.
+            v = predict(x, t)
+            x0 = clip(abar**0.5 * x - (1 - abar) ** 0.5 * v)
             if self.method == "ddim":
                 eps = (x - abar**0.5 * x0) / (1 - abar) ** 0.5
                 x = after**0.5 * x0 + (1 - after) ** 0.5 * eps

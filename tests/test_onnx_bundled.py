@@ -55,7 +55,7 @@ def test_other_languages_get_the_same(expected):
         ["images", "pixels"],
         {
             "seeds": np.array([SEED], np.int64),
-            "timesteps": np.arange(980, -1, -20, dtype=np.int64),
+            "timesteps": np.arange(999, -1, -20, dtype=np.int64),
             "method": np.array(1, np.int64),
             "eta": np.array(0.0, np.float32),
             "class_labels": np.array([SEED], np.int64),
