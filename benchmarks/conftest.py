@@ -44,6 +44,8 @@ class Entry:
 
     def run(self, benchmark: Any) -> None:
         """Checks and times it; skips it with the reason where it cannot run."""
+        # Compilations of one function for many networks reach torch's limit, and run eagerly from there on.
+        torch.compiler.reset()
         try:
             self.contest.check_runs_on(self.device)
             field = assemble(self.contest, shared(self.contest), only=[self.name])

@@ -11,7 +11,9 @@ from fastddpm.bench.contest import Settings, assemble
 from fastddpm.bench.costs import watched
 from fastddpm.bench.subjects import pipelines, restated
 from fastddpm.bench.subjects.training import Batch
-from fastddpm.bench.workloads import CIFAR10, MNIST, Workload
+from fastddpm.bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload
+from fastddpm.unet import UNet
+from fastddpm.unet import diffusers as dialect
 
 CPU = torch.device("cpu")
 TINY = Workload(
@@ -48,6 +50,14 @@ def test_the_cifar_network_is_that_of_the_checkpoint():
         x, t = torch.empty(1, 3, 32, 32), torch.empty(1, dtype=torch.int64)
     costs = watched(lambda: meta(x, t))
     assert 12.1e9 < sum(op.flops for op in costs) < 12.5e9
+
+
+@pytest.mark.parametrize("workload", WORKLOADS[1:], ids=lambda workload: workload.name)
+def test_names_say_the_parameters(workload):
+    with torch.device("meta"):
+        unet = UNet(dialect.config(workload.options))
+    millions = sum(p.numel() for p in unet.parameters()) / 1e6
+    assert workload.name.endswith(f", {millions:.1f} M")
 
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
@@ -120,3 +130,12 @@ def test_sr3s_step_is_its_published_formula():
     clamps = ["clamp_"]
     noise = ["randn_like"]
     assert found == sorted(["mul"] * 5 + ["add"] * 2 + ["sub"] + clamps + noise)
+
+
+@pytest.mark.slow
+def test_compiled_contestants_give_the_same_images():
+    contest = pipelines.chain_contest("pipelines", TINY, "ddpm", 2, 3, Settings(CPU))
+    field = assemble(contest, contest.setup())
+    compiled = {name for name in field.calls if "compile" in name}
+    assert len(compiled) == 6
+    assert max(field.differences.values()) < 1e-4

@@ -18,7 +18,7 @@ from fastddpm.bench.results import Document, Result, Row
 from fastddpm.bench.timing import Call, Effort, Times, interleaved, make_clock
 
 QUICK = Effort(seconds=1.5, least=5, most=30, warm_up=1)
-FULL = Effort(seconds=45.0, least=7, most=60, warm_up=2)
+FULL = Effort(seconds=30.0, least=7, most=60, warm_up=1)
 
 Report = Callable[[Result], None]
 
@@ -84,8 +84,10 @@ def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
         for name, taken in times.items()
     ]
     left_out = field.left_out
-    # Networks and compiled code go before the next contest's come.
+    # Networks and compiled code go before the next contest's come; what is compiled of one function for many
+    # networks would also reach torch's limit, and run eagerly from there on.
     del field, shared
+    torch.compiler.reset()
     gc.collect()
     if settings.is_cuda:
         torch.cuda.empty_cache()

@@ -70,7 +70,7 @@ CIFAR10 = Workload(
     "cifar10 32x32, 35.7 M", (3, 32, 32), _ddpm_options((128, 256, 256, 256), attention=1, size=32)
 )
 PIXELS_64 = Workload(
-    "64x64, 78.7 M",
+    "64x64, 83.0 M",
     (3, 64, 64),
     _ddpm_options((128, 256, 384, 512), attention=2, size=64),
     needs_gpu=True,
