@@ -144,5 +144,6 @@ def test_what_needs_no_torch_does_not_load_it():
 
 def test_every_public_name_is_there():
     assert all(getattr(fastddpm, name) is not None for name in fastddpm.__all__)
+    assert python("import fastddpm; print(fastddpm.onnx.OnnxSampler.__name__)") == "OnnxSampler"
     with pytest.raises(AttributeError, match="nothing_here"):
         _ = fastddpm.nothing_here
