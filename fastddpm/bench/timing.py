@@ -28,7 +28,8 @@ class Effort:
         seconds: of one contest, rounds stop after it.
         least: rounds at least.
         most: rounds at most.
-        warm_up: calls of each before the first round, the one for parity not counted.
+        warm_up: calls of each before the first round, the one for parity not counted. 0 where calls take
+            seconds: then they are not repeated within a round either.
     """
 
     seconds: float
@@ -117,12 +118,12 @@ def interleaved(calls: Mapping[str, Call], clock: Clock, effort: Effort) -> dict
         For each name the seconds of one call in each round; sample i of all names is of the same round.
     """
     names = list(calls)
-    repeats = {}
+    repeats: dict[str, int] = {}
     for name in names:
+        repeats[name] = 1
         for _ in range(effort.warm_up):
-            clock.time(calls[name], 1)
-        seconds = max(clock.time(calls[name], 1)[0], 1e-9)
-        repeats[name] = max(1, min(MOST_REPEATS, round(SHORTEST_SAMPLE / seconds)))
+            seconds = max(clock.time(calls[name], 1)[0], 1e-9)
+            repeats[name] = max(1, min(MOST_REPEATS, round(SHORTEST_SAMPLE / seconds)))
     times = {name: Times() for name in names}
     began = time.perf_counter()
     for number in range(effort.most):
