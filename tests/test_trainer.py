@@ -105,6 +105,7 @@ def test_learning_rates():
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
     one = trainer(tmp_path)
     optimize = one._optimize
 
@@ -117,7 +118,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     with pytest.raises(Interrupted, match=r"stopped at step 14 of 20, .* the same command goes on"):
         one.train(progress=False)
     assert checkpoints.steps(tmp_path)[-1] == 14
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     trainer(tmp_path).train(progress=False)
     assert checkpoints.steps(tmp_path)[-1] == 20
 
