@@ -15,8 +15,8 @@ NETWORK = 1e-5
 # float32's last bits, and Adam's division by sqrt(v) passes that on where a gradient is near 0. A wrong share
 # of the batch moves weights by over 1e-3.
 TWO_PROCESSES = 2e-5
-# A drop-in against the library that it replaces, float32, over a whole chain in [-1, 1]; relative to the largest
-# value where a chain of an untrained network is not clipped. The goal set for drop-ins.
+# A drop-in against the library that it replaces, float32, over a whole chain in [-1, 1]; relative to the
+# largest value where a chain of an untrained network is not clipped. The goal set for drop-ins.
 DROP_IN = 1e-4
 # ONNX Runtime against PyTorch, and another batch size in either: the goal set for one seed on every backend.
 ACROSS_BACKENDS = 1e-3
