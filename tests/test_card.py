@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from PIL import Image
 
@@ -52,7 +51,6 @@ def fastddpm_command(*words: str | Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason=f"{CARD.parent.name}/{CARD.name} has no `fastddpm train` yet")
 def test_the_command_of_the_card_goes_from_data_to_samples(tmp_path):
     command = shortened(command_of_the_card(), tmp_path / "run")
     fastddpm_command(*command)
