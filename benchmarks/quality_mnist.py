@@ -47,6 +47,7 @@ DRAWS = 20
 DDIM_50 = {"method": "ddim", "num_inference_steps": 50, "timestep_spacing": "trailing"}
 DPMPP_20 = {"method": "dpmpp_2m", "num_inference_steps": 20, "timestep_spacing": "trailing"}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "ddim-50-eta-1": {**DDIM_50, "eta": 1.0, "guidance_scale": 1.0},
     "ddim-50": {**DDIM_50, "guidance_scale": 1.0},
     "ddim-50-guided": {**DDIM_50, "guidance_scale": 1.5},
     "dpmpp-20": {**DPMPP_20, "guidance_scale": 1.0},
