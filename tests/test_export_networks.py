@@ -43,19 +43,9 @@ class Plain(nn.Module):
 
 def guided(**options):
     """Class-conditional with a null label, 3 channels, not square, 3*12*20 = 720 numbers: not 64ths."""
-    config = UNetConfig(
-        in_channels=3,
-        base_channels=8,
-        channel_mults=(1, 2),
-        num_groups=4,
-        time_dim=16,
-        num_classes=4,
-        null_class=True,
-        attention_levels=(1,),
-    )
     defaults = {"method": "ddim", "num_inference_steps": 8, "eta": 0.7, "shape": (3, 12, 20)}
     options = {**defaults, "prediction_type": "v_prediction", **options}
-    return Sampler(make_unet(config), SCHEDULE, **options)
+    return Sampler(make_unet(), SCHEDULE, **options)
 
 
 def sr3():

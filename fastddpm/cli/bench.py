@@ -19,7 +19,7 @@ FAILED = 1
 
 
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, nothing compiled: 2 minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, nothing compiled.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="F", help="Results; OUT/results.json, if left out.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fastddpm.dropin.settings import Report
 
 
-class DropIn:
+class DropIn(ABC):
     """An object in the place of another: what it does not have itself is read from the original.
 
     Attributes:
@@ -29,9 +30,9 @@ class DropIn:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.original, name)
 
+    @abstractmethod
     def report(self) -> Report:
         """What became of the original: network, engine, noise, what is fused and what is not."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}:\n{self.report()}"
