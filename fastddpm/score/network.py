@@ -1,0 +1,133 @@
+"""A trained network as a score model: the same weights, read as the gradient of a density.
+
+    s(x, t) = -eps(x, t) / sigma(t)
+
+A DDPM network is a VP score network (Song et al. 2021, section 3.4). What it predicts is turned into eps by
+the table of docs/math.md; nothing is clipped, since a clip of x_0 is no property of a density.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastddpm.network import Model, in_eval_mode, model_device_dtype, unwrapped
+from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
+from fastddpm.request import null_label, whole
+from fastddpm.score.schedule_sde import ScheduleSDE
+from fastddpm.score.sdes import SDE, like
+
+if TYPE_CHECKING:
+    from fastddpm.sampler import Sampler
+
+
+class NetworkScore:
+    """A network ``model(x, t, **cond)`` as the score of a process.
+
+    Args:
+        sde: the process that it was trained on.
+        model: called with x ``(B, ...)`` in its weights' dtype and t float32 ``(B,)``: the timestep (whole or
+            between two) for a `ScheduleSDE`, the time in [t_min, 1] for any other process.
+        prediction_type: what the model predicts of x_t = a x_0 + sigma eps: ``epsilon``, ``sample``, or
+            ``v_prediction`` a eps - sigma x_0, which is for VP processes alone.
+        noise_level: the model takes a(t) instead, as SR3 does with sqrt(alphas_cumprod).
+        cond: keyword tensors for the model, ``(B, ...)`` or ``(1, ...)`` for any B.
+        uncond: with ``guidance_scale``: what replaces ``cond`` in the unconditional call.
+        guidance_scale: w of classifier-free guidance, m_u + w (m_c - m_u); 1 makes no second call.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        model: Model,
+        *,
+        prediction_type: PredictionType = "epsilon",
+        noise_level: bool = False,
+        cond: dict[str, Tensor] | None = None,
+        uncond: dict[str, Tensor] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        check_number("guidance_scale", guidance_scale, low=0.0)
+        if guidance_scale != 1 and not (cond and uncond):
+            raise ValueError("guidance_scale: not 1, which needs cond and uncond")
+        self.sde, self.model = sde, model
+        self.prediction_type, self.noise_level = prediction_type, noise_level
+        self.cond, self.uncond, self.guidance_scale = cond or {}, uncond or {}, guidance_scale
+        self.device, self.dtype = model_device_dtype(model)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """s(x, t): x ``(B, ...)``, t float64 ``(B,)`` -> like x."""
+        return -self.eps(x, t) / like(self.sde.sigma(t), x)
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """The noise that the network sees in x, like x."""
+        m = self._output(x, t)
+        if self.prediction_type == "epsilon":
+            return m
+        signal, sigma = like(self.sde.signal(t), x), like(self.sde.sigma(t), x)
+        if self.prediction_type == "sample":
+            return (x - signal * m) / sigma
+        return signal * m + sigma * x
+
+    def _output(self, x: Tensor, t: Tensor) -> Tensor:
+        m = self._call(x, t, self.cond)
+        if self.guidance_scale != 1:
+            m_u = self._call(x, t, self.uncond)
+            m = m_u + self.guidance_scale * (m - m_u)
+        return m
+
+    def _call(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        if self.noise_level:
+            time = self.sde.signal(t)
+        else:
+            time = self.sde.index(t) if isinstance(self.sde, ScheduleSDE) else t
+        here = {name: value.expand(len(x), *value.shape[1:]) for name, value in cond.items()}
+        with in_eval_mode(self.model):
+            output = unwrapped(self.model(x.to(self.dtype), time.to(x.device, torch.float32), **here))
+        # A learned variance comes in the channels behind the prediction.
+        return output[:, : x.shape[1]].to(x.dtype)
+
+
+def score_of(
+    sampler: Sampler, *, class_labels: int | Tensor | None = None, guidance_scale: float = 1.0
+) -> NetworkScore:
+    """The score model of a `Sampler`: its network, schedule and prediction type; weights are shared.
+
+    Args:
+        sampler: from `fastddpm.load`, or any other with a schedule that does not end at zero SNR.
+        class_labels: one label, or int64 ``(B,)`` for batches of B. None means the null label where the
+            network has one.
+        guidance_scale: w of classifier-free guidance.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+    options: dict[str, Any] = {
+        "prediction_type": sampler.plan.prediction_type,
+        "noise_level": sampler.plan.model_time.dtype.kind == "f",
+    }
+    null = null_label(sampler)
+    if class_labels is None:
+        if guidance_scale != 1:
+            raise ValueError("guidance_scale: not 1, but class_labels is None; guidance needs labels")
+        if null is not None:
+            options["cond"] = {"class_labels": torch.tensor([null], device=sampler.device)}
+        return NetworkScore(ScheduleSDE(sampler.schedule), sampler.model, **options)
+    if isinstance(class_labels, Tensor):
+        labels = class_labels.to(sampler.device)
+    else:
+        labels = torch.tensor([whole("class_labels", class_labels, least=0)], device=sampler.device)
+    options["cond"] = {"class_labels": labels}
+    if guidance_scale != 1:
+        if null is None:
+            raise ValueError("guidance_scale: not 1, but this model has no null label")
+        options["uncond"] = {"class_labels": torch.tensor([null], device=sampler.device)}
+    return NetworkScore(
+        ScheduleSDE(sampler.schedule), sampler.model, guidance_scale=guidance_scale, **options
+    )

@@ -1,0 +1,141 @@
+"""The probability-flow ODE: the deterministic process with the same densities as the SDE.
+
+    dx/dt = f(t) x - g(t)^2/2 s(x, t)                          Song et al. 2021, equation 13
+
+From t = 1 to t_min it draws samples; from t_min to 1 it encodes an image as a latent, which comes back to the
+image. Latents are mixed on spheres (Shoemake 1985), since normal noise lies near one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastddpm.request import whole
+from fastddpm.score.noise import SeededNoise
+from fastddpm.score.sdes import Score, denoised, like
+from fastddpm.score.solvers import RK45, Solver
+
+
+def velocity(score: Score, x: Tensor, t: Tensor) -> Tensor:
+    """f x - g^2/2 s: x ``(B, ...)``, t float64 ``(B,)`` -> like x."""
+    drift, variance = score.sde.drift(t), score.sde.diffusion_squared(t)
+    return like(drift, x) * x - like(variance / 2, x) * score(x, t)
+
+
+def flow(score: Score, x: Tensor, *, forward: bool, solver: Solver | None = None) -> Tensor:
+    """x carried along the ODE, float64 like x: from t_min to 1 (``forward``), or from 1 to t_min.
+
+    Args:
+        score: the score model; it is given float64 states.
+        x: ``(B, ...)``, finite.
+        forward: the direction.
+        solver: `Euler`, `Heun` or `RK45`; None for RK45 with tolerances of 1e-5.
+
+    Raises:
+        ValueError: x is not finite.
+    """
+    if not bool(x.isfinite().all()):
+        raise ValueError("x: NaN or infinity among the values, finite numbers accepted")
+    shape = x.shape
+
+    def flat(y: Tensor, t: Tensor) -> Tensor:
+        return velocity(score, y.reshape(shape), t).flatten(1)
+
+    solve = RK45() if solver is None else solver
+    return solve(flat, x.to(score.device, torch.float64).flatten(1), score.sde, forward).reshape(shape)
+
+
+@torch.no_grad()
+def sample_ode(
+    score: Score,
+    seeds: Sequence[int] | Tensor,
+    shape: Sequence[int],
+    *,
+    solver: Solver | None = None,
+    denoise: bool = True,
+) -> Tensor:
+    """Draws samples by the ODE; the only noise is where they start.
+
+    Args:
+        score: the score model.
+        seeds: one integer in [0, 2**63) per sample, which depends on it alone. Its start is that of
+            `Sampler`.
+        shape: of a sample, usually ``(C, H, W)``.
+        solver: `Euler`, `Heun` or `RK45`; None for RK45 with tolerances of 1e-5.
+        denoise: end with E[x_0 | x] instead of a sample of p at t_min.
+
+    Returns:
+        float32 ``(B, *shape)``.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+    noise = SeededNoise(seeds, shape, score.device)
+    return decode(score, score.sde.prior_std * noise.start(), solver=solver, denoise=denoise)
+
+
+@torch.no_grad()
+def encode(score: Score, images: Tensor, *, solver: Solver | None = None) -> Tensor:
+    """The latents x_1 of images ``(B, ...)`` taken as states at t_min, float32; `decode` undoes it."""
+    return flow(score, images, forward=True, solver=solver).float()
+
+
+@torch.no_grad()
+def decode(score: Score, latents: Tensor, *, solver: Solver | None = None, denoise: bool = False) -> Tensor:
+    """The images of latents ``(B, ...)``, float32: states at t_min, or with ``denoise`` E[x_0 | x]."""
+    x = flow(score, latents, forward=False, solver=solver)
+    if denoise:
+        x = denoised(score, x, torch.tensor(score.sde.t_min, dtype=torch.float64, device=x.device))
+    return x.float()
+
+
+def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+    """Spherical interpolation: (sin((1-w) A) first + sin(w A) second)/sin A, A the angle between the two.
+
+    Where the two are parallel it is their linear interpolation.
+
+    Args:
+        first: ``(...)``.
+        second: likewise.
+        weights: ``(N,)`` in [0, 1].
+
+    Returns:
+        ``(N, ...)``, float64.
+    """
+    a, b = first.to(torch.float64), second.to(torch.float64)
+    w = weights.to(a).reshape(-1, *(1,) * a.ndim)
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    angle = torch.acos(cosine.clamp(-1, 1))
+    if not bool(angle.sin() > 1e-9):
+        return torch.lerp(a[None], b[None], w)
+    return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
+
+
+def interpolate(
+    score: Score, first: Tensor, second: Tensor, *, images: int = 8, solver: Solver | None = None
+) -> Tensor:
+    """A row from one image to another through the middle of their latents: encode, slerp, decode.
+
+    Args:
+        score: the score model, with one label for all images if it has labels.
+        first: ``(C, H, W)`` in the model's range.
+        second: likewise.
+        images: in the row, at least 2; the ends are the given images, to the solver's accuracy.
+        solver: of both ways.
+
+    Returns:
+        float32 ``(images, C, H, W)``.
+
+    Raises:
+        ValueError: other shapes, or fewer than two images.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"first, second: shapes {tuple(first.shape)} and {tuple(second.shape)} given, one common accepted"
+        )
+    count = whole("images", images, least=2)
+    ends = encode(score, torch.stack((first, second)), solver=solver)
+    return decode(score, slerp(ends[0], ends[1], torch.linspace(0, 1, count)), solver=solver)
