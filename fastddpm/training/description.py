@@ -14,6 +14,8 @@ from fastddpm.checkpoint import CheckpointError
 from fastddpm.data.order import indices_for
 from fastddpm.files import replacing
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.tasks import Task
+from fastddpm.tasks.registry import task_to_dict
 from fastddpm.training.config import TrainConfig
 from fastddpm.training.validation import TrainingData
 from fastddpm.unet import UNetConfig
@@ -25,15 +27,20 @@ FINGERPRINT = 16
 
 
 def describe(
-    config: TrainConfig, model: UNetConfig, schedule: NoiseSchedule, data: TrainingData
+    config: TrainConfig,
+    model: UNetConfig,
+    schedule: NoiseSchedule,
+    data: TrainingData,
+    task: Task | None = None,
 ) -> dict[str, Any]:
-    """The JSON document of a run: its objective, options, network, schedule and data."""
+    """The JSON document of a run: its objective, options, network, schedule, task and data."""
     options = config.to_dict()
     return {
         "objective": options.pop("objective"),
         "train": options,
         "model": model.to_dict(),
         "schedule": schedule.to_dict(),
+        "task": {"task": None} if task is None else task_to_dict(task),
         "data": {"data": _fingerprint(data, config.seed, with_labels=model.num_classes is not None)},
     }
 

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastddpm.plans.methods import TIME_INPUTS
 from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.tasks.task import Task
 from fastddpm_kernels import q_sample
 from fastddpm_kernels.noise import words
 
@@ -98,10 +100,11 @@ class NoisedBatch:
 
     Attributes:
         x_t: float32 ``(B, C, H, W)``.
-        t: int64 ``(B,)``.
+        t: ``(B,)`` as the network takes it: int64 timesteps, or float32 noise levels.
         class_labels: int64 ``(B,)`` with dropped ones replaced by the null label, or None.
         target: float32 like x_t.
         weights: float32 ``(B,)``.
+        condition: float32 ``(B, Cc, H, W)`` of a task, or None.
     """
 
     x_t: Tensor
@@ -109,6 +112,12 @@ class NoisedBatch:
     class_labels: Tensor | None
     target: Tensor
     weights: Tensor
+    condition: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """x_t, behind the condition where there is one, as the sampler gives it (SR3)."""
+        return self.x_t if self.condition is None else torch.cat((self.condition, self.x_t), dim=1)
 
     @property
     def conditioning(self) -> tuple[Tensor, ...]:
@@ -125,6 +134,10 @@ class Noiser:
         seed: of the run, in [0, 2**63).
         class_dropout: share of labels replaced by ``null_label``, for classifier-free guidance.
         null_label: the label of "no class", or None.
+        task: what makes a condition from x_0; None for generation.
+        time_input: what the network is told: ``timestep`` t, or ``noise_level``: the noise is then of a level
+            sqrt(abar) drawn evenly between those of t and t - 1 (1 before the first), and the level is told
+            (WaveGrad, Chen et al. 2021; SR3, Saharia et al. 2021, section 2.3).
         device: where batches are.
     """
 
@@ -136,8 +149,12 @@ class Noiser:
         seed: int,
         class_dropout: float = 0.0,
         null_label: int | None = None,
+        task: Task | None = None,
+        time_input: str = "timestep",
         device: torch.device | None = None,
     ) -> None:
+        check_choice("time_input", time_input, TIME_INPUTS)
+        self.task, self.time_input = task, time_input
         self.objective, self.seed = objective, seed
         self.class_dropout, self.null_label = class_dropout, null_label
         self.signal = schedule.tensor("sqrt_alphas_cumprod", device=device)
@@ -153,19 +170,32 @@ class Noiser:
             ordinals: int64 ``(B,)``, each sample's number over all samples the run has drawn.
         """
         seeds = torch.full_like(ordinals, self.seed)
-        for_t, for_class, *_ = words(seeds, ordinals & 0xFFFFFFFF, 1, stream=T_STREAM, repeat=ordinals >> 32)
+        lanes = words(seeds, ordinals & 0xFFFFFFFF, 1, stream=T_STREAM, repeat=ordinals >> 32)
+        for_t, for_class, for_level, _ = (lane[:, 0] for lane in lanes)
         # Multiply and shift: a 32-bit word w to floor(w * T / 2**32), even to 2**-32.
-        t = (for_t[:, 0] * len(self.signal)) >> 32
+        t = (for_t * len(self.signal)) >> 32
         if class_labels is not None and self.class_dropout > 0 and self.null_label is not None:
-            dropped = for_class[:, 0] < int(self.class_dropout * 2**32)
+            dropped = for_class < int(self.class_dropout * 2**32)
             class_labels = torch.where(dropped, self.null_label, class_labels)
-        x_t, noise = q_sample(
-            x_0, t, self.signal, self.sigma, seeds=seeds, ordinals=ordinals, return_noise=True
-        )
+        condition = None
+        if self.task is not None:
+            condition = self.task.condition(x_0, ordinals, self.seed)
+            x_0 = self.task.target(x_0, condition)
+        time, row, signals, sigmas = t, t, self.signal, self.sigma
+        if self.time_input == "noise_level":
+            time = signals = self._levels(t, for_level)
+            row, sigmas = torch.arange(len(t), device=t.device), (1 - signals**2).sqrt()
+        x_t, noise = q_sample(x_0, row, signals, sigmas, seeds=seeds, ordinals=ordinals, return_noise=True)
         per_sample = (-1, *(1,) * (x_0.dim() - 1))
-        signal, sigma = self.signal[t].reshape(per_sample), self.sigma[t].reshape(per_sample)
+        signal, sigma = signals[row].reshape(per_sample), sigmas[row].reshape(per_sample)
         target = self.objective.target(x_0, noise, signal, sigma)
-        return NoisedBatch(x_t, t, class_labels, target, self.weights[t])
+        return NoisedBatch(x_t, time, class_labels, target, self.weights[t], condition)
+
+    def _levels(self, t: Tensor, word: Tensor) -> Tensor:
+        """sqrt(abar) drawn evenly between those of t and t - 1, float32 ``(B,)``, below 1."""
+        lower = self.signal[t]
+        upper = torch.where(t > 0, self.signal[(t - 1).clamp(min=0)], 1.0)
+        return lower + (upper - lower) * ((word >> 8).float() * 2.0**-24)
 
     def loss(self, prediction: Tensor, batch: NoisedBatch) -> Tensor:
         """The weighted mean over the batch, a scalar."""

@@ -7,9 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastddpm.files import replacing
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.sampler import Sampler
+from fastddpm.tasks import Task
+from fastddpm.training.validation import VALIDATION_ORDINAL, TrainingData
 
 
 class Log:
@@ -81,6 +85,14 @@ def plot_losses(run: Path, entries: list[dict[str, Any]]) -> None:
         figure.savefig(temporary, dpi=120)
 
 
+def draw(run: Path, step: int, sampler: Sampler, task: Task | None, data: TrainingData) -> None:
+    """Writes `samples/step_N.png`: samples, or for a task what it makes of images of ``data``."""
+    if task is None:
+        draw_grid(run, step, sampler)
+    else:
+        draw_restored(run, step, sampler, task, data)
+
+
 def draw_grid(run: Path, step: int, sampler: Sampler, n_images: int = 40) -> None:
     """Writes `samples/step_N.png`, always of the same seeds; classes go round."""
     config = sampler.model.config  # type: ignore[attr-defined]
@@ -88,3 +100,20 @@ def draw_grid(run: Path, step: int, sampler: Sampler, n_images: int = 40) -> Non
     images = sampler.sample(seeds=range(n_images), class_labels=labels, progress=False)
     (run / "samples").mkdir(exist_ok=True)
     save_png(run / "samples" / f"step_{step:08d}.png", grid(to_uint8(images), columns=10))
+
+
+def draw_restored(
+    run: Path, step: int, sampler: Sampler, task: Task, data: TrainingData, n_images: int = 10
+) -> None:
+    """Writes `samples/step_N.png`: conditions, below them what is drawn from them, and the images below that.
+
+    Always the same images, evenly spread over ``data``, and the same seeds.
+    """
+    count = min(n_images, len(data))
+    images, _ = data.batch(torch.arange(count) * (len(data) // count))
+    condition = task.condition(images, torch.arange(count) + VALIDATION_ORDINAL, 0)
+    predicted = sampler.sample(seeds=range(count), condition=condition, progress=False)
+    restored = task.restored(predicted.cpu(), condition)
+    rows = torch.cat((task.base(condition, images.shape[1]), restored, images))
+    (run / "samples").mkdir(exist_ok=True)
+    save_png(run / "samples" / f"step_{step:08d}.png", grid(to_uint8(rows), columns=count))

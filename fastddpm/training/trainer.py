@@ -25,6 +25,7 @@ from fastddpm.data.order import indices_for
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.tasks import Task, write_task
 from fastddpm.training import checkpoints, report
 from fastddpm.training.config import TrainConfig
 from fastddpm.training.description import begin_run, check_same_run, describe
@@ -49,7 +50,10 @@ class Trainer:
         data: training images.
         run: folder of the run; made if need be.
         validation: images whose loss is measured at checkpoints; the best checkpoint is the best on them.
-        sampler: default options of the saved model (:class:`fastddpm.Sampler`); also used for the grids.
+        sampler: default options of the saved model (:class:`fastddpm.Sampler`); also used for the grids. Its
+            ``time_input`` is what the network is trained with.
+        task: what makes a condition from each x_0 (`fastddpm.tasks`); ``model.in_channels`` are those of the
+            condition and the image. The saved model gets a `task.json`. None for generation.
 
     Raises:
         ValueError: batch size that does not divide, or a mixed precision that is not to be had here.
@@ -65,11 +69,12 @@ class Trainer:
         *,
         validation: TrainingData | None = None,
         sampler: dict[str, Any] | None = None,
+        task: Task | None = None,
     ) -> None:
         from accelerate import Accelerator, PartialState
 
         self.config, self.schedule, self.data, self.validation = config, schedule, data, validation
-        self.run = Path(run)
+        self.run, self.task = Path(run), task
         if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
             # accelerate would train in float32 and say nothing.
             raise ValueError("mixed_precision: 'fp16' given, 'no' or 'bf16' accepted on a CPU")
@@ -92,10 +97,12 @@ class Trainer:
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
         null = model.num_classes if model.null_class else None
-        noiser = {"seed": config.seed, "null_label": null, "device": self.device}
+        self.sampler_options = dict(sampler or {})
+        noiser: dict[str, Any] = {"seed": config.seed, "null_label": null, "task": task}
+        noiser["time_input"] = self.sampler_options.get("time_input", "timestep")
+        noiser["device"] = self.device
         self.noiser = Noiser(schedule, config.objective, class_dropout=config.class_dropout, **noiser)
         self.validation_noiser = Noiser(schedule, config.objective, **noiser)
-        self.sampler_options = dict(sampler or {})
         self.log: report.Log | None = None  # of the main process, while it trains
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
@@ -169,7 +176,7 @@ class Trainer:
             torch.manual_seed(self._local_seed(micro))
             with contextlib.nullcontext() if last else accelerator.no_sync(self.network):
                 with accelerator.autocast():
-                    prediction = self.network(batch.x_t, batch.t, *batch.conditioning)
+                    prediction = self.network(batch.inputs, batch.t, *batch.conditioning)
                 loss = self.noiser.loss(prediction, batch) / config.gradient_accumulation
                 accelerator.backward(loss)
             total += loss.detach()
@@ -226,7 +233,7 @@ class Trainer:
             self.log.write(entry)
             if pictures:
                 report.plot_losses(self.run, self.log.entries)
-                report.draw_grid(self.run, self.step, self._sampler())
+                report.draw(self.run, self.step, self._sampler(), self.task, self.validation or self.data)
             if checkpoint:
                 self._save()
 
@@ -246,6 +253,8 @@ class Trainer:
         assert self.log is not None
         with checkpoints.explained(self.run):
             self.log.close()
+            if self.task is not None:
+                write_task(self.run / "model", self.task)
             save_folder(self.run / "model", self._averaged(), self.schedule, self.sampler_options)
 
     def _prepare_run(self, resume: bool) -> None:
@@ -261,7 +270,7 @@ class Trainer:
             raise ValueError(
                 f"run: {self.run} holds checkpoints up to step {found[-1]}; an empty folder accepted"
             )
-        document = describe(self.config, self.unet.config, self.schedule, self.data)
+        document = describe(self.config, self.unet.config, self.schedule, self.data, self.task)
         if found:
             check_same_run(self.run, document)
         else:

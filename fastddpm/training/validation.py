@@ -50,6 +50,6 @@ def validation_loss(network: UNet, noiser: Noiser, data: TrainingData) -> float:
         indices = torch.arange(start, min(start + VALIDATION_BATCH, count))
         x_0, labels = data.batch(indices)
         batch = noiser(*on_device(network, x_0, labels, indices + VALIDATION_ORDINAL))
-        prediction = network(batch.x_t, batch.t, *batch.conditioning)
+        prediction = network(batch.inputs, batch.t, *batch.conditioning)
         total += float(noiser.loss(prediction, batch)) * len(indices)
     return total / count
