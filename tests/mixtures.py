@@ -1,7 +1,7 @@
 """A mixture of Gaussians under a linear process: its density, score and likelihood in closed form.
 
-Written from textbook formulas in float64, with nothing of `fastddpm.score` but the process's a(t) and sigma(t):
-x_t = a x_0 + sigma z of a component N(m, C) is N(a m, a^2 C + sigma^2 I).
+Written from textbook formulas in float64, with nothing of `fastddpm.score` but the process's a(t) and
+sigma(t): x_t = a x_0 + sigma z of a component N(m, C) is N(a m, a^2 C + sigma^2 I).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Mixture:
         self.spreads, self.axes = torch.linalg.eigh(self.covariances)
 
     def _standardised(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """In the eigenvectors of each component: offset from its mean and variance at t, ``(B, K, d)`` twice."""
+        """Along each component's eigenvectors: offset from its mean, variance at t, ``(B, K, d)`` twice."""
         a, sigma = self.sde.signal(t)[:, None, None], self.sde.sigma(t)[:, None, None]
         offset = torch.einsum("kji,bkj->bki", self.axes, x.double()[:, None] - a * self.means)
         return offset, a**2 * self.spreads + sigma**2
