@@ -12,6 +12,7 @@ import typer
 import fastddpm
 from fastddpm.cli.bench import bench
 from fastddpm.cli.convert import convert
+from fastddpm.cli.doctor import doctor
 from fastddpm.cli.export import export
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
@@ -86,6 +87,7 @@ app.command("export")(export)
 app.command("sample")(sample)
 app.command("convert")(convert)
 app.command("train")(train)
+app.command("doctor")(doctor)
 
 
 def main() -> None:

@@ -1,0 +1,8 @@
+"""What `fastddpm doctor` examines: the environment, the kernels, whole chains, and on a GPU their bandwidth.
+
+Data flows `environment`, `kernels`, `chains`, `bandwidth` -> `report` -> a table and `doctor.json`.
+"""
+
+from fastddpm.doctor.report import Check, Examination, examine
+
+__all__ = ["Check", "Examination", "examine"]

@@ -1,0 +1,83 @@
+"""Checks of whole chains with the model in the box: engine against engine, and seeds across batch sizes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastddpm.checkpoint import load
+from fastddpm.doctor.report import Comparison
+from fastddpm.sampler import Sampler
+
+SEEDS, LABELS = [3, 2**32 + 5, 7, 11], [0, 1, 2, 3]
+SAME_KERNELS = 1e-5
+"""A graph replays the eager step's kernels; what is left is a library's choice of another one."""
+
+OTHER_SUMS = 1e-3
+"""Sums in another order, by another batch size or compiled: one uint8 level over a chain in [-1, 1]."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ddpm": {"method": "ddpm", "num_inference_steps": 50},
+    "ddim": {"method": "ddim", "num_inference_steps": 50},
+    "dpmpp_2m": {"method": "dpmpp_2m", "num_inference_steps": 20},
+}
+SHORT = 5
+"""Steps of a chain on a CPU."""
+
+
+def comparisons(device: torch.device) -> list[Comparison]:
+    """On a CUDA device full chains by graphs against eager ones; on a CPU short chains."""
+    sampler = functools.cache(functools.partial(load, "mnist", device=device))
+    if device.type != "cuda":
+        return [
+            Comparison(f"{name}, a seed alone and in a batch", OTHER_SUMS, _alone(sampler, method, SHORT))
+            for name, method in METHODS.items()
+        ]
+    found = []
+    for name, method in METHODS.items():
+        for scale in (1.0, 2.0):
+            for engine, limit in (("cudagraph", SAME_KERNELS), ("max", OTHER_SUMS)):
+                words = f"{name}, {engine} against eager, guidance {scale:g}"
+                found.append(Comparison(words, limit, _engines(sampler, method, engine, scale)))
+        steps = method["num_inference_steps"]
+        found.append(
+            Comparison(f"{name}, a seed alone and in a batch", OTHER_SUMS, _alone(sampler, method, steps))
+        )
+    return found
+
+
+def _engines(sampler: Any, method: dict[str, Any], engine: str, scale: float) -> Any:
+    def run() -> float:
+        eager = _draw(sampler().replace(engine="eager", **method), SEEDS, LABELS, scale)
+        other = sampler().replace(engine=engine, **method)
+        first = _difference(_draw(other, SEEDS, LABELS, scale), eager)
+        # Other seeds through the captured graph: nothing of the first chain may be left in it.
+        again = _draw(other, SEEDS[::-1], LABELS[::-1], scale)
+        return max(first, _difference(again.flip(0), eager))
+
+    return run
+
+
+def _alone(sampler: Any, method: dict[str, Any], steps: int) -> Any:
+    def run() -> float:
+        eager = sampler().replace(**{**method, "num_inference_steps": steps, "engine": "auto"})
+        together = _draw(eager, SEEDS, LABELS, 1.0)
+        alone = [_draw(eager, [s], [y], 1.0) for s, y in zip(SEEDS, LABELS, strict=True)]
+        return _difference(torch.cat(alone), together)
+
+    return run
+
+
+def _draw(sampler: Sampler, seeds: list[int], labels: list[int], scale: float) -> Tensor:
+    return sampler.sample(seeds=seeds, class_labels=labels, guidance_scale=scale, progress=False)
+
+
+def _difference(ours: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference; infinite if there is no picture in what was expected."""
+    if float(expected.std()) < 0.05:
+        return math.inf
+    return float((ours - expected).abs().max())

@@ -1,0 +1,40 @@
+"""`python -m fastddpm.doctor.interpreter`: the kernels on CPU tensors, in Triton's interpreter.
+
+It needs TRITON_INTERPRET=1 and prints one line of JSON: name and error of every case.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from fastddpm.doctor.cases import SHAPES, Case, cases, error, on
+from fastddpm_kernels.q_sample import kernel as q_sample
+from fastddpm_kernels.reverse_step import kernel as reverse_step
+
+# Modules of kernels are untyped, since a kernel's arguments have no Python types.
+LAUNCH: dict[str, Any] = {"q_sample": q_sample.launch, "reverse_step": reverse_step.launch}
+
+
+def run(case: Case) -> float:
+    """The error of a kernel launched on the case's arguments."""
+    arguments = on(torch.device("cpu"), case.arguments)
+    launch = LAUNCH[case.operator]
+    if case.operator == "q_sample":
+        x_t = torch.empty_like(arguments["x_0"])
+        launch(*arguments.values(), x_t, None)
+        return error(case, [x_t])
+    launch(**arguments)
+    return error(case, [arguments["x"]] if arguments["x0"] is None else [arguments["x"], arguments["x0"]])
+
+
+def main() -> None:
+    """Runs the cases whose rows are not aligned: they are small, and the interpreter is slow."""
+    rows = [{"name": f"{case.name}, interpreter", "error": run(case)} for case in cases(SHAPES[1])]
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""An examination: what is installed, what was checked with what result, and how it is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastddpm.doctor.environment import Part
+from fastddpm.files import replacing
+
+Status = Literal["passed", "failed", "skipped"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    Attributes:
+        name: what was compared.
+        status: ``failed`` too where it could not be run.
+        error: largest absolute difference, or None where nothing was compared.
+        limit: the largest difference accepted.
+        note: why it failed or was skipped.
+    """
+
+    name: str
+    status: Status
+    error: float | None = None
+    limit: float | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A check to be made: ``run`` returns the largest absolute difference, which may be up to ``limit``.
+
+    A NaN is a failure.
+    """
+
+    name: str
+    limit: float
+    run: Callable[[], float]
+
+
+@dataclasses.dataclass
+class Examination:
+    """All that was found.
+
+    Attributes:
+        device: what was examined.
+        parts: of the environment.
+        checks: the comparisons.
+        rates: kernels' bandwidths as (name, bytes a second, share of the card's copy); none on a CPU.
+    """
+
+    device: str
+    parts: list[Part] = dataclasses.field(default_factory=list)
+    checks: list[Check] = dataclasses.field(default_factory=list)
+    rates: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed; a missing part of the environment is not a failure."""
+        return all(check.status != "failed" for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**dataclasses.asdict(self), "ok": self.ok}
+
+    def save(self, path: Path) -> None:
+        """Writes it as JSON, whole or not at all.
+
+        Raises:
+            OSError: the folder is not there or not writable.
+        """
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+
+def compared(comparison: Comparison) -> Check:
+    """Runs a comparison. What it raises is its failure, so that one broken part does not hide the others."""
+    name, limit = comparison.name, comparison.limit
+    try:
+        error = comparison.run()
+    except Exception as failure:
+        words = str(failure).strip().splitlines() or [""]
+        return Check(name, "failed", None, limit, f"{type(failure).__name__}: {words[0]}")
+    if error <= limit:
+        return Check(name, "passed", error, limit)
+    return Check(name, "failed", error, limit, "not a number" if error != error else "")
+
+
+def examine(device: torch.device, tell: Callable[[str], None] = lambda line: None) -> Examination:
+    """Examines this machine.
+
+    Args:
+        device: a CUDA device, or the CPU where there is none; then the kernels run in Triton's interpreter,
+            if it is installed, and CUDA graphs and bandwidths are left out.
+        tell: called with the name of each check before it runs.
+    """
+    from fastddpm.doctor import bandwidth, chains, environment, kernels
+
+    found = Examination(str(device), environment.parts())
+    comparisons = [*kernels.references(), *kernels.comparisons(device), *chains.comparisons(device)]
+    for comparison in comparisons:
+        tell(comparison.name)
+        found.checks.append(compared(comparison))
+    if device.type == "cuda":
+        tell("bandwidth")
+        found.rates = bandwidth.measure(device)
+        return found
+    tell("kernels in Triton's interpreter")
+    found.checks += kernels.interpreted()
+    found.checks.append(Check("graphs and bandwidth", "skipped", note="need a CUDA device"))
+    return found

@@ -1,0 +1,137 @@
+"""`fastddpm doctor`: on this machine, with something broken, and with parts of the environment missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import torch
+
+from fastddpm.cli import app as cli
+from fastddpm.doctor import chains, environment, examine, kernels
+from fastddpm.doctor.report import Comparison, Examination, compared
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["fastddpm", "doctor", "--device", "cpu", *map(str, words)])
+        try:
+            code = cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_a_healthy_cpu(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "graphs and bandwidth are not examined" in out
+    with open("doctor.json") as file:
+        found = json.load(file)
+    assert found["ok"]
+    assert found["device"] == "cpu"
+    assert found["rates"] == []
+    assert {part["name"] for part in found["parts"]} >= {"torch", "triton", "driver", "onnxruntime providers"}
+    results = {check["name"]: check for check in found["checks"]}
+    assert results["noise, known answer"]["status"] == "passed"
+    assert results["reverse_step, clip, 3x32x32, cpu"]["error"] < 4e-6
+    assert results["reverse_step, guidance, 3x11x1, interpreter"]["status"] == "passed"
+    assert results["ddpm, a seed alone and in a batch"]["status"] == "passed"
+    assert results["graphs and bandwidth"]["status"] == "skipped"
+
+
+def test_a_wrong_operator_is_found_and_fails(run, monkeypatch):
+    right = kernels.fastddpm_kernels.q_sample
+    monkeypatch.setattr(chains, "comparisons", lambda device: [])
+    monkeypatch.setattr(kernels, "interpreted", list)
+    monkeypatch.setattr(
+        type(kernels.fastddpm_kernels),
+        "q_sample",
+        property(lambda package: lambda **given: 1.001 * right(**given), lambda package, value: None),
+    )
+    code, out, _ = run("--json", "found.json")
+    assert code == 1
+    with open("found.json") as file:
+        found = json.load(file)
+    assert not found["ok"]
+    failed = [check["name"] for check in found["checks"] if check["status"] == "failed"]
+    assert failed == ["q_sample, noise drawn, 3x32x32, cpu", "q_sample, noise given, 3x32x32, cpu"]
+    assert "2 failed" in out
+
+
+def test_a_broken_kernel_is_found_in_the_interpreter(monkeypatch):
+    monkeypatch.setattr(kernels, "STEP_LIMIT", 0.0)
+    assert {check.status for check in kernels.interpreted()} == {"failed"}
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    [check] = kernels.interpreted()
+    assert (check.status, check.note) == ("skipped", "triton is not installed")
+
+
+def test_an_unwritable_path_is_found_before_any_work(run, monkeypatch):
+    monkeypatch.setattr("fastddpm.doctor.examine", lambda *given: pytest.fail("work was done"))
+    code, _, err = run("--json", "missing/doctor.json")
+    assert code == 2
+    assert "missing" in err
+
+
+@pytest.mark.parametrize(("error", "status"), [(0.5, "passed"), (0.6, "failed"), (math.nan, "failed")])
+def test_limits(error, status):
+    check = compared(Comparison("it", 0.5, lambda: error))
+    assert check.status == status
+
+
+def test_what_a_check_raises_is_its_failure():
+    def run():
+        raise RuntimeError("CUDA error: an illegal memory access\nmore")
+
+    check = compared(Comparison("it", 0.5, run))
+    assert (check.status, check.note) == ("failed", "RuntimeError: CUDA error: an illegal memory access")
+    assert not Examination("cuda:0", checks=[check]).ok
+
+
+def test_cards():
+    assert environment.card("cuda:0", "H100", (9, 0), 80 << 30).disables == ""
+    assert environment.card("cuda:0", "A100", (8, 0), 40 << 30).disables == ""
+    old = environment.card("cuda:1", "V100", (7, 0), 16 << 30)
+    assert old.found == "V100, sm_70, 16 GiB"
+    assert "older than sm_80: unsupported" in old.disables
+    assert environment.card("cuda:0", "MI300X", (9, 4), 192 << 30, rocm=True).disables == ""
+
+
+def test_missing_packages_say_what_they_disable(monkeypatch):
+    def nowhere(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(environment, "version", nowhere)
+    found = {part.name: part for part in environment.parts()}
+    for name in environment.PACKAGES:
+        assert found[name].found is None
+        assert found[name].disables
+    assert "onnx" in found["onnxruntime providers"].disables
+
+
+def test_a_flat_picture_is_no_proof():
+    assert chains._difference(torch.zeros(2, 2), torch.zeros(2, 2)) == math.inf
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_healthy_card(tmp_path):
+    """What `fastddpm doctor` does there: kernels, graphs, seeds and bandwidths."""
+    found = examine(torch.device("cuda"))
+    assert [check for check in found.checks if check.status != "passed"] == []
+    assert [part for part in found.parts if "unsupported" in part.disables] == []
+    names = [name for name, _, _ in found.rates]
+    assert names[0] == "copy"
+    assert len(names) > 5
