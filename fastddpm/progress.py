@@ -8,16 +8,40 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(show: bool, total: int, description: str = "sampling") -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(n)``. Shows a bar on standard error if that is a terminal, else nothing."""
+def progress_bar(
+    show: bool, total: int, description: str = "sampling", unit: str | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Yields ``advance(n)``. Shows a bar on standard error if that is a terminal, else nothing.
+
+    Args:
+        show: False for nothing at all.
+        total: what the steps add up to.
+        description: what is going on.
+        unit: what is counted, such as "images", to show how many there are a second.
+    """
     if not show or not sys.stderr.isatty() or _rank() != 0:
         yield lambda n: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if unit is None or task.speed is None else f"{task.speed:.1f} {unit}/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(file=sys.stderr), transient=True
+    ) as progress:
         task = progress.add_task(description, total=total)
         yield lambda n: progress.advance(task, n)
 

@@ -14,6 +14,7 @@ from fastddpm.cli.bench import bench
 from fastddpm.cli.convert import convert
 from fastddpm.cli.doctor import doctor
 from fastddpm.cli.export import export
+from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
@@ -48,19 +49,23 @@ OPTIONS = {
     "mixed_precision": "--mixed-precision",
     "num_inference_steps": "--steps",
     "num_res_blocks": "--blocks",
+    "outdir": "--outdir",
     "prediction_type": "--prediction",
     "run": "--out",
     "schedule": "--schedule",
     "seed": "--seed",
     "seeds": "--seeds",
     "shape": "--shape",
+    "shard_size": "--shard-size",
     "shift": "--shift",
     "size": "--size",
     "steps": "--steps",
     "subjects": "--subjects",
+    "threads": "--threads",
     "to": "--to",
     "warmup_steps": "--warmup",
     "weighting": "--weighting",
+    "workers": "--workers",
 }
 """What the arguments of the library are called here."""
 
@@ -87,6 +92,10 @@ app.command("export")(export)
 app.command("sample")(sample)
 app.command("convert")(convert)
 app.command("train")(train)
+app.command("super-resolve")(super_resolve)
+app.command("deblur")(deblur)
+app.command("inpaint")(inpaint)
+app.command("colorize")(colorize)
 app.command("doctor")(doctor)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from fastddpm.checkpoint import load
 from fastddpm.cli.arguments import choose_labels, parse_device, parse_dtype, parse_seeds, parse_shape
 from fastddpm.cli.outputs import Outputs, summary
-from fastddpm.cli.sample_onnx import refuse_torch_options, sample_onnx
+from fastddpm.cli.sample_job import JobOptions, onnx_drawer, run_job, torch_drawer
+from fastddpm.cli.sample_onnx import refuse_condition, refuse_torch_options, sample_onnx
 from fastddpm.engine import EngineUnavailable
 from fastddpm.plans.plan import check_choice
 from fastddpm.sampler import Sampler
@@ -42,7 +43,15 @@ def sample(
         str | None, typer.Option(help="Of an image, C,H,W; that of the model folder, if left out.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A grid (.png) or arrays (.npz).")] = None,
-    outdir: Annotated[Path | None, typer.Option(help="Folder for one PNG a seed, named by it.")] = None,
+    outdir: Annotated[Path | None, typer.Option(help="Folder for one PNG a seed, or for shards.")] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(help="npz, png or webdataset: shards in --outdir; run again, only what is missing."),
+    ] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Images in a shard, a multiple of --batch.")] = None,
+    workers: Annotated[str | None, typer.Option(help="Of shards: local (torchrun too) or ray.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of a worker that draws shards on a CPU.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Put all shards into one npz file too.")] = False,
     trajectory: Annotated[Path | None, typer.Option(help="From noise to images (.gif, .png).")] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")
@@ -61,6 +70,8 @@ def sample(
     Without an output option the images go into samples.png. The image of a seed does not depend on which
     other seeds are drawn with it.
     """
+    job = JobOptions(outdir, format, shard_size, workers, threads, merge)
+    is_job = job.check(out=out, trajectory=trajectory)
     if out is None and outdir is None and trajectory is None:
         out = Path("samples.png")
     outputs = Outputs(out, outdir, trajectory)
@@ -69,18 +80,31 @@ def sample(
     if backend == "onnx":
         refuse_torch_options(trajectory=trajectory, shape=shape, engine=engine, dtype=dtype, config=config)
         request: dict[str, Any] = {"method": method, "num_inference_steps": steps, "eta": eta}
+        if is_job:
+            export = onnx_drawer(model, job, device=device, guidance=guidance, plan=request)
+            refuse_condition(model, export.condition_channels)
+            labels = choose_labels(export.num_classes, classes, seed_list)
+            run_job(export, job, seed_list, labels, batch=batch)
+            return
         request |= {"guidance_scale": guidance, "max_batch": batch}
         sample_onnx(model, outputs, seed_list, classes=classes, device=device, request=request)
         return
     image_shape = None if shape is None else parse_shape(shape)
     given: dict[str, Any] = {} if image_shape is None else {"shape": image_shape}
-    sampler = load(model, config=config, device=parse_device(device), dtype=parse_dtype(dtype), **given)
+    # The device of a job may be another machine's: its workers move the model there.
+    here = "cpu" if is_job else parse_device(device)
+    sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **given)
     _refuse_condition(model, sampler)
-    sampler = sampler.replace(**_changes(sampler, method, steps, eta, engine))
+    sampler = sampler.replace(**_changes(sampler, method, steps, eta, "auto" if is_job else engine))
     network = sampler.model
     labels = choose_labels(
         network.config.num_classes if isinstance(network, UNet) else None, classes, seed_list
     )
+    if is_job:
+        place = job.device(device)
+        drawer = torch_drawer(sampler, job, guidance=guidance, device=place, engine=engine)
+        run_job(drawer, job, seed_list, labels, batch=batch)
+        return
     request = {
         "seeds": seed_list,
         "class_labels": labels,

@@ -24,6 +24,15 @@ def refuse_torch_options(*, engine: str, dtype: str, **given: Any) -> None:
             )
 
 
+def refuse_condition(folder: str, channels: int) -> None:
+    """ValueError where the network wants a condition image of so many channels; 0 is none."""
+    if channels:
+        raise ValueError(
+            f"{folder}: a super-resolution network, which needs an image of {channels} channels as its "
+            "condition; fastddpm.onnx.OnnxSampler(...).sample(condition=image) takes one"
+        )
+
+
 def sample_onnx(
     folder: str,
     outputs: Outputs,
@@ -52,12 +61,7 @@ def sample_onnx(
         raise ValueError(f"--device: {device!r} given, cpu, cuda or cuda:N accepted")
     options = {"device_id": match[2]} if match[2] else None
     sampler = OnnxSampler(folder, "auto" if device is None else match[1], provider_options=options)
-    if sampler.folder.condition_channels:
-        raise ValueError(
-            f"{folder}: a super-resolution network, which needs an image of "
-            f"{sampler.folder.condition_channels} channels as its condition; "
-            "fastddpm.onnx.OnnxSampler(...).sample(condition=image) takes one"
-        )
+    refuse_condition(folder, sampler.folder.condition_channels)
     labels = choose_labels(sampler.folder.num_classes, classes, seeds)
     with outputs.ready(seeds, sampler.image_shape[0]):
         began = time.perf_counter()

@@ -1,0 +1,126 @@
+"""`fastddpm sample --format`: many seeds into a folder of shards, by this process, its siblings, or Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from fastddpm.cli.arguments import parse_device
+from fastddpm.jobs import Drawer, Job, OnnxDrawer, TorchDrawer
+from fastddpm.jobs.merging import merged_file
+from fastddpm.jobs.ray_workers import cluster_device
+from fastddpm.sampler import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class JobOptions:
+    """The options that only a job has; `format` makes one.
+
+    Attributes:
+        outdir: the folder.
+        format: ``npz``, ``png`` or ``webdataset``; None for no job.
+        shard_size: images in a file; None for 1024, rounded up to whole batches.
+        workers: ``local`` or ``ray``.
+        threads: of a worker on a CPU; None for 1.
+        merge: write one npz of all images too.
+    """
+
+    outdir: Path | None
+    format: str | None
+    shard_size: int | None
+    workers: str | None
+    threads: int | None
+    merge: bool
+
+    def check(self, **others: Path | None) -> bool:
+        """Whether this is a job; ValueError where it is none and has its options, or has another output."""
+        if self.format is None:
+            names = ("shard_size", "workers", "threads", "merge")
+            given = [name for name in names if getattr(self, name)]
+            if given:
+                raise ValueError(
+                    f"--{given[0].replace('_', '-')}: given without --format, which makes shards; both accepted"
+                )
+            return False
+        for name in ("out", "trajectory"):
+            if others[name] is not None:
+                raise ValueError(
+                    f"--{name}: given with --format, whose images go into --outdir; left out accepted"
+                )
+        if self.outdir is None:
+            raise ValueError("--format: given without --outdir, the folder of the shards; both accepted")
+        return True
+
+    def device(self, text: str | None) -> str:
+        """Where the worker draws: as typed; else CUDA where there is one, this process's own of several."""
+        if self.workers == "ray":
+            if text not in (None, "cpu", "cuda"):
+                raise ValueError(f"--device: {text!r} given with --workers ray, cpu or cuda accepted")
+            return text or cluster_device()
+        device = parse_device(text)
+        if device.type == "cuda" and device.index is None:
+            return f"cuda:{dist.get_node_local_rank(fallback_rank=0)}"
+        return str(device)
+
+
+def torch_drawer(
+    sampler: Sampler, options: JobOptions, *, guidance: float, device: str, engine: str
+) -> TorchDrawer:
+    """A drawer of a sampler, which is on the CPU where its device may be another machine's."""
+    return TorchDrawer(
+        sampler, guidance_scale=guidance, threads=options.threads or 1, device=device, engine=engine
+    )
+
+
+def onnx_drawer(
+    folder: str, options: JobOptions, *, device: str | None, guidance: float, plan: dict[str, Any]
+) -> OnnxDrawer:
+    """A drawer of an export. ``plan`` has the method, steps and eta given."""
+    if find_spec("onnxruntime") is None:
+        raise ValueError("--backend: onnx given, which needs onnxruntime: pip install 'fastddpm[onnx]'")
+    kind, _, index = options.device(device).partition(":")
+    return OnnxDrawer(
+        folder,
+        # Left open, ONNX Runtime takes CUDA where it starts.
+        "auto" if device is None and options.workers != "ray" else kind,
+        guidance_scale=guidance,
+        threads=options.threads or 1,
+        options=plan,
+        provider_options={"device_id": index} if index else None,
+    )
+
+
+def run_job(
+    drawer: Drawer,
+    options: JobOptions,
+    seeds: list[int],
+    labels: list[int] | None,
+    *,
+    batch: int,
+) -> None:
+    """Draws what is missing in a folder and says what is there."""
+    assert options.format is not None
+    assert options.outdir is not None
+    began = time.perf_counter()
+    job = Job(
+        drawer,
+        seeds,
+        options.outdir,
+        class_labels=labels,
+        format=options.format,
+        shard_size=-(-1024 // batch) * batch if options.shard_size is None else options.shard_size,
+        batch_size=batch,
+    )
+    drawn = job.run(workers=options.workers or "local", merge=options.merge)
+    if drawn is None:  # another of the processes started together speaks
+        return
+    seconds = time.perf_counter() - began
+    files = f"{len(job.blocks)} {options.format} shard{'s' * (len(job.blocks) > 1)}"
+    speed = f"{drawn} of {len(seeds)} images drawn now in {seconds:.1f} s, {drawn / seconds:.1f} images/s"
+    merged = f", {merged_file(job).name}" if options.merge else ""
+    print(f"{speed} -> {options.outdir}/ ({files}{merged})")

@@ -1,0 +1,18 @@
+"""Large sampling jobs: many seeds into a folder of shards, resumable, by one process or many.
+
+    from fastddpm.jobs import Job, TorchDrawer
+
+    drawer = TorchDrawer(fastddpm.load(), guidance_scale=1.5)
+    Job(drawer, range(50_000), "digits", class_labels=[seed % 10 for seed in range(50_000)]).run()
+
+Data flows one way: `blocks` cuts the seeds, `drawers` make pixels of a block, `shards` writes them,
+`manifest` remembers what is there, `job` draws what is missing, `processes` and `ray_workers` say who draws
+what, `merging` makes one file of all. See docs/scale.md.
+"""
+
+from fastddpm.jobs.blocks import Blocks
+from fastddpm.jobs.drawers import Drawer, OnnxDrawer, TorchDrawer
+from fastddpm.jobs.job import Job, JobStopped
+from fastddpm.jobs.manifest import OtherSettingsError
+
+__all__ = ["Blocks", "Drawer", "Job", "JobStopped", "OnnxDrawer", "OtherSettingsError", "TorchDrawer"]

@@ -1,0 +1,284 @@
+"""What makes pixels of seeds: a sampler of PyTorch, or an export run by ONNX Runtime, with its threads fixed.
+
+A drawer can be sent to another process (pickled), and says everything that its pixels depend on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fastddpm.engine import Engine, resolve_engine
+from fastddpm.images import Pixels, to_uint8
+from fastddpm.plans import Plan
+from fastddpm.request import make_batches, whole
+from fastddpm.sampler import Sampler
+
+Int64 = npt.NDArray[np.int64]
+
+
+class Drawer(Protocol):
+    """Pixels for seeds."""
+
+    threads: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
+
+    def made_on(self) -> str:
+        """The processor and engine that draw here."""
+
+    def check(self, labels: Int64 | None) -> None:
+        """ValueError where the model does not know these labels, or the guidance."""
+
+    def draw(self, seeds: Int64, labels: Int64 | None) -> Pixels:
+        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels."""
+
+
+class TorchDrawer:
+    """A `Sampler`.
+
+    Args:
+        sampler: with a default ``shape``.
+        guidance_scale: w of classifier-free guidance; 1 is none.
+        threads: of one process on a CPU.
+        device: where to draw: ``cpu``, ``cuda`` or ``cuda:1``; None for the sampler's. The model is moved
+            when the first image is drawn, so that it may be a device of another machine.
+        engine: as of `Sampler`; None for the sampler's.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+        EngineUnavailable: ``cudagraph`` or ``max`` for a CPU.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        *,
+        guidance_scale: float = 1.0,
+        threads: int = 1,
+        device: str | None = None,
+        engine: str | None = None,
+    ) -> None:
+        if sampler.shape is None:
+            raise ValueError("sampler: has no shape; one made with shape=(C, H, W) accepted")
+        self.image_shape = sampler.shape
+        self.threads = whole("threads", threads, least=1)
+        self._sampler, self._guidance_scale = sampler, guidance_scale
+        self._place = torch.device(sampler.device if device is None else device)
+        self._asked = sampler.options["engine"] if engine is None else engine
+        self._engine: Engine = resolve_engine(self._asked, self._place)
+
+    def __reduce__(self) -> tuple[Callable[..., TorchDrawer], tuple[Any, ...]]:
+        """What another process needs: model, schedule and plan; no buffers, no captured graphs."""
+        sampler = self._sampler
+        options = {name: sampler.options[name] for name in ("null_label", "shape", "dtype")}
+        settings = {"guidance_scale": self._guidance_scale, "threads": self.threads, "engine": self._asked}
+        settings["device"] = self._place.type
+        return _rebuilt, (sampler.model, sampler.schedule, sampler.plan, options, settings)
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return self._place.type
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
+        sampler = self._sampler
+        options = {name: value for name, value in sampler.options.items() if name not in ("device", "engine")}
+        options |= {"dtype": str(sampler.dtype).removeprefix("torch."), "shape": list(self.image_shape)}
+        if options.get("timesteps") is not None:
+            options["timesteps"] = [int(t) for t in options["timesteps"]]
+        return {
+            "backend": f"torch {torch.__version__.split('+')[0]}",
+            "model": _digest_of_model(sampler.model),
+            **options,
+            "method": sampler.plan.method,
+            "num_inference_steps": len(sampler.plan),
+            "plan": _digest_of_plan(sampler.plan),
+            "guidance_scale": float(self._guidance_scale),
+            "device": self.device,
+            "engine": self._engine,
+            "threads": self.threads,
+        }
+
+    def made_on(self) -> str:
+        """The processor and engine that draw here."""
+        if self.device == "cuda":
+            return f"{torch.cuda.get_device_name(self._place)}, engine {self._here().engine}"
+        return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, engine {self._engine}"
+
+    def check(self, labels: Int64 | None) -> None:
+        """ValueError where the model does not know these labels, or the guidance."""
+        some = None if labels is None else np.unique(labels).tolist()
+        seeds = range(1 if some is None else len(some))
+        make_batches(self._sampler, seeds=seeds, class_labels=some, guidance_scale=self._guidance_scale)
+
+    def draw(self, seeds: Int64, labels: Int64 | None) -> Pixels:
+        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            images = self._here().sample(
+                seeds=seeds.tolist(),
+                class_labels=None if labels is None else labels.tolist(),
+                guidance_scale=self._guidance_scale,
+                progress=False,
+            )
+            return to_uint8(images)
+        finally:
+            torch.set_num_threads(before)
+
+    def _here(self) -> Sampler:
+        """The sampler on its device, with its engine."""
+        sampler = self._sampler
+        if sampler.device != self._place or sampler.options["engine"] != self._asked:
+            if isinstance(sampler.model, nn.Module):
+                sampler.model.to(self._place)
+            self._sampler = sampler.replace(device=self._place, engine=self._asked)
+        return self._sampler
+
+
+def _rebuilt(
+    model: Any, schedule: Any, plan: Plan, options: Mapping[str, Any], settings: dict[str, Any]
+) -> TorchDrawer:
+    return TorchDrawer(Sampler.from_plan(model, schedule, plan, **options), **settings)
+
+
+class OnnxDrawer:
+    """An export of `fastddpm export`, run by ONNX Runtime.
+
+    Args:
+        folder: the export; every process reads it there.
+        provider: as of `fastddpm.onnx.OnnxSampler`.
+        guidance_scale: w of classifier-free guidance; 1 is none.
+        threads: of one process on a CPU.
+        options: ``method``, ``num_inference_steps``, ``timestep_spacing``, ``timesteps`` and ``eta`` of
+            `OnnxSampler.sample`, where they are not to be the exported ones.
+        provider_options: as of `OnnxSampler`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        provider: str = "auto",
+        *,
+        guidance_scale: float = 1.0,
+        threads: int = 1,
+        options: Mapping[str, Any] | None = None,
+        provider_options: Mapping[str, str] | None = None,
+    ) -> None:
+        # Here and not above: without the extra `onnx` there is still TorchDrawer.
+        from fastddpm.onnx import OnnxSampler
+
+        self.threads = whole("threads", threads, least=1)
+        self._guidance_scale, self._options = guidance_scale, dict(options or {})
+        self._provider_options = provider_options
+        self._sampler = OnnxSampler(folder, provider, threads=threads, provider_options=provider_options)
+        self.image_shape = self._sampler.image_shape
+        self.num_classes = self._sampler.folder.num_classes
+        self.condition_channels = self._sampler.folder.condition_channels
+        self.plan = self._sampler.plan(**self._options)
+
+    def __reduce__(self) -> tuple[Callable[..., OnnxDrawer], tuple[Any, ...]]:
+        """What another process needs: the folder and the options."""
+        settings = {"guidance_scale": self._guidance_scale, "threads": self.threads, "options": self._options}
+        settings["provider_options"] = self._provider_options
+        return _reopened, (self._sampler.folder.path.absolute(), self._sampler.provider, settings)
+
+    @property
+    def device(self) -> str:
+        """``cpu`` or ``cuda``."""
+        return "cuda" if self._sampler.provider == "CUDAExecutionProvider" else "cpu"
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
+        import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+
+        sampler = self._sampler
+        options = {**sampler.options, **{k: v for k, v in self._options.items() if v is not None}}
+        return {
+            "backend": f"onnxruntime {onnxruntime.__version__}",
+            # export.json lists the SHA-256 of every other file.
+            "model": hashlib.sha256(sampler.folder.file("export.json").read_bytes()).hexdigest(),
+            "eta": float(options.get("eta") or 0.0),
+            "shape": list(self.image_shape),
+            "method": self.plan.method,
+            "num_inference_steps": len(self.plan),
+            "plan": _digest_of_plan(self.plan),
+            "guidance_scale": float(self._guidance_scale),
+            "device": self.device,
+            "engine": f"{sampler.provider}, loop {sampler.loop}",
+            "threads": self.threads,
+        }
+
+    def made_on(self) -> str:
+        """The processor and engine that draw here."""
+        return f"{platform.machine()}, {self._sampler.provider}"
+
+    def check(self, labels: Int64 | None) -> None:
+        """ValueError where the model does not know these labels, or the guidance."""
+        from fastddpm.onnx.request import make_batch
+
+        some = None if labels is None else np.unique(labels).tolist()
+        make_batch(
+            self._sampler.folder,
+            batch_size=None,
+            seeds=range(1 if some is None else len(some)),
+            class_labels=some,
+            guidance_scale=self._guidance_scale,
+            condition=None,
+        )
+
+    def draw(self, seeds: Int64, labels: Int64 | None) -> Pixels:
+        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels."""
+        pixels: Pixels = self._sampler.sample(
+            seeds=seeds,
+            class_labels=labels,
+            guidance_scale=self._guidance_scale,
+            output="uint8",
+            progress=False,
+            **self._options,
+        )
+        return pixels
+
+
+def _reopened(folder: Path, provider: str, settings: dict[str, Any]) -> OnnxDrawer:
+    return OnnxDrawer(folder, provider, **settings)
+
+
+def _digest_of_model(model: Any) -> str:
+    """SHA-256 over the tensors of a network by name, and the code's name where there are none."""
+    digest = hashlib.sha256(getattr(model, "__qualname__", type(model).__qualname__).encode())
+    digest.update(repr(getattr(model, "config", "")).encode())
+    state = model.state_dict() if isinstance(model, nn.Module) else {}
+    for name, value in sorted(state.items()):
+        tensor = value.detach().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().clone().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest_of_plan(plan: Plan) -> str:
+    """SHA-256 over the rows, and what else of a plan the chain depends on."""
+    cases = (plan.prediction_type, plan.clip, plan.multistep, plan.learned_range, plan.thresholding)
+    digest = hashlib.sha256(repr(cases).encode())
+    for array in (plan.timesteps, plan.model_time, plan.table):
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,180 @@
+"""`Job`: seeds drawn into a folder of shards. Run again, it draws what is missing."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.jobs.blocks import Blocks, as_ranges
+from fastddpm.jobs.drawers import Drawer
+from fastddpm.jobs.manifest import MANIFEST, add_record, close_manifest, intact, open_manifest, read_records
+from fastddpm.jobs.merging import merge as merge_shards
+from fastddpm.jobs.processes import started_together
+from fastddpm.jobs.ray_workers import run_on_ray
+from fastddpm.jobs.shards import (
+    FORMATS,
+    PICTURE_CHANNELS,
+    digest,
+    remove_temporaries,
+    shard_name,
+    write_shard,
+)
+from fastddpm.plans.plan import check_choice
+from fastddpm.progress import progress_bar
+
+WORKERS = ("local", "ray")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class JobStopped(OSError):
+    """A folder could not be written; it can be resumed."""
+
+
+class Job:
+    """Images of many seeds, in shards.
+
+    The files depend on these arguments alone: not on how many processes or machines draw them, nor on how
+    often the job was killed and run again, on processors of one kind.
+
+    Args:
+        drawer: `TorchDrawer` or `OnnxDrawer`.
+        seeds: one integer in [0, 2**63) per image, each once.
+        outdir: the folder: new, empty, or of the same job.
+        class_labels: one for all, or one per seed; None for a model without classes.
+        format: ``npz``, ``png`` or ``webdataset``; see `fastddpm.jobs.shards`.
+        shard_size: images in a file; a multiple of ``batch_size``.
+        batch_size: images drawn at a time; the last block is padded to it.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+
+    def __init__(
+        self,
+        drawer: Drawer,
+        seeds: Sequence[int] | npt.ArrayLike,
+        outdir: str | Path,
+        *,
+        class_labels: int | Sequence[int] | npt.ArrayLike | None = None,
+        format: str = "npz",
+        shard_size: int = 1024,
+        batch_size: int = 64,
+    ) -> None:
+        check_choice("format", format, FORMATS)
+        channels = drawer.image_shape[0]
+        if format != "npz" and channels not in PICTURE_CHANNELS:
+            raise ValueError(
+                f"format: {format!r} given, images of {channels} channels are no pictures; npz accepted"
+            )
+        self.drawer, self.outdir, self.format = drawer, Path(outdir), format
+        self.blocks = Blocks.of(seeds, class_labels, batch_size, shard_size)
+        drawer.check(self.blocks.labels)
+
+    def at(self, outdir: Path) -> Job:
+        """The same job with its folder named otherwise."""
+        other = copy.copy(self)
+        other.outdir = outdir
+        return other
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the files depend on, as JSON values."""
+        blocks = self.blocks
+        labels = blocks.labels
+        return {
+            "seeds": as_ranges(blocks.seeds),
+            "classes": None if labels is None else as_ranges(np.unique(labels)),
+            "class_labels": None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest(),
+            "format": self.format,
+            "shard_size": blocks.shard_size,
+            "batch_size": blocks.batch_size,
+            **self.drawer.describe(),
+        }
+
+    def run(self, *, workers: str = "local", merge: bool = False, progress: bool = True) -> int | None:
+        """Draws what is missing.
+
+        Args:
+            workers: ``local``: this process, and those that torchrun or accelerate started with it; ``ray``:
+                the machines of a Ray cluster.
+            merge: write `samples_NxHxWxC.npz` too when all is drawn.
+            progress: show a progress bar on a terminal.
+
+        Returns:
+            Images drawn now, by all processes; None in all but the first of those started together.
+
+        Raises:
+            OtherSettingsError: the folder holds a job with other settings.
+            ValueError: the folder holds something else; Ray is not there.
+            JobStopped: the folder cannot be written; run again, the job goes on.
+        """
+        check_choice("workers", workers, WORKERS)
+        with started_together() as group:
+            if workers == "ray" and group.size > 1:
+                raise ValueError("workers: 'ray' given to processes started together; one process accepted")
+            missing = group.from_first(self._begin)
+            mine = missing[group.rank :: group.size]
+            with progress_bar(progress, self._images(mine), unit="images") as advance:
+                if workers == "ray":
+                    run_on_ray(self, mine, advance)
+                else:
+                    for index in mine:
+                        self.draw_shard(index, advance)
+            group.from_first(lambda: self._end(merge))
+            return self._images(missing) if group.is_first else None
+
+    def draw_shard(self, index: int, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+        """Draws one shard and writes it, then its record; the record."""
+        seeds, labels = self.blocks.shard(index)
+        pixels = []
+        for some, of_classes, count in self.blocks.of_shard(index):
+            pixels.append(self.drawer.draw(some, of_classes)[:count])
+            advance(count)
+        name = shard_name(index, self.format)
+        with self._writing():
+            write_shard(self.outdir / name, self.format, np.concatenate(pixels), seeds, labels)
+            size, checksum = digest(self.outdir / name)
+            record = {"name": name, "images": len(seeds), "bytes": size, "sha256": checksum}
+            record["made_on"] = self.drawer.made_on()
+            add_record(self.outdir, record)
+        return record
+
+    def _begin(self) -> list[int]:
+        """Checks and makes the folder; the shards that are not there, or not as they were written."""
+        with self._writing():
+            open_manifest(self.outdir, self.settings())
+            remove_temporaries(self.outdir)
+            there = intact(self.outdir)
+        return [i for i in range(len(self.blocks)) if shard_name(i, self.format) not in there]
+
+    def _end(self, merge: bool) -> None:
+        with self._writing():
+            records = read_records(self.outdir)
+            remove_temporaries(self.outdir)
+            close_manifest(self.outdir, records)
+            if merge:
+                merge_shards(self)
+
+    def _images(self, shards: Sequence[int]) -> int:
+        return sum(len(self.blocks.shard(index)[0]) for index in shards)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says what a full disk or a folder without the right to write means for the job."""
+        try:
+            yield
+        except OSError as error:
+            advice = "make space there" if error.errno in FULL else "make it writable"
+            done = len(read_records(self.outdir)) if (self.outdir / MANIFEST).is_file() else 0
+            raise JobStopped(
+                f"outdir: {str(self.outdir)!r} cannot be written ({error.strerror or error}); {done} of "
+                f"{len(self.blocks)} shards are complete; {advice} and run the same again: "
+                "it draws what is missing"
+            ) from error

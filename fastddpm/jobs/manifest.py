@@ -1,0 +1,119 @@
+"""`manifest.json`: what a folder of shards holds, with checksums, and what it was drawn with.
+
+While a job runs, every finished shard has a record of its own in `records/`, written after the shard, so that
+no two processes write one file. When all shards are there the records go into the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastddpm.files import replacing
+from fastddpm.jobs.shards import digest
+
+MANIFEST, RECORDS = "manifest.json", "records"
+LONGEST_VALUE = 60
+
+
+class OtherSettingsError(ValueError):
+    """A folder holds a job of other settings."""
+
+
+def open_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Makes the folder of a job, or finds that it is one of the same job.
+
+    Args:
+        folder: not there, empty, or of a job.
+        settings: everything that its files depend on, as JSON values.
+
+    Raises:
+        OtherSettingsError: a job with other settings; the first that differs is named.
+        ValueError: a folder of something else, a manifest that cannot be read.
+        OSError: a folder that cannot be made or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).exists():
+        found = read_manifest(folder)["settings"]
+        if found != json.loads(json.dumps(settings)):
+            raise OtherSettingsError(
+                f"outdir: {str(folder)!r} holds a job with {_difference(found, settings)}"
+            )
+    else:
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others:
+            raise ValueError(
+                f"outdir: {str(folder)!r} holds {others[0]} and no {MANIFEST}; "
+                "a new folder, an empty one, or one of the same job accepted"
+            )
+        _write(folder, {"settings": settings})
+    (folder / RECORDS).mkdir(exist_ok=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """``settings``, and ``shards`` when all are there: name, images, bytes, sha256 and made_on of each.
+
+    Raises:
+        ValueError: no manifest, or one that cannot be read.
+    """
+    path = folder / MANIFEST
+    try:
+        document = json.loads(path.read_text())
+        if not isinstance(document["settings"], dict):
+            raise KeyError("settings")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"outdir: {str(path)!r} cannot be read as a job's manifest ({error})") from error
+    return dict(document)
+
+
+def add_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes down that a shard is there."""
+    with replacing(folder / RECORDS / f"{Path(record['name']).stem}.json") as temporary:
+        temporary.write_text(json.dumps(record))
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of all shards that were finished, by name: name, images, bytes, sha256 and made_on."""
+    records = list(read_manifest(folder).get("shards", []))
+    for path in sorted((folder / RECORDS).glob("[0-9]*.json")):
+        records.append(json.loads(path.read_text()))
+    return {record["name"]: record for record in records}
+
+
+def intact(folder: Path) -> set[str]:
+    """The names of the shards whose bytes are those that were written.
+
+    Every shard is read: one that was damaged or taken away since is as one that was never there.
+    """
+    return {name for name, record in read_records(folder).items() if _is_intact(folder, record)}
+
+
+def close_manifest(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Puts the records of all shards into the manifest."""
+    shards = [records[name] for name in sorted(records, key=lambda name: (len(name), name))]
+    _write(folder, {"settings": read_manifest(folder)["settings"], "shards": shards})
+    shutil.rmtree(folder / RECORDS)
+
+
+def _is_intact(folder: Path, record: Mapping[str, Any]) -> bool:
+    try:
+        return digest(folder / record["name"]) == (record["bytes"], record["sha256"])
+    except FileNotFoundError:
+        return False
+
+
+def _write(folder: Path, document: Mapping[str, Any]) -> None:
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _difference(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    names = [name for name in {**found, **given} if found.get(name) != given.get(name)]
+    # A digest says nothing where an option that a person set says it all.
+    name = next((name for name in names if name not in ("plan", "model")), names[0])
+    there, here = (textwrap.shorten(str(one.get(name)), LONGEST_VALUE) for one in (found, given))
+    return f"{name} {there}, not {here}; the same settings or another folder accepted"

@@ -1,0 +1,95 @@
+"""Workers on many machines: Ray Data schedules the shards, retries them and streams what is done.
+
+A dataset of shard numbers goes through `map_batches` with a pool of actors, one per GPU, or per `threads`
+CPUs. The shards are written by the actors, so the folder has to be on a disk that all machines see.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fastddpm.jobs.job import Job
+
+
+def connected() -> Any:
+    """The module ray, connected to the cluster of RAY_ADDRESS, or to one started on this machine.
+
+    Raises:
+        ValueError: Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError("workers: 'ray' given, which needs Ray: pip install 'fastddpm[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    return ray
+
+
+def cluster_device() -> str:
+    """``cuda`` where the cluster has GPUs, else ``cpu``."""
+    return "cuda" if connected().cluster_resources().get("GPU", 0) else "cpu"
+
+
+class _Worker:
+    """An actor: has the model, draws the shards it is given."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        images = [self.job.draw_shard(int(index))["images"] for index in batch["shard"]]
+        return {"shard": batch["shard"], "images": np.asarray(images)}
+
+
+def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None]) -> None:
+    """Draws shards on all machines of the cluster.
+
+    Args:
+        job: whose shards; its folder is the same on every machine.
+        missing: their numbers.
+        advance: told how many images are there more.
+
+    Raises:
+        ValueError: Ray is not installed, or the cluster has not one processor that is wanted.
+        Exception: what a worker raised, after Ray's retries where its machine or process was lost.
+    """
+    if not missing:
+        return
+    ray = connected()
+    kind, share = ("GPU", 1) if job.drawer.device == "cuda" else ("CPU", job.drawer.threads)
+    actors = int(ray.cluster_resources().get(kind, 0)) // share
+    if not actors:
+        raise ValueError(
+            f"workers: 'ray' given, to a cluster without {share} {kind} for a worker; "
+            "--device cpu, fewer --threads, or a larger cluster accepted"
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # there is one of our own, in images
+    rows = ray.data.from_items([{"shard": index} for index in missing], override_num_blocks=len(missing))
+    done = rows.map_batches(
+        _Worker,
+        fn_constructor_args=(job.at(Path(job.outdir).absolute()),),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
+        **{f"num_{kind.lower()}s": share},
+    )
+    try:
+        for row in done.iter_rows():
+            advance(int(row["images"]))
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised, taken out of what Ray and Ray Data have put around it."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return error if inner is None else _cause(inner)

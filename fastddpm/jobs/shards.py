@@ -1,0 +1,160 @@
+"""Shards on disk: npz arrays, folders of PNGs, or tar files of WebDataset; whole or not there; no timestamps.
+
+npz         00000.npz       arr_0 uint8 (N, H, W, C), arr_1 int64 labels when there are, seeds int64
+png         00000/          000123.png, named by its seed; labels.csv when there are labels
+webdataset  00000.tar       000123.png, and 000123.cls with the label when there is one
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.files import replacing
+from fastddpm.images import Pixels
+from fastddpm.jobs.npz import Array, write_npz
+
+Int64 = npt.NDArray[np.int64]
+
+SUFFIXES = {"npz": ".npz", "png": "", "webdataset": ".tar"}
+FORMATS = tuple(SUFFIXES)
+PICTURE_CHANNELS = (1, 3, 4)
+LABELS = "labels.csv"
+
+
+def shard_name(index: int, format: str) -> str:
+    """``00012.npz``, ``00012`` or ``00012.tar``."""
+    return f"{index:05d}{SUFFIXES[format]}"
+
+
+def write_shard(path: Path, format: str, pixels: Pixels, seeds: Int64, labels: Int64 | None) -> None:
+    """Writes a shard under a temporary name and renames it; one that is there is replaced.
+
+    Args:
+        path: named by `shard_name`, in a folder that is there.
+        format: ``npz``, ``png`` or ``webdataset``.
+        pixels: uint8 ``(N, H, W, C)``.
+        seeds: int64 ``(N,)``.
+        labels: int64 ``(N,)``, or None.
+
+    Raises:
+        OSError: a full disk, a folder that cannot be written.
+    """
+    if format == "npz":
+        arrays: dict[str, Array] = {"arr_0": pixels}
+        if labels is not None:
+            arrays["arr_1"] = labels
+        arrays["seeds"] = seeds
+        with replacing(path) as temporary:
+            write_npz(temporary, arrays)
+    elif format == "png":
+        _write_folder(path, lambda folder: _write_pictures(folder, pixels, seeds, labels))
+    else:
+        with replacing(path) as temporary:
+            _write_tar(temporary, pixels, seeds, labels)
+
+
+def read_shard(path: Path, format: str) -> Pixels:
+    """The images of a shard in its order, uint8 ``(N, H, W, C)``."""
+    if format == "npz":
+        with np.load(path) as arrays:
+            pixels: Pixels = arrays["arr_0"]
+        return pixels
+    if format == "png":
+        return np.stack([_decoded(file.read_bytes()) for file in _in_order(path) if file.suffix == ".png"])
+    with tarfile.open(path) as archive:
+        pictures = [member for member in archive if member.name.endswith(".png")]
+        return np.stack([_decoded(archive.extractfile(one).read()) for one in pictures])  # type: ignore[union-attr]
+
+
+def digest(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a shard: of the file, or of the names and contents of a folder's files."""
+    hashed, size = hashlib.sha256(), 0
+    for file in _in_order(path) if path.is_dir() else [path]:
+        if path.is_dir():
+            hashed.update(f"{file.name} {file.stat().st_size}\n".encode())
+        with file.open("rb") as opened:
+            while piece := opened.read(2**20):
+                hashed.update(piece)
+                size += len(piece)
+    return size, hashed.hexdigest()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Takes away what a process that was killed had not finished writing."""
+    for left in folder.glob(".*-*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """The files of a shard by the seed that names them, the longer name after the shorter."""
+    return sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name))
+
+
+def _write_pictures(folder: Path, pixels: Pixels, seeds: Int64, labels: Int64 | None) -> None:
+    names = [f"{seed:06d}.png" for seed in seeds]
+    for name, image in zip(names, pixels, strict=True):
+        (folder / name).write_bytes(_encoded(image))
+    if labels is not None:
+        with (folder / LABELS).open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(
+                [("file", "class"), *zip(names, labels.tolist(), strict=True)]
+            )
+
+
+def _write_tar(path: Path, pixels: Pixels, seeds: Int64, labels: Int64 | None) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for i, seed in enumerate(seeds):
+            _add(archive, f"{seed:06d}.png", _encoded(pixels[i]))
+            if labels is not None:
+                _add(archive, f"{seed:06d}.cls", str(labels[i]).encode())
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)  # its time, owner and group are 0
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        fill(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
+        # A folder takes the name of an empty one only. What stands there is of no record, or of another
+        # process that drew the same pixels.
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _encoded(image: Pixels) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _decoded(content: bytes) -> Pixels:
+    from PIL import Image
+
+    pixels: Pixels = np.asarray(Image.open(io.BytesIO(content)))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
