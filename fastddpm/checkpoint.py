@@ -28,7 +28,7 @@ from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble
 
 ASSETS = Path(__file__).parent / "assets"
-BUNDLED = ("mnist",)
+BUNDLED = ("mnist", "mnist_sr", "mnist_deblur", "photo_sr")
 FILES = ("config.json", "model.safetensors", "schedule.json", "sampler.json")
 FORMATS = ("auto", "abarankab", "sr3", "diffusers", "fastddpm")
 Source = str | Path | Mapping[str, Tensor]

@@ -1,0 +1,190 @@
+"""`fastddpm super-resolve`, `deblur`, `inpaint` and `colorize`: image files to restored image files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import Tensor
+
+from fastddpm.cli.arguments import parse_device
+from fastddpm.restoration import Picture, Restorer, load_restorer, read_picture
+from fastddpm.restoration.files import Pair, in_and_out, read_mask, sample_paths
+from fastddpm.restoration.restorer import task_of
+from fastddpm.restoration.zero_shot import ZeroShotInpainter
+from fastddpm.tasks import TASKS
+
+In = Annotated[Path, typer.Argument(help="An image file, or a folder of them.")]
+Out = Annotated[Path, typer.Argument(help="Where the result goes: a file for a file, a folder for a folder.")]
+Samples = Annotated[int, typer.Option(help="Samples drawn of each image.")]
+Mean = Annotated[bool, typer.Option("--mean", help="Write the mean of the samples, not each.")]
+Seed = Annotated[int, typer.Option(help="Of the first sample; the others have the next ones.")]
+Steps = Annotated[int | None, typer.Option(help="Inference steps; the model folder's, if left out.")]
+Method = Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")]
+Engine = Annotated[str, typer.Option(help="auto, eager, compile, cudagraph or max.")]
+
+Draw = Callable[[Picture, Tensor | None, list[int]], list[Picture]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn of each image.
+
+    Attributes:
+        samples: how many.
+        mean: write their mean.
+        seed: of the first.
+    """
+
+    samples: int
+    mean: bool
+    seed: int
+
+    @property
+    def seeds(self) -> list[int]:
+        """One for each sample."""
+        return list(range(self.seed, self.seed + self.samples))
+
+    def check(self) -> None:
+        """ValueError for numbers out of range."""
+        if self.samples < 1:
+            raise ValueError(f"--samples: {self.samples} given, 1 or more accepted")
+        if self.mean and self.samples < 2:
+            raise ValueError("--mean: given with one sample, --samples 2 or more accepted")
+        if self.seed < 0:
+            raise ValueError(f"--seed: {self.seed} given, 0 or more accepted")
+
+
+def super_resolve(
+    source: In,
+    out: Out,
+    model: Annotated[str, typer.Option(help="Model folder, photo_sr or mnist_sr.")] = "photo_sr",
+    samples: Samples = 1,
+    mean: Mean = False,
+    seed: Seed = 0,
+    steps: Steps = None,
+    method: Method = None,
+    device: Device = None,
+    engine: Engine = "auto",
+) -> None:
+    """Enlarge images by the model's factor: the bundled ones, photographs and digits, by 4."""
+    restorer = _restorer("sr", model, steps, method, device, engine)
+    _restore(restorer, source, out, Drawing(samples, mean, seed))
+
+
+def deblur(
+    source: In,
+    out: Out,
+    model: Annotated[str, typer.Option(help="Model folder, or mnist_deblur: grey digits.")] = "mnist_deblur",
+    samples: Samples = 1,
+    mean: Mean = False,
+    seed: Seed = 0,
+    steps: Steps = None,
+    method: Method = None,
+    device: Device = None,
+    engine: Engine = "auto",
+) -> None:
+    """Sharpen images and free them of noise; the bundled model is for digits."""
+    restorer = _restorer("deblur", model, steps, method, device, engine)
+    _restore(restorer, source, out, Drawing(samples, mean, seed))
+
+
+def colorize(
+    source: In,
+    out: Out,
+    model: Annotated[str, typer.Option(help="Model folder.")],
+    samples: Samples = 1,
+    mean: Mean = False,
+    seed: Seed = 0,
+    steps: Steps = None,
+    method: Method = None,
+    device: Device = None,
+    engine: Engine = "auto",
+) -> None:
+    """Colour grey images by a model that was trained to; none is bundled."""
+    restorer = _restorer("colorize", model, steps, method, device, engine)
+    _restore(restorer, source, out, Drawing(samples, mean, seed))
+
+
+def inpaint(
+    source: In,
+    out: Out,
+    mask: Annotated[Path, typer.Option(help="Image of the same size, white where SOURCE is unknown.")],
+    model: Annotated[
+        str, typer.Option(help="Model folder, of the task inpaint or of none (RePaint), or mnist.")
+    ] = "mnist",
+    label: Annotated[
+        int | None, typer.Option("--class", help="What to draw, for a model with classes.")
+    ] = None,
+    jump: Annotated[int, typer.Option(help="RePaint: steps that are taken back at a time.")] = 5,
+    resample: Annotated[int, typer.Option(help="RePaint: times each such stretch is walked; 1 is once.")] = 4,
+    samples: Samples = 1,
+    mean: Mean = False,
+    seed: Seed = 0,
+    steps: Steps = None,
+    method: Method = None,
+    device: Device = None,
+    engine: Engine = "auto",
+) -> None:
+    """Fill in the unknown part of images, by a model trained for it or by any other (RePaint)."""
+    drawing = Drawing(samples, mean, seed)
+    if task_of(model) is not None:
+        if label is not None:
+            raise ValueError("--class: given, but this model has no classes")
+        _restore(_restorer("inpaint", model, steps, method, device, engine), source, out, drawing, mask)
+        return
+    inpainter = ZeroShotInpainter.load(
+        model,
+        class_label=label,
+        jump=jump,
+        resample=resample,
+        steps=steps,
+        method=method,
+        device=parse_device(device),
+        engine=engine,
+    )
+    _restore(inpainter, source, out, drawing, mask)
+
+
+def _restorer(
+    task: str, model: str, steps: int | None, method: str | None, device: str | None, engine: str
+) -> Restorer:
+    given = {"num_inference_steps": steps, "method": method}
+    options = {name: value for name, value in given.items() if value is not None}
+    restorer = load_restorer(model, device=parse_device(device), engine=engine, **options)
+    if not isinstance(restorer.task, TASKS[task]):
+        is_for = next(name for name, kind in TASKS.items() if isinstance(restorer.task, kind))
+        raise ValueError(f"--model: {model} is for the task {is_for}, one for {task} accepted")
+    return restorer
+
+
+def _restore(
+    restorer: Restorer | ZeroShotInpainter,
+    source: Path,
+    out: Path,
+    drawing: Drawing,
+    mask: Path | None = None,
+) -> None:
+    """Checks everything that can be checked first, then restores one picture after the other."""
+    drawing.check()
+    pairs: list[Pair] = in_and_out(source, out, restorer.factor)
+    hidden = None if mask is None else read_mask(mask)
+    seeds = drawing.seeds
+    for pair in pairs:
+        began = time.perf_counter()
+        picture = read_picture(pair.source, restorer.factor)
+        if drawing.mean:
+            results = [restorer.restore_mean(picture, seeds=seeds, mask=hidden, progress=True)]
+        else:
+            results = restorer.restore(picture, seeds=seeds, mask=hidden, progress=True)
+        paths = sample_paths(pair.out, len(results))
+        for path, result in zip(paths, results, strict=True):
+            result.write(path)
+        height, width = results[0].size
+        written = f"{paths[0]}" if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
+        print(f"{pair.source} -> {written} ({width}x{height}, {time.perf_counter() - began:.1f} s)")
