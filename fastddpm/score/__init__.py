@@ -23,9 +23,10 @@ from .ode import decode, encode, flow, interpolate, sample_ode, slerp
 from .predictor_corrector import sample_pc
 from .schedule_sde import ScheduleSDE
 from .sdes import SDE, VESDE, VPSDE, Score, SubVPSDE, denoised
-from .solvers import RK45, Euler, Heun
+from .solvers import RK4, RK45, Euler, Heun
 
 __all__ = [
+    "RK4",
     "RK45",
     "SDE",
     "VESDE",
