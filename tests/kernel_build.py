@@ -1,17 +1,19 @@
-"""Builds a kernel for a GPU that is not there, and reads what the compiler made of it.
+"""Builds kernels for GPUs that are not there, and reads what the compiler made of them.
 
-The arguments go through Triton's own just-in-time path, with a driver that only names a target: so the build
-is the specialisation that a launch with these tensors gets (which are aligned, which numbers are multiples
-of 16, which None). The machine code is read with the tools inside Triton's package.
+The launches go through Triton's own just-in-time path, with a driver that only names a target: so a build is
+the specialisation that a launch with these tensors gets (which are aligned, which numbers are multiples of
+16, which None), and the grid is the one it gets. The machine code is read with the tools inside Triton's
+package.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,25 @@ CUDA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+
+
+SHARED_LIMITS = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+}
+"""Bytes of shared memory that a program may have: CUDA programming guide; CDNA 3 ISA."""
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -58,11 +75,34 @@ class Build:
         return self._count(r"STG\.E\S*\.128|(global|buffer)_store_dwordx4")
 
     @property
+    def widest(self) -> int:
+        """Bits of the widest access to global memory by one thread."""
+        widths = [_width(code) for code in self.opcodes if re.match(GLOBAL_ACCESS, code)]
+        return max(widths, default=0)
+
+    @property
     def stores(self) -> int:
         return self._count(r"STG|(global|buffer)_store")
 
     def _count(self, pattern: str) -> int:
         return sum(n for name, n in self.opcodes.items() if re.match(pattern, name))
+
+
+GLOBAL_ACCESS = r"LDG|STG|(global|buffer)_(load|store)_"
+
+
+def _width(opcode: str) -> int:
+    """Bits that an access to global memory moves."""
+    for pattern, bits in (
+        (r"\.128|dwordx4", 128),
+        (r"dwordx3", 96),
+        (r"\.64|dwordx2", 64),
+        (r"\.[US]?16|short|d16", 16),
+        (r"\.[US]8|byte", 8),
+    ):
+        if re.search(pattern, opcode):
+            return bits
+    return 32
 
 
 class TargetDriver:
@@ -95,20 +135,80 @@ def pretended(target: GPUTarget) -> Iterator[None]:
             driver._active = before
 
 
-def build(kernel: Any, configure: Any, arguments: tuple[Any, ...], target_name: str, tmp_path: Path) -> Build:
-    """The build that `configure(*arguments)` launches there; the tensors are CPU tensors of real shapes."""
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch: Triton's function, its grid, and the build that it would have run."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    compiled: Any
+
+
+class RecordingDriver(TargetDriver):
+    """A driver that compiles and loads nothing, and keeps the launches that it is asked for."""
+
+    def __init__(self, target_name: str) -> None:
+        super().__init__(TARGETS[target_name])
+        self.max_shared = SHARED_LIMITS[target_name]
+        # Triton keeps its builds by device: every recording has one of its own, and so its own builds.
+        self.device = f"pretended {target_name}, number {next(_numbers)}"
+        self.launches: list[Launch] = []
+
+    def get_current_device(self) -> str:
+        return self.device
+
+    @property
+    def utils(self) -> RecordingDriver:
+        return self
+
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        return {"max_shared_mem": self.max_shared}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: str) -> tuple[Any, ...]:
+        module, function, registers, spills, max_threads = object(), object(), 0, 0, 1024
+        return module, function, registers, spills, max_threads
+
+    def unload_module(self, module: object) -> None:
+        pass
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        def launch(x: int, y: int, z: int, stream: int, function: object, *rest: Any) -> None:
+            builds = source.fn.device_caches[self.device][0].values()
+            compiled = next(build for build in builds if build.function is function)
+            self.launches.append(Launch(source.fn, (x, y, z), compiled))
+
+        return launch
+
+
+@contextlib.contextmanager
+def recorded(target_name: str) -> Iterator[list[Launch]]:
+    """Launches of kernels on CPU tensors are compiled for this GPU and recorded instead of run."""
+    recording = RecordingDriver(target_name)
+    with pretended(recording.target):
+        driver.set_active(recording)
+        yield recording.launches
+
+
+def inspect(launch: Launch, target_name: str, tmp_path: Path) -> Build:
+    """What the build of a launch uses."""
     target = TARGETS[target_name]
-    with pretended(target):
-        grid, positional, options = configure(*arguments)
-        compiled = kernel.warmup(*positional, grid=grid, **options)
-    threads = options["num_warps"] * target.warp_size
-    elements_per_thread = 4 * options["BLOCK_SIZE"] / threads
+    constants = {launch.kernel.arg_names[place[0]]: value for place, value in _constants(launch)}
+    threads = launch.compiled.metadata.num_warps * target.warp_size
+    if "BLOCK_SIZE" in constants:
+        elements = 4 * constants["BLOCK_SIZE"]
+    else:
+        elements = constants["GROUPS"] * constants["BLOCK_CHANNELS"] * constants["BLOCK_PIXELS"]
     if target.backend == "hip":
-        return _inspect_amd(compiled, elements_per_thread)
-    return _inspect_nvidia(compiled, elements_per_thread, tmp_path)
+        return _inspect_amd(launch.compiled, elements / threads)
+    return inspect_nvidia(launch.compiled, elements / threads, tmp_path)
 
 
-def _inspect_nvidia(compiled: Any, elements_per_thread: float, tmp_path: Path) -> Build:
+def _constants(launch: Launch) -> Any:
+    return launch.compiled.src.constants.items()
+
+
+def inspect_nvidia(compiled: Any, elements_per_thread: float, tmp_path: Path) -> Build:
+    """Of a build for NVIDIA, by its cubin."""
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))

@@ -1,4 +1,4 @@
-"""A whole step on fake CUDA tensors: all its tensors are on the device, and nothing is read on the host.
+"""Proof d: a whole step on fake CUDA tensors: all its tensors are on the device, nothing is read on the host.
 
 Fake tensors run the real Python with shapes and devices and no data. A read of a device value (`.item()`,
 `if tensor`) raises there; other host traffic (`.cpu()`, an index made on the host, `torch.tensor(...,
@@ -7,8 +7,11 @@ device="cuda")`) does not, and is found by the tensors that pass through the dis
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
+from diffusers import UNet2DModel
 from kernel_build import TARGETS, pretended
 from networks import TINY
 from torch._subclasses.fake_tensor import (
@@ -41,6 +44,18 @@ CASES = {
     "trajectory": StepCase(SHAPE, clip=True, keep_x0=True),
     "thresholded": StepCase(SHAPE, thresholding=(0.99, 2.0), guided=True),
 }
+# A UNet of their kind, with attention and classes.
+DIFFUSERS = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "num_class_embeds": 5,
+}
 
 
 class Devices(TorchDispatchMode):
@@ -66,6 +81,17 @@ def fake_cuda():
         yield torch.device("cuda")
 
 
+@contextlib.contextmanager
+def parameters_of(dtype):
+    """Modules are made with this dtype: fake parameters cannot be converted."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
 def run_step(case, network):
     buffers = StepBuffers(case, 10, torch.device("cuda"))
     with Devices() as devices:
@@ -79,20 +105,34 @@ def bound(model, case, cond):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_of_our_network_stays_on_the_device(fake_cuda, name, dtype):
+def test_a_step_of_our_network_stays_on_the_device(fake_cuda, name, dtype, proof):
     case = CASES[name]
-    with fake_cuda:
+    with fake_cuda, parameters_of(dtype):
         labels = torch.zeros(4 if case.guided else 2, dtype=torch.int64)
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # fake parameters cannot be converted
-        try:
-            model = UNet(TINY).eval()
-        finally:
-            torch.set_default_dtype(default)
+        model = UNet(TINY).eval()
     assert model.dtype == dtype
     devices = run_step(case, bound(model, case, {"class_labels": labels}))
+    if dtype == torch.bfloat16:
+        proof("d", f"our UNet: {name}", **figures(devices))
     assert devices.strays == []
     assert devices.operators.count("fastddpm::reverse_step") == 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_of_diffusers_network_stays_on_the_device(fake_cuda, name, proof):
+    case = CASES[name]
+    with fake_cuda, parameters_of(torch.bfloat16):
+        model = UNet2DModel(**DIFFUSERS).eval()
+        cond = {"class_labels": torch.zeros(4 if case.guided else 2, dtype=torch.int64)}
+    devices = run_step(case, bound(model, case, cond))
+    proof("d", f"diffusers' UNet2DModel: {name}", **figures(devices))
+    assert devices.strays == []
+    assert devices.operators.count("fastddpm::reverse_step") == 1
+
+
+def figures(devices):
+    """Operators that a step dispatches, views included, and those of them that touch the host."""
+    return {"operators": len(devices.operators), "on the host": len(devices.strays)}
 
 
 def test_a_step_of_a_callable_stays_on_the_device(fake_cuda):
@@ -115,10 +155,13 @@ OFFENDERS = {
 
 
 @pytest.mark.parametrize("name", OFFENDERS)
-def test_known_offenders_are_caught(fake_cuda, name):
+def test_known_offenders_are_caught(fake_cuda, name, proof):
     raises, offence = OFFENDERS[name]
     if raises:
         with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
             run_step(CASES["ddpm"], offence)
+        proof("d", f"offender: {name}", caught="by the fake tensors")
     else:
-        assert run_step(CASES["ddpm"], offence).strays != []
+        strays = run_step(CASES["ddpm"], offence).strays
+        assert strays != []
+        proof("d", f"offender: {name}", caught=strays[0])

@@ -1,0 +1,59 @@
+"""Options, fixtures and the closing table of the proofs.
+
+pytest tests/gpu_proofs                            what CI runs
+pytest tests/gpu_proofs --full                     every case for every card: minutes more
+pytest tests/gpu_proofs --write-table              puts the figures into docs/gpu.md
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+# The helper modules that these tests share with the others.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from proof_table import ProofTable
+
+TABLE = pytest.StashKey[ProofTable]()
+CEILINGS = json.loads((Path(__file__).parent / "ceilings.json").read_text())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="Build every case for every card.")
+    parser.addoption("--write-table", action="store_true", help="Put the figures into docs/gpu.md.")
+
+
+@pytest.fixture(scope="session")
+def proof(request: pytest.FixtureRequest):
+    """`proof(letter, subject, name=figure, ...)` adds to the closing table."""
+    stash = request.config.stash
+    if TABLE not in stash:
+        stash[TABLE] = ProofTable()
+    return stash[TABLE].add
+
+
+@pytest.fixture(scope="session")
+def ceilings():
+    """The limits of ceilings.json."""
+    return CEILINGS
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether every case is to be built; False where pytest did not begin here and has no such option."""
+    return bool(request.config.getoption("--full", default=False))
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
+    table = config.stash.get(TABLE, None)
+    if table is None:
+        return
+    terminalreporter.section("GPU proofs, made without a GPU")
+    terminalreporter.write_line(table.text())
+    if config.getoption("--write-table", default=False) and exitstatus == 0:
+        table.write()
+        terminalreporter.write_line("\nwritten into docs/gpu.md")
