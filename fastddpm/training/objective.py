@@ -21,7 +21,7 @@ from fastddpm.plans.methods import TIME_INPUTS
 from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks.task import Task
-from fastddpm_kernels import q_sample
+from fastddpm_kernels import noise_mse, q_sample
 from fastddpm_kernels.noise import words
 
 Loss = Literal["l2", "l1", "huber"]
@@ -102,7 +102,7 @@ class NoisedBatch:
         x_t: float32 ``(B, C, H, W)``.
         t: ``(B,)`` as the network takes it: int64 timesteps, or float32 noise levels.
         class_labels: int64 ``(B,)`` with dropped ones replaced by the null label, or None.
-        target: float32 like x_t.
+        target: float32 like x_t; or where its noise is drawn again, what `noise_mse` computes it from.
         weights: float32 ``(B,)``.
         condition: float32 ``(B, Cc, H, W)`` of a task, or None.
     """
@@ -110,7 +110,7 @@ class NoisedBatch:
     x_t: Tensor
     t: Tensor
     class_labels: Tensor | None
-    target: Tensor
+    target: Tensor | dict[str, Tensor]
     weights: Tensor
     condition: Tensor | None = None
 
@@ -139,6 +139,10 @@ class Noiser:
             sqrt(abar) drawn evenly between those of t and t - 1 (1 before the first), and the level is told
             (WaveGrad, Chen et al. 2021; SR3, Saharia et al. 2021, section 2.3).
         device: where batches are.
+
+    Attributes:
+        redraws: the loss and its gradient draw the noise again, so that a step keeps no target. So it is on
+            CUDA, where a kernel draws it in passing, unless the target is x_0, which has no noise.
     """
 
     def __init__(
@@ -160,6 +164,7 @@ class Noiser:
         self.signal = schedule.tensor("sqrt_alphas_cumprod", device=device)
         self.sigma = schedule.tensor("sqrt_one_minus_alphas_cumprod", device=device)
         self.weights = objective.weights(schedule).to(self.signal.device)
+        self.redraws = self.signal.device.type == "cuda" and objective.prediction_type != "sample"
 
     def __call__(self, x_0: Tensor, class_labels: Tensor | None, ordinals: Tensor) -> NoisedBatch:
         """Noises a batch.
@@ -185,10 +190,19 @@ class Noiser:
         if self.time_input == "noise_level":
             time = signals = self._levels(t, for_level)
             row, sigmas = torch.arange(len(t), device=t.device), (1 - signals**2).sqrt()
-        x_t, noise = q_sample(x_0, row, signals, sigmas, seeds=seeds, ordinals=ordinals, return_noise=True)
-        per_sample = (-1, *(1,) * (x_0.dim() - 1))
-        signal, sigma = signals[row].reshape(per_sample), sigmas[row].reshape(per_sample)
-        target = self.objective.target(x_0, noise, signal, sigma)
+        target: Tensor | dict[str, Tensor]
+        if self.redraws:
+            x_t = q_sample(x_0, row, signals, sigmas, seeds=seeds, ordinals=ordinals)
+            target = {"seeds": seeds, "ordinals": ordinals}
+            if self.objective.prediction_type == "v_prediction":
+                target |= {"x_0": x_0, "signal": signals[row], "sigma": sigmas[row]}
+        else:
+            x_t, noise = q_sample(
+                x_0, row, signals, sigmas, seeds=seeds, ordinals=ordinals, return_noise=True
+            )
+            per_sample = (-1, *(1,) * (x_0.dim() - 1))
+            signal, sigma = signals[row].reshape(per_sample), sigmas[row].reshape(per_sample)
+            target = self.objective.target(x_0, noise, signal, sigma)
         return NoisedBatch(x_t, time, class_labels, target, self.weights[t], condition)
 
     def _levels(self, t: Tensor, word: Tensor) -> Tensor:
@@ -199,4 +213,6 @@ class Noiser:
 
     def loss(self, prediction: Tensor, batch: NoisedBatch) -> Tensor:
         """The weighted mean over the batch, a scalar."""
+        if isinstance(batch.target, dict):
+            return noise_mse(prediction, **batch.target, loss=self.objective.loss, weights=batch.weights)
         return (batch.weights * self.objective.distance(prediction, batch.target)).mean()

@@ -1,0 +1,203 @@
+"""The training loss and its gradient, each in one pass over the prediction; the noise is drawn in registers.
+
+    target = z   or   signal*z - sigma*x_0               z: stream 1 of the noise spec, as in q_sample
+    u      = prediction - target
+    loss_i = 1/n sum_e d(u_ie)                           d(u) = u**2, |u| or Huber's with delta 1
+    grad   = grad_i/n d'(u)
+
+prediction and its gradient are float32, float16 or bfloat16 (B, C, H, W), contiguous or channels_last, x_0
+float32 contiguous, signal, sigma and grad_i float32 (B,), seeds and ordinals int64 (B,). Sums are float32:
+one per program, added up by torch, so that a result does not depend on which program ends first.
+
+Bytes per element: read prediction (4, or 2 in half precision): 4 or 2; the gradient reads it again and
+writes as much: 8 or 4. x_0 (4) is read both times where there is one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import geometry
+from ..noise.kernel import box_muller, philox
+from ..q_sample.reference import TRAINING_NOISE_STREAM
+from ..reverse_step.kernel import division
+
+STREAM = tl.constexpr(TRAINING_NOISE_STREAM)
+
+
+@triton.jit
+def training_noise(seeds_ptr, ordinals_ptr, sample, line):
+    """The four normals of each counter of `line`, int32 (BLOCK,): z_i of element line + i*plane.
+
+    As lines and not as the tile of `noise.kernel.normals`: where nothing but a channels_last tensor is read,
+    a tile would get that tensor's layout, and the noise would be computed once per lane.
+    """
+    seed = tl.load(seeds_ptr + sample)
+    ordinal = tl.load(ordinals_ptr + sample)
+    step, repeat = ordinal.to(tl.uint32), (ordinal >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = philox(seed, line.to(tl.uint32), step, STREAM, repeat)
+    z0, z1 = box_muller(w0, w1)
+    z2, z3 = box_muller(w2, w3)
+    return z0, z1, z2, z3
+
+
+@triton.jit
+def address(element, channels, spatial, magic, shift, CHANNELS_LAST: tl.constexpr):
+    """Where in its sample an element (counted in C, H, W order) lies."""
+    if not CHANNELS_LAST:
+        return element
+    else:
+        # element // spatial, see `division`.
+        product = element.to(tl.uint32).to(tl.uint64) * magic.to(tl.uint32).to(tl.uint64)
+        channel = ((product >> 32).to(tl.uint32) >> shift).to(tl.int32)
+        return (element - channel * spatial) * channels + channel
+
+
+@triton.jit
+def difference(prediction, z, x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask):
+    """u = prediction - target, float32; x_0_ptr is that of the sample, or None."""
+    target = z
+    if x_0_ptr is not None:
+        x_0 = tl.load(x_0_ptr + element, mask=mask)
+        target = tl.load(signal_ptr + sample) * z - tl.load(sigma_ptr + sample) * x_0
+    return prediction.to(tl.float32) - target
+
+
+@triton.jit(do_not_specialize=["channels", "spatial", "magic", "shift"])
+def loss_kernel(
+    prediction_ptr,
+    seeds_ptr,
+    ordinals_ptr,
+    x_0_ptr,
+    signal_ptr,
+    sigma_ptr,
+    sums_ptr,
+    n_elements,
+    plane_16,
+    channels,
+    spatial,
+    magic,
+    shift,
+    LOSS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Grid (B, tiles of a sample); sums is (B, tiles)."""
+    sample = tl.program_id(0).to(tl.int64)
+    row = sample * n_elements
+    if x_0_ptr is not None:
+        x_0_ptr += row
+    plane = plane_16 * 16
+    line = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    z = training_noise(seeds_ptr, ordinals_ptr, sample, line)
+    total = tl.zeros((BLOCK_SIZE,), tl.float32)
+    for i in tl.static_range(4):
+        element = line + i * plane
+        mask = (line < plane) & (element < n_elements)
+        place = address(element, channels, spatial, magic, shift, CHANNELS_LAST)
+        prediction = tl.load(prediction_ptr + row + place, mask=mask)
+        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask)
+        if LOSS == "l2":
+            distance = u * u
+        elif LOSS == "l1":
+            distance = tl.abs(u)
+        else:
+            distance = tl.where(tl.abs(u) < 1.0, 0.5 * u * u, tl.abs(u) - 0.5)
+        total += tl.where(mask, distance, 0.0)
+    tl.store(sums_ptr + sample * tl.num_programs(1) + tl.program_id(1), tl.sum(total))
+
+
+@triton.jit(do_not_specialize=["channels", "spatial", "magic", "shift"])
+def gradient_kernel(
+    prediction_ptr,
+    seeds_ptr,
+    ordinals_ptr,
+    x_0_ptr,
+    signal_ptr,
+    sigma_ptr,
+    grad_loss_ptr,
+    grad_ptr,
+    n_elements,
+    plane_16,
+    channels,
+    spatial,
+    magic,
+    shift,
+    LOSS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Grid (B, tiles of a sample); grad has the layout of prediction."""
+    sample = tl.program_id(0).to(tl.int64)
+    row = sample * n_elements
+    if x_0_ptr is not None:
+        x_0_ptr += row
+    scale = tl.load(grad_loss_ptr + sample) / n_elements
+    plane = plane_16 * 16
+    line = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    z = training_noise(seeds_ptr, ordinals_ptr, sample, line)
+    for i in tl.static_range(4):
+        element = line + i * plane
+        # Every lane has its own bound: the last one's alone would let small samples write into the next.
+        mask = (line < plane) & (element < n_elements)
+        place = address(element, channels, spatial, magic, shift, CHANNELS_LAST)
+        prediction = tl.load(prediction_ptr + row + place, mask=mask)
+        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask)
+        if LOSS == "l2":
+            slope = 2.0 * u
+        elif LOSS == "l1":
+            # 0 at 0 and of NaN, as torch.sign is.
+            slope = tl.where(u > 0, 1.0, 0.0) - tl.where(u < 0, 1.0, 0.0)
+        else:
+            slope = tl.clamp(u, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(grad_ptr + row + place, scale * slope, mask=mask)
+
+
+def configure(
+    prediction: Tensor,
+    seeds: Tensor,
+    ordinals: Tensor,
+    loss: str,
+    x_0: Tensor | None,
+    signal: Tensor | None,
+    sigma: Tensor | None,
+    *outputs: Tensor,
+) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """The launch for these arguments (as in `dispatch.noise_mse`): grid, positional and keyword arguments.
+
+    Args:
+        outputs: `sums` (B, tiles) for the loss; `grad_loss` (B,) and `grad` like prediction for its gradient.
+
+    Raises:
+        ValueError: a sample has too many elements for a grid.
+    """
+    n_elements, plane_16, grid, options = geometry("prediction", prediction)
+    channels_last = not prediction.is_contiguous()
+    channels = prediction.shape[1]
+    spatial = n_elements // channels
+    tensors = (prediction, seeds, ordinals, x_0, signal, sigma, *outputs)
+    numbers = (n_elements, plane_16, channels, spatial, *division(spatial if channels_last else 2))
+    return grid, (*tensors, *numbers), options | {"LOSS": loss, "CHANNELS_LAST": channels_last}
+
+
+def tiles(prediction: Tensor) -> int:
+    """Programs of one sample, each with a sum of its own."""
+    return geometry("prediction", prediction)[2][1]
+
+
+def launch_loss(prediction, seeds, ordinals, loss, x_0, signal, sigma, sums):
+    """Run the kernel into sums; on CPU tensors under Triton's interpreter."""
+    grid, arguments, options = configure(prediction, seeds, ordinals, loss, x_0, signal, sigma, sums)
+    loss_kernel[grid](*arguments, **options)
+
+
+def launch_gradient(prediction, seeds, ordinals, loss, x_0, signal, sigma, grad_loss, grad):
+    """Run the kernel into grad; on CPU tensors under Triton's interpreter."""
+    grid, arguments, options = configure(
+        prediction, seeds, ordinals, loss, x_0, signal, sigma, grad_loss, grad
+    )
+    gradient_kernel[grid](*arguments, **options)
