@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from fastddpm.tasks import task_from_dict
 from fastddpm.training import TrainConfig, Trainer
 from fastddpm.training.objective import NoisedBatch, Noiser
 
-DATA = {"mnist": {}, "photographs": {"size": 48, "flip": True}}
+DATA: dict[str, dict[str, Any]] = {"mnist": {}, "photographs": {"size": 48, "flip": True}}
 
 
 class RegressionNoiser(Noiser):
@@ -45,15 +46,18 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the restoration model's run")
     parser.add_argument("out", type=Path, help="folder of the twin's run")
     parser.add_argument("--data", choices=list(DATA), required=True, help="what RUN was trained on")
+    parser.add_argument("--steps", type=int, help="fewer than RUN's")
     arguments = parser.parse_args()
     document = json.loads((arguments.run / "train.json").read_text())
-    config = TrainConfig.from_dict({**document["train"], "objective": {"prediction_type": "sample"}})
+    options = {**document["train"], "objective": {"prediction_type": "sample"}}
+    options["steps"] = arguments.steps or options["steps"]
+    config = TrainConfig.from_dict(options)
     model = UNetConfig.from_dict(document["model"])
     schedule = NoiseSchedule.from_dict(document["schedule"])
     task = task_from_dict(document["task"])
-    options = DATA[arguments.data]
-    images = open_dataset(arguments.data, labels=False, **options)
-    held_out = open_dataset(arguments.data, labels=False, split="validation", size=options.get("size"))
+    source = DATA[arguments.data]
+    images = open_dataset(arguments.data, labels=False, **source)
+    held_out = open_dataset(arguments.data, labels=False, split="validation", size=source.get("size"))
     sampler = {
         "method": "ddim",
         "num_inference_steps": 1,
