@@ -1,0 +1,119 @@
+"""The public `group_norm_silu`: argument checks, then the Triton operator on CUDA, else plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .reference import group_norm_silu as reference_group_norm_silu
+from .tiles import fits, is_channels_last
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ACTIVATIONS = ("silu", "none")
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    pre_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """y = silu(group_norm(x + pre_bias) * (1 + scale) + shift): a residual block between two convolutions.
+
+    Args:
+        x: (N, C, ...). On CUDA float32, float16 and bfloat16 go through the fused kernel, in float32
+            throughout; contiguous and channels_last maps are read as they are, others are copied first.
+            Other dtypes, and groups of more than about 16 million elements, take the plain path.
+        num_groups: G, a divisor of C.
+        weight, bias: (C,), or None.
+        eps: added to the variance of a group.
+        pre_bias: (N, C), or (1, C) for all samples alike; None adds nothing.
+        scale, shift: likewise, both or neither.
+        activation: "silu" or "none".
+
+    Returns y, in x's layout; on CUDA in x's dtype, elsewhere in the dtype that PyTorch promotes to. Gradients
+    flow to every tensor. A NaN or infinity in a group of x makes the whole group NaN, as in
+    `torch.nn.functional.group_norm`.
+
+    Raises:
+        ValueError: num_groups does not divide C, a vector has another shape or device, scale comes without
+            shift, or another activation is named.
+
+    Sources: GroupNorm (Wu and He 2018), equations 1 to 3; SiLU (Elfwing et al. 2018); a bias before the norm:
+    the code of DDPM (Ho et al. 2020); scale and shift after it: that of Improved DDPM (Nichol and Dhariwal
+    2021).
+    """
+    _check(x, num_groups, activation)
+    _check_vectors(x, weight, bias, pre_bias, scale, shift)
+    if x.device.type != "cuda" or x.dtype not in DTYPES or x.numel() == 0 or not fits(x, num_groups):
+        return reference_group_norm_silu(
+            x,
+            num_groups,
+            weight,
+            bias,
+            eps,
+            pre_bias=pre_bias,
+            scale=scale,
+            shift=shift,
+            activation=activation,
+        )
+    from .op import group_norm_silu_op
+
+    if not (x.is_contiguous() or is_channels_last(x)):
+        x = x.contiguous()
+    weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
+    pre_bias, scale, shift = (_with_neighbouring_channels(tensor) for tensor in (pre_bias, scale, shift))
+    silu = activation == "silu"
+    y: Tensor = group_norm_silu_op(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)[0]
+    return y
+
+
+def _check(x: Tensor, num_groups: int, activation: str) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W), or any (N, C, ...)")
+    if num_groups < 1 or x.shape[1] % num_groups:
+        raise ValueError(
+            f"num_groups is {num_groups}; accepted are divisors of the {x.shape[1]} channels of x"
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+
+
+def _check_vectors(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    pre_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> None:
+    if (scale is None) != (shift is None):
+        alone = "scale" if shift is None else "shift"
+        raise ValueError(f"{alone} is given alone; accepted are scale and shift together, or neither")
+    batch, channels = x.shape[:2]
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and (vector.dim() != 1 or vector.shape[0] != channels):
+            raise ValueError(f"{name} has shape {tuple(vector.shape)}; accepted is {(channels,)}")
+    for name, vectors in (("pre_bias", pre_bias), ("scale", scale), ("shift", shift)):
+        if vectors is None:
+            continue
+        if vectors.dim() != 2 or vectors.shape[0] not in (1, batch) or vectors.shape[1] != channels:
+            raise ValueError(
+                f"{name} has shape {tuple(vectors.shape)}; accepted is {(batch, channels)}, or "
+                f"{(1, channels)} for all samples"
+            )
+    given = {"weight": weight, "bias": bias, "pre_bias": pre_bias, "scale": scale, "shift": shift}
+    for name, tensor in given.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}; accepted is {x.device}, where x is")
+
+
+def _with_neighbouring_channels(vectors: Tensor | None) -> Tensor | None:
+    """As the kernel reads it: rows may lie apart, as those of a slice of a table do."""
+    return vectors if vectors is None or vectors.stride(1) == 1 else vectors.contiguous()

@@ -1,0 +1,29 @@
+"""`group_norm_silu` in plain torch: what runs on every device but CUDA, and on CUDA where no kernel fits."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    pre_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """The operations of a residual block one after the other; arguments as in `dispatch.group_norm_silu`."""
+    per_channel = (1,) * (x.dim() - 2)
+    if pre_bias is not None:
+        x = x + pre_bias.reshape(*pre_bias.shape, *per_channel)
+    x = F.group_norm(x, num_groups, weight, bias, eps)
+    if scale is not None and shift is not None:
+        scale, shift = (tensor.reshape(*tensor.shape, *per_channel) for tensor in (scale, shift))
+        x = x * (1 + scale) + shift
+    return F.silu(x) if activation == "silu" else x
