@@ -43,9 +43,8 @@ class JobOptions:
             names = ("shard_size", "workers", "threads", "merge")
             given = [name for name in names if getattr(self, name)]
             if given:
-                raise ValueError(
-                    f"--{given[0].replace('_', '-')}: given without --format, which makes shards; both accepted"
-                )
+                option = given[0].replace("_", "-")
+                raise ValueError(f"--{option}: given without --format, which makes shards; both accepted")
             return False
         for name in ("out", "trajectory"):
             if others[name] is not None:

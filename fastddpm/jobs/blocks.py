@@ -7,6 +7,7 @@ padded.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,9 @@ class Blocks:
             )
         every = _integers("seeds", seeds)
         if not len(every) or every.min() < 0:
-            raise ValueError(f"seeds: {seeds!r} given, at least one integer in [0, 2**63) accepted")
+            raise ValueError(
+                f"seeds: {reprlib.repr(seeds)} given, at least one integer in [0, 2**63) accepted"
+            )
         values, counts = np.unique(every, return_counts=True)
         if counts.max() > 1:
             raise ValueError(
@@ -63,7 +66,7 @@ class Blocks:
             )
         if labels is None:
             return cls(every, None, batch_size, shard_size)
-        given = _integers("class_labels", np.full(len(every), labels) if np.ndim(labels) == 0 else labels)
+        given = _integers("class_labels", [labels] * len(every) if np.ndim(labels) == 0 else labels)
         if len(given) != len(every):
             raise ValueError(
                 f"class_labels: {len(given)} given for {len(every)} seeds; one for all, or one each accepted"
@@ -104,4 +107,6 @@ def _integers(name: str, values: Sequence[int] | npt.ArrayLike) -> Int64:
             raise OverflowError
         return array.astype(np.int64)
     except (OverflowError, ValueError, TypeError):
-        raise ValueError(f"{name}: {values!r} given, a flat list of integers below 2**63 accepted") from None
+        raise ValueError(
+            f"{name}: {reprlib.repr(values)} given, a flat list of integers below 2**63 accepted"
+        ) from None
