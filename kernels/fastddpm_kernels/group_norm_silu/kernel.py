@@ -281,7 +281,7 @@ def configure(
     """The launch of `group_norm_silu_kernel`, which writes y and statistics; partials if a group is split."""
     weight, bias, pre_bias, scale, shift = vectors
     cases = {"SILU": silu, "CHANNELS_LAST": is_channels_last(x), "BLOCK_CHUNKS": power_of_two(tiles.chunks)}
-    grid, sizes = _shape(x, num_groups, tiles)
+    grid, sizes = launch_sizes(x, num_groups, tiles)
     arguments = (
         *(
             x,
@@ -303,12 +303,12 @@ def configure_statistics(
     x: Tensor, num_groups: int, pre_bias: Tensor | None, tiles: Tiles, partials: Tensor
 ) -> Launch:
     """The launch of `statistics_kernel`, which writes partials."""
-    grid, sizes = _shape(x, num_groups, tiles)
+    grid, sizes = launch_sizes(x, num_groups, tiles)
     options = tiles.options | {"CHANNELS_LAST": is_channels_last(x)}
     return grid, (x, pre_bias, row_stride(pre_bias), partials, *sizes), options
 
 
-def _shape(x: Tensor, num_groups: int, tiles: Tiles) -> tuple[tuple[int, int], tuple[int, ...]]:
+def launch_sizes(x: Tensor, num_groups: int, tiles: Tiles) -> tuple[tuple[int, int], tuple[int, ...]]:
     """The grid, and the sizes that every kernel is told."""
     n_statistics = x.shape[0] * num_groups
     pixels = math.prod(x.shape[2:])
