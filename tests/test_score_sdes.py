@@ -27,7 +27,7 @@ TIMES = torch.tensor([0.0213, 0.1, 0.3337, 0.5, 0.777, 0.93], dtype=torch.float6
 
 @pytest.mark.parametrize("name", SDES)
 def test_marginals_solve_the_moment_equations(name):
-    """da/dt = f a and d sigma^2/dt = 2 f sigma^2 + g^2 (Song et al. 2021, appendix B), central differences."""
+    """da/dt = f a and d sigma^2/dt = 2 f sigma^2 + g^2 (Song et al. 2021, appendix B), by differences."""
     sde, h = SDES[name], 1e-6
     slope = (sde.signal(TIMES + h) - sde.signal(TIMES - h)) / (2 * h)
     torch.testing.assert_close(slope, sde.drift(TIMES) * sde.signal(TIMES), rtol=1e-6, atol=1e-8)

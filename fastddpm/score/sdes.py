@@ -69,7 +69,7 @@ class SDE(ABC):
         return factor, variance.clamp(min=0).sqrt()
 
     def time_of_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The t whose log SNR is given, by bisection.
+        """The t whose log SNR is given.
 
         Raises:
             ValueError: outside of what the process passes between t = 1 and t_min.
@@ -82,7 +82,11 @@ class SDE(ABC):
                 f"log_snr: {float(log_snr.min()):.6g} .. {float(log_snr.max()):.6g} given, "
                 f"{low:.6g} .. {high:.6g} accepted"
             )
-        early = torch.full_like(log_snr, self.t_min, dtype=torch.float64)
+        return self._inverse(log_snr.to(torch.float64)).clamp(self.t_min, 1.0)
+
+    def _inverse(self, log_snr: Tensor) -> Tensor:
+        """t by bisection, for processes without a closed form."""
+        early = torch.full_like(log_snr, self.t_min)
         late = torch.ones_like(early)
         for _ in range(BISECTIONS):
             middle = (early + late) / 2
@@ -169,6 +173,15 @@ class VPSDE(SDE):
         """beta."""
         return self.beta(t)
 
+    def _inverse(self, log_snr: Tensor) -> Tensor:
+        """exp(-L) = exp(B) - 1."""
+        return self._time_of_integrated_beta(torch.nn.functional.softplus(-log_snr))
+
+    def _time_of_integrated_beta(self, integral: Tensor) -> Tensor:
+        """The root of (beta_max - beta_min)/2 t^2 + beta_min t = B, without cancellation."""
+        root = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
+        return 2 * integral / (self.beta_min + root)
+
 
 class SubVPSDE(VPSDE):
     """Sub-VP: VP's drift with g^2 = beta (1 - exp(-2B)), so that sigma = 1 - exp(-B) (equation 12).
@@ -183,6 +196,10 @@ class SubVPSDE(VPSDE):
     def diffusion_squared(self, t: Tensor) -> Tensor:
         """beta (1 - exp(-2B))."""
         return -self.beta(t) * torch.expm1(-2 * self.integrated_beta(t))
+
+    def _inverse(self, log_snr: Tensor) -> Tensor:
+        """exp(-L/2) = sigma/a = 2 sinh(B/2)."""
+        return self._time_of_integrated_beta(2 * torch.asinh(torch.exp(-log_snr / 2) / 2))
 
 
 class VESDE(SDE):
@@ -223,6 +240,10 @@ class VESDE(SDE):
     def diffusion_squared(self, t: Tensor) -> Tensor:
         """2 log(sigma_max/sigma_min) sigma^2."""
         return 2 * math.log(self.sigma_max / self.sigma_min) * self.sigma(t) ** 2
+
+    def _inverse(self, log_snr: Tensor) -> Tensor:
+        """sigma = exp(-L/2)."""
+        return (-log_snr / 2 - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
 
 def checked_t_min(t_min: float) -> float:
