@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.unet import UNet
+from fastddpm.unet.rearranged import Rearranged, can_be_rearranged
 
 Model = Callable[..., Any]
 
@@ -75,7 +76,12 @@ class Network:
         condition: image ``(N, Cc, H, W)`` concatenated in front of x, as in SR3; only its shape is used here.
         time_dtype: int64 for an index, float32 for a noise level.
         cond: keyword tensors ``(N, ...)``; only their shapes and dtypes are used here.
+
+    Attributes:
+        is_private: nobody else can reach what it runs, but for the values of weights.
     """
+
+    is_private = False
 
     def __init__(
         self,
@@ -122,13 +128,20 @@ class Network:
 class TabulatedUNet(Network):
     """Our `UNet`, its time embedding and every block's time projection computed once per chain.
 
-    The table has one row per plan step and is filled by each `load`, so new weights are always in it.
+    The table has one row per plan step and is filled by each `load`, so new weights are always in it. With
+    ``rearrange`` the images go through another form of the network (`fastddpm.unet.rearranged`), filled by
+    each `load` too.
     """
 
     model: UNet
 
-    def __init__(self, model: UNet, *, class_labels: Tensor | None, **buffers: Any) -> None:
+    def __init__(
+        self, model: UNet, *, class_labels: Tensor | None, rearrange: bool = False, **buffers: Any
+    ) -> None:
         super().__init__(model, cond={}, **buffers)
+        self._form = Rearranged(model) if rearrange and can_be_rearranged(model) else None
+        self._images = model if self._form is None else self._form.unet
+        self.is_private = self._form is not None
         width = model.bias_width
         self.table = torch.zeros(len(self.time), width, dtype=model.dtype, device=self.time.device)
         rows = 1 if class_labels is None else len(class_labels)
@@ -137,6 +150,8 @@ class TabulatedUNet(Network):
     def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
         """Fills the buffers for one chain; ``cond`` holds ``class_labels`` or nothing."""
         super().load(time, {}, condition)
+        if self._form is not None:
+            self._form.refresh()
         self.table[: len(time)].copy_(self.model.time_biases(time))
         if "class_labels" in cond:
             self.class_bias.copy_(self.model.class_biases(cond["class_labels"]))
@@ -144,11 +159,18 @@ class TabulatedUNet(Network):
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
         """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
         bias = self.table.index_select(0, k) + self.class_bias
-        return self.model.forward_biased(self.inputs(x), bias)
+        return self._images.forward_biased(self.inputs(x), bias)
 
 
-def bind(model: Model, *, cond: Mapping[str, Tensor], **buffers: Any) -> Network:
-    """The `Network` for a model: tabulated for our UNet, as it is for everything else."""
+def bind(model: Model, *, cond: Mapping[str, Tensor], rearrange: bool = False, **buffers: Any) -> Network:
+    """The `Network` for a model: tabulated for our UNet, as it is for everything else.
+
+    Args:
+        model: the model.
+        cond: see `Network`.
+        rearrange: our UNet may sum in another order: see `fastddpm.unet.rearranged`.
+        buffers: the other arguments of `Network`.
+    """
     if isinstance(model, UNet):
         has_classes = model.config.num_classes is not None
         if set(cond) != ({"class_labels"} if has_classes else set()):
@@ -157,7 +179,7 @@ def bind(model: Model, *, cond: Mapping[str, Tensor], **buffers: Any) -> Network
                 if has_classes
                 else f"{', '.join(cond)}: given, but this network is unconditional"
             )
-        return TabulatedUNet(model, class_labels=cond.get("class_labels"), **buffers)
+        return TabulatedUNet(model, class_labels=cond.get("class_labels"), rearrange=rearrange, **buffers)
     return Network(model, cond=cond, **buffers)
 
 

@@ -78,6 +78,7 @@ class Contest:
         axis: the number that a sweep varies, for its figure.
         needs_gpu: too large for a CPU.
         effort: how long to measure, where calls take seconds; None for what the run takes for all.
+        isolated: on a CPU each contestant has a process of its own (`fastddpm.bench.isolation`).
     """
 
     subject: str
@@ -93,6 +94,7 @@ class Contest:
     axis: float | None = None
     needs_gpu: bool = False
     effort: Effort | None = None
+    isolated: bool = False
 
     def check_runs_on(self, device: torch.device) -> None:
         """Raises `LeftOut` where the contest is too large for the device."""
@@ -117,7 +119,7 @@ class Field:
         left_out: reasons, by name.
     """
 
-    calls: dict[str, Call] = dataclasses.field(default_factory=dict)
+    calls: dict[str, Any] = dataclasses.field(default_factory=dict)
     differences: dict[str, float] = dataclasses.field(default_factory=dict)
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -141,30 +143,46 @@ def assemble(contest: Contest, shared: Any, only: Sequence[str] | None = None) -
         if only is not None and contestant.name not in only and not is_baseline:
             continue
         try:
-            call = contestant.build(shared)
-            output = call()
-        except (ImportError, LeftOut) as reason:
+            call, output = first_call(contestant, shared)
+        except LeftOut as reason:
             if is_baseline:
                 raise LeftOut(f"{contestant.name}: {reason}") from reason
             field.left_out[contestant.name] = str(reason)
             continue
-        except Exception as error:
-            if not _is_no_compiler(error):
-                raise
-            field.left_out[contestant.name] = f"torch.compile failed: {str(error).splitlines()[0]}"
-            continue
         field.calls[contestant.name] = call
         if contest.unit == "B" or output is None:
             continue
-        output = output.detach().float().cpu().clone()
         if reference is None:
             reference = output
         expected = reference if contestant.expected is None else contestant.expected(shared).float().cpu()
-        field.differences[contestant.name] = _compare(contest, contestant.name, output, expected)
+        field.differences[contestant.name] = compare(contest, contestant.name, output, expected)
     return field
 
 
-def _compare(contest: Contest, name: str, output: Tensor, expected: Tensor) -> float:
+def first_call(contestant: Contestant, shared: Any) -> tuple[Call, Any]:
+    """Builds a contestant: its call, and what the first one gives, a float32 tensor as a copy on the CPU.
+
+    Raises:
+        LeftOut: it cannot run here.
+    """
+    try:
+        call = contestant.build(shared)
+        output = call()
+    except ImportError as reason:
+        raise LeftOut(str(reason)) from reason
+    except Exception as error:
+        if not _is_no_compiler(error):
+            raise
+        raise LeftOut(f"torch.compile failed: {str(error).splitlines()[0]}") from error
+    return call, output.detach().float().cpu().clone() if isinstance(output, Tensor) else output
+
+
+def compare(contest: Contest, name: str, output: Tensor, expected: Tensor) -> float:
+    """The largest difference of a contestant's output from what is expected.
+
+    Raises:
+        ParityError: it is above the contest's tolerance.
+    """
     where = f"{contest.subject}, {contest.workload}: {name}"
     if output.shape != expected.shape:
         raise ParityError(f"{where} gives {tuple(output.shape)}, {tuple(expected.shape)} expected")

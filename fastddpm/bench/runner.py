@@ -12,10 +12,11 @@ import torch
 
 from fastddpm.bench import limits, machine
 from fastddpm.bench.contest import Contest, Field, LeftOut, ParityError, Settings, assemble
+from fastddpm.bench.isolation import WorkersClock, assemble_isolated, close
 from fastddpm.bench.light import speed_of_light
 from fastddpm.bench.limits import Limits
 from fastddpm.bench.results import Document, Result, Row
-from fastddpm.bench.timing import Call, Effort, Times, interleaved, make_clock
+from fastddpm.bench.timing import Call, Clock, Effort, Times, interleaved, make_clock
 
 QUICK = Effort(seconds=1.5, least=5, most=30, warm_up=1)
 FULL = Effort(seconds=30.0, least=7, most=60, warm_up=2)
@@ -69,9 +70,13 @@ def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
     """
     contest.check_runs_on(settings.device)
     shared = contest.setup()
-    field = assemble(contest, shared)
+    isolated = contest.isolated and not settings.is_cuda
+    field = assemble_isolated(contest, settings) if isolated else assemble(contest, shared)
     before = machine.state(settings.device)
-    times = _sampled(contest, field, settings)
+    try:
+        times = _sampled(contest, field, settings)
+    finally:
+        close(field)
     after = machine.state(settings.device)
     work: dict[str, Any] | None = None
     if contest.costs is not None:
@@ -114,7 +119,9 @@ def now() -> str:
 
 
 def _sampled(contest: Contest, field: Field, settings: Settings) -> dict[str, Times]:
-    clock = ReturnedValue() if contest.unit == "B" else make_clock(settings.device)
+    clock: Clock = ReturnedValue() if contest.unit == "B" else make_clock(settings.device)
+    if contest.isolated and not settings.is_cuda:
+        clock = WorkersClock()
     effort = contest.effort or (QUICK if settings.quick else FULL)
     return interleaved(field.calls, clock, effort)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastddpm.engine.executors import Engine, compiled_network, make_executor
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
+from fastddpm.engine.heap import keep_heap
 from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm.network import Model, Network, bind, modules_of
 from fastddpm.plans import Plan
@@ -42,6 +43,8 @@ class Loop:
     ) -> None:
         self.network, self.case = network, case
         device = network.time.device
+        if device.type == "cpu":
+            keep_heap()
         self.buffers = StepBuffers(case, capacity, device)
         changed = [self.buffers.x, self.buffers.counter]
         if case.self_condition and self.buffers.x0 is not None:
@@ -52,7 +55,9 @@ class Loop:
         one_step = functools.partial(step, predict, self.buffers, case)
         self.device = device
         with self._current():
-            self._executor = make_executor(engine, one_step, changed, **options)
+            self._executor = make_executor(
+                engine, one_step, changed, is_private=network.is_private, **options
+            )
 
     def load(self, plan: Plan, batch: Batch, x: Tensor, row: int) -> None:
         """Puts one chain into the buffers: the state x at plan row ``row``, and all that goes with it.
@@ -141,6 +146,7 @@ class Loops:
             time_dtype=time_dtype,
             cond=cond,
             condition=condition,
+            rearrange=self.engine == "compile" and device.type == "cpu",
         )
         self._loops[key] = Loop(
             network,

@@ -55,6 +55,7 @@ def contests(settings: Settings) -> list[Contest]:
             per=steps,
             per_name="step",
             costs=Chain.costs,
+            isolated=True,
         )
     ]
 

@@ -100,6 +100,7 @@ def chain_contest(
         costs=Chain.costs,
         full_steps=FULL_STEPS if method == "ddpm" else 0,
         needs_gpu=workload.needs_gpu,
+        isolated=True,
     )
     return dataclasses.replace(contest, **changes)
 

@@ -89,6 +89,7 @@ def contests(settings: Settings) -> list[Contest]:
             per=int(workload.split(" steps")[0].split()[-1]),
             per_name="step",
             costs=Chain.costs,
+            isolated=True,
             needs_gpu=needs_gpu,
         )
         for workload, setup, needs_gpu in plans
