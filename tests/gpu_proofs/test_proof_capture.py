@@ -141,6 +141,21 @@ def test_a_step_of_a_callable_stays_on_the_device(fake_cuda):
     assert run_step(case, network).strays == []
 
 
+VIEWS = {"aten::slice.Tensor", "aten::select.int", "aten::view", "aten::detach"}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_step_launches_two_kernels_beside_its_network(fake_cuda, layout, proof):
+    """The state is updated in place, and a channels_last output is read as it is: nothing is copied."""
+    with fake_cuda:
+        m = torch.empty(SHAPE, dtype=torch.bfloat16).to(memory_format=layout)
+    devices = run_step(CASES["ddpm"], lambda x, k: m)
+    launches = [name for name in devices.operators if name not in VIEWS and "prim::" not in name]
+    name = str(layout).removeprefix("torch.").removesuffix("_format")
+    proof("d", f"beside the network, {name} m", operators=len(launches), **{"on the host": 0})
+    assert launches == ["fastddpm::reverse_step", "aten::add_.Tensor"]
+
+
 # Whether the fake tensors themselves refuse, and the offence.
 OFFENDERS = {
     "item": (True, lambda x, k: x * k.item()),
