@@ -3,8 +3,19 @@
 Data flows `Loops` -> `Loop` (buffers, network) -> executor (eager, compiled, graph replays) -> `step`.
 """
 
+from fastddpm.engine.capturable import CaptureReport, check_capturable
 from fastddpm.engine.executors import ENGINES, Engine, EngineUnavailable, resolve_engine
 from fastddpm.engine.loop import Loop, Loops
 from fastddpm.engine.step import StepCase
 
-__all__ = ["ENGINES", "Engine", "EngineUnavailable", "Loop", "Loops", "StepCase", "resolve_engine"]
+__all__ = [
+    "ENGINES",
+    "CaptureReport",
+    "Engine",
+    "EngineUnavailable",
+    "Loop",
+    "Loops",
+    "StepCase",
+    "check_capturable",
+    "resolve_engine",
+]

@@ -64,7 +64,7 @@ class FallbackExecutor:
         except CaptureFailed as failure:
             warnings.warn(
                 "engine 'auto': this model cannot be captured in a CUDA graph, sampling goes on eagerly "
-                f"({str(failure).splitlines()[0]})",
+                f"({str(failure).splitlines()[0]}); fastddpm.engine.check_capturable names the operation",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -1,0 +1,291 @@
+"""Whether a model can be captured in a CUDA graph, found out without one, and without a card.
+
+`check_capturable` runs the model once, as a step runs it, on fake CUDA tensors: the real Python, shapes and
+devices, no data. What a capture forbids shows there: values read on the host, tensors of the host among
+those of the card, shapes that depend on values, generators of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fastddpm.network import Model, bind, in_eval_mode, model_device_dtype, modules_of
+from fastddpm.plans.methods import TIME_INPUTS
+from fastddpm.plans.plan import check_choice
+from fastddpm.unet import UNet
+
+# Frames of these are not the model's own code.
+LIBRARY = Path(torch.__file__).parent
+HERE = Path(__file__).parent
+READ = "a value is read on the host, which waits for the card"
+UNKNOWN = "a value of a tensor of the host is read: a graph would keep it as a constant, the check ends here"
+COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from", "aten::lift_fresh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Offence:
+    """One operation that a capture would refuse, or that a replay would not repeat.
+
+    Attributes:
+        operator: torch's name, such as ``aten::nonzero``; the exception's where torch ran none.
+        reason: what is wrong with it.
+        module: path of the submodule that was running, such as ``down.0.attention``; empty for none.
+        place: the line of the model's code, as ``file:line: source``; empty where it is not known.
+    """
+
+    operator: str
+    reason: str
+    module: str
+    place: str
+
+    def __str__(self) -> str:
+        module = f" in {self.module}" if self.module else ""
+        place = f"\n    {self.place}" if self.place else ""
+        return f"{self.operator}{module}: {self.reason}{place}"
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptureReport:
+    """What `check_capturable` found.
+
+    Attributes:
+        offences: in the order in which they run; a host read ends the run, so more may follow it.
+    """
+
+    offences: tuple[Offence, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.offences
+
+    def __str__(self) -> str:
+        if self.ok:
+            return "nothing found that a CUDA graph could not capture"
+        return "\n".join(["a CUDA graph could not capture this model:", *map(str, self.offences)])
+
+
+def check_capturable(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    batch_size: int = 2,
+    class_labels: bool | None = None,
+    guided: bool = False,
+    condition_channels: int = 0,
+    time_input: str = "timestep",
+    dtype: torch.dtype | None = None,
+) -> CaptureReport:
+    """Runs one prediction of a model on fake CUDA tensors and names what would break a capture.
+
+    Its parameters and buffers are exchanged for fake ones meanwhile and put back, so nothing else may use the
+    model at the time. Tensors that it holds otherwise stay where they are, as they would in ``model.to()``.
+
+    Args:
+        model: as `Sampler` takes it, on any device.
+        shape: ``(C, H, W)`` of an image.
+        batch_size: images.
+        class_labels: give it ``class_labels``; None for our networks that have classes.
+        guided: run it as classifier-free guidance does, on the doubled batch.
+        condition_channels: channels of a condition image in front of x; 0 for none.
+        time_input: what it takes as t, ``timestep`` or ``noise_level``.
+        dtype: what it takes x in; None for its weights'.
+
+    Returns:
+        The report; ``report.ok``, ``report.offences``, ``print(report)``.
+
+    Raises:
+        ValueError: shape or time_input is none that is accepted.
+        RuntimeError: this torch was built without CUDA, and has no fake CUDA tensors.
+    """
+    if not torch.version.cuda:
+        raise RuntimeError(
+            f"check_capturable: torch {torch.__version__} was built without CUDA; a CUDA build accepted, "
+            "with or without a card"
+        )
+    if len(tuple(shape)) != 3:
+        raise ValueError(f"shape: {tuple(shape)} given, (C, H, W) accepted")
+    check_choice("time_input", time_input, TIME_INPUTS)
+    if class_labels is None:
+        class_labels = isinstance(model, UNet) and model.config.num_classes is not None
+    device, dtype = torch.device("cuda"), dtype or model_device_dtype(model)[1]
+    rows = batch_size * (2 if guided else 1)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(False), torch.no_grad():
+        x = torch.empty((batch_size, *shape), device=device)
+        image = (rows, condition_channels, *tuple(shape)[1:])
+        with in_eval_mode(model), on_fake_cuda(model), running_modules(model) as running:
+            network = bind(
+                model,
+                device=device,
+                dtype=dtype,
+                capacity=4,
+                guided=guided,
+                time_dtype=torch.int64 if time_input == "timestep" else torch.float32,
+                cond={"class_labels": torch.zeros(rows, dtype=torch.int64, device=device)}
+                if class_labels
+                else {},
+                condition=torch.empty(image, device=device) if condition_channels else None,
+            )
+            k = torch.zeros(1, dtype=torch.int64, device=device)
+            watch = Watch(running)
+            try:
+                with watch, synchronize_watched(watch):
+                    network(x, k)
+            except Exception as error:
+                watch.ended_by(error)
+    return CaptureReport(tuple(watch.offences))
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operator that a capture would refuse."""
+
+    def __init__(self, running: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.offences: list[Offence] = []
+        self._running = running
+        self._failed: BaseException | None = None
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
+    ) -> Any:
+        options = options or {}
+        name, before = operator.name(), len(self.offences)
+        reason = host_traffic(name, tree_leaves((arguments, options)), [])
+        if reason:
+            self.note(name, reason)
+        try:
+            result = operator(*arguments, **options)
+        except DataDependentOutputException as error:
+            self._failed = error
+            if len(self.offences) == before:
+                on_card = any(isinstance(v, Tensor) and v.is_cuda for v in tree_leaves((arguments, options)))
+                self.note(name, READ if on_card else UNKNOWN)
+            raise
+        except DynamicOutputShapeException as error:
+            self._failed = error
+            self.note(name, "the shape of its result depends on values, which are read on the host")
+            raise
+        except Exception as error:
+            if len(self.offences) > before:
+                self._failed = error
+            raise
+        reason = host_traffic(name, tree_leaves((arguments, options)), tree_leaves(result))
+        if reason and len(self.offences) == before:
+            self.note(name, reason)
+        return result
+
+    def note(self, operator: str, reason: str, frames: Sequence[traceback.FrameSummary] = ()) -> None:
+        """Adds an offence, where the model is now."""
+        module = self._running[-1] if self._running else ""
+        self.offences.append(Offence(operator, reason, module, place_of(frames or traceback.extract_stack())))
+
+    def ended_by(self, error: Exception) -> None:
+        """Notes an exception of the model that is not one of an operator noted already."""
+        if error is not self._failed:
+            reason = str(error).splitlines()[0] if str(error) else "no message"
+            self.note(type(error).__name__, reason, traceback.extract_tb(error.__traceback__))
+
+
+def host_traffic(name: str, given: Sequence[Any], made: Sequence[Any]) -> str:
+    """What is wrong with an operator's devices, or an empty text.
+
+    A tensor of one number on the host may stand beside tensors of the card: it becomes a constant.
+    """
+    if any(isinstance(value, torch.Generator) for value in given):
+        return "it draws from a generator of its own, which a graph does not advance"
+    inputs = [value for value in given if isinstance(value, Tensor)]
+    outputs = [value for value in made if isinstance(value, Tensor)]
+    from_host = [value for value in inputs if not value.is_cuda and (value.dim() or name in COPIES)]
+    if from_host and any(value.is_cuda for value in [*inputs, *outputs]):
+        if name in COPIES:
+            return "a tensor of the host is copied to the card"
+        return "a tensor of the host is among those of the card"
+    if any(value.is_cuda for value in inputs) and any(not value.is_cuda for value in outputs):
+        return "a tensor is copied to the host, which waits for the card"
+    return ""
+
+
+def place_of(frames: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line that is neither torch's nor the engine's."""
+    for frame in reversed(frames):
+        file = Path(frame.filename)
+        if LIBRARY not in file.parents and HERE not in file.parents and file.name != "contextlib.py":
+            return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    return ""
+
+
+@contextmanager
+def on_fake_cuda(model: Model) -> Iterator[None]:
+    """A model's parameters and buffers as fake CUDA tensors, put back afterwards."""
+    exchanged: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module in modules_of(model):
+            for part in module.modules():
+                holders: list[dict[str, Any]] = [part._parameters, part._buffers]
+                for held in holders:
+                    for name, value in held.items():
+                        if value is None:
+                            continue
+                        fake = torch.empty_strided(
+                            value.shape, value.stride(), dtype=value.dtype, device="cuda"
+                        )
+                        is_parameter = isinstance(value, nn.Parameter)
+                        exchanged.append((held, name, value))
+                        held[name] = nn.Parameter(fake, requires_grad=False) if is_parameter else fake
+        yield
+    finally:
+        for held, name, value in reversed(exchanged):
+            held[name] = value
+
+
+@contextmanager
+def running_modules(model: Model) -> Iterator[list[str]]:
+    """The paths of the submodules that run at the moment, outermost first."""
+    names = {
+        id(part): path or type(part).__name__
+        for module in modules_of(model)
+        for path, part in module.named_modules()
+    }
+    running: list[str] = []
+
+    def enter(module: nn.Module, *_: Any) -> None:
+        running.append(names.get(id(module), type(module).__name__))
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    with ExitStack() as hooks:
+        hooks.callback(register_module_forward_pre_hook(enter).remove)
+        hooks.callback(register_module_forward_hook(leave).remove)
+        yield running
+
+
+@contextmanager
+def synchronize_watched(watch: Watch) -> Iterator[None]:
+    """`torch.cuda.synchronize` notes an offence instead; it is no operator that a dispatch mode sees."""
+    original = torch.cuda.synchronize
+
+    def noted(device: Any = None) -> None:
+        watch.note("torch.cuda.synchronize", "it waits for the card")
+
+    torch.cuda.synchronize = noted
+    try:
+        yield
+    finally:
+        torch.cuda.synchronize = original
