@@ -98,7 +98,7 @@ def test_divergence_is_the_trace_of_the_jacobian():
 
 def test_bits_of_a_known_density():
     """Independent pixels N(m, c^2), c far above a level: -log2 of a cell's mass, by the error function."""
-    sde, c, m = ScheduleSDE(NoiseSchedule.linear(200)), 0.2, 0.1
+    sde, c, m = ScheduleSDE(NoiseSchedule.linear(200, 5e-4, 0.1)), 0.2, 0.1
 
     class Pixels:
         device = torch.device("cpu")
