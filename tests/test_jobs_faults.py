@@ -160,7 +160,7 @@ def test_no_space_for_the_merged_file_leaves_the_shards(small_disk):
 
 
 def limited(folder, said):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
     try:
         tiny_job(folder, shard_size=120).run(progress=False)
     except JobStopped as stopped:
@@ -168,11 +168,13 @@ def limited(folder, said):
 
 
 def test_files_that_may_not_grow_are_a_full_disk_too(tmp_path):
-    """The same without a right to mount: the operating system refuses files of more than 20 kB."""
+    """The same without a right to mount: the operating system refuses files of more than 10 kB."""
     reading, writing = os.pipe()
     process = start(limited, tmp_path / "job", writing)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
     process.join(60)
-    said = os.read(reading, 10_000).decode()
     assert "(File too large); 0 of 1 shards are complete; make space there and run the same again" in said
     assert sorted(contents(tmp_path / "job")) == ["manifest.json"]
     assert tiny_job(tmp_path / "job", shard_size=120).run(progress=False) == COUNT

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import typer
 
 from fastddpm.cli.arguments import parse_device
 from fastddpm.jobs import Drawer, Job, OnnxDrawer, TorchDrawer
+from fastddpm.jobs.errors import FirstProcessFailed
 from fastddpm.jobs.merging import merged_file
 from fastddpm.jobs.ray_workers import cluster_device
 from fastddpm.sampler import Sampler
@@ -115,7 +117,10 @@ def run_job(
         shard_size=-(-1024 // batch) * batch if options.shard_size is None else options.shard_size,
         batch_size=batch,
     )
-    drawn = job.run(workers=options.workers or "local", merge=options.merge)
+    try:
+        drawn = job.run(workers=options.workers or "local", merge=options.merge)
+    except FirstProcessFailed:  # which says why
+        raise typer.Exit(2) from None
     if drawn is None:  # another of the processes started together speaks
         return
     seconds = time.perf_counter() - began

@@ -12,7 +12,7 @@ what, `merging` makes one file of all. See docs/scale.md.
 
 from fastddpm.jobs.blocks import Blocks
 from fastddpm.jobs.drawers import Drawer, OnnxDrawer, TorchDrawer
-from fastddpm.jobs.job import Job, JobStopped
-from fastddpm.jobs.manifest import OtherSettingsError
+from fastddpm.jobs.errors import JobStopped, OtherSettingsError
+from fastddpm.jobs.job import Job
 
 __all__ = ["Blocks", "Drawer", "Job", "JobStopped", "OnnxDrawer", "OtherSettingsError", "TorchDrawer"]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.drawers import Drawer
+from fastddpm.jobs.errors import JobStopped
 from fastddpm.jobs.manifest import MANIFEST, add_record, close_manifest, intact, open_manifest, read_records
 from fastddpm.jobs.merging import merge as merge_shards
 from fastddpm.jobs.processes import started_together
@@ -32,10 +33,6 @@ from fastddpm.progress import progress_bar
 
 WORKERS = ("local", "ray")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class JobStopped(OSError):
-    """A folder could not be written; it can be resumed."""
 
 
 class Job:

@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fastddpm.files import replacing
+from fastddpm.jobs.errors import OtherSettingsError
 from fastddpm.jobs.shards import digest
 
 MANIFEST, RECORDS = "manifest.json", "records"
 LONGEST_VALUE = 60
-
-
-class OtherSettingsError(ValueError):
-    """A folder holds a job of other settings."""
 
 
 def open_manifest(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -11,14 +11,12 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from fastddpm.jobs.errors import FirstProcessFailed
+
 T = TypeVar("T")
 
 # A process waits for the slowest one at the end of a job.
 LONGEST_WAIT = timedelta(days=30)
-
-
-class FirstProcessFailed(RuntimeError):
-    """What the other processes raise where the first raised; the message is that of the cause."""
 
 
 @dataclass(frozen=True)

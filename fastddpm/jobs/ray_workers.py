@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.jobs.errors import JobStopped
+
 if TYPE_CHECKING:
     from fastddpm.jobs.job import Job
 
@@ -40,14 +42,19 @@ def cluster_device() -> str:
 
 
 class _Worker:
-    """An actor: has the model, draws the shards it is given."""
+    """An actor: has the model, draws the shards it is given, says why it had to stop."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        images = [self.job.draw_shard(int(index))["images"] for index in batch["shard"]]
-        return {"shard": batch["shard"], "images": np.asarray(images)}
+        shards = batch["shard"]
+        try:
+            images = [self.job.draw_shard(int(index))["images"] for index in shards]
+        except JobStopped as stopped:
+            # Raised here it would reach the caller as a page of Ray's with no type.
+            return {"images": np.zeros(len(shards), np.int64), "stopped": np.full(len(shards), str(stopped))}
+        return {"images": np.asarray(images), "stopped": np.full(len(shards), "")}
 
 
 def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None]) -> None:
@@ -60,7 +67,9 @@ def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None])
 
     Raises:
         ValueError: Ray is not installed, or the cluster has not one processor that is wanted.
-        Exception: what a worker raised, after Ray's retries where its machine or process was lost.
+        JobStopped: a worker cannot write.
+        ray.exceptions.RayError: anything else that a worker raised. Where its process or machine was lost,
+            Ray starts another and has its shards drawn again.
     """
     if not missing:
         return
@@ -82,14 +91,7 @@ def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None])
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(missing))),
         **{f"num_{kind.lower()}s": share},
     )
-    try:
-        for row in done.iter_rows():
-            advance(int(row["images"]))
-    except ray.exceptions.RayError as error:
-        raise _cause(error) from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a worker raised, taken out of what Ray and Ray Data have put around it."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    return error if inner is None else _cause(inner)
+    for row in done.iter_rows():
+        if row["stopped"]:
+            raise JobStopped(row["stopped"])
+        advance(int(row["images"]))

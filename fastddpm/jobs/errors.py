@@ -1,0 +1,15 @@
+"""What ends a job before its last image."""
+
+from __future__ import annotations
+
+
+class JobStopped(OSError):
+    """A folder cannot be written. Run again, the job goes on."""
+
+
+class OtherSettingsError(ValueError):
+    """A folder holds a job of other settings."""
+
+
+class FirstProcessFailed(RuntimeError):
+    """What the other processes raise where the first raised; the message is that of the cause."""
