@@ -11,11 +11,13 @@ from torch import nn
 
 from fastddpm.network import TabulatedUNet, bind
 from fastddpm.unet.blocks import Upsample
+from fastddpm.unet.packed import CopiedConv2d, PackedConv2d, following
 from fastddpm.unet.rearranged import PhaseUpsample, Rearranged, TwoPassGroupNorm, can_be_rearranged
 
 CONFIGS = {
     "tiny": TINY,
     "three levels, InstanceNorm": dataclasses.replace(TINY, channel_mults=(1, 2, 3), norm="in"),
+    "as in the DDPM code": dataclasses.replace(TINY, downsample_padding=0, channel_mults=(1, 2, 2)),
     "scale and shift, one channel": dataclasses.replace(
         TINY, in_channels=1, time_conditioning="scale_shift", num_classes=None, null_class=False
     ),
@@ -27,14 +29,43 @@ CONFIGS = {
 def test_phases_are_the_upsampling_and_its_convolution(channels, size):
     upsample = Upsample(channels).double()
     phases = PhaseUpsample(upsample.conv)
-    phases.refresh(upsample.conv)
     x = torch.randn(2, channels, *size, dtype=torch.float64)
     torch.testing.assert_close(phases(x), upsample(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"stride": 2}, {"padding": 0}, {"kernel_size": 1}])
+def test_packed_convolutions(options):
+    conv = nn.Conv2d(5, 7, **{"kernel_size": 3, "padding": 1, **options})
+    form = following(conv)
+    assert isinstance(form, PackedConv2d)
+    with torch.no_grad():
+        for size in ((2, 5, 6, 7), (1, 5, 9, 8), (2, 5, 6, 7)):  # packed anew for each
+            x = torch.randn(size)
+            torch.testing.assert_close(form(x), conv(x), rtol=1e-5, atol=1e-5)
+            assert form(x).shape == conv(x).shape
+            assert form(x).is_contiguous(memory_format=torch.channels_last)
+        conv.weight.data.mul_(2)
+        form.refresh()
+        torch.testing.assert_close(form(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_operator_is_well_formed():
+    conv = nn.Conv2d(5, 7, 3, padding=1)
+    form = following(conv)
+    arguments = (torch.randn(2, 5, 6, 7), form.number, form.bias, [1, 1], [1, 1], 7, 3)
+    torch.library.opcheck(torch.ops.fastddpm.packed_conv2d.default, arguments)
+
+
+def test_what_cannot_be_packed_is_copied():
+    assert isinstance(following(nn.Conv2d(2, 2, 3).double()), CopiedConv2d)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert isinstance(following(nn.Conv2d(2, 2, 3)), CopiedConv2d)
 
 
 @pytest.mark.parametrize(("groups", "channels", "size"), [(1, 1, 1), (1, 6, 3), (4, 8, 5), (8, 8, 2)])
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 def test_group_norm_is_no_less_exact_than_torch_s(groups, channels, size, mean):
+    torch.manual_seed(0)
     norm = nn.GroupNorm(groups, channels)
     with torch.no_grad():
         norm.weight.normal_()
@@ -64,11 +95,14 @@ def test_it_is_the_same_function(name):
 def test_it_follows_weights_changed_in_place():
     unet = make_unet()
     form = Rearranged(unet)
+    assert isinstance(form.unet.conv_in, PackedConv2d)
     x, bias = torch.randn(1, 3, 8, 8), torch.zeros(1, unet.bias_width)
     with torch.no_grad():
+        before = form.unet.forward_biased(x, bias)
         for parameter in unet.parameters():
             parameter.data.mul_(1.1).add_(0.01)  # .data: counted by no version counter
         form.refresh()
+        assert not torch.allclose(form.unet.forward_biased(x, bias), before, atol=1e-3)
         torch.testing.assert_close(
             form.unet.forward_biased(x, bias), unet.forward_biased(x, bias), rtol=1e-4, atol=1e-5
         )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.unet.config import Activation, UNetConfig
+from fastddpm_kernels import group_norm_silu
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -36,6 +37,22 @@ def make_norm(config: UNetConfig, channels: int) -> nn.Module:
     if config.norm == "in":
         return nn.InstanceNorm2d(channels, affine=True)
     return nn.Identity()
+
+
+def fuses(norm: nn.Module, activation: Activation | None, x: Tensor) -> bool:
+    """Whether the norm of ``x`` and the activation after it are one kernel: GroupNorm and SiLU on CUDA."""
+    return type(norm) is nn.GroupNorm and activation in ("silu", None) and x.device.type == "cuda"
+
+
+def normalize(x: Tensor, norm: nn.Module, activation: Activation | None = None) -> Tensor:
+    """The norm of ``x (B, C, H, W)`` and the activation after it, if any."""
+    if fuses(norm, activation, x):
+        assert isinstance(norm, nn.GroupNorm)
+        return group_norm_silu(
+            x, norm.num_groups, norm.weight, norm.bias, norm.eps, activation=activation or "none"
+        )
+    x = norm(x)
+    return x if activation is None else activate(x, activation)
 
 
 def sinusoidal_embedding(
@@ -74,7 +91,11 @@ class Attention(nn.Module):
         """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
         batch, channels, height, width = x.shape
         # (B, heads, H*W, C/heads) each: views of channels_last data; a head's channels are consecutive
-        qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(batch, height * width, 3 * self.heads, -1)
+        qkv = (
+            self.qkv(normalize(x, self.norm))
+            .permute(0, 2, 3, 1)
+            .reshape(batch, height * width, 3 * self.heads, -1)
+        )
         q, k, v = qkv.transpose(1, 2).split(self.heads, dim=1)
         out = F.scaled_dot_product_attention(q, k, v)
         out = out.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
@@ -108,8 +129,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """``x (B, in, H, W)``, ``bias (B or 1, bias_width)`` -> ``(B, out, H, W)``."""
-        h = self.conv1(activate(self.norm1(x), self.activation))
-        h = activate(self.conditioned(h, bias[:, :, None, None]), self.activation)
+        h = normalize(x, self.norm1, self.activation)
+        if self.conditioning != "affine" and fuses(self.norm2, self.activation, h):
+            h = self.fused(h, bias)
+        else:
+            h = activate(self.conditioned(self.conv1(h), bias[:, :, None, None]), self.activation)
         h = self.conv2(self.dropout(h)) + self.skip(x)
         out: Tensor = self.attention(h)
         return out
@@ -125,6 +149,29 @@ class ResidualBlock(nn.Module):
             normed = self.norm2(h * (1 + scale) + shift)
             return normed
         return self.norm2(h) * (1 + scale) + shift  # type: ignore[no-any-return]
+
+    def fused(self, h: Tensor, bias: Tensor) -> Tensor:
+        """The first convolution of ``h (B, in, H, W)``, :meth:`conditioned`, and SiLU, in two kernels.
+
+        The convolution's bias is added in the norm's pass, which reads the map anyway.
+        """
+        norm, conv = self.norm2, self.conv1
+        assert isinstance(norm, nn.GroupNorm)
+        scale = shift = None
+        if self.conditioning == "scale_shift":
+            scale, shift = bias.chunk(2, dim=1)
+        pre_bias = conv.bias[None] if self.conditioning == "scale_shift" else bias + conv.bias
+        h = F.conv2d(h, conv.weight, None, conv.stride, conv.padding)
+        return group_norm_silu(
+            h,
+            norm.num_groups,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            pre_bias=pre_bias,
+            scale=scale,
+            shift=shift,
+        )
 
 
 class Downsample(nn.Module):

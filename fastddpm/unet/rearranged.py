@@ -1,4 +1,4 @@
-"""A UNet as Inductor runs it fastest on a CPU: the same function, its convolutions in channels_last, each
+"""A UNet as Inductor runs it fastest on a CPU: the same function, its convolutions packed, each
 upsampling with its convolution as four small convolutions, and norms that vectorise.
 
 The weights are derived from another network's and follow it by :meth:`Rearranged.refresh`; what needs no
@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.unet.blocks import Upsample
+from fastddpm.unet.packed import CopiedConv2d, PackedConv2d, following
 from fastddpm.unet.unet import UNet
 
 EXACT = (torch.float32, torch.float64)
@@ -30,27 +30,31 @@ class PhaseUpsample(nn.Module):
     def __init__(self, source: nn.Conv2d) -> None:
         super().__init__()
         out_channels, in_channels = source.weight.shape[:2]
-        weight = source.weight.new_empty(4 * out_channels, in_channels, 2, 2)
-        self.weight = nn.Buffer(weight.to(memory_format=torch.channels_last))
-        self.bias = None if source.bias is None else nn.Buffer(source.bias.new_empty(4 * out_channels))
+        phases = nn.Conv2d(in_channels, 4 * out_channels, 2, padding=1)
+        phases = phases.to(source.weight.device, source.weight.dtype).requires_grad_(False)
+        self._sources = [source, phases]  # in a list: no parts of this module
+        self.conv = following(phases)
+        self.refresh()
 
     @torch.no_grad()
-    def refresh(self, source: nn.Conv2d) -> None:
-        """Takes the weights of the 3x3 convolution."""
+    def refresh(self) -> None:
+        """Takes the weights of the 3x3 convolution as they are now."""
+        source, phases = self._sources
         above, middle, below = source.weight.unbind(2)
         rows = (torch.stack((above, middle + below), 2), torch.stack((above + middle, below), 2))
-        phases = []
+        kernels = []
         for row in rows:
             left, centre, right = row.unbind(3)
-            phases += [torch.stack((left, centre + right), 3), torch.stack((left + centre, right), 3)]
-        self.weight.copy_(torch.cat(phases))
-        if source.bias is not None and self.bias is not None:
-            self.bias.copy_(source.bias.repeat(4))
+            kernels += [torch.stack((left, centre + right), 3), torch.stack((left + centre, right), 3)]
+        phases.weight.copy_(torch.cat(kernels))
+        if source.bias is not None and phases.bias is not None:
+            phases.bias.copy_(source.bias.repeat(4))
+        self.conv.refresh()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, 2H, 2W)``, channels_last."""
         batch, _, height, width = x.shape
-        phases = F.conv2d(x, self.weight, self.bias, padding=1).permute(0, 2, 3, 1)
+        phases = self.conv(x).permute(0, 2, 3, 1)
         # (B, H + 1, W + 1, 2, 2, C); phase (i, j) of output pixel (y, x) stands at (y + i, x + j)
         phases = phases.reshape(batch, height + 1, width + 1, 2, 2, -1)
         rows = [
@@ -80,10 +84,10 @@ class TwoPassGroupNorm(nn.Module):
         """``(B, C, H, W)`` -> ``(B, C, H, W)``, channels_last."""
         batch, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        share = 1 / (height * width * self.group_size)
-        mean = pixels.sum(1) @ self.same_group * share
+        count = height * width * self.group_size
+        mean = pixels.sum(1) @ self.same_group / count
         centred = pixels - mean[:, None]
-        variance = (centred * centred).sum(1) @ self.same_group * share
+        variance = (centred * centred).sum(1) @ self.same_group / count
         scale = (variance + self.eps).rsqrt() * self.weight
         out = centred * scale[:, None] + self.bias
         return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
@@ -104,31 +108,25 @@ class Rearranged:
             self.unet = UNet(source.config).eval()
         self.unet.load_state_dict(source.state_dict(), assign=True)
         self.unet.requires_grad_(False)
-        self._copies: list[tuple[Tensor, Tensor]] = []
-        self._upsamples: list[tuple[nn.Conv2d, PhaseUpsample]] = []
-        for i, layer in enumerate(source.up):
-            if isinstance(layer, Upsample):
-                form = PhaseUpsample(layer.conv)
-                self.unet.up[i] = form
-                self._upsamples.append((layer.conv, form))
         for name, module in list(self.unet.named_modules()):
-            if isinstance(module, nn.GroupNorm) and module.weight.dtype in EXACT:
-                parent, _, own_name = name.rpartition(".")
-                setattr(self.unet.get_submodule(parent), own_name, TwoPassGroupNorm(module))
+            if isinstance(module, Upsample):
+                self._exchange(name, PhaseUpsample(module.conv))
+        for name, module in list(self.unet.named_modules()):
             if isinstance(module, nn.Conv2d):
-                given = module.weight.detach()
-                copied = torch.empty_like(given, memory_format=torch.channels_last)
-                module.weight = nn.Parameter(copied, requires_grad=False)
-                self._copies.append((given, copied))
+                self._exchange(name, following(module))
+            elif isinstance(module, nn.GroupNorm) and module.weight.dtype in EXACT:
+                self._exchange(name, TwoPassGroupNorm(module))
         self.refresh()
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Takes the source's weights as they are now."""
-        for given, copied in self._copies:
-            copied.copy_(given)
-        for conv, form in self._upsamples:
-            form.refresh(conv)
+        for module in self.unet.modules():
+            if isinstance(module, (PhaseUpsample, PackedConv2d, CopiedConv2d)):
+                module.refresh()
+
+    def _exchange(self, name: str, module: nn.Module) -> None:
+        parent, _, own_name = name.rpartition(".")
+        setattr(self.unet.get_submodule(parent), own_name, module)
 
 
 def can_be_rearranged(unet: UNet) -> bool:

@@ -18,6 +18,7 @@ from fastddpm.unet.blocks import (
     Upsample,
     activate,
     make_norm,
+    normalize,
     sinusoidal_embedding,
 )
 from fastddpm.unet.config import UNetConfig
@@ -181,7 +182,7 @@ class UNet(nn.Module):
                 x = layer(torch.cat((x, skips.pop()), dim=1), next(biases))
             else:
                 x = layer(x)
-        x = self.conv_out(activate(self.norm_out(x), self.config.activation))
+        x = self.conv_out(normalize(x, self.norm_out, self.config.activation))
         return x[:, :, pad:-pad, pad:-pad] if pad else x
 
     def _check_size(self, x: Tensor) -> None:
