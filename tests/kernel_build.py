@@ -228,6 +228,18 @@ def inspect_nvidia(compiled: Any, elements_per_thread: float, tmp_path: Path) ->
     )
 
 
+def spilled_bytes(compiled: Any, target_name: str, tmp_path: Path) -> int:
+    """Bytes that ptxas spills. A stack alone is no spill: a library sine has one for large arguments."""
+    arch = TARGETS[target_name].arch
+    ptx = tmp_path / "kernel.ptx"
+    ptx.write_text(compiled.asm["ptx"])
+    tool = "ptxas-blackwell" if arch >= 100 else "ptxas"
+    name = f"--gpu-name={target_name}{'a' if arch >= 90 else ''}"
+    words = [str(CUDA_TOOLS / tool), "-v", name, str(ptx), "-o", str(tmp_path / "kernel.o")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return sum(map(int, re.findall(r"(\d+) bytes spill", done.stderr)))
+
+
 def _branches_backward(sass: str) -> bool:
     """Whether a branch goes to an earlier label, other than the final one to itself."""
     seen: dict[str, int] = {}

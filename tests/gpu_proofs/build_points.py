@@ -10,6 +10,7 @@ import step_cases
 import torch
 from step_cases import CASES, SHAPES
 
+from fastddpm_kernels.group_norm_silu.op import group_norm_silu_backward_op, group_norm_silu_op
 from fastddpm_kernels.q_sample import kernel as q_sample
 from fastddpm_kernels.reverse_step import kernel as reverse_step
 
@@ -39,12 +40,43 @@ def q_sample_point(noise: str, n: int = 3072) -> Point:
     return run
 
 
+def norm_point(
+    shape: tuple[int, ...],
+    dtype: str = "bfloat16",
+    layout: str = "channels_last",
+    *,
+    backward: bool = False,
+    modulated: bool = False,
+) -> Point:
+    """A launch of `group_norm_silu` with 8 groups and a bias before it, or a scale and shift after it."""
+
+    def run() -> None:
+        memory_format = torch.channels_last if LAYOUTS[layout] else torch.contiguous_format
+        x = torch.zeros(shape, dtype=DTYPES[dtype]).to(memory_format=memory_format)
+        weight, vectors = torch.zeros(shape[1]), torch.zeros(shape[:2])
+        pre_bias, scale = (None, vectors) if modulated else (vectors, None)
+        if backward:
+            statistics = torch.zeros(3, shape[0], 8)
+            group_norm_silu_backward_op(x, x, statistics, weight, weight, pre_bias, scale, scale, True)
+        else:
+            group_norm_silu_op(x, 8, weight, weight, 1e-5, pre_bias, scale, scale, True)
+
+    return run
+
+
+MAPS: dict[str, tuple[int, ...]] = {"one pass": (64, 128, 16, 16), "split": (1, 128, 64, 64)}
+"""A feature map whose groups fit on chip, and one whose groups are split over programs."""
+
 POINTS: dict[str, Point] = {
     "reverse_step clip float32": step_point("clip"),
     "reverse_step clip bfloat16": step_point("clip", "bfloat16"),
     "reverse_step clip bfloat16 channels_last": step_point("clip", "bfloat16", "channels_last"),
     "reverse_step everything bfloat16 channels_last": step_point("everything", "bfloat16", "channels_last"),
     "q_sample drawn": q_sample_point("drawn"),
+    "group_norm_silu one pass": norm_point(MAPS["one pass"]),
+    "group_norm_silu split": norm_point(MAPS["split"]),
+    "group_norm_silu backward": norm_point(MAPS["one pass"], backward=True),
+    "group_norm_silu backward split": norm_point(MAPS["split"], backward=True),
 }
 """Built for every card in CI."""
 
@@ -56,4 +88,16 @@ def every_point() -> dict[str, Point]:
         for case, dtype, layout in itertools.product(CASES, DTYPES, LAYOUTS)
     }
     points |= {f"q_sample {noise}": q_sample_point(noise) for noise in ("given", "drawn")}
+    points |= {
+        f"group_norm_silu {name} {dtype} {layout} {direction} {vectors}": norm_point(
+            shape,
+            dtype,
+            layout,
+            backward=direction == "backward",
+            modulated=vectors == "scale and shift",
+        )
+        for (name, shape), dtype, layout, direction, vectors in itertools.product(
+            MAPS.items(), DTYPES, LAYOUTS, ("forward", "backward"), ("bias", "scale and shift")
+        )
+    }
     return {**points, **POINTS}

@@ -1,0 +1,102 @@
+"""Proofs e and g: the launches of a whole step, and cubins of all that Inductor generates for it.
+
+The network is the UNet2DModel of 2.8 million parameters in bfloat16, channels_last, 4 images of 3x32x32,
+lowered for sm_90 as engine `max` compiles it.
+"""
+
+from __future__ import annotations
+
+import fake_gpu
+import pytest
+
+fake_gpu.skip_unless_pinned()
+
+from diffusers import UNet2DModel  # noqa: E402
+from fake_gpu import fake_card  # noqa: E402
+from kernel_build import spilled_bytes  # noqa: E402
+from lowering import STEP_LAUNCHES, compile_kernel, is_copy, lower  # noqa: E402
+
+from fastddpm.unet import diffusers  # noqa: E402
+
+pytestmark = pytest.mark.slow
+TARGET = "sm_90"
+
+
+def theirs():
+    return UNet2DModel(
+        sample_size=32,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(64, 128),
+        norm_num_groups=32,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+
+
+def ours():
+    unet = diffusers.from_module(theirs())
+    assert unet is not None
+    return unet
+
+
+NETWORKS = {"diffusers": theirs, "ours": ours}
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    """Generated code by network, each made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                made[name] = lower(NETWORKS[name], patch, TARGET)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_launches_of_a_step(name, lowered, proof, ceilings):
+    code = lowered(name)
+    launches = code.launches + STEP_LAUNCHES
+    proof(
+        "e",
+        f"{name}' network" if name.endswith("s") else name,
+        launches=f"{launches} of {ceilings['launches'][name]}",
+        generated=len(code.triton),
+        library=code.library.total(),
+        attention=code.attentions,
+        **{"layout copies": len(code.layout_copies)},
+    )
+    assert code.attentions == 4, "one kernel for each attention"
+    assert code.layout_copies == []
+    assert launches <= ceilings["launches"][name]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_generated_kernel_compiles_without_spills(name, lowered, proof, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    kernels = lowered(name).kernels
+    assert len(kernels) > 20
+    with fake_card(TARGET):
+        builds = {kernel: compile_kernel(kernel, source, tmp_path) for kernel, source in kernels.items()}
+    spilled = {kernel: spilled_bytes(build, TARGET, tmp_path) for kernel, build in builds.items()}
+    spilled = {kernel: n_bytes for kernel, n_bytes in spilled.items() if n_bytes}
+    proof("g", f"{name}, {TARGET}", kernels=len(builds), spilled=len(spilled))
+    assert spilled == {}
+
+
+def test_what_counts_as_a_layout_copy():
+    head = "triton_meta={'signature': {'in_ptr0': '*bf16', 'out_ptr0': '*SECOND'}}\n@triton.jit\n"
+    body = (
+        "def triton_poi_copy(in_ptr0, out_ptr0, xnumel):\n"
+        "    tmp0 = tl.load(in_ptr0 + (x0), xmask).to(tl.float32)\n"
+        "    LINE\n"
+        "    tl.store(out_ptr0 + (x1), tmp0, xmask)\n"
+    )
+    assert is_copy((head + body).replace("SECOND", "bf16").replace("    LINE\n", ""))
+    assert not is_copy((head + body).replace("SECOND", "fp32").replace("    LINE\n", ""))
+    assert not is_copy((head + body).replace("SECOND", "bf16").replace("LINE", "tmp1 = tmp0 + 1.0"))
