@@ -64,8 +64,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "onnx":
-        return importlib.import_module("fastddpm.onnx")
+    if name in ("onnx", "score"):
+        return importlib.import_module(f"fastddpm.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"fastddpm.{_HOMES[name]}"), name)

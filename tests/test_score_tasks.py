@@ -47,8 +47,7 @@ class Perceptron(nn.Module):
 def test_score_matching_learns_the_score_of_a_mixture(name):
     """A small network, trained for two seconds, against the true score, in the mean over p_t.
 
-    Returning 0 would leave errors of 0.5 to 2, and training without the right sigma, drift or time far more than
-    0.2.
+    Returning 0 would leave errors of 0.5 to 2.
     """
     sde = SDES[name]
     mixture, loss = two_blobs(sde), DenoisingScoreMatching(seed=1)

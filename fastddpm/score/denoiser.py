@@ -30,9 +30,8 @@ class Denoiser:
         t = self.time(sigma)
         return denoised(self.score_model, like(self.sde.signal(t), y) * y, t)
 
-    def score(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """The gradient of the log density of y, (D(y; sigma) - y) / sigma^2."""
-        t = self.time(sigma)
+    def score(self, y: Tensor, t: Tensor) -> Tensor:
+        """The gradient of the log density of y at time t ``()``, (D(y; sigma) - y) / sigma^2."""
         signal = like(self.sde.signal(t), y)
         return signal * self.score_model(signal * y, t.expand(len(y)))
 

@@ -89,7 +89,7 @@ def sample_annealed_langevin(
     denoiser.check(levels)
     x = float(levels[0]) * noise.start()
     for k, sigma in enumerate(levels):
-        size = step_size * sigma**2
+        size, t = step_size * sigma**2, denoiser.time(sigma)
         for j in range(repeats):
-            x = langevin_step(x, denoiser.score(x, sigma), size, noise.corrector(k, j))
+            x = langevin_step(x, denoiser.score(x, t), size, noise.corrector(k, j))
     return denoiser(x, levels[-1]) if denoise else x
