@@ -157,10 +157,13 @@ class ResidualBlock(nn.Module):
         """
         norm, conv = self.norm2, self.conv1
         assert isinstance(norm, nn.GroupNorm)
+        assert conv.bias is not None
         scale = shift = None
         if self.conditioning == "scale_shift":
             scale, shift = bias.chunk(2, dim=1)
-        pre_bias = conv.bias[None] if self.conditioning == "scale_shift" else bias + conv.bias
+            pre_bias = conv.bias[None]
+        else:
+            pre_bias = bias + conv.bias
         h = F.conv2d(h, conv.weight, None, conv.stride, conv.padding)
         return group_norm_silu(
             h,

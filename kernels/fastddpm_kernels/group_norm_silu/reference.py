@@ -19,11 +19,10 @@ def group_norm_silu(
     activation: str = "silu",
 ) -> Tensor:
     """The operations of a residual block one after the other; arguments as in `dispatch.group_norm_silu`."""
-    per_channel = (1,) * (x.dim() - 2)
+    per_sample_and_channel = (..., *(None,) * (x.dim() - 2))
     if pre_bias is not None:
-        x = x + pre_bias.reshape(*pre_bias.shape, *per_channel)
+        x = x + pre_bias[per_sample_and_channel]
     x = F.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None and shift is not None:
-        scale, shift = (tensor.reshape(*tensor.shape, *per_channel) for tensor in (scale, shift))
-        x = x * (1 + scale) + shift
+        x = x * (1 + scale[per_sample_and_channel]) + shift[per_sample_and_channel]
     return F.silu(x) if activation == "silu" else x
