@@ -23,6 +23,10 @@ np.save(out, images)
 torch = sys.modules.get("torch")
 if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
     peak = torch.cuda.max_memory_allocated()
+elif sys.platform == "linux":
+    # Not ru_maxrss: a process inherits its parent's.
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    peak = int(status["VmHWM"].split()[0]) * 1024
 else:
     import resource
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

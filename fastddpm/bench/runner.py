@@ -19,7 +19,7 @@ from fastddpm.bench.results import Document, Result, Row
 from fastddpm.bench.timing import Call, Clock, Effort, Times, interleaved, make_clock
 
 QUICK = Effort(seconds=1.5, least=5, most=30, warm_up=1)
-FULL = Effort(seconds=30.0, least=7, most=60, warm_up=2)
+FULL = Effort(seconds=15.0, least=7, most=60, warm_up=1)
 
 Report = Callable[[Result], None]
 

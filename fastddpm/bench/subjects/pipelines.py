@@ -18,7 +18,7 @@ import fastddpm
 from fastddpm.bench import exported
 from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.costs import OpCost, watched
-from fastddpm.bench.subjects.variants import arranged, engines, layouts
+from fastddpm.bench.subjects.variants import Layout, arranged, engines, layouts
 from fastddpm.bench.timing import Call
 from fastddpm.bench.workloads import CIFAR10, MNIST, PIXELS_64, PIXELS_256, Workload, mnist_schedule
 from fastddpm.plans import Plan, ddim_plan, ddpm_plan
@@ -42,6 +42,14 @@ class Chain:
         self.unet = self.workload.unet(self.device)
         self.schedule = mnist_schedule()
         self.shape = (self.batch, *self.workload.shape)
+
+    @property
+    def layout(self) -> Layout:
+        """Of the network that ours is given: the model in the box comes in channels_last, others as they are.
+
+        On a GPU convolutions want channels_last.
+        """
+        return ("", self.workload is MNIST or self.device.type == "cuda", False)
 
     def plan(self) -> Plan:
         """The pipelines' steps: x0 clipped to +-1, and in DDIM the network's own eps kept."""
@@ -76,7 +84,7 @@ def contests(settings: Settings) -> list[Contest]:
     if settings.is_cuda:
         sizes += [(CIFAR10, "ddpm", 64, 50), (PIXELS_64, "ddpm", 16, 50), (PIXELS_256, "ddpm", 4, 50)]
     elif not settings.quick:
-        sizes += [(CIFAR10, "ddpm", 2, 4), (PIXELS_64, "ddpm", 16, 50), (PIXELS_256, "ddpm", 4, 50)]
+        sizes += [(CIFAR10, "ddpm", 2, 10), (PIXELS_64, "ddpm", 16, 50), (PIXELS_256, "ddpm", 4, 50)]
     return [
         chain_contest("pipelines", workload, method, batch, steps, settings)
         for workload, method, batch, steps in sizes
@@ -131,13 +139,13 @@ def theirs(chain: Chain, layout: Any) -> Call:
 
 def ours(chain: Chain, engine: Any) -> Call:
     """The drop-in's call, which is the pipeline's."""
-    return _called(chain, fastddpm.optimize(chain.pipeline(("", True, False)), engine=engine))
+    return _called(chain, fastddpm.optimize(chain.pipeline(chain.layout), engine=engine))
 
 
 def sampler(chain: Chain, engine: Any) -> Call:
     """`Sampler` on the same plan; noise from the generator, as the pipelines draw it."""
     unet = chain.unet
-    module = arranged(unet, ("", True, False))
+    module = arranged(unet, chain.layout)
     fast = Sampler.from_plan(module, chain.schedule, chain.plan(), shape=chain.shape[1:], engine=engine)
     return lambda: as_pipeline(
         fast.sample(chain.batch, noise="torch", generator=_generator(), progress=False)

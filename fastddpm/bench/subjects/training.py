@@ -89,7 +89,7 @@ def _contestants(settings: Settings) -> list[Contestant]:
         for layout in layouts(settings)
     ]
     found.append(Contestant("diffusers", _diffusers))
-    for layout in layouts(settings)[1::2]:
+    for layout in layouts(settings)[1:]:
         build = functools.partial(_ours, layout=layout)
         found.append(Contestant(f"fastddpm{layout[0]}", build, True, Batch.loss_of_seeds))
     return found
