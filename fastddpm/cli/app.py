@@ -13,6 +13,7 @@ import fastddpm
 from fastddpm.cli.bench import bench
 from fastddpm.cli.convert import convert
 from fastddpm.cli.doctor import doctor
+from fastddpm.cli.evaluate import evaluate
 from fastddpm.cli.export import export
 from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
 from fastddpm.cli.sample import sample
@@ -37,6 +38,7 @@ OPTIONS = {
     "engine": "--engine",
     "dtype": "--dtype",
     "eta": "--eta",
+    "features": "--features",
     "format": "--format",
     "folder": "--out",
     "gradient_accumulation": "--accumulate",
@@ -64,6 +66,7 @@ OPTIONS = {
     "threads": "--threads",
     "to": "--to",
     "warmup_steps": "--warmup",
+    "weights": "--weights",
     "weighting": "--weighting",
     "workers": "--workers",
 }
@@ -90,6 +93,7 @@ def _common_options(
 app.command("bench")(bench)
 app.command("export")(export)
 app.command("sample")(sample)
+app.command("evaluate")(evaluate)
 app.command("convert")(convert)
 app.command("train")(train)
 app.command("super-resolve")(super_resolve)

@@ -1,0 +1,44 @@
+"""`fastddpm evaluate`: how near drawn images are to real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastddpm.cli.arguments import parse_device
+from fastddpm.evaluation.image_sets import open_images
+from fastddpm.evaluation.scores import score
+
+
+def evaluate(
+    folder: Annotated[
+        str, typer.Argument(help="Images: a folder of `fastddpm sample --format`, of pictures, or an .npz.")
+    ],
+    reference: Annotated[
+        str, typer.Option(help="Real images: mnist (its test split), a folder, or an .npz.")
+    ] = "mnist",
+    features: Annotated[
+        str, typer.Option(help="inception, or digits: our classifier's, for grey 28x28 images.")
+    ] = "inception",
+    weights: Annotated[
+        Path | None, typer.Option(help="For inception: the file of weights that torch-fidelity publishes.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; CUDA if any.")] = None,
+) -> None:
+    """Print FID, KID, precision and recall of drawn images, computed by torch-fidelity.
+
+    Figures can be compared at equal numbers of images and equal features only.
+    """
+    if batch < 1:
+        raise ValueError(f"--batch: {batch} given, at least 1 accepted")
+    generated, real = open_images(folder), open_images(reference)
+    on_cuda = parse_device(device).type == "cuda"
+    scores = score(generated, real, features=features, weights=weights, batch_size=batch, cuda=on_cuda)
+    print(f"{len(generated)} images of {folder} and {len(real)} of {reference}, features {features}:")
+    print(f"FID        {scores.fid:.4f}")
+    print(f"KID        {scores.kid:.6f} +- {scores.kid_std:.6f}")
+    print(f"precision  {scores.precision:.4f}")
+    print(f"recall     {scores.recall:.4f}")

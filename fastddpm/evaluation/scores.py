@@ -1,0 +1,141 @@
+"""FID, KID, precision and recall of a set of images, computed by torch-fidelity.
+
+The features are Inception's, with a file of weights that is here already, or those of our digit classifier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fastddpm.evaluation.image_sets import ImageSet
+from fastddpm.plans.plan import check_choice
+
+FEATURES = ("inception", "digits")
+INCEPTION = "inception-v3-compat"
+WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
+# KID is the mean over random subsets of this size, or of all images where there are fewer.
+KID_SUBSET = 1000
+# Precision and recall look at the third nearest neighbour.
+LEAST = 4
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How near generated images are to real ones.
+
+    Attributes:
+        fid: Frechet distance of the features (Heusel et al. 2017); 0 is best.
+        kid: the kernel's distance of Binkowski et al. 2018, mean over 100 subsets; near 0 is best.
+        kid_std: its standard deviation over the subsets.
+        precision: share of generated images within the real ones (Kynkaanniemi et al. 2019, k = 3).
+        recall: share of real images within the generated ones.
+    """
+
+    fid: float
+    kid: float
+    kid_std: float
+    precision: float
+    recall: float
+
+
+def score(
+    generated: ImageSet,
+    real: ImageSet,
+    *,
+    features: str = "inception",
+    weights: str | Path | None = None,
+    batch_size: int = 64,
+    cuda: bool = False,
+) -> Scores:
+    """Compares two sets of images.
+
+    Args:
+        generated: at least 4 images.
+        real: at least 4 images.
+        features: ``inception``, of the network that FID is defined by, the 2048 of its last pooling, for
+            precision and recall too; or ``digits``, the 64 of our classifier, for grey images of 28x28.
+        weights: for ``inception``: the file that torch-fidelity publishes. Nothing is downloaded.
+        batch_size: images that the network sees at once.
+        cuda: run the network on the CUDA device.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted; torch-fidelity is not there.
+    """
+    check_choice("features", features, FEATURES)
+    for name, images in (("generated", generated), ("real", real)):
+        if len(images) < LEAST:
+            raise ValueError(f"{name}: {len(images)} images given, at least {LEAST} accepted")
+        if features == "digits" and images.shape != (1, 28, 28):
+            raise ValueError(f"{name}: images {images.shape} given with digits, (1, 28, 28) accepted")
+    if features == "inception":
+        _check_weights(weights)
+    try:
+        import torch_fidelity  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ValueError("evaluate: needs torch-fidelity: pip install 'fastddpm[evaluate]'") from error
+    if features == "digits":
+        extractor, sets = _digits(), (generated, real)
+    else:
+        extractor, sets = INCEPTION, (Coloured(generated), Coloured(real))
+    found = torch_fidelity.calculate_metrics(
+        input1=sets[0],
+        input2=sets[1],
+        feature_extractor=extractor,
+        feature_extractor_weights_path=None if weights is None else str(weights),
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=min(KID_SUBSET, len(generated), len(real)),
+        batch_size=batch_size,
+        cuda=cuda,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return Scores(
+        fid=found["frechet_inception_distance"],
+        kid=found["kernel_inception_distance_mean"],
+        kid_std=found["kernel_inception_distance_std"],
+        precision=found["precision"],
+        recall=found["recall"],
+    )
+
+
+class Coloured(Dataset[Tensor]):
+    """The same images with three channels: grey thrice, or colours without alpha."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """uint8 ``(3, H, W)``."""
+        image = self.images[index]
+        return image.expand(3, -1, -1).clone() if len(image) == 1 else image[:3]
+
+
+def _check_weights(weights: str | Path | None) -> None:
+    if weights is None or not Path(weights).is_file():
+        raise ValueError(
+            f"weights: {None if weights is None else str(weights)!r} given; inception needs a file here, "
+            f"{WEIGHTS_FILE}, a release asset of torch-fidelity v0.2.0, which its documentation names "
+            "(nothing is downloaded); or --features digits for grey 28x28 images"
+        )
+
+
+def _digits() -> str:
+    """The name under which torch-fidelity knows our classifier."""
+    from torch_fidelity import register_feature_extractor
+    from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # type: ignore[import-untyped]
+
+    from fastddpm.evaluation.digit_features import NAME, DigitFeatures
+
+    if NAME not in FEATURE_EXTRACTORS_REGISTRY:
+        register_feature_extractor(NAME, DigitFeatures)
+    return NAME
