@@ -9,8 +9,9 @@ sample: $(VENV)/.core
 	$(BIN)/fastddpm sample --out digits.png
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreter
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/gpu_proofs
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
+	$(BIN)/python -m pytest tests/gpu_proofs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
