@@ -134,6 +134,8 @@ def test_bad_arguments_are_named():
         score_of(sampler, guidance_scale=2.0)
     with pytest.raises(ValueError, match="class_labels"):
         score_of(sampler, class_labels=-1)
+    with pytest.raises(ValueError, match="class_labels: 5 given"):
+        score_of(sampler, class_labels=torch.tensor([4, 5]))
     with pytest.raises(ValueError, match="schedule"):
         score_of(Sampler(make_unet(), SCHEDULE.rescaled_zero_terminal_snr(), prediction_type="v_prediction"))
     score = score_of(sampler)

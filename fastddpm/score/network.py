@@ -18,6 +18,7 @@ from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, 
 from fastddpm.request import null_label, whole
 from fastddpm.score.schedule_sde import ScheduleSDE
 from fastddpm.score.sdes import SDE, like
+from fastddpm.unet import UNet
 
 if TYPE_CHECKING:
     from fastddpm.sampler import Sampler
@@ -123,6 +124,7 @@ def score_of(
         labels = class_labels.to(sampler.device)
     else:
         labels = torch.tensor([whole("class_labels", class_labels, least=0)], device=sampler.device)
+    _check_labels(sampler.model, labels, null)
     options["cond"] = {"class_labels": labels}
     if guidance_scale != 1:
         if null is None:
@@ -131,3 +133,17 @@ def score_of(
     return NetworkScore(
         ScheduleSDE(sampler.schedule), sampler.model, guidance_scale=guidance_scale, **options
     )
+
+
+def _check_labels(model: Model, labels: Tensor, null: int | None) -> None:
+    """ValueError for labels that a network of ours has no row for."""
+    classes = model.config.num_classes if isinstance(model, UNet) else None
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(f"class_labels: {labels.dtype} {tuple(labels.shape)} given, int64 (B,) accepted")
+    if isinstance(model, UNet) and classes is None:
+        raise ValueError("class_labels: given, but this network has no classes; None accepted")
+    unknown = [label for label in labels.tolist() if label < 0 or (classes is not None and label >= classes)]
+    if any(label != null for label in unknown):
+        raise ValueError(
+            f"class_labels: {unknown[0]} given, integers from 0 to {(classes or 2**63) - 1} accepted"
+        )
