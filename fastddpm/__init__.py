@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastddpm.dropin import optimize
     from fastddpm.engine import EngineUnavailable
     from fastddpm.export import export_onnx
+    from fastddpm.fusion import fuse_norms
     from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
     from fastddpm.sampler import Sampler
     from fastddpm.schedule import NoiseSchedule
@@ -40,6 +41,7 @@ __all__ = [
     "ddpm_plan",
     "dpmpp_2m_plan",
     "export_onnx",
+    "fuse_norms",
     "load",
     "optimize",
     "save_folder",
@@ -57,6 +59,7 @@ _HOMES = {
     "ddpm_plan": "plans",
     "dpmpp_2m_plan": "plans",
     "export_onnx": "export",
+    "fuse_norms": "fusion",
     "load": "checkpoint",
     "optimize": "dropin",
     "save_folder": "checkpoint",
