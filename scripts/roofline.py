@@ -4,8 +4,8 @@
 
 Nothing is measured: the network runs on meta tensors, every operator's operations and bytes are counted
 (fastddpm.bench.costs), and each takes the longer of its operations at peak rate and its bytes at peak
-bandwidth. What the kernels fuse is counted as fused: a norm with its activation and the bias before it reads a
-map and writes one, the reverse step moves x twice in float32 and reads the output in bfloat16.
+bandwidth. What the kernels fuse is counted as fused: a norm with its activation and the bias before it reads
+a map and writes one, the reverse step moves x twice in float32 and reads the output in bfloat16.
 """
 
 from __future__ import annotations

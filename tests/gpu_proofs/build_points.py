@@ -11,6 +11,7 @@ import torch
 from step_cases import CASES, SHAPES
 
 from fastddpm_kernels.group_norm_silu.op import group_norm_silu_backward_op, group_norm_silu_op
+from fastddpm_kernels.noise_mse.op import noise_mse_backward_op, noise_mse_op
 from fastddpm_kernels.q_sample import kernel as q_sample
 from fastddpm_kernels.reverse_step import kernel as reverse_step
 
@@ -64,6 +65,29 @@ def norm_point(
     return run
 
 
+def loss_point(
+    loss: str = "l2",
+    dtype: str = "bfloat16",
+    layout: str = "channels_last",
+    *,
+    backward: bool = False,
+    v: bool = False,
+) -> Point:
+    """A launch of `noise_mse` or its gradient, for a prediction of epsilon or v."""
+
+    def run() -> None:
+        memory_format = torch.channels_last if LAYOUTS[layout] else torch.contiguous_format
+        prediction = torch.zeros(2, *SHAPES[3072], dtype=DTYPES[dtype]).to(memory_format=memory_format)
+        seeds, numbers = torch.zeros(2, dtype=torch.int64), torch.zeros(2)
+        image = (torch.zeros(2, *SHAPES[3072]), numbers, numbers) if v else (None, None, None)
+        if backward:
+            noise_mse_backward_op(numbers, prediction, seeds, seeds, loss, *image)
+        else:
+            noise_mse_op(prediction, seeds, seeds, loss, *image)
+
+    return run
+
+
 MAPS: dict[str, tuple[int, ...]] = {"one pass": (64, 128, 16, 16), "split": (1, 128, 64, 64)}
 """A feature map whose groups fit on chip, and one whose groups are split over programs."""
 
@@ -77,6 +101,8 @@ POINTS: dict[str, Point] = {
     "group_norm_silu split": norm_point(MAPS["split"]),
     "group_norm_silu backward": norm_point(MAPS["one pass"], backward=True),
     "group_norm_silu backward split": norm_point(MAPS["split"], backward=True),
+    "noise_mse float32": loss_point("l2", "float32", "contiguous"),
+    "noise_mse backward float32": loss_point("l2", "float32", "contiguous", backward=True),
 }
 """Built for every card in CI."""
 
@@ -98,6 +124,14 @@ def every_point() -> dict[str, Point]:
         )
         for (name, shape), dtype, layout, direction, vectors in itertools.product(
             MAPS.items(), DTYPES, LAYOUTS, ("forward", "backward"), ("bias", "scale and shift")
+        )
+    }
+    points |= {
+        f"noise_mse {loss} {dtype} {layout} {direction} {target}": loss_point(
+            loss, dtype, layout, backward=direction == "backward", v=target == "v"
+        )
+        for loss, dtype, layout, direction, target in itertools.product(
+            ("l2", "l1", "huber"), DTYPES, LAYOUTS, ("forward", "backward"), ("epsilon", "v")
         )
     }
     return {**points, **POINTS}

@@ -10,54 +10,49 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 
 class Traffic:
-    """While it is active, counts the elements of tensors that are read and written, in units of the first.
+    """While it is active, keeps the address of every element that kernels read or write."""
 
-    An access belongs to the tensor whose memory it is in; what is in none (tables, counters, vectors of
-    channels) is counted as bytes under `other`.
-    """
-
-    def __init__(self, **tensors: torch.Tensor) -> None:
-        self.tensors = tensors
-        self.unit = next(iter(tensors.values())).numel()
-        self.reads = dict.fromkeys(tensors, 0.0)
-        self.writes = dict.fromkeys(tensors, 0.0)
-        self.other = 0
+    def __init__(self) -> None:
+        self.accesses: list[tuple[str, np.ndarray, int]] = []
 
     def __enter__(self) -> Traffic:
-        self._load, self._store = (
-            InterpreterBuilder.create_masked_load,
-            InterpreterBuilder.create_masked_store,
-        )
+        builder = InterpreterBuilder
+        self._load, self._store = builder.create_masked_load, builder.create_masked_store
         load, store = self._load, self._store
 
         def create_masked_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
-            self._count(pointers, mask, self.reads)
+            self._keep("reads", pointers, mask)
             return load(builder, pointers, mask, *rest)
 
         def create_masked_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-            self._count(pointers, mask, self.writes)
+            self._keep("writes", pointers, mask)
             return store(builder, pointers, value, mask, *rest)
 
-        InterpreterBuilder.create_masked_load = create_masked_load
-        InterpreterBuilder.create_masked_store = create_masked_store
+        builder.create_masked_load, builder.create_masked_store = create_masked_load, create_masked_store
         return self
 
     def __exit__(self, *failure: object) -> None:
         InterpreterBuilder.create_masked_load = self._load
         InterpreterBuilder.create_masked_store = self._store
 
-    def _count(self, pointers: Any, mask: Any, counts: dict[str, float]) -> None:
+    def _keep(self, kind: str, pointers: Any, mask: Any) -> None:
         addresses = np.broadcast_to(pointers.data, mask.data.shape)[mask.data]
-        left = addresses.size
-        for name, tensor in self.tensors.items():
-            begin = tensor.data_ptr()
-            inside = (addresses >= begin) & (addresses < begin + tensor.numel() * tensor.element_size())
-            counts[name] += inside.sum() / self.unit
-            left -= int(inside.sum())
-        self.other += left * pointers.get_element_ty().primitive_bitwidth // 8
+        self.accesses.append((kind, addresses, pointers.get_element_ty().primitive_bitwidth // 8))
 
-    def figures(self) -> dict[str, Any]:
-        """Reads and writes in units of the first tensor, and the bytes of everything else."""
-        reads = {name: round(float(n), 6) for name, n in self.reads.items()}
-        writes = {name: round(float(n), 6) for name, n in self.writes.items()}
-        return {"reads": reads, "writes": writes, "other": self.other}
+    def figures(self, first: torch.Tensor, *tensors: torch.Tensor) -> dict[str, float]:
+        """Elements of these tensors read and written, in units of the first one's, and other bytes likewise.
+
+        An access belongs to the tensor in whose memory it is; `other` are tables, counters, vectors of
+        channels, partial sums: their bytes over those of the first tensor.
+        """
+        counts = {"reads": 0.0, "writes": 0.0, "other": 0.0}
+        for kind, addresses, size in self.accesses:
+            inside = sum(int(_within(addresses, tensor).sum()) for tensor in (first, *tensors))
+            counts[kind] += inside / first.numel()
+            counts["other"] += (addresses.size - inside) * size / (first.numel() * first.element_size())
+        return {name: round(count, 6) for name, count in counts.items()}
+
+
+def _within(addresses: np.ndarray, tensor: torch.Tensor) -> np.ndarray:
+    begin = tensor.data_ptr()
+    return (addresses >= begin) & (addresses < begin + tensor.numel() * tensor.element_size())
