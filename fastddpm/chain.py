@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -46,6 +47,7 @@ class Walker:
         row: int = 0,
         x: Tensor | None = None,
         every_step: bool = False,
+        stops: Collection[int] = (),
         keep_x0: bool = False,
         self_condition: bool = False,
     ) -> Iterator[tuple[int, Loop]]:
@@ -58,11 +60,11 @@ class Walker:
             row: where to start.
             x: another state to start from.
             every_step: a segment is one step, so that the caller sees each.
+            stops: rows at which a segment ends at the latest, so that the caller sees the state there.
             keep_x0: keep each step's predicted clean image in the loop's buffers.
             self_condition: give the model the last one, as ``x_self_cond``.
         """
         in_python = self.loops.engine in ("eager", "compile")
-        segment = 1 if every_step or in_python else GRAPH_SEGMENT
         ring_steps = 1 if in_python else GRAPH_SEGMENT
         case = step_case(batch, plan, ring_steps=ring_steps, keep_x0=keep_x0, self_condition=self_condition)
         with in_eval_mode(self.model):
@@ -78,9 +80,13 @@ class Walker:
                 condition=batch.condition,
             )
             loop.load(plan, batch, batch.initial() if x is None else x, row)
+            # Whole graphs: a segment that is no multiple of one would end in single steps.
+            graph = loop.steps_per_graph
+            segment = 1 if every_step or in_python else max(1, GRAPH_SEGMENT // graph) * graph
+            ends = sorted({*stops, len(plan)})
             yield row, loop
             while row < len(plan):
-                stop = min(row + segment, len(plan))
+                stop = min(row + segment, ends[bisect.bisect_right(ends, row)])
                 if isinstance(batch.source, TorchNoise) and loop.buffers.noise is not None:
                     stop = min(stop, (row // case.ring + 1) * case.ring)
                     batch.source.fill(loop.buffers.noise, plan, row, stop)

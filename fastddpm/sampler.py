@@ -64,6 +64,8 @@ class Sampler:
         device: where to run; None for where the model's weights are (a function's are found in its closure).
         dtype: what the model takes x in; None for its weights'.
         engine: ``auto``, ``eager``, ``compile``, ``cudagraph`` or ``max``; see docs/architecture.md.
+        steps_per_graph: steps that a captured engine records in one CUDA graph; None for all of the first
+            call's, at most 64.
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
@@ -92,6 +94,7 @@ class Sampler:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         engine: Engine = "auto",
+        steps_per_graph: int | None = None,
     ) -> None:
         method_options: dict[str, Any] = {
             "method": method,
@@ -107,7 +110,7 @@ class Sampler:
         }
         plan = make_plan(schedule, **method_options)
         options: dict[str, Any] = {"null_label": null_label, "shape": shape, "device": device, "dtype": dtype}
-        self._set_up(model, schedule, plan, engine=engine, **options)
+        self._set_up(model, schedule, plan, engine=engine, steps_per_graph=steps_per_graph, **options)
         self._options = {**method_options, **self._options}
 
     @classmethod
@@ -118,7 +121,8 @@ class Sampler:
             model: as in the constructor.
             schedule: likewise.
             plan: what to do at each step.
-            **options: ``null_label``, ``shape``, ``device``, ``dtype`` and ``engine``, as in the constructor.
+            **options: ``null_label``, ``shape``, ``device``, ``dtype``, ``engine`` and
+                ``steps_per_graph``, as in the constructor.
         """
         sampler = cls.__new__(cls)
         sampler._set_up(model, schedule, plan, **options)
@@ -135,6 +139,7 @@ class Sampler:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         engine: Engine = "auto",
+        steps_per_graph: int | None = None,
     ) -> None:
         self.model, self.schedule, self.plan = model, schedule, plan
         self.null_label = None if null_label is None else whole("null_label", null_label, least=0)
@@ -151,7 +156,10 @@ class Sampler:
             "device": device,
             "dtype": dtype,
             "engine": engine,
+            "steps_per_graph": steps_per_graph,
         }
+        if steps_per_graph is not None:
+            steps_per_graph = whole("steps_per_graph", steps_per_graph, least=1)
         self._turn = Turn()
         myself = weakref.ref(self)
 
@@ -160,7 +168,11 @@ class Sampler:
             if sampler is not None:
                 sampler.engine = sampler._loops.engine = "eager"
 
-        self._loops = Loops(self.engine, on_fallback=fell_back if engine == "auto" else None)
+        self._loops = Loops(
+            self.engine,
+            on_fallback=fell_back if engine == "auto" else None,
+            steps_per_graph=steps_per_graph,
+        )
 
     def replace(self, **changes: Any) -> Sampler:
         """A sampler on the same model with some arguments of the constructor changed."""
@@ -182,7 +194,7 @@ class Sampler:
         return dict(self._options)
 
     def memory(self) -> int:
-        """Bytes in the buffers of loops kept for another call; the pools of CUDA graphs come on top."""
+        """Bytes in the buffers and CUDA graphs of loops kept for another call."""
         return self._loops.memory()
 
     def clear(self) -> None:
@@ -212,6 +224,7 @@ class Sampler:
         x_T: Tensor | None = None,
         max_batch: int | None = None,
         callback: Callback | None = None,
+        callback_every: int = 1,
         progress: bool = True,
     ) -> Tensor:
         """Draws images.
@@ -233,6 +246,8 @@ class Sampler:
             max_batch: larger batches are cut into batches of this size; the last is padded.
             callback: called after each step as ``callback(step, timestep, x)`` with the live state x of the
                 batch; with ``max_batch`` once per step and batch, padding included.
+            callback_every: steps from one call of it to the next; it also follows the last step. Captured
+                engines run the steps between two calls as one replay.
             progress: show a progress bar.
 
         Returns:
@@ -254,7 +269,9 @@ class Sampler:
             x=x_T,
             max_batch=max_batch,
         )
-        return self._run(batches, self.plan, callback=callback, progress=progress)
+        return self._run(
+            batches, self.plan, callback=callback, callback_every=callback_every, progress=progress
+        )
 
     @without_grad()
     def sample_trajectory(
@@ -287,8 +304,10 @@ class Sampler:
         with self._turn.taken(), progress_bar(progress, len(batches) * len(self.plan)) as advance:
             for batch in batches:
                 states = []
-                for k, loop in self._walker().walk(batch, self.plan, every_step=True, keep_x0=predicted):
-                    advance(int(k > 0))
+                done, stops = 0, {k + predicted for k in kept}
+                for k, loop in self._walker().walk(batch, self.plan, stops=stops, keep_x0=predicted):
+                    advance(k - done)
+                    done = k
                     source = loop.buffers.x0 if predicted else loop.buffers.x
                     if source is not None and (k - 1 if predicted else k) in kept:
                         states.append(source[: batch.count].clone())
@@ -303,6 +322,7 @@ class Sampler:
         *,
         progress: bool = True,
         callback: Callback | None = None,
+        callback_every: int = 1,
         **request: Any,
     ) -> Tensor:
         """Variations of given images (SDEdit, Meng et al. 2022): noised to a timestep, then sampled from it.
@@ -313,6 +333,7 @@ class Sampler:
                 not above it.
             progress: show a progress bar.
             callback: as in :meth:`sample`.
+            callback_every: likewise.
             **request: further arguments of :meth:`sample`.
 
         Returns:
@@ -325,7 +346,8 @@ class Sampler:
         scale, sigma = self.schedule.sqrt_alphas_cumprod[t], self.schedule.sqrt_one_minus_alphas_cumprod[t]
         for batch in batches:
             batch.x = float(scale) * batch.initial() + float(sigma) * batch.source.encoding(batch.shape, row)
-        return self._run(batches, self.plan.restarted(row), row=row, callback=callback, progress=progress)
+        options: dict[str, Any] = {"callback_every": callback_every, "progress": progress}
+        return self._run(batches, self.plan.restarted(row), row=row, callback=callback, **options)
 
     def interpolate(
         self, first: Tensor, second: Tensor, timestep: int, *, steps: int = 8, seed: int = 0, **request: Any
@@ -361,18 +383,27 @@ class Sampler:
     # ------------------------------------------------------------------ running
 
     def _run(
-        self, batches: list[Batch], plan: Plan, *, row: int = 0, callback: Callback | None, progress: bool
+        self,
+        batches: list[Batch],
+        plan: Plan,
+        *,
+        row: int = 0,
+        callback: Callback | None,
+        callback_every: int,
+        progress: bool,
     ) -> Tensor:
+        callback_every = whole("callback_every", callback_every, least=1)
         total = sum(batch.count for batch in batches)
         result = torch.empty((total, *batches[0].shape[1:]), dtype=torch.float32, device=self.device)
         filled = 0
         with self._turn.taken(), progress_bar(progress, len(batches) * (len(plan) - row)) as advance:
             for batch in batches:
                 done = row
-                for k, loop in self._walker().walk(batch, plan, row=row, every_step=callback is not None):
+                stops = set() if callback is None else {*range(row, len(plan), callback_every), len(plan)}
+                for k, loop in self._walker().walk(batch, plan, row=row, stops=stops):
                     advance(k - done)
                     done = k
-                    if callback is not None and k > row:
+                    if callback is not None and k > row and k in stops:
                         callback(k - 1, int(plan.timesteps[k - 1]), loop.buffers.x)
                 result[filled : filled + batch.count] = loop.buffers.x[: batch.count]
                 filled += batch.count

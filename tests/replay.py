@@ -51,6 +51,7 @@ class RecordingBackend:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.recorders: list[Recorder] = []
 
     def warm_up(self, run) -> None:
         run()
@@ -60,4 +61,16 @@ class RecordingBackend:
         recorder = Recorder()
         with recorder:
             run()
+        self.recorders.append(recorder)
         return recorder.replay
+
+    def memory(self) -> int:
+        """Of the tensors that recorded ops made, as a graph's pool holds them."""
+        made = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+            for recorder in self.recorders
+            for _, arguments, options, out in recorder.ops
+            for tensor in tensors_in(out)
+            if not any(tensor is given for given in tensors_in((arguments, options)))
+        }
+        return sum(made.values())

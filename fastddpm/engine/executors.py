@@ -32,6 +32,9 @@ class Executor(Protocol):
     def run(self, n_steps: int) -> None:
         """Runs that many steps."""
 
+    def memory(self) -> int:
+        """Bytes that it holds besides the buffers."""
+
 
 class EagerExecutor:
     """Calls the step, as it is or compiled."""
@@ -43,6 +46,10 @@ class EagerExecutor:
         """Runs that many steps."""
         for _ in range(n_steps):
             self._step()
+
+    def memory(self) -> int:
+        """None."""
+        return 0
 
 
 class FallbackExecutor:
@@ -71,6 +78,10 @@ class FallbackExecutor:
             self._current = self._eager
             self._report()
             self._eager.run(failure.steps_left)
+
+    def memory(self) -> int:
+        """Bytes of the graphs, while they are in use."""
+        return self._current.memory()
 
 
 def resolve_engine(engine: str, device: torch.device) -> Engine:

@@ -18,6 +18,8 @@ Run = Callable[[], None]
 # Not measured yet: one launch per 64 steps should leave the host idle, and more only adds graph memory.
 LONGEST_GRAPH = 64
 WARM_UP_STEPS = 3
+# Each takes memory and time to capture; a loop is asked for one or two lengths besides its own.
+MOST_GRAPHS = 6
 
 
 class CaptureFailed(RuntimeError):
@@ -34,6 +36,9 @@ class CaptureBackend(Protocol):
 
     def capture(self, run: Run) -> Run:
         """Records it, without effect on the buffers, and returns the replay."""
+
+    def memory(self) -> int:
+        """Bytes that the captured work holds beyond the buffers."""
 
 
 class CudaGraphBackend:
@@ -58,9 +63,17 @@ class CudaGraphBackend:
             run()
         return graph.replay
 
+    def memory(self) -> int:
+        """Bytes of the pool, as torch's allocator has reserved them for the graphs."""
+        segments = torch.cuda.memory_snapshot(self.pool, include_traces=False)  # type: ignore[no-untyped-call]
+        return sum(segment["total_size"] for segment in segments)
+
 
 class GraphExecutor:
     """Runs n steps as replays of captured graphs.
+
+    There is one graph of ``steps_per_graph`` steps and one of a single step. A remainder that is asked for
+    again, as a callback every k steps asks for k, gets a graph of its own.
 
     Args:
         step: one step on static buffers.
@@ -73,20 +86,33 @@ class GraphExecutor:
         self._step, self._state, self._backend = step, state, backend
         self._steps_per_graph = steps_per_graph
         self._replays: dict[int, Run] = {}
+        self._asked = {1}
 
     def run(self, n_steps: int) -> None:
-        """Advances the state by ``n_steps``: as many large graphs as fit, then single steps.
+        """Advances the state by ``n_steps``: as many large graphs as fit, then what is left.
 
         Raises:
             CaptureFailed: with the steps that are left; those before them are done.
         """
         left = n_steps
-        while left:
-            length = self._steps_per_graph if left >= self._steps_per_graph else 1
+        for length in self._lengths(n_steps):
             if length not in self._replays:
                 self._replays[length] = self._captured(length, left)
             self._replays[length]()
             left -= length
+
+    def memory(self) -> int:
+        """Bytes that the graphs hold."""
+        return self._backend.memory()
+
+    def _lengths(self, n_steps: int) -> list[int]:
+        whole, rest = divmod(n_steps, self._steps_per_graph)
+        lengths = [self._steps_per_graph] * whole
+        has_graph = rest in self._replays or (rest in self._asked and len(self._replays) < MOST_GRAPHS)
+        self._asked.add(rest)
+        if rest:
+            lengths += [rest] if has_graph else [1] * rest
+        return lengths
 
     def _captured(self, length: int, steps_left: int) -> Run:
         saved = [tensor.clone() for tensor in self._state]

@@ -42,6 +42,7 @@ class Loop:
         self, network: Network, case: StepCase, capacity: int, engine: Engine, **options: Any
     ) -> None:
         self.network, self.case = network, case
+        self.steps_per_graph: int = options["steps_per_graph"]
         device = network.time.device
         if device.type == "cpu":
             keep_heap()
@@ -87,9 +88,9 @@ class Loop:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def memory(self) -> int:
-        """Bytes in the loop's own buffers; the memory pool of its graphs comes on top."""
+        """Bytes in the loop's buffers and in the memory pool of its graphs."""
         tensors = self.buffers.tensors() + [v for v in vars(self.network).values() if isinstance(v, Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return self._executor.memory() + sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Loops:
@@ -159,7 +160,7 @@ class Loops:
         return self._loops[key]
 
     def memory(self) -> int:
-        """Bytes in the buffers of all kept loops."""
+        """Bytes in the buffers and graphs of all kept loops."""
         return sum(loop.memory() for loop in self._loops.values())
 
     def clear(self) -> None:
@@ -179,11 +180,14 @@ def _model_key(model: Model) -> tuple[Any, ...]:
 def _global_key() -> tuple[Any, ...]:
     """Global settings that choose kernels."""
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    convolutions: Any = cudnn.conv  # type: ignore[attr-defined]
     return (
         *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu")),
         torch.are_deterministic_algorithms_enabled(),
-        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
-        (cuda.matmul.allow_tf32, cuda.matmul.allow_fp16_reduced_precision_reduction),
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        # TF32, by either of torch's switches: reading the older, allow_tf32, fails once the newer was used.
+        *(place.fp32_precision for place in (torch.backends, cuda.matmul, cudnn, convolutions)),
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
         cuda.matmul.allow_bf16_reduced_precision_reduction,
         *(getattr(cuda, f"{kind}_sdp_enabled")() for kind in ("flash", "mem_efficient", "math", "cudnn")),
     )
