@@ -138,3 +138,74 @@ def test_the_second_card(engine):
     _, second, _ = samplers(engine, device="cuda:1")
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
     assert (first.sample(**call).cpu() - second.sample(**call).cpu()).abs().max() <= 1e-5
+
+
+def test_callbacks_every_few_steps_and_memory_of_graphs():
+    eager, fast, _ = samplers("cudagraph")
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    states = []
+    for one in (eager, fast):
+        for _ in range(2):
+            states.append([])
+            one.sample(callback=lambda k, t, x: states[-1].append(x.clone()), callback_every=6, **call)
+    for seen in states[1:]:
+        assert len(seen) == 4
+        for state, expected in zip(seen, states[0], strict=True):
+            assert_same(state, expected, "cudagraph")
+    (loop,) = fast._loops._loops.values()
+    assert loop._executor.memory() > 0
+    frames = [one.sample_trajectory(frames=3, **call) for one in (eager, fast)]
+    assert_same(frames[1], frames[0], "cudagraph")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_condition_images_and_noise_levels(dtype):
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(6, 3, 3, padding=1).to("cuda", dtype)
+
+    def model(x, level):
+        return torch.tanh(network(x)) * (1 + level[:, None, None, None].to(x.dtype))
+
+    options = {"num_inference_steps": 20, "clip_sample_range": 1.0, "shape": (3, 16, 16)}
+    eager, fast = (
+        Sampler(model, NoiseSchedule.linear(), time_input="noise_level", engine=engine, **options)
+        for engine in ("eager", "cudagraph")
+    )
+    for _ in range(2):
+        call = {"seeds": SEEDS, "condition": torch.randn(2, 3, 16, 16), "progress": False}
+        assert_same(fast.sample(**call), eager.sample(**call), "cudagraph")
+
+
+def test_both_switches_of_tf32_have_loops_of_their_own():
+    eager, fast, _ = samplers("cudagraph")
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            assert_same(fast.sample(**call), eager.sample(**call), "cudagraph")
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    assert len(fast._loops) == 2
+
+
+@pytest.mark.parametrize("operation", ["item", "mask", "copy to the host", "index on the host"])
+def test_what_check_capturable_names_a_capture_refuses(operation):
+    from fastddpm.engine import check_capturable
+
+    offence = {
+        "item": lambda x: x * x[0, 0, 0, 0].item(),
+        "mask": lambda x: x + x[x > 0].sum(),
+        "copy to the host": lambda x: x * x.cpu().mean().item(),
+        "index on the host": lambda x: x[torch.tensor([0, 1])],
+    }[operation]
+    network = torch.nn.Conv2d(3, 3, 3, padding=1).cuda()
+    options = {"num_inference_steps": 5, "clip_sample_range": 1.0, "shape": (3, 16, 16)}
+    model = {"fine": lambda x, t: network(x), "offender": lambda x, t: offence(network(x))}
+    assert check_capturable(model["fine"], (3, 16, 16)).ok
+    assert not check_capturable(model["offender"], (3, 16, 16)).ok
+    fine, refused = (
+        Sampler(model[name], NoiseSchedule.linear(), engine="cudagraph", **options) for name in model
+    )
+    fine.sample(seeds=SEEDS, progress=False)
+    with pytest.raises(RuntimeError):
+        refused.sample(seeds=SEEDS, progress=False)
