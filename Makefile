@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sample test lint mutations clean
+.PHONY: sample test lint mutations docs clean
 
 sample: $(VENV)/.core
 	$(BIN)/fastddpm sample --out digits.png
@@ -21,6 +21,10 @@ lint: $(VENV)/.dev
 # Breaks the code in the known ways and expects a test to fail each time.
 mutations: $(VENV)/.dev
 	$(BIN)/python tests/mutations/run.py
+
+# The site, in build/site; a broken link or reference fails it.
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build --strict
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -18,7 +18,7 @@ import fastddpm
 from fastddpm.jobs import TorchDrawer
 from fastddpm.jobs.shards import FORMATS, digest, shard_name, write_shard
 
-IMAGES = 256
+IMAGES = 128
 SHARD = 1024
 
 

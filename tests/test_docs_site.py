@@ -1,0 +1,92 @@
+"""The documentation site builds strictly: no broken link, no name that is not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytest.importorskip("mkdocs")
+pytest.importorskip("mkdocstrings")
+
+
+def build(root: Path, site: Path):
+    """Runs mkdocs as `make docs` does."""
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)],
+        cwd=root,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_page_and_the_reference_are_built(tmp_path):
+    done = build(ROOT, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert (tmp_path / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
+    names = {
+        "sampling": ["fastddpm.sampler.Sampler.sample", "fastddpm.checkpoint.load"],
+        "jobs": ["fastddpm.jobs.job.Job.run", "fastddpm.evaluation.scores.score"],
+        "plans": ["fastddpm.schedule.NoiseSchedule.linear", "fastddpm.plans.ddim.ddim_plan"],
+    }
+    for page, wanted in names.items():
+        html = (tmp_path / "reference" / f"{page}.html").read_text()
+        assert all(f'id="{name}"' in html for name in wanted)
+    # What a page says of a file that the site does not hold.
+    card = (tmp_path / "training.html").read_text()
+    assert "<code>fastddpm/assets/mnist/README.md</code> in the repository" in card
+    # Nothing is fetched from elsewhere when a page is opened.
+    assert "https://fonts." not in (tmp_path / "index.html").read_text()
+
+
+def test_a_broken_link_and_a_name_that_is_not_there_fail(tmp_path):
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "docs").mkdir()
+    for text, message in (
+        ("# A page\n\n[there](nowhere.md)\n", "nowhere.md"),
+        ("# A page\n\n[there](../nowhere.md)\n", "nowhere.md"),
+        ("# A page\n\n[there](#nothing)\n", "nothing"),
+        ("# A page\n\n::: json.nothing\n", "json.nothing"),
+    ):
+        (tmp_path / "docs" / "index.md").write_text(text)
+        done = build(tmp_path, tmp_path / "site")
+        assert done.returncode != 0
+        assert message in done.stderr
+    (tmp_path / "docs" / "index.md").write_text("# A page\n\n[the hooks](../scripts/docs_hooks.py)\n")
+    assert build(tmp_path, tmp_path / "site").returncode == 0
+
+
+def test_links_out_of_the_pages_are_named():
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "scripts" / "docs_hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+
+    class File:
+        src_uri = "reference/page.md"
+
+    class Page:
+        file = File
+
+    def named(text):
+        return hooks.on_page_markdown(text, Page)
+
+    assert named("[a b](../../README.md#what)") == "a b (`README.md` in the repository)"
+    for kept in (
+        "[a](../onnx.md)",
+        "![a](../../README.md)",
+        "[a](../../no.md)",
+        "[a](../../../x)",
+        "[a](b.md)",
+    ):
+        assert named(kept) == kept
