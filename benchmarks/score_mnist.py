@@ -1,6 +1,6 @@
 """The model in the box as a score model: do its samplers agree, and how many bits do test digits cost?
 
-    python benchmarks/score_mnist.py                        # everything, about 15 minutes on one free core
+    python benchmarks/score_mnist.py                        # everything
     python benchmarks/score_mnist.py --only ode-rk45 bits    # parts of it; the others are kept in the results
 
 Sample s has seed 100000 + s and is asked for digit s mod 10, as in `quality_mnist.py`, whose DDPM and DDIM
@@ -152,16 +152,15 @@ def main() -> None:
     document = json.loads(args.out.read_text()) if args.out.exists() else {"samplers": {}, "bits": {}}
     settings = json.loads((RESULTS / "quality_mnist.json").read_text())["settings"]
     document["plans"] = {name: agreement(settings[name]["misread"], args.samples) for name in PLANS}
-    document["command"] = f"python benchmarks/score_mnist.py --samples {args.samples} --digits {args.digits}"
     for part in args.only:
         if part == "bits":
             for name in SOLVERS:
                 document["bits"][name] = bits(sampler, args.digits, name)
-                save(document, args.out)
+                save(document, args)
             continue
         images, calls = sampled(sampler, part, args.samples)
         document["samplers"][part] = quality(images, calls)
-        save(document, args.out)
+        save(document, args)
         if args.pictures is not None:
             save_png(args.pictures / f"{part}.png", grid(to_uint8(images[:20]), 10))
     for name, row in {**document["plans"], **document["samplers"]}.items():
@@ -170,9 +169,14 @@ def main() -> None:
         print(f"{name:24} {row['bits_per_dim']:.4f} bits/dim, {row['calls']:.0f} calls")
 
 
-def save(document: dict[str, Any], path: Path) -> None:
-    """Writes the results."""
-    with replacing(path) as temporary:
+def save(document: dict[str, Any], args: argparse.Namespace) -> None:
+    """Writes the results, with the command that makes them."""
+    parts = [*document["samplers"], *(["bits"] if document["bits"] else [])]
+    document["command"] = (
+        f"python benchmarks/score_mnist.py --only {' '.join(parts)} "
+        f"--samples {args.samples} --digits {args.digits}"
+    )
+    with replacing(args.out) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n")
 
 

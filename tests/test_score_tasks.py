@@ -14,6 +14,7 @@ from fastddpm.score import (
     VPSDE,
     DenoisingScoreMatching,
     GuidedScore,
+    KnownPart,
     NetworkScore,
     SubVPSDE,
     colourise,
@@ -247,3 +248,19 @@ def test_bad_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=name):
             make()
+
+
+def test_what_is_known_is_put_in_at_the_level_of_the_state():
+    """a x_0 + sigma z under the mask, the state elsewhere; of colours the grey alone is replaced."""
+    sde, t = VPSDE(), torch.tensor(0.4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    image, x, z = (torch.randn(2, 3, 4, 4, generator=generator) for _ in range(3))
+    mask = torch.arange(4) < 2
+    found = KnownPart(image, mask)(sde, x, t, z)
+    noised = float(sde.signal(t)) * image + float(sde.sigma(t)) * z
+    torch.testing.assert_close(found, torch.where(mask, noised, x))
+    grey = torch.tensor([True, False, False]).reshape(3, 1, 1)
+    found = KnownPart(image, grey, COLOURS)(sde, x, t, z)
+    torch.testing.assert_close(found.mean(dim=1), noised.mean(dim=1))
+    torch.testing.assert_close(found[:, 0] - found[:, 1], x[:, 0] - x[:, 1])
+    torch.testing.assert_close(found[:, 1] - found[:, 2], x[:, 1] - x[:, 2])
