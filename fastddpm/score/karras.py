@@ -27,7 +27,8 @@ class Churn:
     """Noise added before each step of algorithm 2; ``amount`` 0 is the deterministic sampler.
 
     Attributes:
-        amount: S_churn: the noise of a step grows by gamma = min(S_churn/N, sqrt(2) - 1).
+        amount: S_churn: the noise of a step grows by gamma = min(S_churn/N, sqrt(2) - 1), but never above the
+            largest sigma of the process, where the score ends.
         low: S_min; no noise below this sigma.
         high: S_max; none above.
         scale: S_noise, the standard deviation of the fresh noise, 1 or slightly more.
