@@ -83,7 +83,7 @@ def one_pass(x: Tensor, num_groups: int, largest: int = LARGEST_TILE) -> Tiles |
     a channels_last pixel; as long as the card stays full.
     """
     batch, channels = int(x.shape[0]), int(x.shape[1])
-    pixels = math.prod(int(size) for size in x.shape[2:])
+    pixels = math.prod(x.shape[2:])  # not of a generator: torch.compile cannot pass one to a function
     size = channels // num_groups
     block = power_of_two(size) * power_of_two(pixels)
     if block > largest or (size * pixels > WORTH_SPLITTING and batch * num_groups < FULL_CARD):
@@ -102,7 +102,7 @@ def one_pass(x: Tensor, num_groups: int, largest: int = LARGEST_TILE) -> Tiles |
 def split(x: Tensor, num_groups: int) -> Tiles | None:
     """Tiles of parts of groups; None where a group has more of them than a program can combine."""
     channels = int(x.shape[1])
-    pixels = math.prod(int(size) for size in x.shape[2:])
+    pixels = math.prod(x.shape[2:])
     size = channels // num_groups
     groups = 1
     if is_channels_last(x):
