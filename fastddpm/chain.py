@@ -89,7 +89,8 @@ class Walker:
                 stop = min(row + segment, ends[bisect.bisect_right(ends, row)])
                 if isinstance(batch.source, TorchNoise) and loop.buffers.noise is not None:
                     stop = min(stop, (row // case.ring + 1) * case.ring)
-                    batch.source.fill(loop.buffers.noise, plan, row, stop)
+                    with loop.current():
+                        batch.source.fill(loop.buffers.noise, plan, row, stop)
                 loop.run(stop - row)
                 row = stop
                 yield row, loop

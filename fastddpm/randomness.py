@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -82,6 +82,7 @@ class TorchNoise:
         self, generator: Generators | None, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         self.generator, self.device, self.dtype = generator, device, dtype
+        self._staging: Staging | None = None
 
     @property
     def is_per_sample(self) -> bool:
@@ -94,12 +95,17 @@ class TorchNoise:
             return self
         return TorchNoise([self.generator[i] for i in rows.tolist()], self.device, self.dtype)
 
+    @property
+    def is_staged(self) -> bool:
+        """Whether noise drawn on the host goes to a card."""
+        if self.device.type != "cuda" or self.generator is None:
+            return False
+        generators = [self.generator] if isinstance(self.generator, torch.Generator) else self.generator
+        return all(generator.device.type == "cpu" for generator in generators)
+
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normals, float32 ``shape``, on the state's device."""
-        if isinstance(self.generator, (list, tuple)):
-            rows = [self._draw((1, *shape[1:]), generator) for generator in self.generator]
-            return torch.cat(rows)
-        return self._draw(shape, self.generator)  # type: ignore[arg-type]
+        return self._drawn(shape).to(self.device, torch.float32)
 
     initial = draw
 
@@ -108,15 +114,61 @@ class TorchNoise:
         return self.draw(shape)
 
     def fill(self, ring: Tensor, plan: Plan, start: int, stop: int) -> None:
-        """Draws z for plan rows start .. stop-1 into their slots ``k % K``; only where the method draws."""
-        for k in range(start, stop):
-            if plan.draws is not None and plan.draws[k]:
-                ring[k % len(ring)].copy_(self.draw(tuple(ring.shape[1:])))
+        """Draws z for plan rows start .. stop-1 into their slots ``k % K``; only where the method draws.
+
+        From the host to a card it goes through a `Staging`, so that the next rows are drawn while the card
+        works on these.
+        """
+        if self.is_staged and self._staging is None:
+            self._staging = Staging(tuple(ring.shape))
+        target = ring if self._staging is None else self._staging.take()
+        rows = [k % len(ring) for k in range(start, stop) if plan.draws is not None and plan.draws[k]]
+        for slot in rows:
+            target[slot].copy_(self._drawn(tuple(ring.shape[1:])))
+        if self._staging is not None:
+            for slot in rows:
+                ring[slot].copy_(target[slot], non_blocking=True)
+            self._staging.sent()
+
+    def _drawn(self, shape: tuple[int, ...]) -> Tensor:
+        """In the dtype of the draws; on the host where it is staged, else on the state's device."""
+        place = torch.device("cpu") if self.is_staged else self.device
+        if isinstance(self.generator, (list, tuple)):
+            rows = [self._draw((1, *shape[1:]), generator).to(place) for generator in self.generator]
+            return torch.cat(rows)
+        return self._draw(shape, self.generator).to(place)  # type: ignore[arg-type]
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         source = self.device if generator is None else generator.device
-        drawn = torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
-        return drawn.to(self.device, torch.float32)
+        return torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
+
+
+class Staging:
+    """Two page-locked buffers on the host, taken in turn: one is filled while the other is copied.
+
+    Args:
+        shape: of a buffer.
+        event: makes what tells that a copy has ended.
+        pinned: page-locked, without which a copy would wait for the card.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], *, event: Callable[[], Any] = torch.cuda.Event, pinned: bool = True
+    ) -> None:
+        self._buffers = [torch.zeros(shape, dtype=torch.float32, pin_memory=pinned) for _ in range(2)]
+        self._copied = [event(), event()]
+        self._turn = 0
+
+    def take(self) -> Tensor:
+        """The buffer whose copy was sent longest ago, once that has ended: the host is two fills ahead at
+        most."""
+        self._turn = 1 - self._turn
+        self._copied[self._turn].synchronize()
+        return self._buffers[self._turn]
+
+    def sent(self) -> None:
+        """Notes that the copies from the buffer taken last are on their way in the current stream."""
+        self._copied[self._turn].record()
 
 
 def ring_length(shape: tuple[int, ...], steps: int) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from replay import RecordingBackend
 from tolerances import SAME_OPS
 from torch import nn
 
-from fastddpm import NoiseSchedule, Sampler
+from fastddpm import NoiseSchedule, Sampler, randomness
 from fastddpm.engine import Loops, executors
 from fastddpm.engine.graph import MOST_GRAPHS
 
@@ -227,3 +228,41 @@ def test_low_precision_unet_keeps_a_float32_state(sampler):
     assert_same(fast.sample(**call), eager.sample(**call))
     assert only_loop(fast).buffers.x.dtype == torch.float32
     assert only_loop(fast).network.dtype == torch.bfloat16
+
+
+def test_noise_of_the_host_is_staged_in_two_buffers(sampler, monkeypatch):
+    """With events that say when a buffer may be filled again, and the images of the plain way."""
+    log = []
+
+    class Event:
+        def __init__(self):
+            self.name = sum(entry[0] == "made" for entry in log)
+            log.append(("made", self.name))
+
+        def synchronize(self):
+            log.append(("waited", self.name))
+
+        def record(self):
+            log.append(("sent", self.name))
+
+    monkeypatch.setattr("fastddpm.chain.ring_length", lambda shape, steps: 3)
+    monkeypatch.setattr(
+        randomness, "Staging", functools.partial(randomness.Staging, event=Event, pinned=False)
+    )
+    images = []
+    for staged in (False, True):
+        monkeypatch.setattr(randomness.TorchNoise, "is_staged", staged)
+        call = {"class_labels": 1, "noise": "torch", "generator": torch.Generator().manual_seed(5)}
+        images.append(captured(sampler).sample(2, progress=False, **call))
+    assert_same(images[1], images[0])
+    # Segments of 3, 3, 3 and 1 rows.
+    turns = [(what, turn) for turn in (1, 0, 1, 0) for what in ("waited", "sent")]
+    assert [entry for entry in log if entry[0] != "made"] == turns
+
+
+def test_only_noise_from_the_host_to_a_card_is_staged():
+    host, card = torch.Generator(), torch.device("cuda")
+    assert randomness.TorchNoise(host, card).is_staged
+    assert randomness.TorchNoise([host, host], card).is_staged
+    assert not randomness.TorchNoise(None, card).is_staged
+    assert not randomness.TorchNoise(host, torch.device("cpu")).is_staged

@@ -55,7 +55,7 @@ class Loop:
         predict = compiled_network(network) if engine == "max" else network
         one_step = functools.partial(step, predict, self.buffers, case)
         self.device = device
-        with self._current():
+        with self.current():
             self._executor = make_executor(
                 engine, one_step, changed, is_private=network.is_private, **options
             )
@@ -80,10 +80,10 @@ class Loop:
 
     def run(self, n_steps: int) -> None:
         """Advances the chain by ``n_steps`` plan rows."""
-        with self._current():
+        with self.current():
             self._executor.run(n_steps)
 
-    def _current(self) -> AbstractContextManager[Any]:
+    def current(self) -> AbstractContextManager[Any]:
         """Makes the loop's device the current one: Triton launches there, wherever its tensors are."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
