@@ -1,27 +1,157 @@
-"""The group_norm_silu kernels in Triton's interpreter, against float64, between guard values."""
+"""The group_norm_silu kernels in Triton's interpreter, against float64, between guard values.
+
+A GPU rounds float32 to bfloat16 where the interpreter truncates: results in bfloat16 are allowed one of its
+ulps more.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import group_norm_cases
 import pytest
-from group_norm_cases import ONE_PASS, SPLIT
+import torch
+from group_norm_cases import ONE_PASS, SPLIT, Case, both_layouts
+from guards import Guarded
+from test_reverse_step_kernel import CountedTraffic
 
 from fastddpm_kernels.group_norm_silu import tiles
+from fastddpm_kernels.group_norm_silu.kernel import Vectors, configure, group_norm_silu_kernel
 from fastddpm_kernels.group_norm_silu.op import group_norm_silu_op
 
-ids = [case.name for case in (*ONE_PASS, *SPLIT)]
+# One in one pass and one that is split, with every option, in both layouts.
+SMALL = [*ONE_PASS[4:6], *SPLIT[2:4]]
+# A group of 8x512x64x64 with 32 groups, and with its layout's tiles; one sample of it.
+LARGE = both_layouts(Case((1, 16, 64, 64), 1, pre_bias=True))
+VECTORS = ("weight", "bias", "pre_bias", "scale", "shift")
+
+
+def name(case):
+    return case.name
 
 
 def run(given):
     y, _ = group_norm_silu_op(*given.values())
     assert y.stride() == given["x"].stride()
+    assert y.dtype == given["x"].dtype
     return y
 
 
-@pytest.mark.parametrize("case", [*ONE_PASS, *SPLIT], ids=ids)
-def test_agrees_with_float64(case):
-    """Within twice the largest error of PyTorch; over several draws where a map has few values."""
-    drawn = [group_norm_cases.arguments(case, seed=seed) for seed in range(1 if case in SPLIT else 3)]
-    assert (tiles.one_pass(drawn[0]["x"], case.num_groups) is None) == (case in SPLIT)
+def compare(drawn):
+    """Within twice the largest error of PyTorch, over several draws where a map has few values."""
     ours, theirs = zip(*(group_norm_cases.errors(run(given), given) for given in drawn), strict=True)
     assert max(ours) <= 2 * max(theirs)
+
+
+@pytest.mark.parametrize("case", [*ONE_PASS, *SPLIT], ids=name)
+def test_agrees_with_float64(case):
+    drawn = [
+        group_norm_cases.arguments(case, seed=seed)
+        for seed in range(1 if case in SPLIT or case.num_groups == 32 else 3)
+    ]
+    assert (tiles.one_pass(drawn[0]["x"], case.num_groups) is None) == (case in SPLIT)
+    compare(drawn)
+
+
+@pytest.mark.parametrize("case", LARGE, ids=name)
+def test_one_group_of_a_large_map(case):
+    given = group_norm_cases.arguments(case)
+    compare([given])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", SMALL, ids=name)
+def test_half_precision(case, dtype):
+    given = group_norm_cases.arguments(replace(case, dtype=dtype))
+    ours, theirs = group_norm_cases.errors(run(given), given)
+    largest = abs(group_norm_cases.expected(given)).max()
+    truncated = torch.finfo(dtype).eps * largest if dtype == torch.bfloat16 else 0.0
+    assert ours <= 2 * theirs + truncated
+
+
+@pytest.mark.parametrize("case", SMALL, ids=name)
+def test_large_means_keep_their_digits(case):
+    """Squares of 1e4 would leave float32 nothing of a variance of 1."""
+    given = [group_norm_cases.arguments(case, mean=1e4, std=1.0, seed=seed) for seed in range(2)]
+    compare(given)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=name)
+def test_constant_maps(case):
+    for value in (0.0, 0.1, 1e4):
+        given = group_norm_cases.arguments(replace(case, pre_bias=False))
+        given["x"].fill_(value)
+        compare([given])
+
+
+@pytest.mark.parametrize("case", SMALL, ids=name)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_infinity_come_out_as_in_pytorch(case, value):
+    """In x they spoil their group and no other; in a bias or shift, their channel."""
+    for where in ("x", "pre_bias", "bias", "shift"):
+        given = group_norm_cases.arguments(case)
+        given[where][(0,) * given[where].dim()] = value
+        y, plain = run(given), group_norm_cases.plain(given)
+        assert plain.isnan().any() or plain.isinf().any()
+        assert torch.equal(y.isnan(), plain.isnan())
+        assert torch.equal(y.isinf(), plain.isinf())
+        finite = plain.isfinite()
+        assert finite.any() or case.num_groups == 1
+        # PyTorch's own error in channels_last is over 1e-5.
+        torch.testing.assert_close(y[finite], plain[finite], rtol=0, atol=1e-4)
+
+
+def test_writes_nothing_outside_of_y():
+    for case in (Case((2, 6, 3, 5), 3), Case((1, 40, 4, 4), 4)):
+        given = group_norm_cases.arguments(case)
+        y = Guarded(torch.zeros(case.shape))
+        statistics = Guarded(torch.zeros(3, case.shape[0], case.num_groups))
+        cut = tiles.one_pass(given["x"], case.num_groups)
+        vectors = Vectors(*(given[vector] for vector in VECTORS))
+        grid, arguments, options = configure(
+            given["x"], case.num_groups, given["eps"], vectors, True, cut, y.tensor, statistics.tensor, None
+        )
+        group_norm_silu_kernel[grid](*arguments, **options)
+        assert y.intact()
+        assert statistics.intact()
+        ours, theirs = group_norm_cases.errors(y.tensor, given)
+        assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_traffic_is_what_the_docstring_says(dtype, channels_last):
+    """Bytes of maps: one read and one write in one pass, two and one where a group is split."""
+    options = {"channels_last": channels_last, "affine": False, "dtype": dtype}
+    for case, passes in ((Case((2, 8, 16, 16), 2, **options), 2), (Case((1, 8, 64, 48), 1, **options), 3)):
+        given = group_norm_cases.arguments(case)
+        with CountedTraffic() as moved:
+            run(given)
+        size = given["x"].numel() * given["x"].element_size()
+        # Besides, the statistics: a few numbers for each group and chunk.
+        assert passes * size <= moved["bytes"] < (passes + 0.03) * size
+
+
+@pytest.mark.parametrize("case", [*SMALL, *ONE_PASS[6:11], *SPLIT[4:5]], ids=name)
+def test_gradients(case):
+    """Of the map and of every vector, within twice the error of PyTorch's own."""
+    given = group_norm_cases.arguments(case)
+    dy = torch.randn(case.shape, generator=torch.Generator().manual_seed(9))
+
+    def gradients(function, dtype):
+        leaves = {
+            name: given[name].detach().to(dtype).requires_grad_()
+            for name in ("x", *VECTORS)
+            if given[name] is not None
+        }
+        function(given | leaves).backward(dy.to(dtype))
+        return {name: leaf.grad.double() for name, leaf in leaves.items()}
+
+    true = gradients(group_norm_cases.plain, torch.float64)
+    ours = gradients(run, torch.float32)
+    theirs = gradients(group_norm_cases.plain, torch.float32)
+    for name, gradient in true.items():
+        rounding = torch.finfo(torch.float32).eps * gradient.abs().max()
+        allowed = 2 * max((theirs[name] - gradient).abs().max(), rounding)
+        assert (ours[name] - gradient).abs().max() <= allowed, name

@@ -1,0 +1,92 @@
+"""`group_norm_silu` off CUDA: the operations of PyTorch, bit for bit, and the checks of its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import group_norm_cases
+import numpy as np
+import pytest
+import torch
+from group_norm_cases import ONE_PASS
+
+from fastddpm_kernels import group_norm_silu
+from fastddpm_kernels.group_norm_silu import tiles
+
+
+def call(given):
+    options = {"activation": "silu" if given["silu"] else "none"}
+    return group_norm_silu(**{name: value for name, value in given.items() if name != "silu"}, **options)
+
+
+@pytest.mark.parametrize("case", ONE_PASS, ids=lambda case: case.name)
+def test_is_what_networks_write(case):
+    given = group_norm_cases.arguments(case)
+    y = call(given)
+    assert torch.equal(y, group_norm_cases.plain(given))
+    np.testing.assert_allclose(y.double().numpy(), group_norm_cases.expected(given), rtol=0, atol=1e-5)
+
+
+def test_compiles_in_one_graph():
+    given = group_norm_cases.arguments(ONE_PASS[4])
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(given), call(given), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_groups": 5}, "num_groups is 5; accepted are divisors of the 12 channels"),
+        ({"weight": torch.ones(3)}, r"weight has shape \(3,\); accepted is \(12,\)"),
+        (
+            {"pre_bias": torch.ones(3, 12)},
+            r"pre_bias has shape \(3, 12\); accepted is \(2, 12\), or \(1, 12\)",
+        ),
+        ({"scale": None}, "shift is given alone"),
+        ({"x": torch.ones(4)}, r"x has shape \(4,\)"),
+        ({"shift": torch.ones(2, 12, device="meta")}, "shift is on meta; accepted is cpu"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    given = group_norm_cases.arguments(ONE_PASS[4]) | change
+    with pytest.raises(ValueError, match=message):
+        call(given)
+
+
+def test_an_unknown_activation_is_an_error():
+    with pytest.raises(ValueError, match="activation is 'mish'; accepted: silu, none"):
+        group_norm_silu(torch.ones(1, 4, 2, 2), 2, activation="mish")
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_groups", "in_one_pass"),
+    [
+        ((16, 128, 32, 32), 32, True),
+        ((4, 128, 32, 32), 32, True),  # half of the card, but too little to split
+        ((16, 384, 32, 32), 32, True),
+        ((1, 384, 32, 32), 32, False),  # it fits, on a sixteenth of the card
+        ((8, 512, 64, 64), 32, False),
+        ((8, 512, 64, 64), 1, False),
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_when_a_group_is_split(shape, num_groups, in_one_pass, channels_last):
+    x = torch.empty(shape, device="meta", dtype=torch.bfloat16)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    assert (tiles.one_pass(x, num_groups) is not None) is in_one_pass
+    cut = tiles.one_pass(x, num_groups) or tiles.split(x, num_groups)
+    assert cut.elements <= tiles.LARGEST_TILE
+    channels, pixels = cut.channel_chunks * cut.block_channels, cut.pixel_chunks * cut.block_pixels
+    assert channels >= shape[1] // num_groups
+    assert pixels >= shape[2] * shape[3]
+
+
+def test_groups_that_no_program_could_combine_take_the_plain_path():
+    assert tiles.fits(torch.empty(1, 128, 256, 256, device="meta"), 1)
+    assert not tiles.fits(torch.empty(1, 512, 256, 256, device="meta"), 1)
+
+
+def test_half_precision_keeps_its_dtype():
+    given = group_norm_cases.arguments(replace(ONE_PASS[4], dtype=torch.bfloat16))
+    assert call(given).dtype == torch.bfloat16
