@@ -142,8 +142,7 @@ def _check_labels(model: Model, labels: Tensor, null: int | None) -> None:
         raise ValueError(f"class_labels: {labels.dtype} {tuple(labels.shape)} given, int64 (B,) accepted")
     if isinstance(model, UNet) and classes is None:
         raise ValueError("class_labels: given, but this network has no classes; None accepted")
-    unknown = [label for label in labels.tolist() if label < 0 or (classes is not None and label >= classes)]
-    if any(label != null for label in unknown):
-        raise ValueError(
-            f"class_labels: {unknown[0]} given, integers from 0 to {(classes or 2**63) - 1} accepted"
-        )
+    for label in labels.tolist():
+        if label < 0 or (classes is not None and label >= classes and label != null):
+            accepted = "at least 0" if classes is None else f"0 to {classes - 1}"
+            raise ValueError(f"class_labels: {label} given, {accepted} accepted")
