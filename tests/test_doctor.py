@@ -71,7 +71,7 @@ def test_a_wrong_operator_is_found_and_fails(run, monkeypatch):
 
 
 def test_a_broken_kernel_is_found_in_the_interpreter(monkeypatch):
-    monkeypatch.setattr(kernels, "STEP_LIMIT", 0.0)
+    monkeypatch.setattr(kernels, "limit", lambda operator: 0.0)
     assert {check.status for check in kernels.interpreted()} == {"failed"}
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     [check] = kernels.interpreted()

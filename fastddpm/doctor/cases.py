@@ -63,7 +63,7 @@ class Case:
 
     Attributes:
         name: operator and case.
-        operator: ``reverse_step`` or ``q_sample``.
+        operator: ``reverse_step``, ``q_sample``, ``group_norm_silu`` or ``noise_mse``.
         arguments: keyword arguments of the public function.
         expected: float64: x_next, and x0 where it is written; or x_t.
     """

@@ -9,8 +9,12 @@ import json
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fastddpm.doctor import layers
 from fastddpm.doctor.cases import SHAPES, Case, cases, error, on
+from fastddpm_kernels.group_norm_silu.op import group_norm_silu_op
+from fastddpm_kernels.noise_mse.op import noise_mse_op
 from fastddpm_kernels.q_sample import kernel as q_sample
 from fastddpm_kernels.reverse_step import kernel as reverse_step
 
@@ -21,6 +25,10 @@ LAUNCH: dict[str, Any] = {"q_sample": q_sample.launch, "reverse_step": reverse_s
 def run(case: Case) -> float:
     """The error of a kernel launched on the case's arguments."""
     arguments = on(torch.device("cpu"), case.arguments)
+    if case.operator == "group_norm_silu":
+        return error(case, layers.norm_results(_norm, arguments))
+    if case.operator == "noise_mse":
+        return error(case, layers.loss_results(_loss, arguments))
     launch = LAUNCH[case.operator]
     if case.operator == "q_sample":
         x_t = torch.empty_like(arguments["x_0"])
@@ -30,9 +38,22 @@ def run(case: Case) -> float:
     return error(case, [arguments["x"]] if arguments["x0"] is None else [arguments["x"], arguments["x0"]])
 
 
+def _norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, *, pre_bias: Tensor) -> Tensor:
+    y: Tensor = group_norm_silu_op(x, num_groups, weight, bias, 1e-5, pre_bias, None, None, True)[0]
+    return y
+
+
+def _loss(prediction: Tensor, seeds: Tensor, ordinals: Tensor) -> Tensor:
+    losses: Tensor = noise_mse_op(prediction, seeds, ordinals, "l2", None, None, None)
+    return losses.mean()
+
+
 def main() -> None:
     """Runs the cases whose rows are not aligned: they are small, and the interpreter is slow."""
-    rows = [{"name": f"{case.name}, interpreter", "error": run(case)} for case in cases(SHAPES[1])]
+    rows = [
+        {"name": f"{case.name}, interpreter", "operator": case.operator, "error": run(case)}
+        for case in (*cases(SHAPES[1]), *layers.cases())
+    ]
     print(json.dumps(rows))
 
 

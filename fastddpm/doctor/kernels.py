@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import fastddpm_kernels
+from fastddpm.doctor import layers
 from fastddpm.doctor.cases import SEEDS, SHAPES, STEP_LIMIT, Case, cases, error, on
 from fastddpm.doctor.report import Check, Comparison
 from fastddpm_kernels.noise import normal, words
@@ -37,7 +38,7 @@ def references() -> list[Comparison]:
         Comparison("noise, torch against NumPy, words", 0.0, lambda: _words(cpu)),
         Comparison("noise, torch against NumPy, normals", NOISE_LIMIT, lambda: _normals(cpu)),
     ]
-    return found + [_comparison(case, cpu, "cpu") for case in cases(SHAPES[0])]
+    return found + [_comparison(case, cpu, "cpu") for case in (*cases(SHAPES[0]), *layers.cases())]
 
 
 def comparisons(device: torch.device) -> list[Comparison]:
@@ -48,11 +49,17 @@ def comparisons(device: torch.device) -> list[Comparison]:
         Comparison("noise on the card, words", 0.0, lambda: _words(device)),
         Comparison("noise on the card, normals", NOISE_LIMIT, lambda: _normals(device)),
     ]
-    return found + [_comparison(case, device, "card") for shape in SHAPES for case in cases(shape)]
+    every = [*(case for shape in SHAPES for case in cases(shape)), *layers.cases()]
+    return found + [_comparison(case, device, "card") for case in every]
 
 
 def _comparison(case: Case, device: torch.device, where: str) -> Comparison:
-    return Comparison(f"{case.name}, {where}", STEP_LIMIT, functools.partial(_run, case, device))
+    return Comparison(f"{case.name}, {where}", limit(case.operator), functools.partial(_run, case, device))
+
+
+def limit(operator: str) -> float:
+    """The largest difference accepted of an operator."""
+    return STEP_LIMIT if operator in ("reverse_step", "q_sample") else layers.LAYER_LIMIT
 
 
 def _run(case: Case, device: torch.device) -> float:
@@ -60,6 +67,10 @@ def _run(case: Case, device: torch.device) -> float:
     arguments = on(device, case.arguments)
     if case.operator == "q_sample":
         return error(case, [fastddpm_kernels.q_sample(**arguments)])
+    if case.operator == "group_norm_silu":
+        return error(case, layers.norm_results(fastddpm_kernels.group_norm_silu, arguments))
+    if case.operator == "noise_mse":
+        return error(case, layers.loss_results(fastddpm_kernels.noise_mse, arguments))
     fastddpm_kernels.reverse_step(**arguments)
     written = [arguments["x"]] if arguments["x0"] is None else [arguments["x"], arguments["x0"]]
     return error(case, written)
@@ -80,8 +91,8 @@ def interpreted() -> list[Check]:
 
 
 def _judged(row: dict[str, Any]) -> Check:
-    passed = row["error"] <= STEP_LIMIT
-    return Check(row["name"], "passed" if passed else "failed", row["error"], STEP_LIMIT)
+    most = limit(row["operator"])
+    return Check(row["name"], "passed" if row["error"] <= most else "failed", row["error"], most)
 
 
 def _known_answer() -> float:
