@@ -77,10 +77,10 @@ def score(
         import torch_fidelity  # type: ignore[import-untyped]
     except ImportError as error:
         raise ValueError("evaluate: needs torch-fidelity: pip install 'fastddpm[evaluate]'") from error
-    if features == "digits":
-        extractor, sets = _digits(), (generated, real)
-    else:
-        extractor, sets = INCEPTION, (Coloured(generated), Coloured(real))
+    extractor = _digits() if features == "digits" else INCEPTION
+    sets: list[Dataset[Tensor]] = [generated, real]
+    if features == "inception":
+        sets = [Coloured(generated), Coloured(real)]
     found = torch_fidelity.calculate_metrics(
         input1=sets[0],
         input2=sets[1],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,8 @@ class Blocks:
             )
         if labels is None:
             return cls(every, None, batch_size, shard_size)
-        given = _integers("class_labels", [labels] * len(every) if np.ndim(labels) == 0 else labels)
+        each: Any = [labels] * len(every) if np.ndim(labels) == 0 else labels
+        given = _integers("class_labels", each)
         if len(given) != len(every):
             raise ValueError(
                 f"class_labels: {len(given)} given for {len(every)} seeds; one for all, or one each accepted"

@@ -25,6 +25,10 @@ from fastddpm.sampler import Sampler
 Int64 = npt.NDArray[np.int64]
 
 
+# Options of `Sampler` that say where and how fast it runs; device and engine are described apart.
+PLACES = ("device", "engine", "steps_per_graph")
+
+
 class Drawer(Protocol):
     """Pixels for seeds."""
 
@@ -101,7 +105,7 @@ class TorchDrawer:
     def describe(self) -> dict[str, Any]:
         """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
         sampler = self._sampler
-        options = {name: value for name, value in sampler.options.items() if name not in ("device", "engine")}
+        options = {name: value for name, value in sampler.options.items() if name not in PLACES}
         options |= {"dtype": str(sampler.dtype).removeprefix("torch."), "shape": list(self.image_shape)}
         if options.get("timesteps") is not None:
             options["timesteps"] = [int(t) for t in options["timesteps"]]

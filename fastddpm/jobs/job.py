@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import fastddpm
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.drawers import Drawer
 from fastddpm.jobs.errors import JobStopped
@@ -86,6 +87,7 @@ class Job:
         blocks = self.blocks
         labels = blocks.labels
         return {
+            "fastddpm": fastddpm.__version__,
             "seeds": as_ranges(blocks.seeds),
             "classes": None if labels is None else as_ranges(np.unique(labels)),
             "class_labels": None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest(),

@@ -10,6 +10,8 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from fastddpm.jobs.errors import FirstProcessFailed
 
@@ -64,7 +66,11 @@ def started_together() -> Iterator[Group]:
     if dist.is_initialized():
         yield Group(dist.get_rank(), dist.get_world_size())
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+        store, rank, size = next(iter(rendezvous("env://", timeout=LONGEST_WAIT)))
+        # A restart of torchrun's may find the addresses of its lost processes in the same store.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"attempt_{attempt}", store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=LONGEST_WAIT)
         try:
             yield Group(dist.get_rank(), dist.get_world_size())
         finally:
