@@ -12,28 +12,18 @@ import contextlib
 import pytest
 import torch
 from diffusers import UNet2DModel
-from kernel_build import TARGETS, pretended
+from fake_cuda_steps import BUFFERS, run_step
 from networks import TINY
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fastddpm import UNet
-from fastddpm.engine.step import StepBuffers, StepCase, step
+from fastddpm.engine.step import StepCase
 from fastddpm.network import Network, bind
 
 SHAPE = (2, 3, 8, 8)
-BUFFERS = {
-    "device": torch.device("cuda"),
-    "dtype": torch.float32,
-    "capacity": 10,
-    "time_dtype": torch.int64,
-    "condition": None,
-}
 CASES = {
     "ddpm": StepCase(SHAPE, clip=True),
     "ddpm unclipped": StepCase(SHAPE),
@@ -58,29 +48,6 @@ DIFFUSERS = {
 }
 
 
-class Devices(TorchDispatchMode):
-    """Names the ops that touch a tensor off the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.operators = []
-        self.strays = []
-
-    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
-        result = operator(*arguments, **(options or {}))
-        tensors = [v for v in tree_leaves((arguments, options, result)) if isinstance(v, torch.Tensor)]
-        self.operators.append(operator.name())
-        if any(tensor.device.type != "cuda" for tensor in tensors):
-            self.strays.append(operator.name())
-        return result
-
-
-@pytest.fixture
-def fake_cuda():
-    with pretended(TARGETS["sm_90"]), FakeTensorMode(), torch.no_grad():
-        yield torch.device("cuda")
-
-
 @contextlib.contextmanager
 def parameters_of(dtype):
     """Modules are made with this dtype: fake parameters cannot be converted."""
@@ -90,13 +57,6 @@ def parameters_of(dtype):
         yield
     finally:
         torch.set_default_dtype(default)
-
-
-def run_step(case, network):
-    buffers = StepBuffers(case, 10, torch.device("cuda"))
-    with Devices() as devices:
-        step(network, buffers, case)
-    return devices
 
 
 def bound(model, case, cond):
