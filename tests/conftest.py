@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from networks import make_unet
@@ -28,3 +30,13 @@ def sampler(unet: UNet) -> Sampler:
         shape=(3, 8, 8),
         engine="eager",
     )
+
+
+@pytest.fixture
+def fake_cuda() -> Iterator[torch.device]:
+    """Tensors made in it are fake CUDA tensors: shapes and devices without data."""
+    from kernel_build import TARGETS, pretended
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with pretended(TARGETS["sm_90"]), FakeTensorMode(), torch.no_grad():
+        yield torch.device("cuda")

@@ -8,8 +8,8 @@ import pickle
 
 import pytest
 import torch
+from fake_cuda_steps import Devices
 from kernel_build import TARGETS, pretended
-from test_capture_safety import Devices
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastddpm

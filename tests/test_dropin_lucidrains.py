@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from dropin_checks import Watched, fingerprint
-from test_capture_safety import BUFFERS, fake_cuda, run_step  # noqa: F401
+from fake_cuda_steps import BUFFERS, run_step
 from tolerances import DROP_IN
 from torch import nn
 
@@ -251,7 +251,7 @@ def noted(function, calls):
 
 
 @pytest.mark.parametrize("chain", ["plain", "self-conditioned", "guided", "cfg++"])
-def test_a_step_reads_nothing_on_the_host(fake_cuda, chain):  # noqa: F811
+def test_a_step_reads_nothing_on_the_host(fake_cuda, chain):
     """The step of each kind on fake CUDA tensors, with the call that the drop-in makes of the network."""
     is_guided, conditioned = chain in ("guided", "cfg++"), chain == "self-conditioned"
     cond = {}
