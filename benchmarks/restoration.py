@@ -40,6 +40,7 @@ FIRST_ORDINAL = 2**50
 MEAN_OF = 8
 CROP = 128
 SHORT = [(method, steps) for steps in (5, 10, 20, 50) for method in ("ddim", "dpmpp_2m")]
+FEWEST = [("ddim", 1), ("ddim", 2)]
 LONG = [("ddpm", 1000)]
 BATCH = 20
 
@@ -124,9 +125,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     twin = None if arguments.twins is None else arguments.twins / f"{name}_regression" / "model"
     if twin is not None and twin.is_dir():
         rows["regression"] = measures(regressed(twin, restorer, conditions), truth, labels)
-    settings = [*SHORT, *(LONG if arguments.long else [])]
     chosen = (restorer.sampler.options["method"], restorer.sampler.options["num_inference_steps"])
-    for method, steps in settings if not arguments.chosen else [chosen]:
+    short = [chosen] if arguments.chosen else [*([] if is_digits else FEWEST), *SHORT]
+    for method, steps in [*short, *(LONG if arguments.long else [])]:
         sampler = restorer.sampler.replace(method=method, num_inference_steps=steps, eta=0.0)
         images = draw(Restorer(sampler, restorer.task), conditions, 0)
         rows[f"{method}-{steps}"] = measures(images, truth, labels)
@@ -204,13 +205,16 @@ def main() -> None:
     parser.add_argument("--repaint-digits", type=int, default=20)
     parser.add_argument("--crops", type=int, default=3, help="of each photograph")
     parser.add_argument("--long", action="store_true", help="all 1000 steps of ddpm too")
-    parser.add_argument("--chosen", action="store_true", help="the model folder's own setting alone")
+    parser.add_argument(
+        "--chosen", action="store_true", help="of the short chains the model folder's own alone"
+    )
     parser.add_argument("--pictures", type=Path, help="folder for best, median and worst")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     document = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.models:
         found = measure_repaint(arguments) if name == "repaint" else measure(name, arguments)
+        found["rows"] = {**document.get(name, {}).get("rows", {}), **found["rows"]}
         found["command"] = "python benchmarks/restoration.py " + " ".join(sys.argv[1:])
         document[name] = found
         with replacing(arguments.out) as temporary:
