@@ -137,6 +137,11 @@ def plain(given: dict[str, Any]) -> Tensor:
     return torch.nn.functional.silu(h) if given["silu"] else h
 
 
+def exact_plain(given: dict[str, Any]) -> Tensor:
+    """`plain` in float64."""
+    return plain({k: v.double() if isinstance(v, Tensor) else v for k, v in given.items()})
+
+
 def errors(y: Tensor, given: dict[str, Any]) -> tuple[float, float]:
     """The largest errors against float64: of y, and of the same-dtype PyTorch code.
 
