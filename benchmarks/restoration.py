@@ -141,6 +141,8 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             rows[f"{photograph}: degraded"] = measures(base[part], truth[part], None)
             rows[f"{photograph}: one sample"] = measures(samples[0][part], truth[part], None)
             rows[f"{photograph}: mean of {MEAN_OF}"] = measures(mean[part], truth[part], None)
+        if arguments.whole:
+            rows |= measure_whole(restorer)
     if arguments.pictures is not None:
         draw_pictures(arguments.pictures / f"{name}.png", base, samples, mean, truth)
     spread = torch.stack(samples).std(0).mean()
@@ -168,6 +170,21 @@ def measure_repaint(arguments: argparse.Namespace) -> dict[str, Any]:
         columns = torch.cat([images[:10] for images in (*shown, truth)])
         save_png(arguments.pictures / "repaint.png", grid(to_uint8(columns), columns=10))
     return {"images": len(truth), "rows": rows}
+
+
+def measure_whole(restorer: Restorer) -> dict[str, dict[str, float]]:
+    """The two test photographs whole, in tiles, cut to a multiple of the factor."""
+    rows = {}
+    for photograph, pixels in load_photographs("test").items():
+        _, height, width = (side - side % restorer.factor for side in pixels.shape)
+        truth = pixels[None, :, :height, :width].float() / 127.5 - 1
+        condition = restorer.task.condition(truth, torch.tensor([FIRST_ORDINAL]), 0)
+        samples = [next(restorer.draws(condition, [k])) for k in range(MEAN_OF)]
+        rows[f"{photograph}, whole: degraded"] = measures(condition, truth, None)
+        rows[f"{photograph}, whole: one sample"] = measures(samples[0], truth, None)
+        rows[f"{photograph}, whole: mean of {MEAN_OF}"] = measures(torch.stack(samples).mean(0), truth, None)
+        print(rows, flush=True)
+    return rows
 
 
 def draw_pictures(path: Path, base: Tensor, samples: list[Tensor], mean: Tensor, truth: Tensor) -> None:
@@ -204,6 +221,7 @@ def main() -> None:
     parser.add_argument("--digits", type=int, default=200)
     parser.add_argument("--repaint-digits", type=int, default=20)
     parser.add_argument("--crops", type=int, default=3, help="of each photograph")
+    parser.add_argument("--whole", action="store_true", help="the photographs whole too")
     parser.add_argument("--long", action="store_true", help="all 1000 steps of ddpm too")
     parser.add_argument(
         "--chosen", action="store_true", help="of the short chains the model folder's own alone"
