@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from test_restoration import big_png, random_pixels
 
-from fastddpm import NoiseSchedule, UNet, UNetConfig
+from fastddpm import NoiseSchedule, UNet, UNetConfig, load
 from fastddpm.checkpoint import save_folder
 from fastddpm.cli import app as cli
 from fastddpm.tasks import Colorize, Deblur, Inpaint, SuperResolve, write_task
@@ -166,3 +166,34 @@ def test_an_interrupted_write_leaves_nothing(run, models, grey, tmp_path, monkey
     assert "No space left" in err
     assert (tmp_path / "old.png").read_bytes() == b"before"
     assert {path.name for path in tmp_path.iterdir()} == {"grey.png", "old.png"}
+
+
+SMALL = ("--base-channels", 8, "--mults", "1,2", "--steps", 2, "--batch", 2, "--checkpoint-every", 2)
+
+
+@pytest.mark.parametrize(("task", "channels"), [("inpaint", 3 + 3 + 1), ("colorize", 3 + 1)])
+def test_a_task_is_trained_and_used(run, tmp_path, task, channels):
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.fromarray(random_pixels(16, 16, 3) // (i + 1)).save(tmp_path / "pictures" / f"{i}.png")
+    code, out, err = run("train", "--data", "pictures", "--out", "run", "--task", task, *SMALL)
+    assert (code, err) == (0, "")
+    assert f"fastddpm {task} --model run/model" in out
+    sampler = load(tmp_path / "run" / "model")
+    assert (sampler.model.config.in_channels, sampler.model.config.out_channels) == (channels, 3)
+    hidden = np.zeros((16, 16), np.uint8)
+    hidden[2:9] = 255
+    Image.fromarray(hidden).save(tmp_path / "mask.png")
+    mask = ("--mask", "mask.png") if task == "inpaint" else ()
+    assert run(task, "pictures/0.png", "o.png", "--model", "run/model", "--steps", 2, *mask)[0] == 0
+    assert Image.open(tmp_path / "o.png").size == (16, 16)
+
+
+def test_options_of_a_task_need_the_task(run, tmp_path):
+    code, _, err = run("train", "--out", "run", "--factor", 4)
+    assert code == 2
+    assert "factor: given without a task" in err
+    code, _, err = run("train", "--out", "run", "--task", "colorize", "--data", "mnist", *SMALL)
+    assert code == 2
+    assert "images of 1 given, 3 accepted by the task colorize" in err
+    assert not (tmp_path / "run").exists()
