@@ -521,7 +521,9 @@ def test_options_are_checked(tmp_path, options, message):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"data: 'user/digits' given, which is not there; 'mnist', 'photographs', an image"):
+    with pytest.raises(
+        ValueError, match=r"data: 'user/digits' given, which is not there; 'mnist', 'photographs', an image"
+    ):
         open_dataset("user/digits")
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match="not a folder"):
