@@ -20,6 +20,12 @@ from fastddpm_kernels.table import Column
 
 diffusers = pytest.importorskip("diffusers")
 
+
+def name_of(value):
+    """Of a test's argument: the same in every process, unlike a function's address."""
+    return getattr(value, "__name__", str(value))
+
+
 TOLERANCE = 1e-5
 """Largest difference from diffusers' step over the step's largest absolute value."""
 
@@ -88,7 +94,7 @@ def hold_steps(scheduler, plan, *, channels=3, scale=1.0, **step_options):
     return largest
 
 
-@pytest.mark.parametrize("total_and_steps", STEPS, ids=str)
+@pytest.mark.parametrize("total_and_steps", STEPS, ids=name_of)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("clip", [False, True], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_small_log", "fixed_large", "learned_range"])
@@ -108,7 +114,7 @@ def test_ddpm_steps(prediction, variance, clip, spacing, total_and_steps):
     hold_steps(scheduler, plan, channels=6 if variance == "learned_range" else 3)
 
 
-@pytest.mark.parametrize("total_and_steps", STEPS, ids=str)
+@pytest.mark.parametrize("total_and_steps", STEPS, ids=name_of)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("clip", ["unclipped", "clipped", "rederived"])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -126,10 +132,10 @@ def test_ddim_steps(prediction, eta, clip, spacing, total_and_steps):
     hold_steps(scheduler, from_ddim_scheduler(scheduler, steps, **options), **options)
 
 
-@pytest.mark.parametrize("total_and_steps", [(1000, 10), (1000, 50), (100, 49)], ids=str)
+@pytest.mark.parametrize("total_and_steps", [(1000, 10), (1000, 50), (100, 49)], ids=name_of)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("final", ["zero", "sigma_min"])
-@pytest.mark.parametrize("solver", [(1, "midpoint"), (2, "midpoint"), (2, "heun")], ids=str)
+@pytest.mark.parametrize("solver", [(1, "midpoint"), (2, "midpoint"), (2, "heun")], ids=name_of)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_dpmsolver_steps(prediction, solver, final, spacing, total_and_steps):
     total, steps = total_and_steps
@@ -265,7 +271,7 @@ def test_custom_timesteps_and_all_of_them():
         {"steps_offset": 1},
         {"algorithm_type": "deis", "solver_type": "logrho", "final_sigmas_type": "sigma_min"},
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_dpmsolver_options(options, spacing):
     scheduler = diffusers.DPMSolverMultistepScheduler(timestep_spacing=spacing, **options)
@@ -291,7 +297,7 @@ def test_dpmsolver_ignores_the_learned_variance(variance):
         ("DDIMScheduler", {"timestep_spacing": "linspace"}),
         ("DPMSolverMultistepScheduler", {}),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_chain(cls, options):
     """50 steps on each side's own x, with a network of fixed random weights."""
@@ -384,7 +390,7 @@ def test_refused_arguments():
         from_ddpm_scheduler({}, 10, timesteps=[3, 2])
 
 
-@pytest.mark.parametrize("total_and_steps", [(1000, 61), (1000, 103), (100, 97), (60, 13)], ids=str)
+@pytest.mark.parametrize("total_and_steps", [(1000, 61), (1000, 103), (100, 97), (60, 13)], ids=name_of)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_trailing_that_ends_below_zero(prediction, total_and_steps):
     """Its float sum yields S + 1 timesteps for some S, the last -1: a step from alphas_cumprod[-1]."""
@@ -490,7 +496,7 @@ def test_consistent_previous_timestep(eta, spacing, steps):
         (from_dpmsolver_scheduler, {"final_sigmas_type": "zero"}),
         (from_dpmsolver_scheduler, {"final_sigmas_type": "sigma_min", "lambda_min_clipped": -5.1}),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_the_default_dtype_of_torch_changes_nothing(build, config):
     expected = build(config, 25)

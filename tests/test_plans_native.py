@@ -15,6 +15,12 @@ from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels import reverse_step
 from fastddpm_kernels.table import N_COLUMNS, Column
 
+
+def name_of(value):
+    """Of a test's argument: the same in every process, unlike a function's address."""
+    return getattr(value, "__name__", str(value))
+
+
 GOLDEN = load_file(Path(__file__).parent / "golden" / "schedules.safetensors")
 LINEAR = NoiseSchedule.linear()
 COSINE = NoiseSchedule.cosine(200)
@@ -644,7 +650,7 @@ def test_plan_checks_itself():
         [],
         [True],
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_plan_refuses_timesteps_that_no_chain_walks(timesteps):
     with pytest.raises(ValueError, match="a plan's timesteps must be at least one integer, strictly desc"):
@@ -686,7 +692,7 @@ def test_plan_takes_unsigned_timesteps():
         ({"final_alpha_cumprod": 0.5}, "final_alpha_cumprod"),
         ({"final_alpha_cumprod": 1.5}, "final_alpha_cumprod"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_bad_arguments(build, options, message):
     with pytest.raises(ValueError, match=message):
@@ -709,7 +715,7 @@ def test_bad_arguments(build, options, message):
             "final_alpha_cumprod must be above",
         ),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_bad_arguments_of_a_method(build, options, message):
     with pytest.raises(ValueError, match=message):
@@ -758,7 +764,7 @@ def test_ddim_by_name_keeps_x0_and_eps_consistent(prediction, eta, clip):
         ({"eta": -1}, "eta"),
         ({"eta": "0"}, "eta"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_values_are_checked_with_every_method(method, options, message):
     with pytest.raises(ValueError, match=message):
