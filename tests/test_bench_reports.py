@@ -214,6 +214,15 @@ def test_report_and_json_are_left(run, planned, tmp_path):
     assert "of baseline's" in out
 
 
+def test_contests_are_chosen_by_workload(run, planned, tmp_path):
+    assert run("--workload", "tw", "--json", "r.json")[0] == 0
+    assert [result.workload for result in Document.load(tmp_path / "r.json").results] == ["two"]
+    code, _, err = run("--workload", "three")
+    assert code != 0
+    assert "workload: no contest" in err
+    assert "'three'" in err
+
+
 def test_parity_failure_exits_with_1_and_leaves_a_report(run, planned):
     planned[1] = replaced(planned[1], lambda shared: lambda: tensor(2.0))
     code, _, err = run()

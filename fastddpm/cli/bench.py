@@ -30,6 +30,9 @@ def bench(
     subjects: Annotated[
         str | None, typer.Option(help="Comma-separated; all, if left out. See docs/benchmarks.md.")
     ] = None,
+    workload: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only contests with this in their workload's name.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; as it is, if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.md, results.json and figures.")] = Path(
@@ -54,7 +57,7 @@ def bench(
         document = Document.load(rendered)
     else:
         path = json_file or out / "results.json"
-        document, code = _measure(quick, subjects, device, threads, path)
+        document, code = _measure(quick, subjects, workload, device, threads, path)
     _report(document, out)
     if earlier is not None and _is_slower(document, earlier):
         code = code or FAILED
@@ -63,7 +66,7 @@ def bench(
 
 
 def _measure(
-    quick: bool, subjects: str | None, device: str, threads: int | None, path: Path
+    quick: bool, subjects: str | None, workload: str | None, device: str, threads: int | None, path: Path
 ) -> tuple[Document, int]:
     """Runs the contests: what was measured, and the exit code."""
     import torch
@@ -83,6 +86,10 @@ def _measure(
     settings = Settings(torch.device("cuda" if is_cuda else "cpu"), quick=quick)
     names = SUBJECTS if subjects is None else [name.strip() for name in subjects.split(",")]
     planned = contests(settings, names)
+    if workload is not None:
+        planned = [contest for contest in planned if workload in contest.workload]
+        if not planned:
+            raise ValueError(f"workload: no contest of {', '.join(names)} has {workload!r} in its name")
     command = " ".join(["fastddpm", *sys.argv[1:]])
     document = Document(command, quick, runner.now(), machine.describe(settings.device))
     document.save(path)  # a path that cannot be written to is found before anything is measured
