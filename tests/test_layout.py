@@ -74,7 +74,8 @@ def test_wheel_holds_two_packages_with_their_data(tmp_path):
         "fastddpm_kernels/reverse_step/kernel.py",
     ):
         assert needed in names
-    assert wheel.stat().st_size < 8e6
+    # Models in the box are below 5 MB each.
+    assert wheel.stat().st_size < 5e6 * sum(name.endswith("model.safetensors") for name in names)
 
 
 def test_everything_but_the_kernels_works_without_triton():

@@ -112,7 +112,10 @@ def test_the_given_network_is_left_alone():
     unet = make_unet()
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     strides = {name: value.stride() for name, value in unet.state_dict().items()}
+    random = torch.get_rng_state()
+    assert can_be_rearranged(unet)
     Rearranged(unet).refresh()
+    assert torch.equal(torch.get_rng_state(), random)
     assert {name: value.stride() for name, value in unet.state_dict().items()} == strides
     assert all(torch.equal(before[name], value) for name, value in unet.state_dict().items())
     assert all(parameter.requires_grad for parameter in unet.parameters())

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from fastddpm.unet.blocks import Upsample
 from fastddpm.unet.packed import CopiedConv2d, PackedConv2d, following
@@ -30,8 +31,10 @@ class PhaseUpsample(nn.Module):
     def __init__(self, source: nn.Conv2d) -> None:
         super().__init__()
         out_channels, in_channels = source.weight.shape[:2]
-        phases = nn.Conv2d(in_channels, 4 * out_channels, 2, padding=1)
-        phases = phases.to(source.weight.device, source.weight.dtype).requires_grad_(False)
+        # Drawing initial weights would advance torch's generator, from which a chain's noise may come.
+        options = {"device": source.weight.device, "dtype": source.weight.dtype}
+        phases = skip_init(nn.Conv2d, in_channels, 4 * out_channels, 2, padding=1, **options)
+        phases.requires_grad_(False)
         self._sources = [source, phases]  # in a list: no parts of this module
         self.conv = following(phases)
         self.refresh()
