@@ -33,7 +33,8 @@ class PhaseUpsample(nn.Module):
         out_channels, in_channels = source.weight.shape[:2]
         # Drawing initial weights would advance torch's generator, from which a chain's noise may come.
         options = {"device": source.weight.device, "dtype": source.weight.dtype}
-        phases = skip_init(nn.Conv2d, in_channels, 4 * out_channels, 2, padding=1, **options)
+        undrawn: Any = skip_init
+        phases: nn.Conv2d = undrawn(nn.Conv2d, in_channels, 4 * out_channels, 2, padding=1, **options)
         phases.requires_grad_(False)
         self._sources = [source, phases]  # in a list: no parts of this module
         self.conv = following(phases)
