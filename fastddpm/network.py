@@ -110,6 +110,10 @@ class Network:
         if self.condition is not None and condition is not None:
             self.condition.copy_(condition)
 
+    def tensors(self) -> list[Tensor]:
+        """What it holds besides the model."""
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+
     def inputs(self, x: Tensor) -> Tensor:
         """x as the model takes it: doubled for guidance, behind the condition, in the model's dtype."""
         if self.guided:
@@ -155,6 +159,10 @@ class TabulatedUNet(Network):
         self.table[: len(time)].copy_(self.model.time_biases(time))
         if "class_labels" in cond:
             self.class_bias.copy_(self.model.class_biases(cond["class_labels"]))
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds besides the model, the weights of its other form among them."""
+        return super().tensors() + ([] if self._form is None else self._form.tensors())
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
         """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""

@@ -121,6 +121,22 @@ def test_the_given_network_is_left_alone():
     assert all(parameter.requires_grad for parameter in unet.parameters())
 
 
+def test_its_memory_counts():
+    unet = make_unet()
+    form = Rearranged(unet)
+    upsampled = sum(
+        4 * up.conv.weight[..., :2, :2].numel() + 4 * len(up.conv.bias)
+        for up in unet.up
+        if isinstance(up, Upsample)
+    )
+    assert sum(t.numel() for t in form.tensors()) == upsampled
+    with torch.no_grad():
+        form.unet.forward_biased(torch.randn(1, 3, 8, 8), torch.zeros(1, unet.bias_width))
+    convolutions = sum(m.weight.numel() for m in unet.modules() if isinstance(m, nn.Conv2d))
+    # Now also packed, all but the upsampling's own 3x3 weights.
+    assert sum(t.numel() for t in form.tensors()) > convolutions
+
+
 def exchanged(unet):
     unet.conv_out = nn.Sequential(unet.conv_out)
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from networks import TINY, make_unet
 from tolerances import NETWORK
 
-from fastddpm import UNetConfig
+from fastddpm import UNet, UNetConfig
 from fastddpm.network import bind
-from fastddpm.unet.blocks import Attention, sinusoidal_embedding
+from fastddpm.unet.blocks import Attention, per_pixel, pixel_product, sinusoidal_embedding
 
 
 def inputs(batch: int = 3, size: int = 8):
@@ -227,3 +227,27 @@ def test_labels_and_shapes_are_checked(unet):
         make_unet(UNetConfig(in_channels=3))(x, t, y)
     with pytest.raises(ValueError, match=r"x: shape \(3, 1, 8, 8\) given, \(B, 3, H, W\)"):
         unet(x[:, :1], t, y)
+
+
+@pytest.mark.parametrize("conditioning", ["bias", "scale_shift"])
+def test_the_fused_path_of_a_block_is_the_same_function(conditioning):
+    """What runs on CUDA, here through the operator's reference."""
+    config = UNetConfig(
+        in_channels=3, base_channels=8, num_groups=4, time_dim=16, time_conditioning=conditioning
+    )
+    torch.manual_seed(0)
+    block = UNet(config).double().residual_blocks[0]
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_()
+        h = torch.randn(2, 8, 5, 6, dtype=torch.float64)
+        bias = torch.randn(2, block.bias_width, dtype=torch.float64)
+        expected = torch.nn.functional.silu(block.conditioned(block.conv1(h), bias[:, :, None, None]))
+        torch.testing.assert_close(block.fused(h, bias), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_of_pixels_is_a_matrix_product(layout):
+    conv = torch.nn.Conv2d(6, 9, 1).double().to(memory_format=layout)
+    x = torch.randn(2, 6, 3, 5, dtype=torch.float64).to(memory_format=layout)
+    torch.testing.assert_close(pixel_product(conv, x), per_pixel(conv, x), rtol=1e-12, atol=1e-12)

@@ -1,8 +1,8 @@
 """Contestants in processes of their own: what one leaves in the memory allocator changes what the next costs.
 
-On a CPU half of a step can be page faults of memory that the C library gave back and asks for again; whether
-it does depends on everything that the process has freed before. So whole chains are timed as their users
-would run them, each contestant in its own process; rounds are interleaved as everywhere.
+On a CPU a third of a step can be page faults of memory that the C library gave back and asks for again;
+whether it does depends on everything that the process has freed before. So whole chains are timed as their
+users would run them, each contestant in its own process; rounds are interleaved as everywhere.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Loop:
 
     def memory(self) -> int:
         """Bytes in the loop's buffers and in the memory pool of its graphs."""
-        tensors = self.buffers.tensors() + [v for v in vars(self.network).values() if isinstance(v, Tensor)]
+        tensors = self.buffers.tensors() + self.network.tensors()
         return self._executor.memory() + sum(t.numel() * t.element_size() for t in tensors)
 
 

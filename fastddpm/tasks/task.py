@@ -7,6 +7,7 @@ shows (SRDiff, Li et al. 2022); without one it is the clean image itself (SR3).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -20,7 +21,7 @@ Blur = Literal["gaussian", "motion"]
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """What all tasks share.
 
     Attributes:
@@ -40,6 +41,7 @@ class Task:
         """Channels of the condition for images of so many channels."""
         return image_channels
 
+    @abstractmethod
     def condition(self, x_0: Tensor, ordinals: Tensor, seed: int) -> Tensor:
         """The condition for clean images.
 
@@ -51,7 +53,6 @@ class Task:
         Returns:
             float32 ``(B, channels(C), H, W)``.
         """
-        raise NotImplementedError
 
     def base(self, condition: Tensor, image_channels: int) -> Tensor:
         """The image that the condition shows, ``(B, C, H, W)``: what the restored one is compared with."""

@@ -105,9 +105,15 @@ def per_pixel(conv: nn.Conv2d, x: Tensor) -> Tensor:
     That takes its bias with it and leaves views; around a convolution Inductor puts kernels that add the bias
     and copy, three a convolution.
     """
+    if x.device.type == "cuda":
+        return pixel_product(conv, x)
+    batch, _, height, width = x.shape
+    return conv(x).permute(0, 2, 3, 1).reshape(batch, height * width, -1)  # type: ignore[no-any-return]
+
+
+def pixel_product(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of ``x (B, C, H, W)`` as a matrix product, ``(B, H*W, out)``."""
     batch, channels, height, width = x.shape
-    if x.device.type != "cuda":
-        return conv(x).permute(0, 2, 3, 1).reshape(batch, height * width, -1)  # type: ignore[no-any-return]
     pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
     return F.linear(pixels, conv.weight.flatten(1), conv.bias)
 

@@ -54,6 +54,10 @@ class CopiedConv2d(nn.Module):
         """Takes the weight as it is now."""
         self.weight.copy_(self._source[0].weight)
 
+    def own_tensors(self) -> list[Tensor]:
+        """The copy."""
+        return [self.weight]
+
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W)`` -> ``(B, out, H', W')``."""
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
@@ -78,6 +82,10 @@ class PackedConv2d(nn.Module):
     def refresh(self) -> None:
         """Takes the weight as it is then, at the next call."""
         self._packed = None
+
+    def own_tensors(self) -> list[Tensor]:
+        """The packed weight, once there is one."""
+        return [] if self._packed is None else [self._packed]
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in, H, W)`` -> ``(B, out, H', W')``, channels_last."""

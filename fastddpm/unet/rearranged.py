@@ -55,6 +55,10 @@ class PhaseUpsample(nn.Module):
             phases.bias.copy_(source.bias.repeat(4))
         self.conv.refresh()
 
+    def own_tensors(self) -> list[Tensor]:
+        """The 2x2 kernels; their packed form is the convolution's own."""
+        return list(self._sources[1].parameters())
+
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, 2H, 2W)``, channels_last."""
         batch, _, height, width = x.shape
@@ -70,7 +74,7 @@ class PhaseUpsample(nn.Module):
 
 class TwoPassGroupNorm(nn.Module):
     """`torch.nn.GroupNorm` from sums over pixels, which Inductor vectorises over the channels of a
-    channels_last map; of torch's own it makes a scalar loop.
+    channels_last map; what it makes of torch's own is slower.
 
     The mean is taken before the squares, as large means would leave nothing of E[x^2] - m^2. A product with a
     0/1 matrix adds up a group's channels.
@@ -95,6 +99,10 @@ class TwoPassGroupNorm(nn.Module):
         scale = (variance + self.eps).rsqrt() * self.weight
         out = centred * scale[:, None] + self.bias
         return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+OWNERS = (PhaseUpsample, PackedConv2d, CopiedConv2d)
+"""What has weights of its own, derived from the source's."""
 
 
 class Rearranged:
@@ -125,8 +133,14 @@ class Rearranged:
     def refresh(self) -> None:
         """Takes the source's weights as they are now."""
         for module in self.unet.modules():
-            if isinstance(module, (PhaseUpsample, PackedConv2d, CopiedConv2d)):
+            if isinstance(module, OWNERS):
                 module.refresh()
+
+    def tensors(self) -> list[Tensor]:
+        """Tensors of its own: what it does not share with the source."""
+        return [
+            t for module in self.unet.modules() if isinstance(module, OWNERS) for t in module.own_tensors()
+        ]
 
     def _exchange(self, name: str, module: nn.Module) -> None:
         parent, _, own_name = name.rpartition(".")
