@@ -599,4 +599,27 @@ def test_report_and_saving(tmp_path):
 @pytest.mark.slow
 def test_compiled():
     pipeline = ddpm()
-    hold(pipeline, fast=fastddpm.optimize(pipeline, engine="compile"), num_inference_steps=10)
+    fast = fastddpm.optimize(pipeline, engine="compile")
+    assert "our UNet with its weights" in str(fast.report())
+    hold(pipeline, fast=fast, num_inference_steps=10)
+    # One that our network shares, and one of three that it keeps as one tensor.
+    with torch.no_grad():
+        pipeline.unet.conv_in.weight.mul_(2)
+        pipeline.unet.mid_block.attentions[0].to_k.weight.mul_(3)
+    hold(pipeline, fast=fast, num_inference_steps=10)
+    pipeline.unet.load_state_dict(make_unet(seed=9).state_dict(), assign=True)
+    hold(pipeline, fast=fast, num_inference_steps=10)
+
+
+@pytest.mark.slow
+def test_compiled_networks_that_are_not_ours():
+    pipeline = ddpm()
+    fast = fastddpm.optimize(pipeline, engine="compile")
+    fast.report()
+    pipeline.unet.conv_in.register_forward_hook(lambda module, given, out: 0.5 * out)
+    assert "the original module" in str(fast.report())
+    hold(pipeline, fast=fast, num_inference_steps=10)
+    altered = ddpm()
+    altered.unet.mid_block.attentions[0].rescale_output_factor = 2.0
+    fast = fastddpm.optimize(altered, engine="compile")
+    assert "the original module" in str(fast.report())

@@ -6,6 +6,7 @@ import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -60,11 +61,13 @@ def network(workload: Workload) -> Callable[[Tensor, Tensor], Tensor]:
     return run
 
 
-def chain(workload: Workload, method: str, steps: int) -> Callable[[Sequence[int]], Tensor]:
-    """``seeds -> images`` by `fastddpm.onnx.OnnxSampler`, the whole chain in one run."""
+def chain(
+    workload: Workload, method: str, steps: int, loop: Literal["file", "steps"]
+) -> Callable[[Sequence[int]], Tensor]:
+    """``seeds -> images`` by `fastddpm.onnx.OnnxSampler`: the whole chain in one run, or a run a step."""
     from fastddpm.onnx import OnnxSampler
 
-    sampler = OnnxSampler(folder(workload), "cpu", threads=torch.get_num_threads())
+    sampler = OnnxSampler(folder(workload), "cpu", threads=torch.get_num_threads(), loop=loop)
 
     def run(seeds: Sequence[int]) -> Tensor:
         images = sampler.sample(seeds=seeds, method=method, num_inference_steps=steps, progress=False)

@@ -20,6 +20,8 @@ from fastddpm.bench.timing import Call, Clock, Effort, Times, interleaved, make_
 
 QUICK = Effort(seconds=1.5, least=5, most=30, warm_up=1)
 FULL = Effort(seconds=15.0, least=7, most=60, warm_up=1)
+# Chains take longer than FULL's seconds for its least, and processes of their own differ more.
+CHAINS = Effort(seconds=15.0, least=11, most=60, warm_up=1)
 
 Report = Callable[[Result], None]
 
@@ -122,7 +124,7 @@ def _sampled(contest: Contest, field: Field, settings: Settings) -> dict[str, Ti
     clock: Clock = ReturnedValue() if contest.unit == "B" else make_clock(settings.device)
     if contest.isolated and not settings.is_cuda:
         clock = WorkersClock()
-    effort = contest.effort or (QUICK if settings.quick else FULL)
+    effort = contest.effort or (QUICK if settings.quick else CHAINS if contest.isolated else FULL)
     return interleaved(field.calls, clock, effort)
 
 

@@ -93,6 +93,7 @@ class Runner:
         self.signature = signature(source)
         self._dialect = dialect
         self.unet: UNet | None = None
+        self._merged: frozenset[str] = frozenset()
         reason = "as asked for"
         if choice != "original":
             self.unet, reason = same_network(source, Adapter(source, call), dialect, times)
@@ -100,6 +101,7 @@ class Runner:
             raise ValueError(f"network: 'ours' given, but {reason}; auto or original accepted")
         if self.unet is not None:
             self.network = f"our UNet with its weights, {reason}"
+            self._merged = self._not_shared()
             if settings.dtype is not None:
                 self.unet = self.unet.to(settings.dtype)
             self.chains = Chains(self.unet, settings, capacity=len(times))
@@ -117,17 +119,31 @@ class Runner:
         """Gives our UNet the original's weights as they are now.
 
         Weights of the same dtype are shared, so only tensors put in the place of others need anything done
-        (and what is captured is captured again); in another dtype they are copies.
+        (and what is captured is captured again). Copies are what is in another dtype, and what several of the
+        original's tensors are one of ours.
         """
         if self.unet is None:
             return
         ours, theirs = self.unet.state_dict(), self._dialect.state_dict(self.source.state_dict())
-        if self.chains.dtype != model_device_dtype(self.source)[1]:
+        in_dtype = self.chains.dtype != model_device_dtype(self.source)[1]
+        copies = list(ours) if in_dtype else sorted(self._merged)
+        shared = [name for name in ours if name not in copies]
+        if copies:
             with without_grad():
-                torch._foreach_copy_(list(ours.values()), [theirs[name] for name in ours])
-        elif any(value.data_ptr() != theirs[name].data_ptr() for name, value in ours.items()):
-            self.unet.load_state_dict({name: theirs[name] for name in ours}, assign=True)
+                torch._foreach_copy_([ours[name] for name in copies], [theirs[name] for name in copies])
+        if any(ours[name].data_ptr() != theirs[name].data_ptr() for name in shared):
+            self.unet.load_state_dict({name: theirs[name] for name in shared}, strict=False, assign=True)
             self.unet.requires_grad_(False)
+
+    def _not_shared(self) -> frozenset[str]:
+        """Names of our tensors that are copies: a dialect that merges tensors makes new ones each time."""
+        assert self.unet is not None
+        theirs = self._dialect.state_dict(self.source.state_dict())
+        return frozenset(
+            name
+            for name, value in self.unet.state_dict().items()
+            if value.data_ptr() != theirs[name].data_ptr()
+        )
 
 
 def same_network(

@@ -125,7 +125,9 @@ def contestants(settings: Settings, *, with_onnx: bool = False) -> list[Contesta
     ]
     if with_onnx and not settings.quick and not settings.is_cuda:
         found.append(Contestant("plain loop, ONNX Runtime", plain_onnx))
-        found.append(Contestant("fastddpm.onnx, whole chain", whole_chain, ours=True, expected=of_philox))
+        for name, loop in (("whole chain", "file"), ("step by step", "steps")):
+            run = functools.partial(onnx_chain, loop=loop)
+            found.append(Contestant(f"fastddpm.onnx, {name}", run, ours=True, expected=of_philox))
     for engine in engines(settings):
         found.append(Contestant(f"fastddpm.optimize, {engine}", functools.partial(ours, engine=engine), True))
         found.append(Contestant(f"Sampler, {engine}", functools.partial(sampler, engine=engine), True))
@@ -206,9 +208,9 @@ def ddpm_step(
     return x + (beta * (1 - a_s) / (1 - a_t)).sqrt() * z
 
 
-def whole_chain(chain: Chain) -> Call:
-    """`fastddpm.onnx.OnnxSampler`: the whole chain in one file. Noise from seeds, as it has no other."""
-    run = exported.chain(chain.workload, chain.method, chain.steps)
+def onnx_chain(chain: Chain, loop: Any) -> Call:
+    """`fastddpm.onnx.OnnxSampler`, the whole chain in one run or a run a step; noise from seeds alone."""
+    run = exported.chain(chain.workload, chain.method, chain.steps, loop)
     return lambda: as_pipeline(run(list(range(chain.batch))))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from fastddpm.chain import without_grad
 from fastddpm.network import unwrapped
 from fastddpm.request import is_whole
+from fastddpm.unet import UNet, UNetConfig
+from fastddpm.unet import diffusers as dialect
 
 
 def check_network(unet: Any) -> None:
@@ -84,6 +86,23 @@ class InDtype:
         ours, theirs = self.module.state_dict(), self.original.state_dict()
         with without_grad():
             torch._foreach_copy_(list(ours.values()), [theirs[name] for name in ours])
+
+
+class Translation:
+    """`fastddpm.unet.diffusers` as a `fastddpm.dropin.runner.Dialect`, of one network at a time."""
+
+    config: UNetConfig | None = None
+
+    def from_module(self, module: nn.Module) -> UNet | None:
+        """Our UNet around the module's own weights; None where it is of another architecture."""
+        unet = dialect.from_module(module)
+        self.config = None if unet is None else unet.config
+        return unet
+
+    def state_dict(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our state dict from that of the network last translated."""
+        assert self.config is not None
+        return dialect.state_dict(theirs, self.config)
 
 
 class LogVariance:

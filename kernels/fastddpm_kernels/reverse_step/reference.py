@@ -32,24 +32,25 @@ def reverse_step(
     p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m, d, f, g, w = row.unbind()
     m, variance = split_output(m, x.shape[1], guidance)
 
-    if not (clip or divide or rederive) and threshold is None and x0 is None:
-        x_next = linear_x * x + linear_m * m
+    rounds = divide or rederive
+    if not (clip or rounds) and threshold is None and x0 is None:
+        x_next = _plus(linear_x * x, linear_m, m, rounds)
     else:
-        pred_x0 = p * x + q * m
+        pred_x0 = _plus(p * x, q, m, rounds)
         if divide:
             pred_x0 = pred_x0 / d
         if threshold is not None:
             bound = _per_sample(threshold, x)
-            pred_x0 = torch.clamp(pred_x0, -bound, bound) / bound
+            pred_x0 = pred_x0.clamp_(-bound, bound).div_(bound)
         elif clip:
-            pred_x0 = torch.clamp(pred_x0, -r, r)
+            pred_x0 = pred_x0.clamp_(-r, r)
         if rederive:
             x_next = a * pred_x0 + e * ((b * x + f * pred_x0 + g * m) / w)
         else:
-            x_next = a * pred_x0 + b * x + e * m
+            x_next = _plus(_plus(a * pred_x0, b, x, rounds), e, m, rounds)
         if x0 is not None:
             if multistep:
-                x_next = x_next + h * x0
+                x_next = _plus(x_next, h, x0, rounds)
             x0.copy_(pred_x0)
 
     if noise is not None:
@@ -58,7 +59,7 @@ def reverse_step(
             fraction = (variance + 1.0) * 0.5
             log_variance = fraction * log_var_max + (1.0 - fraction) * log_var_min
             sigma = sigma * torch.exp(0.5 * log_variance)
-        x_next = x_next + sigma * _noise(noise, counter, x)
+        x_next = _plus(x_next, sigma, _noise(noise, counter, x), rounds)
     x.copy_(x_next)
 
 
@@ -81,7 +82,14 @@ def _noise(noise: Tensor, counter: Tensor, x: Tensor) -> Tensor:
     k, repeat = counter[:1], counter[1:]
     if noise.dtype == torch.int64:
         return normal(noise, k + 1, x.shape[1:], repeat=repeat)
+    if noise.shape[0] == 1:
+        return noise[0]
     return noise.index_select(0, k % noise.shape[0]).squeeze(0)
+
+
+def _plus(total: Tensor, factor: Tensor, values: Tensor, rounds: bool) -> Tensor:
+    """total + factor*values: the product rounded first, or in place of total in one pass over memory."""
+    return total + factor * values if rounds else total.addcmul_(factor, values)
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
