@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,3 +45,54 @@ def fake_cuda() -> Iterator[torch.device]:
 
     with pretended(TARGETS["sm_90"]), FakeTensorMode(), torch.no_grad():
         yield torch.device("cuda")
+
+
+@pytest.fixture
+def run_sample(tmp_path: Path, monkeypatch, capsys) -> Callable[..., tuple[Any, str, str, list[str]]]:
+    """Runs `fastddpm sample` in an empty folder: (exit code, output, errors, what is there)."""
+    from fastddpm.cli import app
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[Any, str, str, list[str]]:
+        monkeypatch.setattr(sys, "argv", ["fastddpm", "sample", *map(str, words)])
+        code: Any
+        try:
+            code = app.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        there = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
+        return code, captured.out, captured.err, sorted(there)
+
+    return call
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A disk of as many bytes as the module's ``DISK`` says; a test that cannot have one is skipped."""
+    yield from _mounted(tmp_path / "disk", f"size={request.module.DISK}")
+
+
+@pytest.fixture
+def readonly_folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder that cannot be written, by the superuser neither."""
+    if os.geteuid() == 0:  # whom permissions do not stop
+        yield from _mounted(tmp_path / "readonly", "ro,size=64k")
+        return
+    folder = tmp_path / "readonly"
+    folder.mkdir(mode=0o500)
+    yield folder
+    folder.chmod(0o700)
+
+
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    if sys.platform != "linux":
+        pytest.skip("a disk in memory can be mounted on Linux alone")
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a disk in memory cannot be mounted here ({done.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

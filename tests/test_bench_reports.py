@@ -49,7 +49,20 @@ def result(subject="pipelines", workload="net, ddpm, 4 steps", ours=0.5, axis=No
     full = 1000 if subject == "pipelines" else 0
     state = {"load": [0.1, 0.1, 0.1], "mhz": 1.0, "gpu": None}
     return Result(
-        subject, workload, "cpu", 4, "step", full, "s", axis, rows, {"ORT": "not here"}, work, state, state
+        subject,
+        workload,
+        "cpu",
+        4,
+        "step",
+        full,
+        "s",
+        axis,
+        rows,
+        {"ORT": "not here"},
+        work,
+        state,
+        state,
+        "abc",
     )
 
 
@@ -244,6 +257,35 @@ def test_interruption_exits_with_130_and_leaves_a_report(run, planned):
     assert "**Not complete:**" in Path("bench-report/report.md").read_text()
 
 
+def test_an_interrupted_run_goes_on(run, planned, tmp_path, monkeypatch):
+    def interrupted(shared):
+        raise KeyboardInterrupt
+
+    whole = list(planned)
+    planned[1] = replaced(planned[1], interrupted)
+    assert run("--json", "r.json")[0] == 130
+    first = Document.load(tmp_path / "r.json")
+    planned[:] = whole
+    code, out, _ = run("--json", "r.json", "--resume")
+    assert code == 0
+    assert "unet: two (cpu)" in out
+    assert "unet: one (cpu)" not in out
+    saved = Document.load(tmp_path / "r.json")
+    assert saved.complete
+    assert [result.workload for result in saved.results] == ["one", "two"]
+    assert saved.results[0] == first.results[0]
+    assert saved.seconds > first.seconds > 0
+    assert (saved.started, saved.command) == (first.started, first.command)
+    code, _, err = run("--json", "r.json", "--resume", "--quick")
+    assert code == 2
+    assert "resume: the results there have another quick" in err
+    monkeypatch.setattr("fastddpm.bench.machine._processor", lambda: "Abacus")
+    code, _, err = run("--json", "r.json", "--resume")
+    assert code == 2
+    assert "resume: the results there have another processor; the same machine accepted" in err
+    assert Document.load(tmp_path / "r.json").results == saved.results
+
+
 def test_regression_exits_with_1(run, tmp_path):
     document(result(ours=0.5)).save(tmp_path / "old.json")
     document(result(ours=0.7, seed=9)).save(tmp_path / "new.json")
@@ -286,3 +328,11 @@ def test_without_the_extra_it_is_named(run, monkeypatch):
 def test_parity_is_an_error_of_its_own():
     """ValueError would be told as a mistake of the person's."""
     assert not issubclass(ParityError, (ValueError, OSError))
+
+
+def test_the_documented_report_is_of_the_committed_results():
+    root = Path(__file__).parent.parent
+    committed = Document.load(root / "benchmarks" / "results" / "cpu.json")
+    assert committed.complete
+    assert committed.parity_failure is None
+    assert (root / "docs" / "benchmarks_cpu.md").read_text() == tables.markdown(committed)

@@ -12,6 +12,8 @@ from fastddpm.bench.costs import watched
 from fastddpm.bench.subjects import pipelines, restated
 from fastddpm.bench.subjects.training import Batch
 from fastddpm.bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload
+from fastddpm.data import open_dataset
+from fastddpm.evaluation import load_digit_classifier
 from fastddpm.unet import UNet
 from fastddpm.unet import diffusers as dialect
 
@@ -39,6 +41,18 @@ def test_the_network_without_classes_is_the_model_in_the_box_for_no_class():
         expected = model(x, t, torch.full((2,), 10))
         assert (plain(x, t) - expected).abs().max() < 1e-5
         assert (model(x, t, torch.full((2,), 3)) - expected).abs().max() > 1e-3
+
+
+def test_chains_of_the_model_in_the_box_draw_digits():
+    """With another schedule or prediction they draw something, at the same cost, that rounding decides on."""
+    chain = pipelines.Chain(MNIST, "ddim", batch=8, steps=10, device=CPU)
+    images = pipelines.plain(chain, ("", False, False))().permute(0, 3, 1, 2)
+    _, features = load_digit_classifier().read(2 * images - 1)
+    digits, _ = open_dataset("mnist", split="test").batch(torch.arange(200))
+    _, real = load_digit_classifier().read(digits)
+    # Near to a digit, as digits are to one another: 2.6 here, 9 and more otherwise.
+    between = torch.cdist(real, real).fill_diagonal_(float("inf")).min(1).values
+    assert torch.cdist(features, real).min(1).values.median() < 4 * between.median()
 
 
 def test_the_cifar_network_is_that_of_the_checkpoint():

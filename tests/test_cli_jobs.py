@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from networks import make_unet
 from onnx_exports import exported
 
 from fastddpm import NoiseSchedule, save_folder
-from fastddpm.cli import app as cli
 from fastddpm.jobs import OnnxDrawer, drawers
 
 
@@ -23,65 +21,48 @@ def model(tmp_path_factory):
     return save_folder(tmp_path_factory.mktemp("cli") / "model", make_unet(), NoiseSchedule.linear(), options)
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs `fastddpm sample` in an empty folder: (exit code, output, errors, files there)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fastddpm", "sample", *map(str, words)])
-        try:
-            code = cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err, sorted(contents(tmp_path))
-
-    return call
-
-
 WORDS = ("--seeds", "3-12,20", "--class", "1,3", "--guidance", "1.5", "--method", "ddim", "--steps", "3")
 SHARDED = (*WORDS, "--eta", "0.5", "--batch", "4", "--outdir", "job", "--format", "npz", "--shard-size", "8")
 
 
-def test_a_job_is_drawn_merged_and_gone_on_with(run, model, tmp_path):
-    code, out, err, files = run(model, *SHARDED, "--merge")
+def test_a_job_is_drawn_merged_and_gone_on_with(run_sample, model, tmp_path):
+    code, out, err, files = run_sample(model, *SHARDED, "--merge")
     assert (code, err) == (0, "")
     assert "11 of 11 images drawn now in" in out
     assert out.strip().endswith("-> job/ (2 npz shards, samples_11x8x8x3.npz)")
-    assert files == ["job/00000.npz", "job/00001.npz", "job/manifest.json", "job/samples_11x8x8x3.npz"]
+    assert files == ["job", "job/00000.npz", "job/00001.npz", "job/manifest.json", "job/samples_11x8x8x3.npz"]
     before = contents(tmp_path)
     (tmp_path / "job" / "00001.npz").unlink()
-    code, out, _, _ = run(model, *SHARDED)
+    code, out, _, _ = run_sample(model, *SHARDED)
     assert (code, contents(tmp_path)) == (0, before)
     assert "3 of 11 images drawn now" in out
 
-    assert run(model, *WORDS, "--eta", "0.5", "--batch", "4", "--out", "plain.npz")[0] == 0
+    assert run_sample(model, *WORDS, "--eta", "0.5", "--batch", "4", "--out", "plain.npz")[0] == 0
     plain, merged = np.load("plain.npz"), np.load("job/samples_11x8x8x3.npz")
     assert np.abs(plain["arr_0"].astype(int) - merged["arr_0"]).max() <= 1
     assert (
         plain["arr_1"].tolist() == merged["arr_1"].tolist() == [[1, 3][seed % 2] for seed in plain["seeds"]]
     )
 
-    code, out, err, _ = run(model, *SHARDED, "--guidance", "2")
+    code, out, err, _ = run_sample(model, *SHARDED, "--guidance", "2")
     assert (code, out) == (2, "")
     assert "--outdir: 'job' holds a job with guidance_scale 1.5, not 2.0; the same settings or another" in err
 
 
-def test_the_same_images_by_onnx_runtime(run, model, tmp_path):
-    assert run(model, *SHARDED, "--merge")[0] == 0
+def test_the_same_images_by_onnx_runtime(run_sample, model, tmp_path):
+    assert run_sample(model, *SHARDED, "--merge")[0] == 0
     (tmp_path / "job").rename(tmp_path / "torch")
     onnx = ("--backend", "onnx", exported("classes"), "--device", "cpu", *SHARDED, "--merge")
-    code, out, err, _ = run(*onnx)
+    code, out, err, _ = run_sample(*onnx)
     assert (code, err) == (0, "")
     assert "11 of 11 images drawn now" in out
     ours, theirs = (np.load(name)["arr_0"] for name in ("job/00000.npz", "torch/00000.npz"))
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     before = contents(tmp_path / "job")
     (tmp_path / "job" / "00000.npz").unlink()
-    assert "8 of 11 images drawn now" in run(*onnx)[1]
+    assert "8 of 11 images drawn now" in run_sample(*onnx)[1]
     assert contents(tmp_path / "job") == before
-    code, _, err, _ = run(*onnx, "--eta", "0.25")
+    code, _, err, _ = run_sample(*onnx, "--eta", "0.25")
     assert code == 2
     assert "holds a job with eta 0.5, not 0.25" in err
 
@@ -99,13 +80,13 @@ def test_another_process_gets_the_same_drawer():
         assert other.made_on() == drawer.made_on()
 
 
-def test_threads_are_those_asked_for_while_drawing_and_put_back(run, model, monkeypatch):
+def test_threads_are_those_asked_for_while_drawing_and_put_back(run_sample, model, monkeypatch):
     seen = []
     convert = drawers.to_uint8
     monkeypatch.setattr(
         drawers, "to_uint8", lambda images: (seen.append(torch.get_num_threads()), convert(images))[1]
     )
-    assert run(model, *SHARDED, "--threads", "2")[0] == 0
+    assert run_sample(model, *SHARDED, "--threads", "2")[0] == 0
     assert set(seen) == {2}
     assert torch.get_num_threads() == 1
 
@@ -131,8 +112,8 @@ def test_threads_are_those_asked_for_while_drawing_and_put_back(run, model, monk
         ),
     ],
 )
-def test_errors_are_one_line_and_leave_nothing(run, model, words, message):
-    code, out, err, files = run(model, *words)
+def test_errors_are_one_line_and_leave_nothing(run_sample, model, words, message):
+    code, out, err, files = run_sample(model, *words)
     assert (code, out, files) == (2, "", [])
     assert message in err
     assert err.count("\n") == 1

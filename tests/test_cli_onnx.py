@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from networks import TINY, make_unet
@@ -11,43 +9,20 @@ from onnx_exports import exported, tiny_sampler
 from PIL import Image
 
 from fastddpm import NoiseSchedule, save_folder
-from fastddpm.cli import app as cli
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs `fastddpm sample` in an empty folder: (exit code, output, errors, files there)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fastddpm", "sample", *map(str, words)])
-        try:
-            code = cli.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return (
-            code,
-            captured.out,
-            captured.err,
-            sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")),
-        )
-
-    return call
 
 
 def onnx(*words, kind="classes"):
     return ("--backend", "onnx", exported(kind), "--device", "cpu", *words)
 
 
-def test_the_arrays_of_both_backends(run, tmp_path_factory):
+def test_the_arrays_of_both_backends(run_sample, tmp_path_factory):
     options = {"method": "ddpm", "num_inference_steps": 10, "clip_sample_range": 1.0, "shape": [3, 8, 8]}
     folder = tmp_path_factory.mktemp("model") / "model"
     save_folder(folder, make_unet(TINY), NoiseSchedule.linear(1000), options)
     words = ("--seeds", "3-9,20", "--class", "1,3", "--guidance", "1.5", "--method", "ddim", "--steps", "7")
     words = (*words, "--eta", "0.5", "--batch", "3")
-    assert run(*onnx(), *words, "--out", "onnx.npz")[0] == 0
-    assert run(folder, *words, "--device", "cpu", "--out", "torch.npz")[0] == 0
+    assert run_sample(*onnx(), *words, "--out", "onnx.npz")[0] == 0
+    assert run_sample(folder, *words, "--device", "cpu", "--out", "torch.npz")[0] == 0
     ours, theirs = np.load("onnx.npz"), np.load("torch.npz")
     assert sorted(ours.files) == sorted(theirs.files) == ["arr_0", "arr_1", "seeds"]
     for name in ("seeds", "arr_1"):
@@ -57,8 +32,8 @@ def test_the_arrays_of_both_backends(run, tmp_path_factory):
     assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"]).max() <= 1
 
 
-def test_a_grid_files_and_the_summary(run):
-    code, out, err, files = run(*onnx("--seeds", "5-6", "--out", "grid.png", "--outdir", "each"))
+def test_a_grid_files_and_the_summary(run_sample):
+    code, out, err, files = run_sample(*onnx("--seeds", "5-6", "--out", "grid.png", "--outdir", "each"))
     assert (code, err) == (0, "")
     assert files == ["each", "each/000005.png", "each/000006.png", "grid.png"]
     assert "2 images of 8x8, ddpm, 10 steps, ONNX Runtime CPUExecutionProvider, loop file:" in out
@@ -67,8 +42,8 @@ def test_a_grid_files_and_the_summary(run):
     assert np.abs(np.asarray(Image.open("each/000005.png")).astype(int) - levels).max() <= 1
 
 
-def test_without_an_output_a_grid(run):
-    code, _, _, files = run(*onnx("--seeds", "0", "--steps", "2"))
+def test_without_an_output_a_grid(run_sample):
+    code, _, _, files = run_sample(*onnx("--seeds", "0", "--steps", "2"))
     assert (code, files) == (0, ["samples.png"])
 
 
@@ -88,17 +63,17 @@ def test_without_an_output_a_grid(run):
         (("--out", "a.bmp"), "--out: 'a.bmp' given, a file ending in .png or .npz"),
     ],
 )
-def test_errors_are_one_line_and_leave_nothing(run, words, message):
-    code, out, err, files = run(*onnx(), *words)
+def test_errors_are_one_line_and_leave_nothing(run_sample, words, message):
+    code, out, err, files = run_sample(*onnx(), *words)
     assert (code, out, files) == (2, "", [])
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_a_folder_that_is_no_export_and_one_that_needs_a_condition(run):
-    code, _, err, _ = run("mnist", "--backend", "onnx")
+def test_a_folder_that_is_no_export_and_one_that_needs_a_condition(run_sample):
+    code, _, err, _ = run_sample("mnist", "--backend", "onnx")
     assert code == 2
     assert "'mnist' given, without export.json; a folder of `fastddpm export` accepted" in err
-    code, _, err, _ = run(*onnx(kind="superres"))
+    code, _, err, _ = run_sample(*onnx(kind="superres"))
     assert code == 2
     assert "needs an image of 3 channels as its condition" in err

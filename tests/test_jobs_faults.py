@@ -6,8 +6,6 @@ import json
 import os
 import random
 import resource
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -118,21 +116,6 @@ def test_two_processes_draw_the_files_of_one(tmp_path, format, whole):
     assert contents(tmp_path / "job") == whole
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MiB; a test that cannot have one is skipped."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if sys.platform != "linux":
-        pytest.skip("a small disk can be mounted on Linux alone")
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a small disk cannot be mounted here ({done.stderr.strip()})")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_a_job_that_goes_on_when_there_is_space(small_disk, format, whole):
     folder = small_disk / "job"
     (small_disk / "ballast").write_bytes(bytes(DISK - 120_000))
@@ -180,20 +163,8 @@ def test_files_that_may_not_grow_are_a_full_disk_too(tmp_path):
     assert tiny_job(tmp_path / "job", shard_size=120).run(progress=False) == COUNT
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    folder = tmp_path / "readonly"
-    folder.mkdir()
-    if os.geteuid() == 0:  # whom permissions do not stop
-        mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(folder)]
-        if sys.platform != "linux" or subprocess.run(mount, capture_output=True, check=False).returncode:
-            pytest.skip("a disk without the right to write cannot be mounted here")
-    else:
-        folder.chmod(0o500)
-    try:
-        for outdir in (folder / "job", folder):
-            with pytest.raises(JobStopped, match=r"cannot be written .* 0 of 23 shards .* make it writable"):
-                tiny_job(outdir).run(progress=False)
-        assert list(folder.iterdir()) == []
-    finally:
-        if os.geteuid() == 0:
-            subprocess.run(["umount", "-l", str(folder)], check=True)
+def test_a_folder_that_cannot_be_written(readonly_folder):
+    for outdir in (readonly_folder / "job", readonly_folder):
+        with pytest.raises(JobStopped, match=r"cannot be written .* 0 of 23 shards .* make it writable"):
+            tiny_job(outdir).run(progress=False)
+    assert list(readonly_folder.iterdir()) == []

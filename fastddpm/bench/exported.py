@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastddpm.bench.workloads import Workload, mnist_schedule
+from fastddpm.bench.workloads import Workload
 from fastddpm.sampler import Sampler
 
 DEFAULT_STEPS = 50
@@ -35,8 +35,9 @@ def folder(workload: Workload) -> Path:
     cpu = torch.device("cpu")
     sampler = Sampler(
         workload.unet(cpu),
-        mnist_schedule(),
+        workload.schedule,
         method="ddim",
+        prediction_type=workload.prediction_type,
         num_inference_steps=DEFAULT_STEPS,
         clip_sample_range=1.0,
         shape=workload.shape,

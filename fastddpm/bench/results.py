@@ -1,6 +1,6 @@
 """What a run leaves: one JSON document, from which tables and figures are made and others are compared.
 
-{"format": 1, "command", "quick", "started", "finished", "complete", "machine", "limits",
+{"format": 2, "command", "quick", "started", "finished", "seconds", "complete", "machine", "limits",
  "results": [Result...], "skipped": [{"subject", "workload", "reason"}], "parity_failure": null}
 """
 
@@ -15,7 +15,7 @@ from fastddpm.bench.limits import Limits
 from fastddpm.bench.statistics import Ratio, Summary, ratio_of_medians, summary
 from fastddpm.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass
@@ -39,6 +39,7 @@ class Result:
         left_out: reasons, by contestant.
         work: flops, bytes, and least seconds (fused, dispatched) of one call, or None.
         before, after: of `machine.state`.
+        commit: of the code that was measured, as of `machine.commit`.
     """
 
     subject: str
@@ -54,6 +55,7 @@ class Result:
     work: dict[str, float] | None
     before: dict[str, Any]
     after: dict[str, Any]
+    commit: str | None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -133,7 +135,20 @@ class Result:
 
 @dataclasses.dataclass
 class Document:
-    """A run: the machine, its limits, and what was measured so far."""
+    """A run: the machine, its limits, and what was measured so far.
+
+    Attributes:
+        command: that began it.
+        quick: small sizes.
+        started, finished: times; of the first start and the last end where a run was resumed.
+        machine: of `machine.describe`.
+        limits: measured at the first start.
+        seconds: that the run took, interruptions not counted.
+        complete: nothing is left to measure.
+        results: one a contest.
+        skipped: contests that cannot run here, and why.
+        parity_failure: what stopped it, or None.
+    """
 
     command: str
     quick: bool
@@ -141,6 +156,7 @@ class Document:
     machine: dict[str, Any]
     limits: Limits | None = None
     finished: str | None = None
+    seconds: float = 0.0
     complete: bool = False
     results: list[Result] = dataclasses.field(default_factory=list)
     skipped: list[dict[str, str]] = dataclasses.field(default_factory=list)
@@ -152,6 +168,24 @@ class Document:
         fields["limits"] = None if self.limits is None else self.limits.to_dict()
         fields["results"] = [result.to_dict() for result in self.results]
         return {"format": FORMAT, **fields}
+
+    def resumed(self, quick: bool, machine: dict[str, Any]) -> Document:
+        """Itself, to go on with where a run was interrupted; the code may have changed since.
+
+        Raises:
+            ValueError: it is of another machine, with other versions or threads, or of other sizes.
+        """
+        here, there = ({k: v for k, v in m.items() if k != "commit"} for m in (machine, self.machine))
+        differing = [name for name in here if here[name] != there.get(name)]
+        if differing or quick != self.quick:
+            what = ", ".join(differing) or "quick"
+            raise ValueError(f"resume: the results there have another {what}; the same machine accepted")
+        self.complete, self.parity_failure, self.skipped = False, None, []
+        return self
+
+    def has(self, subject: str, workload: str, device: str) -> bool:
+        """Whether a contest was measured."""
+        return any(result.key == (subject, workload, device) for result in self.results)
 
     def save(self, path: Path) -> None:
         """Writes the document; the file is whole or as it was."""

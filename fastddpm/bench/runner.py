@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ Report = Callable[[Result], None]
 def run(
     contests: Sequence[Contest], settings: Settings, document: Document, path: Path, report: Report
 ) -> None:
-    """Measures contests into a document, which is saved after each.
+    """Measures contests into a document, which is saved after each; those that it has are left out.
 
     Args:
         contests: what to measure.
@@ -42,23 +43,31 @@ def run(
         ParityError: contestants differ; everything before is saved.
         KeyboardInterrupt: likewise.
     """
+    began, before = time.perf_counter(), document.seconds
     try:
-        document.limits = limits.measure(settings.device, quick=settings.quick)
+        rates = document.limits or limits.measure(settings.device, quick=settings.quick)
+        document.limits = rates
         for contest in contests:
+            if document.has(contest.subject, contest.workload, settings.device.type):
+                continue
             try:
-                result = measured(contest, settings, document.limits)
+                result = measured(contest, settings, rates)
             except (LeftOut, ImportError) as reason:
                 skipped = {"subject": contest.subject, "workload": contest.workload}
                 document.skipped.append({**skipped, "reason": str(reason)})
                 continue
             document.results.append(result)
             report(result)
+            document.seconds = before + time.perf_counter() - began
             document.save(path)
         document.complete = True
     except ParityError as failure:
         document.parity_failure = str(failure)
         raise
     finally:
+        order = [(contest.subject, contest.workload) for contest in contests]
+        document.results.sort(key=lambda r: order.index(r.key[:2]) if r.key[:2] in order else -1)
+        document.seconds = before + time.perf_counter() - began
         document.finished = now()
         document.save(path)
 
@@ -112,6 +121,7 @@ def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
         work=work,
         before=before,
         after=after,
+        commit=machine.commit(),
     )
 
 

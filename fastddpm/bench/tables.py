@@ -106,12 +106,14 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[s
 
 def _facts(document: Document) -> list[str]:
     machine, rates = document.machine, document.limits
+    commits = dict.fromkeys(str(c) for c in (machine["commit"], *(r.commit for r in document.results)))
     packages = ", ".join(f"{name} {value}" for name, value in machine["packages"].items() if value)
     facts = [
         f"- {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['instructions']}, {machine['system']}; device: {machine['device']}",
-        f"- Python {machine['python']}, {packages}; commit {machine['commit']}",
-        f"- {document.started} to {document.finished or 'unfinished'}{', quick' if document.quick else ''}",
+        f"- Python {machine['python']}, {packages}; commit {', '.join(commits)}",
+        f"- {document.started} to {document.finished or 'unfinished'}, measuring for "
+        f"{document.seconds / 60:.0f} minutes{', quick' if document.quick else ''}",
     ]
     if rates is not None:
         copies = ", ".join(f"{si(rate)}B/s at {si(size, 1024)}iB" for size, rate in rates.copies)

@@ -33,6 +33,10 @@ def bench(
     workload: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Only contests with this in their workload's name.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with an interrupted run; what F has is kept."),
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; as it is, if left out.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.md, results.json and figures.")] = Path(
@@ -57,7 +61,8 @@ def bench(
         document = Document.load(rendered)
     else:
         path = json_file or out / "results.json"
-        document, code = _measure(quick, subjects, workload, device, threads, path)
+        found = Document.load(path) if resume and path.exists() else None
+        document, code = _measure(quick, subjects, workload, device, threads, path, found)
     _report(document, out)
     if earlier is not None and _is_slower(document, earlier):
         code = code or FAILED
@@ -66,9 +71,15 @@ def bench(
 
 
 def _measure(
-    quick: bool, subjects: str | None, workload: str | None, device: str, threads: int | None, path: Path
+    quick: bool,
+    subjects: str | None,
+    workload: str | None,
+    device: str,
+    threads: int | None,
+    path: Path,
+    found: Document | None,
 ) -> tuple[Document, int]:
-    """Runs the contests: what was measured, and the exit code."""
+    """Runs the contests, but those that ``found`` has: what was measured, and the exit code."""
     import torch
     from rich.console import Console
 
@@ -90,8 +101,11 @@ def _measure(
         planned = [contest for contest in planned if workload in contest.workload]
         if not planned:
             raise ValueError(f"workload: no contest of {', '.join(names)} has {workload!r} in its name")
-    command = " ".join(["fastddpm", *sys.argv[1:]])
-    document = Document(command, quick, runner.now(), machine.describe(settings.device))
+    here = machine.describe(settings.device)
+    if found is None:
+        document = Document(" ".join(["fastddpm", *sys.argv[1:]]), quick, runner.now(), here)
+    else:
+        document = found.resumed(quick, here)
     document.save(path)  # a path that cannot be written to is found before anything is measured
     console = Console()
     code = 0

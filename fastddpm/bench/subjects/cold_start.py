@@ -14,14 +14,19 @@ from fastddpm.bench import exported, processes
 from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.subjects.variants import engines
 from fastddpm.bench.timing import Call, Effort
-from fastddpm.bench.workloads import MNIST, mnist_schedule
+from fastddpm.bench.workloads import MNIST
 from fastddpm.checkpoint import save_folder
 from fastddpm.sampler import Sampler
 
 SEED = 1
 EFFORT = Effort(seconds=60.0, least=5, most=15, warm_up=0)
 QUICK = Effort(seconds=1.0, least=2, most=2, warm_up=0)
-SAMPLER: dict[str, Any] = {"method": "ddim", "clip_sample_range": 1.0, "shape": list(MNIST.shape)}
+SAMPLER: dict[str, Any] = {
+    "method": "ddim",
+    "prediction_type": MNIST.prediction_type,
+    "clip_sample_range": 1.0,
+    "shape": list(MNIST.shape),
+}
 
 
 class Programs:
@@ -34,10 +39,10 @@ class Programs:
         root = Path(self.home.name)
         unet = MNIST.unet(torch.device("cpu"))
         options = {**SAMPLER, "num_inference_steps": steps}
-        self.sampler = Sampler(unet, mnist_schedule(), **options)
+        self.sampler = Sampler(unet, MNIST.schedule, **options)
         self.variables: dict[str, Any] = {
-            "folder": str(save_folder(root / "ours", unet, mnist_schedule(), options)),
-            "diffusers_folder": str(save_pipeline(root / "diffusers", unet, mnist_schedule(), options)),
+            "folder": str(save_folder(root / "ours", unet, MNIST.schedule, options)),
+            "diffusers_folder": str(save_pipeline(root / "diffusers", unet, MNIST.schedule, options)),
             "batch": batch,
             "steps": steps,
             "seed": SEED,

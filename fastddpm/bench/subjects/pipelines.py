@@ -20,12 +20,14 @@ from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.costs import OpCost, watched
 from fastddpm.bench.subjects.variants import Layout, arranged, engines, layouts
 from fastddpm.bench.timing import Call
-from fastddpm.bench.workloads import CIFAR10, MNIST, PIXELS_64, PIXELS_256, Workload, mnist_schedule
+from fastddpm.bench.workloads import CIFAR10, MNIST, PIXELS_64, PIXELS_256, Workload
 from fastddpm.plans import Plan, ddim_plan, ddpm_plan
 from fastddpm.sampler import Sampler
 
 SEED = 1
 FULL_STEPS = 1000
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+"""diffusers' names."""
 
 
 @dataclasses.dataclass
@@ -40,7 +42,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         self.unet = self.workload.unet(self.device)
-        self.schedule = mnist_schedule()
+        self.schedule = self.workload.schedule
         self.shape = (self.batch, *self.workload.shape)
 
     @property
@@ -54,7 +56,8 @@ class Chain:
     def plan(self) -> Plan:
         """The pipelines' steps: x0 clipped to +-1, and in DDIM the network's own eps kept."""
         make = ddim_plan if self.method == "ddim" else ddpm_plan
-        return make(self.schedule, self.steps, clip_sample_range=1.0)
+        prediction_type = self.workload.prediction_type
+        return make(self.schedule, self.steps, prediction_type=prediction_type, clip_sample_range=1.0)
 
     def pipeline(self, layout: Any) -> Any:
         """diffusers' pipeline around the network in a layout."""
@@ -62,7 +65,12 @@ class Chain:
 
         kind = "DDIM" if self.method == "ddim" else "DDPM"
         scheduler = getattr(diffusers, f"{kind}Scheduler")(
-            num_train_timesteps=FULL_STEPS, beta_start=1e-4, beta_end=0.02, clip_sample=True
+            num_train_timesteps=FULL_STEPS,
+            beta_start=1e-4,
+            beta_end=0.02,
+            beta_schedule=BETA_SCHEDULES[self.workload.schedule_name],
+            prediction_type=self.workload.prediction_type,
+            clip_sample=True,
         )
         unet = self.workload.unet2d(self.unet)
         pipeline = getattr(diffusers, f"{kind}Pipeline")(unet, scheduler)
@@ -166,7 +174,8 @@ def plain_onnx(chain: Chain) -> Call:
 
 def plain_loop(chain: Chain, network: Callable[[Tensor, Tensor], Tensor]) -> Call:
     """The loop of the paper around ``network(x, t)``."""
-    tables = {"alphas_cumprod": chain.schedule.tensor("alphas_cumprod", device=chain.device)}
+    abar = chain.schedule.tensor("alphas_cumprod", device=chain.device)
+    one = torch.ones_like(abar[0])
     timesteps = [int(t) for t in chain.plan().timesteps]
     step = ddim_step if chain.method == "ddim" else ddpm_step
 
@@ -174,35 +183,34 @@ def plain_loop(chain: Chain, network: Callable[[Tensor, Tensor], Tensor]) -> Cal
     def call() -> Tensor:
         generator = _generator()
         x = torch.randn(chain.shape, generator=generator).to(chain.device)
-        for t, s in zip(timesteps, [*timesteps[1:], -1], strict=True):
-            eps = network(x, torch.full((chain.batch,), t, device=chain.device))
-            x = step(x, eps, t, s, tables, generator)
+        for t, s in zip(timesteps, [*timesteps[1:], None], strict=True):
+            m = network(x, torch.full((chain.batch,), t, device=chain.device))
+            x_0, eps = predicted(x, m, abar[t], chain.workload.prediction_type)
+            a_s = one if s is None else abar[s]
+            x = step(x, x_0.clamp(-1, 1), eps, abar[t], a_s, None if s is None else generator)
         return as_pipeline(x)
 
     return call
 
 
-def ddim_step(
-    x: Tensor, eps: Tensor, t: int, s: int, tables: dict[str, Tensor], generator: torch.Generator
-) -> Tensor:
+def predicted(x: Tensor, m: Tensor, a_t: Tensor, prediction_type: str) -> tuple[Tensor, Tensor]:
+    """x0 and eps from what the network predicts, eps or v (Salimans and Ho 2022)."""
+    if prediction_type == "epsilon":
+        return (x - (1 - a_t).sqrt() * m) / a_t.sqrt(), m
+    return a_t.sqrt() * x - (1 - a_t).sqrt() * m, a_t.sqrt() * m + (1 - a_t).sqrt() * x
+
+
+def ddim_step(x: Tensor, x_0: Tensor, eps: Tensor, a_t: Tensor, a_s: Tensor, generator: Any) -> Tensor:
     """Song et al. 2021, eq. 12 with sigma = 0."""
-    abar = tables["alphas_cumprod"]
-    a_t, a_s = abar[t], abar[s] if s >= 0 else torch.ones_like(abar[0])
-    x_0 = ((x - (1 - a_t).sqrt() * eps) / a_t.sqrt()).clamp(-1, 1)
     return a_s.sqrt() * x_0 + (1 - a_s).sqrt() * eps
 
 
-def ddpm_step(
-    x: Tensor, eps: Tensor, t: int, s: int, tables: dict[str, Tensor], generator: torch.Generator
-) -> Tensor:
-    """Ho et al. 2020, eq. 7, between the timesteps of a shorter chain."""
-    abar = tables["alphas_cumprod"]
-    a_t, a_s = abar[t], abar[s] if s >= 0 else torch.ones_like(abar[0])
+def ddpm_step(x: Tensor, x_0: Tensor, eps: Tensor, a_t: Tensor, a_s: Tensor, generator: Any) -> Tensor:
+    """Ho et al. 2020, eq. 7, between the timesteps of a shorter chain; without a generator no noise."""
     alpha = a_t / a_s
     beta = 1 - alpha
-    x_0 = ((x - (1 - a_t).sqrt() * eps) / a_t.sqrt()).clamp(-1, 1)
     x = a_s.sqrt() * beta / (1 - a_t) * x_0 + alpha.sqrt() * (1 - a_s) / (1 - a_t) * x
-    if s < 0:
+    if generator is None:
         return x
     z = torch.randn(x.shape, generator=generator).to(x.device)
     return x + (beta * (1 - a_s) / (1 - a_t)).sqrt() * z
@@ -222,6 +230,7 @@ def of_philox(chain: Chain) -> Tensor:
 def _native(chain: Chain, engine: Any) -> Sampler:
     options: dict[str, Any] = {
         "method": chain.method,
+        "prediction_type": chain.workload.prediction_type,
         "num_inference_steps": chain.steps,
         "clip_sample_range": 1.0,
     }

@@ -14,7 +14,7 @@ from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.costs import OpCost, Watch
 from fastddpm.bench.subjects.variants import arranged, layouts
 from fastddpm.bench.timing import Call
-from fastddpm.bench.workloads import CIFAR10, MNIST, Workload, mnist_schedule, noise
+from fastddpm.bench.workloads import CIFAR10, MNIST, Workload, noise, schedule
 from fastddpm.training.objective import Noiser, Objective
 from fastddpm_kernels.noise.reference import normal
 
@@ -29,7 +29,7 @@ class Batch:
     def __init__(self, workload: Workload, size: int, device: torch.device) -> None:
         self.workload, self.device, self.size = workload, device, size
         self.unet = workload.unet(device)
-        self.schedule = mnist_schedule()
+        self.schedule = schedule("linear")
         self.x_0 = noise((size, *workload.shape), device).clamp(-1, 1)
         names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
         self.tables = [self.schedule.tensor(name, device=device) for name in names]

@@ -57,7 +57,8 @@ def q_sample(
         x_0: float32 (B, C, H, W), or any (B, ...), contiguous. With several GPUs, x_0's is the current one.
         t: int64 (B,), 0 <= t < T. Outside of it: IndexError on a CPU, an x_t of NaN on a GPU, where a check
             would wait for the device.
-        sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod: float32 (T,), from the schedule.
+        sqrt_alphas_cumprod: float32 (T,), from the schedule.
+        sqrt_one_minus_alphas_cumprod: likewise.
         noise: float32 like x_0; or, instead,
         seeds: int64 (B,) in [0, 2**63) (a training run repeats its one seed), and
         ordinals: int64 (B,): sample i is the ordinals[i]-th that the run draws; the noise has step = ordinal
@@ -65,11 +66,12 @@ def q_sample(
             uses it.
         return_noise: also return the noise, float32 like x_0.
 
-    Returns x_t, float32 like x_0, or (x_t, noise). Gradients flow to x_0 and to a given noise.
+    Returns:
+        x_t, float32 like x_0, or (x_t, noise). Gradients flow to x_0 and to a given noise.
 
     Raises:
         ValueError: an argument has another shape, dtype, device or layout, or not exactly one source of
-        noise is given.
+            noise is given.
 
     Source: DDPM (Ho et al. 2020), equation 4.
     """
