@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.unet import UNet
@@ -116,11 +117,14 @@ class Network:
 
     def inputs(self, x: Tensor) -> Tensor:
         """x as the model takes it: doubled for guidance, behind the condition, in the model's dtype."""
-        if self.guided:
-            x = torch.cat((x, x))
+        x = self.doubled(x)
         if self.condition is not None:
             x = torch.cat((self.condition.to(x.dtype), x), dim=1)
         return x.to(self.dtype)
+
+    def doubled(self, x: Tensor) -> Tensor:
+        """x, twice where guidance wants it."""
+        return torch.cat((x, x)) if self.guided else x
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
         """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
@@ -134,7 +138,8 @@ class TabulatedUNet(Network):
 
     The table has one row per plan step and is filled by each `load`, so new weights are always in it. With
     ``rearrange`` the images go through another form of the network (`fastddpm.unet.rearranged`), filled by
-    each `load` too.
+    each `load` too. Else, on a CPU, what the first convolution makes of the condition is computed by `load`
+    and added to what it makes of x; elsewhere the sum would be two more passes over all features.
     """
 
     model: UNet
@@ -150,24 +155,70 @@ class TabulatedUNet(Network):
         self.table = torch.zeros(len(self.time), width, dtype=model.dtype, device=self.time.device)
         rows = 1 if class_labels is None else len(class_labels)
         self.class_bias = torch.zeros(rows, width, dtype=model.dtype, device=self.time.device)
+        self._first: FirstConvolution | None = None
+        plain_cpu = self.time.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if self.condition is not None and plain_cpu and not self.is_private and can_be_rearranged(model):
+            self._first = FirstConvolution(model, self.condition)
 
     def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
         """Fills the buffers for one chain; ``cond`` holds ``class_labels`` or nothing."""
         super().load(time, {}, condition)
         if self._form is not None:
             self._form.refresh()
+        if self._first is not None and self.condition is not None:
+            self._first.load(self.condition)
         self.table[: len(time)].copy_(self.model.time_biases(time))
         if "class_labels" in cond:
             self.class_bias.copy_(self.model.class_biases(cond["class_labels"]))
 
     def tensors(self) -> list[Tensor]:
         """What it holds besides the model, the weights of its other form among them."""
-        return super().tensors() + ([] if self._form is None else self._form.tensors())
+        parts = [part.tensors() for part in (self._form, self._first) if part is not None]
+        return [*super().tensors(), *(tensor for tensors in parts for tensor in tensors)]
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
         """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
         bias = self.table.index_select(0, k) + self.class_bias
+        if self._first is not None:
+            return self.model.forward_features(self._first(self.doubled(x).to(self.dtype)), bias)
         return self._images.forward_biased(self.inputs(x), bias)
+
+
+class FirstConvolution:
+    """A network's first convolution, the condition's part of its sum kept for a chain.
+
+    Args:
+        model: its first channels are the condition's.
+        condition: ``(N, Cc, H, W)``; only its shape is used here.
+    """
+
+    def __init__(self, model: UNet, condition: Tensor) -> None:
+        self.model, self.channels = model, condition.shape[1]
+        weight = model.conv_in.weight.detach()
+        is_last = weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_last else torch.contiguous_format
+        self.weight = weight[:, self.channels :].clone(memory_format=layout)
+        height, width = (side + 2 * model.config.initial_pad for side in condition.shape[2:])
+        shape = (len(condition), model.config.base_channels, height, width)
+        self.kept = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
+
+    def load(self, condition: Tensor) -> None:
+        """Computes what is kept, with the weights as they are now."""
+        conv = self.model.conv_in
+        self.weight.copy_(conv.weight[:, self.channels :])
+        prepared = self.model.prepared(condition.to(self.model.dtype))
+        of_condition = conv.weight[:, : self.channels]
+        self.kept.copy_(F.conv2d(prepared, of_condition, conv.bias, padding=conv.padding))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` in the model's dtype -> the convolution of condition and x."""
+        self.model.check_size(x, condition_channels=self.channels)
+        prepared = self.model.prepared(x)
+        return F.conv2d(prepared, self.weight, padding=self.model.conv_in.padding) + self.kept
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds besides the model."""
+        return [self.weight, self.kept]
 
 
 def bind(model: Model, *, cond: Mapping[str, Tensor], rearrange: bool = False, **buffers: Any) -> Network:

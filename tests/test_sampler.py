@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,51 @@ def test_condition_stands_in_front_of_x():
     sampler.sample(seeds=[1, 2], shape=(3, 4, 4), condition=condition, **QUIET)
     assert all(x.shape == (2, 5, 4, 4) for x in seen)
     assert all(torch.equal(x[:, :2], condition.expand(2, -1, -1, -1)) for x in seen)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"initial_pad": 2, "center_input": True}, {"num_classes": 4, "null_class": True}],
+    ids=["plain", "padded", "guided"],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_the_condition_is_convolved_once_a_chain(options, layout, monkeypatch):
+    unconditional = {"num_classes": None, "null_class": False}
+    config = dataclasses.replace(TINY, **{"in_channels": 5, "out_channels": 3, **unconditional, **options})
+    unet = make_unet(config).to(memory_format=layout)
+    labels = torch.tensor([1, 2]) if config.num_classes else None
+
+    def hidden(x, t):
+        """A function gets condition and x in one tensor, and guides itself."""
+        if labels is None:
+            return unet(x, t)
+        null = unet(x, t, torch.full_like(labels, 4))
+        return null + 1.5 * (unet(x, t, labels) - null)
+
+    # Predictions of x0: from those of noise, a first step at t = 999 would take 160 times the rounding.
+    setting = {"num_inference_steps": 3, "prediction_type": "sample", "shape": (3, 8, 8)}
+    sampler = Sampler(unet, NoiseSchedule.linear(), **setting)
+    expected = Sampler(hidden, NoiseSchedule.linear(), **setting)
+    guided = {} if labels is None else {"class_labels": labels, "guidance_scale": 1.5}
+    request = {"seeds": [3, 4], "condition": torch.randn(2, 2, 8, 8), **QUIET}
+    convolved, convolve = [], torch.nn.functional.conv2d
+
+    def watched(x, weight, *rest, **options):
+        convolved.append(weight.shape[1])
+        return convolve(x, weight, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv2d", watched)
+        sampler.sample(**request, **guided)
+    assert [channels for channels in convolved if channels < config.base_channels] == [2, 3, 3, 3]
+    for _ in range(2):
+        images = sampler.sample(**request, **guided)
+        assert (images - expected.sample(**request)).abs().max() < 1e-5
+        with torch.no_grad():
+            unet.conv_in.weight.mul_(1.5)
+            unet.conv_in.bias.add_(0.5)
+        request["condition"] = -request["condition"]
+        assert (sampler.sample(**request, **guided) - images).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("wrap", [lambda m: SimpleNamespace(sample=m), lambda m: (m,), lambda m: [m]])

@@ -11,6 +11,7 @@ from fastddpm.bench.results import Document, Result
 from fastddpm.files import replacing
 
 CHAINS = ("pipelines", "lucidrains", "restated")
+NETWORKS = (*CHAINS, "unet", "training")
 OURS, THEIRS = "#1f6f8b", "#b0b7bd"
 
 
@@ -62,7 +63,7 @@ def speedups(document: Document, figure: Any) -> bool:
     axes.barh(places, values, xerr=errors, color=[OURS if mine else THEIRS for mine in ours], capsize=2)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(places, labels, fontsize=6)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlabel("times as fast as the baseline as it comes (95 % interval); ours in blue")
     return True
 
@@ -70,7 +71,7 @@ def speedups(document: Document, figure: Any) -> bool:
 def roofline(document: Document, figure: Any) -> bool:
     """FLOP/s of networks and chains against operations per byte, under the limits of the run."""
     limits = document.limits
-    results = [r for r in document.results if r.work is not None and r.work["flops"] and r.unit == "s"]
+    results = [r for r in document.results if r.subject in NETWORKS and r.work is not None]
     if limits is None or not results:
         return False
     axes = figure.subplots()
@@ -85,7 +86,8 @@ def roofline(document: Document, figure: Any) -> bool:
         for row in result.rows:
             rate = result.work["flops"] / (result.each(row).median * result.per)
             axes.loglog(intensity, rate, "o" if row.ours else "x", color=OURS if row.ours else "gray")
-        axes.annotate(f"{result.subject} {result.workload}", (intensity, rate), fontsize=5)
+        name = f"{result.subject} {result.workload.split(',')[0]}"
+        axes.annotate(name, (intensity, rate), (0, -9), textcoords="offset points", fontsize=5)
     axes.set_xlabel("FLOP per byte of the operators as dispatched")
     axes.set_ylabel("FLOP/s (o: ours, x: others)")
     return True
