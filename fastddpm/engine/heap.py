@@ -1,8 +1,8 @@
 """Keeps what a step frees with the process, for the next step, where the C library is glibc.
 
 By default glibc hands freed memory back to the system as soon as it can, and a step on a CPU allocates the
-same activations again and again: each page is then faulted in and zeroed anew. Where that happened it took
-about a quarter of a step (docs/architecture.md, "On a CPU").
+same activations again and again: each page is then faulted in and zeroed anew (docs/architecture.md, "On a
+CPU").
 """
 
 from __future__ import annotations
