@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor
 from fastddpm.bench import machine
 from fastddpm.bench.statistics import ratio_of_medians, summary
 from fastddpm.bench.timing import CpuClock, Effort, interleaved
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 
 Step = Callable[[Tensor], Tensor]
 EFFORT = Effort(seconds=5.0, least=15, most=60)
@@ -115,8 +114,7 @@ def main() -> None:
         "machine": machine.describe(torch.device("cpu")),
         "rows": rows,
     }
-    with replacing(arguments.out) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(arguments.out, document)
 
 
 if __name__ == "__main__":

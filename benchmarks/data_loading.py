@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import tempfile
 import timeit
 from pathlib import Path
@@ -20,7 +19,7 @@ from PIL import Image
 
 from fastddpm.bench import machine
 from fastddpm.data import open_dataset
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 
 FILES = 200
 BATCH = 128
@@ -72,8 +71,7 @@ def main() -> None:
         "machine": machine.describe(torch.device("cpu")),
         "seconds": seconds,
     }
-    with replacing(arguments.out) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(arguments.out, document)
     for what, value in seconds.items():
         print(f"{what}: {1e3 * value:.3g} ms")
 

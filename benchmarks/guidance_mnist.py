@@ -12,7 +12,6 @@ trusted is seen on test digits.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 import fastddpm
 from fastddpm.data import open_dataset
 from fastddpm.evaluation import load_digit_classifier
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.score import GuidedScore, on_denoised, sample_pc, score_of
 
@@ -106,8 +105,7 @@ def main() -> None:
         document["scales"][f"{scale:g}"] = judged(sampler, images, wanted)
         print(f"scale {scale:g}", document["scales"][f"{scale:g}"], flush=True)
         shown.append(images[:20])
-    with replacing(arguments.out) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(arguments.out, document)
     if arguments.picture is not None:
         save_png(arguments.picture, grid(to_uint8(torch.cat(shown)), columns=10))
 

@@ -20,7 +20,7 @@ import torch
 
 import fastddpm
 from fastddpm.bench import machine
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 from fastddpm.jobs import TorchDrawer
 from fastddpm.jobs.shards import FORMATS, digest, shard_name, write_shard
 
@@ -83,8 +83,7 @@ def main() -> None:
         "drawing": cost,
         "shards": shards,
     }
-    with replacing(arguments.out) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(arguments.out, document)
     print(json.dumps(document, indent=1))
 
 

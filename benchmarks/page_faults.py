@@ -25,7 +25,7 @@ import torch
 
 from fastddpm.bench import machine
 from fastddpm.bench.workloads import CIFAR10, MNIST, Workload
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 
 CASES: dict[str, tuple[Workload, int]] = {"mnist": (MNIST, 8), "cifar10": (CIFAR10, 2)}
 LIMITS = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
@@ -100,8 +100,7 @@ def main() -> None:
         "machine": machine.describe(torch.device("cpu")),
         "networks": measure(arguments.threads, arguments.processes),
     }
-    with replacing(arguments.out) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(arguments.out, document)
     print(json.dumps(document["networks"], indent=1))
 
 

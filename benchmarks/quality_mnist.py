@@ -37,7 +37,7 @@ from fastddpm.evaluation import (
     nearest_distances,
     precision_recall,
 )
-from fastddpm.files import replacing
+from fastddpm.files import replacing, write_json
 from fastddpm.images import grid, save_png, to_uint8
 
 FIRST_SEED = 100_000
@@ -214,8 +214,7 @@ def main() -> None:
         document["settings"][name] = reference.figures(images)
         if name == args.settings[0]:
             draw_neighbours(images, reference.train, args.out / "neighbours.png")
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n")
+        write_json(path, document)
         print(f"  {time.perf_counter() - began:.0f} s", flush=True)
     print(table(document))
 

@@ -18,7 +18,7 @@ from typing import Any
 import quality_mnist
 
 import fastddpm
-from fastddpm.files import replacing
+from fastddpm.files import replacing, write_json
 
 SAMPLES = 250
 STEPS = (10, 20, 50, 100, 250)
@@ -105,8 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.rendered is None:
         document = measure(args.out)
-        with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps(document, indent=2) + "\n")
+        write_json(args.json, document)
     else:
         document = json.loads(args.rendered.read_text())
     draw(document, args.figure)

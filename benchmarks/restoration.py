@@ -30,7 +30,7 @@ from fastddpm.checkpoint import load
 from fastddpm.data import open_dataset
 from fastddpm.data.photographs import load_photographs
 from fastddpm.evaluation import load_digit_classifier, mean_pairwise_distance
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.repaint import repaint
 from fastddpm.restoration import Restorer, load_restorer
@@ -235,8 +235,7 @@ def main() -> None:
         found["rows"] = {**document.get(name, {}).get("rows", {}), **found["rows"]}
         found["command"] = "python benchmarks/restoration.py " + " ".join(sys.argv[1:])
         document[name] = found
-        with replacing(arguments.out) as temporary:
-            temporary.write_text(json.dumps(document, indent=1) + "\n")
+        write_json(arguments.out, document)
         print(table(found["rows"]))
 
 

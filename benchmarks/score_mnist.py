@@ -25,7 +25,7 @@ from torch import Tensor
 import fastddpm
 from fastddpm.data.mnist import load_mnist
 from fastddpm.evaluation import load_digit_classifier
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.score import (
     RK4,
@@ -176,8 +176,7 @@ def save(document: dict[str, Any], args: argparse.Namespace) -> None:
         f"python benchmarks/score_mnist.py --only {' '.join(parts)} "
         f"--samples {args.samples} --digits {args.digits}"
     )
-    with replacing(args.out) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
+    write_json(args.out, document)
 
 
 if __name__ == "__main__":

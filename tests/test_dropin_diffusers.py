@@ -602,11 +602,14 @@ def test_compiled():
     fast = fastddpm.optimize(pipeline, engine="compile")
     assert "our UNet with its weights" in str(fast.report())
     hold(pipeline, fast=fast, num_inference_steps=10)
+    merged = fast._runner.unet.mid[0].attention.qkv.weight.data_ptr()
     # One that our network shares, and one of three that it keeps as one tensor.
     with torch.no_grad():
         pipeline.unet.conv_in.weight.mul_(2)
         pipeline.unet.mid_block.attentions[0].to_k.weight.mul_(3)
     hold(pipeline, fast=fast, num_inference_steps=10)
+    # Where it was, so that nothing is compiled again.
+    assert fast._runner.unet.mid[0].attention.qkv.weight.data_ptr() == merged
     pipeline.unet.load_state_dict(make_unet(seed=9).state_dict(), assign=True)
     hold(pipeline, fast=fast, num_inference_steps=10)
 

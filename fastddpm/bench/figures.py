@@ -81,13 +81,14 @@ def roofline(document: Document, figure: Any) -> bool:
         roof = np.minimum(limits.peak, x * rate)
         axes.loglog(x, roof, color="black", linewidth=0.8)
         axes.annotate(f"copy of {size / 2**20:.3g} MiB", (x[0], roof[0]), fontsize=6)
-    for result, intensity in zip(results, points, strict=True):
+    for i, (result, intensity) in enumerate(zip(results, points, strict=True)):
         assert result.work is not None
+        label = f"{result.subject}: {result.workload.split(',')[0]}"
         for row in result.rows:
             rate = result.work["flops"] / (result.each(row).median * result.per)
-            axes.loglog(intensity, rate, "o" if row.ours else "x", color=OURS if row.ours else "gray")
-        name = f"{result.subject} {result.workload.split(',')[0]}"
-        axes.annotate(name, (intensity, rate), (0, -9), textcoords="offset points", fontsize=5)
+            axes.loglog(intensity, rate, "o" if row.ours else "x", color=f"C{i}", label=label)
+            label = "_"  # what begins so has no place in the legend
+    axes.legend(fontsize=6, loc="lower right")
     axes.set_xlabel("FLOP per byte of the operators as dispatched")
     axes.set_ylabel("FLOP/s (o: ours, x: others)")
     return True

@@ -1,6 +1,6 @@
 """Contestants in processes of their own: what one leaves in the memory allocator changes what the next costs.
 
-On a CPU a third of a step can be page faults of memory that the C library gave back and asks for again;
+On a CPU a step can have thousands of page faults, of memory that the C library gave back and asks for again;
 whether it does depends on everything that the process has freed before. So whole chains are timed as their
 users would run them, each contestant in its own process; rounds are interleaved as everywhere.
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastddpm.bench.limits import Limits
 from fastddpm.bench.statistics import Ratio, Summary, ratio_of_medians, summary
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 
 FORMAT = 2
 
@@ -190,8 +190,7 @@ class Document:
     def save(self, path: Path) -> None:
         """Writes the document; the file is whole or as it was."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> Document:

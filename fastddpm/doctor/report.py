@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from fastddpm.doctor.environment import Part
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 
 Status = Literal["passed", "failed", "skipped"]
 
@@ -78,8 +77,7 @@ class Examination:
         Raises:
             OSError: the folder is not there or not writable.
         """
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        write_json(path, self.to_dict())
 
 
 def compared(comparison: Comparison) -> Check:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastddpm.files import replacing
+from fastddpm.files import replacing, write_json
 from fastddpm.jobs.errors import OtherSettingsError
 from fastddpm.jobs.shards import digest
 
@@ -104,8 +104,7 @@ def _is_intact(folder: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _write(folder: Path, document: Mapping[str, Any]) -> None:
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(folder / MANIFEST, document)
 
 
 def _difference(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 from fastddpm.formats.files import CheckpointError, read_json
 from fastddpm.plans.plan import check_choice
 from fastddpm.tasks.task import Colorize, Deblur, Inpaint, SuperResolve, Task
@@ -57,8 +56,7 @@ def task_from_dict(values: Mapping[str, Any]) -> Task:
 def write_task(folder: Path, task: Task) -> None:
     """Writes `task.json` into a model folder, made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / TASK_FILE) as temporary:
-        temporary.write_text(json.dumps(task_to_dict(task), indent=2) + "\n")
+    write_json(folder / TASK_FILE, task_to_dict(task))
 
 
 def read_task(folder: Path) -> Task | None:

@@ -12,7 +12,7 @@ import torch
 
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.data.order import indices_for
-from fastddpm.files import replacing
+from fastddpm.files import write_json
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task
 from fastddpm.tasks.registry import task_to_dict
@@ -63,8 +63,7 @@ def begin_run(run: Path, document: Mapping[str, Any]) -> None:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        with replacing(run / "train.json") as temporary:
-            temporary.write_text(json.dumps(dict(document), indent=2) + "\n")
+        write_json(run / "train.json", dict(document))
     except OSError as error:
         raise OSError(
             f"run: {str(run)!r} given, a folder that can be made and written accepted ({error.strerror})"
