@@ -172,6 +172,20 @@ def measure_repaint(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"images": len(truth), "rows": rows}
 
 
+def measure_steps() -> dict[str, Any]:
+    """On how many steps `photo_sr` takes: one sample and the mean of 8 of the validation photograph."""
+    restorer = load_restorer("photo_sr")
+    truth = load_photographs("validation")["chelsea"][:, :256, 100:356].float()[None] / 127.5 - 1
+    condition = restorer.task.condition(truth, torch.tensor([FIRST_ORDINAL]), 0)
+    rows = {"degraded": measures(condition, truth, None)}
+    for steps in (1, 2, 3, 5):
+        short = Restorer(restorer.sampler.replace(num_inference_steps=steps), restorer.task)
+        samples = [drawn(short, condition, 1000 * k) for k in range(MEAN_OF)]
+        rows[f"ddim-{steps}: one sample"] = measures(samples[0], truth, None)
+        rows[f"ddim-{steps}: mean of {MEAN_OF}"] = measures(torch.stack(samples).mean(0), truth, None)
+    return {"images": 1, "rows": rows}
+
+
 def measure_whole(restorer: Restorer) -> dict[str, dict[str, float]]:
     """The two test photographs whole, in tiles, cut to a multiple of the factor."""
     rows = {}
@@ -216,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", help="mnist_sr, mnist_deblur, photo_sr, repaint")
+    parser.add_argument("models", nargs="+", help="mnist_sr, mnist_deblur, photo_sr, photo_steps, repaint")
     parser.add_argument("--twins", type=Path, help="folder of the regression networks' runs")
     parser.add_argument("--digits", type=int, default=200)
     parser.add_argument("--repaint-digits", type=int, default=20)
@@ -231,7 +245,10 @@ def main() -> None:
     arguments = parser.parse_args()
     document = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     for name in arguments.models:
-        found = measure_repaint(arguments) if name == "repaint" else measure(name, arguments)
+        if name == "repaint":
+            found = measure_repaint(arguments)
+        else:
+            found = measure_steps() if name == "photo_steps" else measure(name, arguments)
         found["rows"] = {**document.get(name, {}).get("rows", {}), **found["rows"]}
         found["command"] = "python benchmarks/restoration.py " + " ".join(sys.argv[1:])
         document[name] = found
