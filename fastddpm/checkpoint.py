@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fastddpm.files import replacing
+from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats import abarankab, diffusers, sr3
 from fastddpm.formats.files import CheckpointError, read_json, read_tensors, tensors_of
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
@@ -42,7 +41,7 @@ def save_folder(
     """Writes a model folder.
 
     Args:
-        folder: made if need be; files of the same names are replaced.
+        folder: made if need be; an earlier model folder is replaced, other files in it stay.
         model: the network, weights as they are.
         schedule: the schedule it was trained with.
         sampler: default options of :class:`Sampler` (JSON values), such as ``method`` or ``shape``.
@@ -51,8 +50,10 @@ def save_folder(
         The folder.
 
     Raises:
-        ValueError: an option that is not accepted, or is no JSON value. The folder is as it was then, and
-            after an error while the files are written.
+        ValueError: an option that is not accepted, or is no JSON value; a folder with a `config.json` or the
+            like that is of something else. The folder is as it was then, and after an error while the files
+            are written.
+        OSError: it cannot be written.
     """
     folder = Path(folder)
     options = dict(sampler or {})
@@ -62,16 +63,16 @@ def save_folder(
         "sampler.json": _as_json(options),
         "schedule.json": _as_json(schedule.to_dict()),
     }
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    check_replaceable(folder, FILES, folder / "model.safetensors")
     # All four are written before the first takes its name. They take it in reverse, config.json last, and the
     # old config.json goes before that: whatever ends the process in between leaves a folder that `load`
     # refuses, never the weights of one model with the schedule or the options of another.
     with ExitStack() as stack:
+        stack.enter_context(made_folder(folder))
         for name, text in documents.items():
             stack.enter_context(replacing(folder / name)).write_text(text)
         weights = stack.enter_context(replacing(folder / "model.safetensors"))
-        save_file(state, weights, metadata={"format": "fastddpm"})
+        write_tensors(weights, model.state_dict(), format=WRITER)
         (folder / "config.json").unlink(missing_ok=True)
     return folder
 

@@ -48,11 +48,11 @@ def test_nothing_half_written_and_nothing_left_over(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert sorted(before) == ["config.json", "model.safetensors", "sampler.json", "schedule.json"]
 
-    def broken(state, path, metadata):
+    def broken(path, tensors, **metadata):
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(fastddpm.checkpoint, "save_file", broken)
+    monkeypatch.setattr(fastddpm.checkpoint, "write_tensors", broken)
     with pytest.raises(OSError, match="no space left"):
         save_folder(folder, make_unet(seed=1), NoiseSchedule.linear(), OPTIONS)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

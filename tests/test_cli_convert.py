@@ -114,11 +114,11 @@ def test_a_full_disk_leaves_what_was_there(run, tmp_path, monkeypatch):
     before = {p: p.read_bytes() for p in (tmp_path / "pipe").rglob("*") if p.is_file()}
     assert len(before) == 4
 
-    def broken(state, path, metadata):
+    def broken(path, tensors, **metadata):
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(writing, "save_file", broken)
+    monkeypatch.setattr(writing, "write_tensors", broken)
     save_folder(tmp_path / "ours", make_unet(config, seed=1), NoiseSchedule.cosine(20), {"shape": [3, 8, 8]})
     code, _, err = run("convert", tmp_path / "ours", tmp_path / "pipe", "--to", "diffusers")
     assert (code, "no space left" in err) == (2, True)

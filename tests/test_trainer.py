@@ -202,15 +202,15 @@ def test_weights_of_nan_do_not_become_a_checkpoint(tmp_path):
 
 def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     one = trainer(tmp_path, steps=20)
-    save_file = checkpoints.save_file
+    write_tensors = checkpoints.write_tensors
 
-    def full(tensors, path):
+    def full(path, tensors):
         if one.step == 20 and path.name == "optimizer.safetensors":
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(tensors, path)
+        write_tensors(path, tensors)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoints, "write_tensors", full)
     with pytest.raises(
         OSError, match=r"No space left.*; step 10 is saved; make space there and give the same"
     ):

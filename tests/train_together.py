@@ -55,19 +55,19 @@ def diverged(folder: Path) -> None:
 def full(folder: Path) -> None:
     """The disk is full for the main process, which alone writes."""
     one = trainer(folder / "full")
-    save_file = checkpoints.save_file
+    write_tensors = checkpoints.write_tensors
 
-    def failing(tensors, path):
+    def failing(path, tensors):
         assert RANK == 0
         if one.step == 20:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(tensors, path)
+        write_tensors(path, tensors)
 
-    checkpoints.save_file = failing
+    checkpoints.write_tensors = failing
     try:
         one.train(progress=False)
     finally:
-        checkpoints.save_file = save_file
+        checkpoints.write_tensors = write_tensors
 
 
 def main() -> None:

@@ -19,8 +19,10 @@ from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
+from fastddpm.interruption import as_interrupts
 
-INTERRUPTED = 130
+ENDED = {130: "interrupted", 129: "the terminal was closed", 143: "terminated"}
+"""Exit codes of a command that a signal ended, and what is said then."""
 OPTIONS = {
     "backend": "--backend",
     "base_channels": "--base-channels",
@@ -106,19 +108,29 @@ app.command("doctor")(doctor)
 def main() -> None:
     """Runs the command line. What a person can mend is one line on standard error and exit code 2."""
     command = typer.main.get_command(app)
-    try:
-        code = command.main(args=sys.argv[1:] or ["--help"], prog_name="fastddpm", standalone_mode=False)
-    except Exception as error:
-        # Typer may carry its own copy of click, so its errors are known by what they offer.
-        message = getattr(error, "format_message", None)
-        if message is not None:
-            _fail(message())
-        if isinstance(error, (ValueError, OSError, EngineUnavailable, torch.OutOfMemoryError)):
-            _fail(in_options(str(error)))
-        raise
-    if code == INTERRUPTED:  # what Typer makes of KeyboardInterrupt
-        print("fastddpm: interrupted", file=sys.stderr)
+    with as_interrupts() as received:
+        try:
+            code = command.main(args=sys.argv[1:] or ["--help"], prog_name="fastddpm", standalone_mode=False)
+        except Exception as error:
+            if not received:
+                _explain(error)
+                raise
+            code = None  # what a library made of being interrupted
+    if received:
+        code = 128 + received[-1]
+    if code in ENDED:  # by KeyboardInterrupt, of which Typer makes the first
+        print(f"fastddpm: {ENDED[code]}", file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _explain(error: Exception) -> None:
+    """Exits with one line where it is a person's to mend."""
+    # Typer may carry its own copy of click, so its errors are known by what they offer.
+    message = getattr(error, "format_message", None)
+    if message is not None:
+        _fail(message())
+    if isinstance(error, (ValueError, OSError, EngineUnavailable, torch.OutOfMemoryError)):
+        _fail(in_options(str(error)))
 
 
 def in_options(message: str) -> str:

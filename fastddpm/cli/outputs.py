@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
-from fastddpm.files import replacing
+from fastddpm.files import check_writable, made_folder, replacing
 from fastddpm.images import ANIMATION_WIDTH, Pixels, grid, save_gif, save_npz, save_png, to_uint8
 from fastddpm.sampler import evenly_spread
 
@@ -122,28 +121,16 @@ def _folder(path: Path, name: str) -> Iterator[None]:
     """Makes a folder and those above it that are not there; they go again if the body fails."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{name}: {str(path)!r} is a file; a folder accepted")
-    made: list[Path] = []
-    try:
-        for folder in reversed((path, *path.parents)):
-            if not folder.exists():
-                _check_writable(folder.parent, name)
-                folder.mkdir()
-                made.append(folder)
-        _check_writable(path, name)
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    _check_writable(nearest, name)
+    with made_folder(path):
         yield
-    except BaseException:
-        with suppress(OSError):  # what someone else has put there stays
-            for folder in reversed(made):
-                folder.rmdir()
-        raise
 
 
 def _check_writable(folder: Path, name: str) -> None:
     if not folder.is_dir():
         raise ValueError(f"{name}: folder {str(folder)!r} does not exist; an existing folder accepted")
     try:
-        # Permission bits say nothing to root or on a read-only or full disk; making a file does.
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise ValueError(f"{name}: folder {str(folder)!r} cannot be written ({error.strerror})") from None

@@ -155,7 +155,7 @@ def train(
         if says:
             kind = "" if isinstance(ended, Interrupted) else "error: "
             print(f"fastddpm: {kind}{ended}", file=sys.stderr)
-        raise typer.Exit(130 if isinstance(ended, Interrupted) else 2) from None
+        raise typer.Exit(128 + ended.signal if isinstance(ended, Interrupted) else 2) from None
     if says:
         command = "sample" if task is None else f"{USES[task]} --model"
         print(f"{len(images):,} images, {steps} steps -> {folder}; use it: fastddpm {command} {folder}")

@@ -24,11 +24,20 @@ if _missing:
 
 from fastddpm.export.compose import Recipe, models  # noqa: E402
 from fastddpm.export.errors import ExportError  # noqa: E402
-from fastddpm.export.folder import FORMAT, VERSION, described, new_folder, save_model  # noqa: E402
+from fastddpm.export.folder import (  # noqa: E402
+    DESCRIPTION,
+    FORMAT,
+    README,
+    VERSION,
+    described,
+    new_export,
+    save_model,
+)
 from fastddpm.export.network import OPSET, export_network  # noqa: E402
 from fastddpm.export.readme import readme  # noqa: E402
 from fastddpm.export.settings import Settings, resolve  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
+from fastddpm.files import sha256  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
 from fastddpm.schedule import NoiseSchedule  # noqa: E402
 
@@ -55,7 +64,8 @@ def export_onnx(
     Args:
         model: a :class:`Sampler`, whose options become the defaults; or a module ``model(x, t)`` or
             ``model(x, t, class_labels=)`` that torch.export takes, such as diffusers' UNet2DModel.
-        folder: where to; a new or empty folder, or an earlier export, which is replaced.
+        folder: where to; a new or empty folder, or an earlier export, whose files are replaced (what else is
+            there stays).
         schedule: with a module: the noise schedule it was trained with.
         shape: ``(C, H, W)`` of an image; None for the sampler's. sampler.onnx has this size. In the other
             files height and width vary for our UNet.
@@ -84,7 +94,7 @@ def export_onnx(
         options=options,
     )
     destination = Path(folder)
-    with new_folder(destination) as temporary:
+    with new_export(destination) as temporary:
         assert isinstance(settings.sampler.model, nn.Module)
         network = export_network(settings.sampler.model, settings.call)
         learned = settings.defaults["variance_type"] == "learned_range"
@@ -98,8 +108,9 @@ def export_onnx(
             save_model(proto, temporary / name)
         parity = verified(temporary, settings) if verify else None
         about = _about(settings, temporary, dtype, parity)
-        (temporary / "README.md").write_text(readme(made, about))
-        (temporary / "export.json").write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
+        (temporary / README).write_text(readme(made, about))
+        about["readme"] = sha256(temporary / README)
+        (temporary / DESCRIPTION).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
     return destination
 
 

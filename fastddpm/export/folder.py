@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +10,10 @@ from typing import Any
 
 import onnx
 
+from fastddpm.files import is_temporary, made_folder, remove_leftovers, scratch_folder, sha256, sync
+from fastddpm.locks import LOCK, exclusive
+
+DESCRIPTION, README = "export.json", "README.md"
 FORMAT = "fastddpm-onnx"
 VERSION = 1
 EXTERNAL_ABOVE = 2_000_000_000
@@ -21,46 +21,74 @@ EXTERNAL_ABOVE = 2_000_000_000
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``folder``, whose name it takes on success; on error it goes.
+def new_export(folder: Path) -> Iterator[Path]:
+    """Yields a temporary folder, whose files go into ``folder`` on success; on error nothing of them is left.
+
+    An earlier export's files, which its export.json lists, are replaced, and other files stay. export.json
+    comes first and lists the others with their SHA-256, so that a folder in which they are not all there yet
+    is refused by whoever reads it, and known as an export by the next one.
 
     Raises:
-        ValueError: ``folder`` is there and is neither empty nor an earlier export.
+        FolderInUse: another export is written there.
+        ValueError: ``folder`` is a file, or holds something else.
         OSError: it cannot be written.
     """
-    _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = temporary.with_name(temporary.name + "-old")
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    except BaseException:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder: {str(folder)!r} given, which is a file; a folder accepted")
+    _earlier(folder)
+    with made_folder(folder), exclusive(folder, "folder", "export"):
+        remove_leftovers(folder, alone=True)
+        with scratch_folder(folder, "export") as temporary:
+            yield temporary
+            earlier = _earlier(folder)
+            new = [path.name for path in temporary.iterdir()]
+            _check_free(folder, new, earlier)
+            for name in earlier - set(new):
+                (folder / name).unlink(missing_ok=True)
+            for name in sorted(new, key=lambda name: name != DESCRIPTION):
+                sync(temporary / name)
+                (temporary / name).replace(folder / name)
+
+
+def _earlier(folder: Path) -> set[str]:
+    """The files of the export that a folder holds; none in a new folder or an empty one.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not names:
+        return set()
     try:
-        is_ours = json.loads((folder / "export.json").read_text())["format"] == FORMAT
+        about = json.loads((folder / DESCRIPTION).read_text())
+        if about["format"] != FORMAT:
+            raise ValueError(about["format"])
+        # Names alone: what a file says may not reach out of its folder.
+        listed = {str(name) for name in about["files"] if Path(name).name == name} | {DESCRIPTION}
+        if about.get("readme") in (None, _digest(folder / README)):  # one that a person has changed is theirs
+            listed.add(README)
     except (OSError, ValueError, KeyError, TypeError):
-        is_ours = False
-    if any(folder.iterdir()) and not is_ours:
+        others = [name for name in names if name != LOCK and not is_temporary(Path(name))]
+        if others:
+            raise ValueError(
+                f"folder: {str(folder)!r} given, which holds other files; a new folder, an empty one or an "
+                "earlier export accepted"
+            ) from None
+        return set()
+    return {name for name in listed if (folder / name).is_file()}
+
+
+def _digest(file: Path) -> str | None:
+    return sha256(file) if file.is_file() else None
+
+
+def _check_free(folder: Path, new: list[str], earlier: set[str]) -> None:
+    """ValueError where a file of somebody else's has a name that is wanted."""
+    taken = [name for name in new if name not in earlier and (folder / name).exists()]
+    if taken:
         raise ValueError(
-            f"folder: {str(folder)!r} given, which holds other files; a new folder, an empty one or an "
-            "earlier export accepted"
+            f"folder: {str(folder)!r} given, whose {taken[0]} is not of the export there; another folder, "
+            "or this one without that file, accepted"
         )
 
 
@@ -87,12 +115,4 @@ def weight_bytes(graph: onnx.GraphProto) -> int:
 def described(folder: Path) -> dict[str, dict[str, Any]]:
     """sha256 and size of every file of a folder so far."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in files}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
 
-from fastddpm.files import replacing
+from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
@@ -29,13 +28,15 @@ def save_pipeline(
     """Writes a folder that ``DDPMPipeline.from_pretrained`` or ``DDIMPipeline.from_pretrained`` reads.
 
     Args:
-        folder: made if need be; files of the same names are replaced together.
+        folder: made if need be; an earlier pipeline of this function's is replaced, other files in it stay.
         unet: the network.
         schedule: its noise schedule.
         options: of :class:`fastddpm.Sampler`; its ``shape`` gives the sample_size.
 
     Raises:
-        ValueError: an option of the network or the sampler that diffusers has not. Nothing is written then.
+        ValueError: an option of the network or the sampler that diffusers has not; a folder with a pipeline
+            of somebody else's. Nothing is written then.
+        OSError: it cannot be written.
     """
     folder = Path(folder)
     theirs = dialect.their_config(unet.config)
@@ -57,17 +58,18 @@ def save_pipeline(
             "unet": ["diffusers", "UNet2DModel"],
         },
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in dialect.their_state_dict(unet).items()}
-    for path in documents:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    written = folder / "unet" / f"{WEIGHTS}.safetensors"
+    check_replaceable(folder, [str(path.relative_to(folder)) for path in (*documents, written)], written)
     # All are written before the first takes its name; without the index in between it is no pipeline.
     with ExitStack() as stack:
+        for part in ("unet", "scheduler"):
+            stack.enter_context(made_folder(folder / part))
         index = stack.enter_context(replacing(folder / "model_index.json"))
         for path, document in documents.items():
             temporary = index if path.name == "model_index.json" else stack.enter_context(replacing(path))
             temporary.write_text(json.dumps(document, indent=2) + "\n")
-        weights = stack.enter_context(replacing(folder / "unet" / f"{WEIGHTS}.safetensors"))
-        save_file(state, weights, metadata={"format": "pt"})
+        weights = stack.enter_context(replacing(written))
+        write_tensors(weights, dialect.their_state_dict(unet), format="pt", writer=WRITER)
         (folder / "model_index.json").unlink(missing_ok=True)
     return folder
 

@@ -6,7 +6,7 @@ import copy
 import errno
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 import fastddpm
+from fastddpm.files import remove_leftovers
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.drawers import Drawer
 from fastddpm.jobs.errors import JobStopped
-from fastddpm.jobs.manifest import MANIFEST, add_record, close_manifest, intact, open_manifest, read_records
+from fastddpm.jobs.manifest import (
+    MANIFEST,
+    RECORDS,
+    add_record,
+    check_place,
+    close_manifest,
+    intact,
+    open_manifest,
+    read_records,
+)
 from fastddpm.jobs.merging import merge as merge_shards
 from fastddpm.jobs.processes import started_together
 from fastddpm.jobs.ray_workers import run_on_ray
@@ -25,10 +35,10 @@ from fastddpm.jobs.shards import (
     FORMATS,
     PICTURE_CHANNELS,
     digest,
-    remove_temporaries,
     shard_name,
     write_shard,
 )
+from fastddpm.locks import exclusive
 from fastddpm.plans.plan import check_choice
 from fastddpm.progress import progress_bar
 
@@ -111,14 +121,15 @@ class Job:
 
         Raises:
             OtherSettingsError: the folder holds a job with other settings.
+            FolderInUse: another job is running there.
             ValueError: the folder holds something else; Ray is not there.
             JobStopped: the folder cannot be written; run again, the job goes on.
         """
         check_choice("workers", workers, WORKERS)
-        with started_together() as group:
+        with started_together() as group, ExitStack() as held:
             if workers == "ray" and group.size > 1:
                 raise ValueError("workers: 'ray' given to processes started together; one process accepted")
-            missing = group.from_first(self._begin)
+            missing = group.from_first(lambda: self._begin(held))
             mine = missing[group.rank :: group.size]
             with progress_bar(progress, self._images(mine), unit="images") as advance:
                 if workers == "ray":
@@ -145,21 +156,29 @@ class Job:
             add_record(self.outdir, record)
         return record
 
-    def _begin(self) -> list[int]:
-        """Checks and makes the folder; the shards that are not there, or not as they were written."""
+    def _begin(self, held: ExitStack) -> list[int]:
+        """Checks, makes and holds the folder; the shards that are not there, or not as they were written."""
         with self._writing():
+            check_place(self.outdir)
+            self.outdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(exclusive(self.outdir, "outdir", "job"))
+            self._remove_leftovers()
             open_manifest(self.outdir, self.settings())
-            remove_temporaries(self.outdir)
             there = intact(self.outdir)
         return [i for i in range(len(self.blocks)) if shard_name(i, self.format) not in there]
 
     def _end(self, merge: bool) -> None:
         with self._writing():
             records = read_records(self.outdir)
-            remove_temporaries(self.outdir)
+            self._remove_leftovers()  # of workers that were lost
             close_manifest(self.outdir, records)
             if merge:
                 merge_shards(self)
+
+    def _remove_leftovers(self) -> None:
+        for folder in (self.outdir, self.outdir / RECORDS):
+            if folder.is_dir():
+                remove_leftovers(folder, alone=True)
 
     def _images(self, shards: Sequence[int]) -> int:
         return sum(len(self.blocks.shard(index)[0]) for index in shards)

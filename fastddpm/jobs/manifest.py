@@ -13,27 +13,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastddpm.files import replacing, write_json
+from fastddpm.files import is_temporary, replacing, write_json
 from fastddpm.jobs.errors import OtherSettingsError
 from fastddpm.jobs.shards import digest
+from fastddpm.locks import LOCK
 
 MANIFEST, RECORDS = "manifest.json", "records"
 LONGEST_VALUE = 60
 
 
+def check_place(folder: Path) -> None:
+    """Refuses a folder that holds something else than a job.
+
+    Raises:
+        ValueError: naming what is there. Hidden files count.
+    """
+    if not folder.is_dir() or (folder / MANIFEST).exists():
+        return
+    names = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_temporary(path))
+    if names:
+        raise ValueError(
+            f"outdir: {str(folder)!r} holds {names[0]} and no {MANIFEST}; "
+            "a new folder, an empty one, or one of the same job accepted"
+        )
+
+
 def open_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Makes the folder of a job, or finds that it is one of the same job.
+    """Begins a job's manifest, or finds that it is one of the same job.
 
     Args:
-        folder: not there, empty, or of a job.
+        folder: empty, or of a job.
         settings: everything that its files depend on, as JSON values.
 
     Raises:
         OtherSettingsError: a job with other settings; the first that differs is named.
-        ValueError: a folder of something else, a manifest that cannot be read.
-        OSError: a folder that cannot be made or written.
+        ValueError: a manifest that cannot be read.
+        OSError: a folder that cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
         found = read_manifest(folder)["settings"]
         if found != json.loads(json.dumps(settings)):
@@ -41,12 +57,6 @@ def open_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"outdir: {str(folder)!r} holds a job with {_difference(found, settings)}"
             )
     else:
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if others:
-            raise ValueError(
-                f"outdir: {str(folder)!r} holds {others[0]} and no {MANIFEST}; "
-                "a new folder, an empty one, or one of the same job accepted"
-            )
         _write(folder, {"settings": settings})
     (folder / RECORDS).mkdir(exist_ok=True)
 

@@ -8,19 +8,19 @@ webdataset  00000.tar       000123.png, and 000123.cls with the label when there
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.files import replacing
+from fastddpm.files import replacing, replacing_folder
 from fastddpm.images import Pixels
 from fastddpm.jobs.npz import Array, write_npz
 
@@ -90,15 +90,6 @@ def digest(path: Path) -> tuple[int, str]:
     return size, hashed.hexdigest()
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Takes away what a process that was killed had not finished writing."""
-    for left in folder.glob(".*-*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
-
-
 def _in_order(folder: Path) -> list[Path]:
     """The files of a shard by the seed that names them, the longer name after the shorter."""
     return sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name))
@@ -130,19 +121,20 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with replacing_folder(path) as temporary:
         fill(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)  # mkdtemp's folders are for their owner alone
         # A folder takes the name of an empty one only. What stands there is of no record, or of another
         # process that drew the same pixels.
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        if path.exists():
+            _check_is_shard(path, {file.name for file in temporary.iterdir()})
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_is_shard(path: Path, names: set[str]) -> None:
+    """FileExistsError where a folder holds something else than some files of a shard."""
+    others = sorted(set(os.listdir(path)) - names) if path.is_dir() else [path.name]
+    if others:
+        raise FileExistsError(errno.EEXIST, f"{path} holds {others[0]}, which is of no shard and stays")
 
 
 def _encoded(image: Pixels) -> bytes:

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: folders of safetensors and JSON, whole or not there.
 
-`RUN/checkpoints/step_00000500/` holds `model`, `ema` and `optimizer` (.safetensors) and `state.json`. A
-folder is written under a temporary name and renamed; the last few and the best stay.
+`RUN/checkpoints/step_00000500/` holds `model`, `ema` and `optimizer` (.safetensors), `state.json` and their
+SHA-256. A folder is written under a temporary name and renamed; the last few and the best stay.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,12 +17,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
+from fastddpm.files import replacing_folder, sha256, write_tensors
 
 TENSOR_FILES = ("model", "ema", "optimizer")
+CHECKSUMS = "sha256.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,12 +33,12 @@ def explained(run: Path) -> Iterator[None]:
     """While files of a run are written: an error says which checkpoint is left and how to go on.
 
     Raises:
-        OSError: one that the block raised, or in place of a SafetensorError, with that said.
+        OSError: one that the block raised, with that said.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        code = _error_number(error)
+    except OSError as error:
+        code = error.errno
         what = "make space there" if code in FULL else "make it writable"
         saved = steps(run)
         left = f"step {saved[-1]} is saved" if saved else "nothing is saved yet"
@@ -46,14 +47,6 @@ def explained(run: Path) -> Iterator[None]:
             f"run: {run} could not be written ({reason}); {left}; {what} and give the same command again: "
             f"it {'goes on from there' if saved else 'begins anew'}"
         ) from error
-
-
-def _error_number(error: OSError | SafetensorError) -> int | None:
-    """errno; safetensors has it in its text: ``I/O error: ... (os error 28)``."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 def save(
@@ -69,26 +62,17 @@ def save(
         keep: checkpoints kept besides the best.
 
     Raises:
-        OSError, SafetensorError: it could not be written; earlier checkpoints are as they were.
+        OSError: it could not be written; earlier checkpoints are as they were.
     """
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    target, temporary = _folder(run, step), folder / f".step_{step:08d}.tmp"
-    for left in folder.glob(".step_*.tmp"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    target = _folder(run, step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(target) as temporary:
         for name in TENSOR_FILES:
-            values = {k: v.detach().cpu().contiguous() for k, v in tensors[name].items()}
-            save_file(values, temporary / f"{name}.safetensors")
+            write_tensors(temporary / f"{name}.safetensors", tensors[name])
         (temporary / "state.json").write_text(json.dumps(dict(state), indent=2) + "\n")
-        for path in temporary.iterdir():
-            _sync(path)
+        sums = {path.name: sha256(path) for path in temporary.iterdir()}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
         shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     for old in steps(run)[:-keep]:
         if old != state.get("best_step"):
             shutil.rmtree(_folder(run, old))
@@ -122,16 +106,25 @@ def read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
 
 
 def _read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    file = _folder(run, step)
+    folder = _folder(run, step)
+    file = folder / CHECKSUMS
     try:
+        sums = json.loads(file.read_text()) if file.exists() else {}  # older checkpoints have none
         tensors = {}
         for name in TENSOR_FILES:
-            file = _folder(run, step) / f"{name}.safetensors"
+            file = folder / f"{name}.safetensors"
+            _check_intact(file, sums)
             tensors[name] = load_file(file)
-        file = _folder(run, step) / "state.json"
+        file = folder / "state.json"
+        _check_intact(file, sums)
         return tensors, json.loads(file.read_text())
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: not readable ({error})") from error
+
+
+def _check_intact(file: Path, sums: Mapping[str, str]) -> None:
+    if file.name in sums and sums[file.name] != sha256(file):
+        raise ValueError("it is not as it was written")
 
 
 def _folder(run: Path, step: int) -> Path:
@@ -151,8 +144,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

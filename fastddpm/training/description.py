@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.data.order import indices_for
-from fastddpm.files import write_json
+from fastddpm.files import check_writable, made_folder, write_json
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task
 from fastddpm.tasks.registry import task_to_dict
@@ -55,15 +56,30 @@ def _fingerprint(data: TrainingData, seed: int, with_labels: bool) -> str:
     return f"{len(data)} images, first samples {digest.hexdigest()[:16]}"
 
 
-def begin_run(run: Path, document: Mapping[str, Any]) -> None:
-    """Makes the folder of a run and writes its `train.json`.
+def make_run(run: Path) -> None:
+    """Makes the folder of a run, if it is not there.
 
     Raises:
-        OSError: the folder cannot be made or written; says so of ``run``.
+        OSError: it cannot be made or written; says so of ``run``.
     """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
+    with _explained(run), made_folder(run):
+        check_writable(run)
+
+
+def begin_run(run: Path, document: Mapping[str, Any]) -> None:
+    """Writes a run's `train.json`.
+
+    Raises:
+        OSError: it cannot be written; says so of ``run``.
+    """
+    with _explained(run):
         write_json(run / "train.json", dict(document))
+
+
+@contextmanager
+def _explained(run: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(
             f"run: {str(run)!r} given, a folder that can be made and written accepted ({error.strerror})"

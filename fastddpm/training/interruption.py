@@ -1,4 +1,4 @@
-"""Ctrl-C while training: the step is finished and saved first."""
+"""Ctrl-C, SIGTERM and SIGHUP while training: the step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -7,27 +7,36 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+from fastddpm.interruption import NAMES, put_back, taken
+
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped by Ctrl-C after its state was saved."""
+    """The run was stopped by a signal after its state was saved.
+
+    Attributes:
+        signal: its number; that of Ctrl-C where another process of the run got it.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal = number
 
 
 @contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[list[bool]]:
-    """Yields a list that is empty until Ctrl-C; a second Ctrl-C stops at once."""
-    stopped: list[bool] = []
+def stop_on_interrupt() -> Iterator[list[int]]:
+    """Yields a list that is empty until a signal, whose number it gets; a second one stops at once."""
+    stopped: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(True)
+        if not stopped:
+            stopped.append(number)
+            return
+        if callable(before.get(number)):
+            before[number](number, frame)  # which may want to know
+        raise KeyboardInterrupt
 
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not in the main thread: Ctrl-C is not ours to take
-        yield stopped
-        return
+    before = taken(stop, ("SIGINT", *NAMES))
     try:
         yield stopped
     finally:
-        signal.signal(signal.SIGINT, before)
+        put_back(before)

@@ -22,13 +22,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastddpm.checkpoint import CheckpointError, save_folder
 from fastddpm.data.order import indices_for
+from fastddpm.files import remove_leftovers
+from fastddpm.locks import exclusive
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task, write_task
 from fastddpm.training import checkpoints, report
 from fastddpm.training.config import TrainConfig
-from fastddpm.training.description import begin_run, check_same_run, describe
+from fastddpm.training.description import begin_run, check_same_run, describe, make_run
 from fastddpm.training.divergence import check_losses, check_weights
 from fastddpm.training.interruption import Interrupted, stop_on_interrupt
 from fastddpm.training.objective import NoisedBatch, Noiser
@@ -120,13 +122,18 @@ class Trainer:
 
         Raises:
             TrainingDiverged: loss or weights are not finite; names the step. The last checkpoint stays.
-            Interrupted: Ctrl-C, on any process; the state was saved.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP, on any process; the state was saved.
             CheckpointError: the checkpoint to resume from is damaged; names one that is not.
             ValueError: the run folder is that of another configuration or of other data.
+            FolderInUse: another process trains in it.
             OSError: a file could not be written; names the folder, the last checkpoint and how to go on.
             MainProcessFailed: on the other processes, where the main process raised one of these.
         """
-        self._prepare_run(resume)
+        with contextlib.ExitStack() as held:
+            self._prepare_run(resume, held)
+            return self._train(progress)
+
+    def _train(self, progress: bool) -> Path:
         losses: list[Tensor] = []
         began, first = time.perf_counter(), self.step
         steps, every = self.config.steps, self.config.checkpoint_every
@@ -152,7 +159,8 @@ class Trainer:
                 if stop:
                     raise Interrupted(
                         f"stopped at step {self.step} of {steps}, saved in {self.run}; "
-                        "the same command goes on from there"
+                        "the same command goes on from there",
+                        *stopped,
                     )
         on_main(self.accelerator, self._finish)
         return self.run / "model"
@@ -257,14 +265,19 @@ class Trainer:
                 write_task(self.run / "model", self.task)
             save_folder(self.run / "model", self._averaged(), self.schedule, self.sampler_options)
 
-    def _prepare_run(self, resume: bool) -> None:
-        """Begins the run, or puts every process where its last checkpoint is."""
-        step = on_main(self.accelerator, self._begin, resume)
+    def _prepare_run(self, resume: bool, held: contextlib.ExitStack) -> None:
+        """Begins the run, or puts every process where its last checkpoint is; holds the folder."""
+        step = on_main(self.accelerator, self._begin, resume, held)
         if step:
             self._restore(step)
         on_main(self.accelerator, self._open_log)
 
-    def _begin(self, resume: bool) -> int:
+    def _begin(self, resume: bool, held: contextlib.ExitStack) -> int:
+        make_run(self.run)
+        held.enter_context(exclusive(self.run, "run", "training"))
+        for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "model"):
+            if folder.is_dir():
+                remove_leftovers(folder, alone=True)
         found = checkpoints.steps(self.run)
         if found and not resume:
             raise ValueError(

@@ -1,0 +1,51 @@
+"""Signals that end a process, made to end it as Ctrl-C does: by KeyboardInterrupt, with all tidied up."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Of kill, timeout, service managers and schedulers; of a terminal that was closed. Windows has no SIGHUP.
+NAMES = ("SIGTERM", "SIGHUP")
+
+
+@contextmanager
+def as_interrupts() -> Iterator[list[int]]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body. Yields a list that gets the number of each.
+
+    A signal that is ignored, as nohup does with SIGHUP, stays so. In another than the main thread nothing
+    changes: signals are not its to take.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = taken(interrupt, NAMES)
+    try:
+        yield received
+    finally:
+        put_back(before)
+
+
+def taken(handler: Any, names: tuple[str, ...]) -> dict[int, Any]:
+    """Sets a handler for signals that are not ignored; what stood there, for `put_back`."""
+    before: dict[int, Any] = {}
+    for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue
+        try:
+            before[number] = signal.signal(number, handler)
+        except ValueError:  # not in the main thread
+            return before
+    return before
+
+
+def put_back(before: dict[int, Any]) -> None:
+    """Sets the handlers that `taken` found."""
+    for number, handler in before.items():
+        # None: set by something else than Python, which Python cannot set again.
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,208 @@
+"""SIGTERM, SIGHUP and Ctrl-C: what is left when they come at any moment, and what is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from job_cases import contents, start
+from networks import make_unet
+
+from fastddpm import NoiseSchedule, UNetConfig, export, load, save_folder
+from fastddpm.cli import app
+from fastddpm.export.settings import resolve
+from fastddpm.interruption import as_interrupts
+from fastddpm.training import checkpoints
+
+MOMENTS = 10
+TERMINATED = 128 + signal.SIGTERM
+REST = {"condition_channels": None, "options": {}}
+TINY = UNetConfig(in_channels=3, base_channels=8, channel_mults=(1, 2), num_groups=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("signals") / "model"
+    return save_folder(folder, make_unet(TINY), NoiseSchedule.linear(50), {"shape": [3, 8, 8]})
+
+
+def command(*words):
+    sys.argv = ["fastddpm", *map(str, words)]
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1)
+        os.dup2(null.fileno(), 2)
+    app.main()
+
+
+def ended_at(delay: float, *words) -> int:
+    """The exit code of a command that gets SIGTERM after so many seconds."""
+    process = start(command, *words)
+    time.sleep(delay)
+    process.terminate()
+    process.join(60)
+    return process.exitcode
+
+
+def duration(*words) -> float:
+    began = time.perf_counter()
+    process = start(command, *words)
+    process.join(120)
+    assert process.exitcode == 0
+    return time.perf_counter() - began
+
+
+def hidden(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob(".*")]
+
+
+def at_random_moments(folder: Path, words, check) -> None:
+    """``check(target, ended)`` after SIGTERM at ten moments of the command's life, each into a new folder."""
+    whole = duration(*words, folder / "whole")
+    codes = []
+    rng = random.Random(0)
+    for moment in range(MOMENTS):
+        target = folder / str(moment)
+        # From where the command has its handlers, which are the first thing that it does.
+        codes.append(ended_at(0.1 + rng.random() * whole, *words, target))
+        assert codes[-1] in (0, TERMINATED), codes
+        assert hidden(folder) == []
+        check(target, codes[-1] == TERMINATED)
+    assert TERMINATED in codes
+
+
+def test_pictures_are_all_there_or_none(tmp_path, model):
+    words = ["sample", model, "--seeds", "0-39", "--steps", "20", "--batch", "8", "--outdir"]
+    at_random_moments(tmp_path, words, lambda target, ended: check_all_or_none(target, 40))
+
+
+def check_all_or_none(target, count):
+    assert not target.exists() or len(list(target.iterdir())) == count
+
+
+def test_an_export_is_there_or_not(tmp_path, model, monkeypatch):
+    """torch.export's seconds are spent once, before the processes are forked: no file is written in them."""
+    sampler = load(model)
+    settings = resolve(sampler, schedule=None, shape=None, dtype="float32", num_classes=None, **REST)
+    network = export.export_network(settings.sampler.model, settings.call)
+    monkeypatch.setattr(export, "export_network", lambda *given: time.sleep(0.2) or network)
+
+    def check(target, ended):
+        assert not target.exists() or (target / "export.json").exists()
+
+    at_random_moments(tmp_path, ["export", model, "--no-verify", "--out"], check)
+
+
+def test_a_job_goes_on(tmp_path, model):
+    words = ["sample", model, "--format", "png", "--seeds", "0-39", "--steps", "20", "--batch", "4"]
+    words += ["--shard-size", "4", "--outdir"]
+    whole = {}
+
+    def check(target, ended):
+        nonlocal whole
+        whole = whole or contents(tmp_path / "whole")
+        if ended:
+            duration(*words, target)
+        assert contents(target) == whole
+
+    at_random_moments(tmp_path, words, check)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_training_saves_and_the_same_command_goes_on(tmp_path, name):
+    words = ["train", "--out", str(tmp_path), "--base-channels", "8", "--mults", "1,2", "--batch", "4"]
+    process = start(command, *words, "--steps", "100000")
+    while not (tmp_path / "log.jsonl").exists() and process.is_alive():
+        time.sleep(0.05)
+    os.kill(process.pid, getattr(signal, name))
+    process.join(60)
+    assert process.exitcode == 128 + getattr(signal, name)
+    (step,) = checkpoints.steps(tmp_path)
+    assert hidden(tmp_path) == []
+    process = start(command, *words, "--steps", str(step + 1))
+    process.join(60)
+    assert process.exitcode == 2  # another number of steps is another run
+    assert json.loads((tmp_path / "train.json").read_text())["train"]["steps"] == 100000
+
+
+def test_the_signal_is_said_and_is_the_exit_code(monkeypatch, capsys, tmp_path):
+    for number, said in ((signal.SIGTERM, "terminated"), (signal.SIGHUP, "the terminal was closed")):
+
+        def sample(self, number=number, **request):
+            signal.raise_signal(number)
+
+        monkeypatch.setattr("fastddpm.Sampler.sample", sample)
+        monkeypatch.setattr(sys, "argv", ["fastddpm", "sample", "--out", str(tmp_path / "a.png")])
+        with pytest.raises(SystemExit) as end:
+            app.main()
+        assert (end.value.code, capsys.readouterr().err) == (128 + number, f"fastddpm: {said}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_library_makes_of_an_interrupt_is_one_all_the_same(monkeypatch, capsys):
+    def sample(self, **request):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:
+            raise RuntimeError("export failed") from interrupt
+
+    monkeypatch.setattr("fastddpm.Sampler.sample", sample)
+    monkeypatch.setattr(sys, "argv", ["fastddpm", "sample", "--out", "never.png"])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    assert (end.value.code, capsys.readouterr().err) == (TERMINATED, "fastddpm: terminated\n")
+
+
+def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
+    before = signal.getsignal(signal.SIGTERM)
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with as_interrupts() as received:
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+
+
+def test_ctrl_c_while_the_command_starts_is_one_line(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastddpm", "sample", "--out", tmp_path / "a.png"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, "fastddpm: interrupted\n")
+
+
+def test_leftovers_of_a_kill_go_with_the_next_run(tmp_path, model):
+    words = ["sample", model, "--seeds", "0-7", "--steps", "2", "--outdir"]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / ".zshrc").write_text("stays")
+    process = start(_killed_while_writing, folder)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(hidden(folder)) == 2
+    duration(*words, folder)
+    assert [Path(path).name for path in hidden(folder)] == [".zshrc"]
+    assert load(model) is not None
+
+
+def _killed_while_writing(folder):
+    from fastddpm.files import replacing
+
+    with replacing(folder / "000000.png"):
+        os.kill(os.getpid(), signal.SIGKILL)
