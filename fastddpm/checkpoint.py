@@ -20,6 +20,7 @@ from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, wr
 from fastddpm.formats import abarankab, diffusers, sr3
 from fastddpm.formats.files import CheckpointError, read_json, read_tensors, tensors_of
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.interruption import postponed
 from fastddpm.plans.plan import check_choice
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
@@ -73,7 +74,9 @@ def save_folder(
             stack.enter_context(replacing(folder / name)).write_text(text)
         weights = stack.enter_context(replacing(folder / "model.safetensors"))
         write_tensors(weights, model.state_dict(), format=WRITER)
-        (folder / "config.json").unlink(missing_ok=True)
+        with postponed():
+            (folder / "config.json").unlink(missing_ok=True)
+            stack.close()
     return folder
 
 

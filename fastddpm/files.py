@@ -1,55 +1,40 @@
 """Files and folders that are whole or not there: written under a temporary name beside it, then renamed.
 
-A temporary is called ``.fastddpm-PLACE-PROCESS-TOKEN-NAME``: which machine and process make it, a random
-token, and the name it is to take. What a killed process left is known by that pattern, and nothing else is
-ever taken away.
+The names of temporaries are `fastddpm.temporaries`'.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
-import platform
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastddpm.temporaries import remove, temporary_name
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-# PLACE, PROCESS, TOKEN and NAME of a temporary.
-TEMPORARY = re.compile(r"\.fastddpm-([0-9a-f]{8})-([0-9a-f]{1,8})-([0-9a-f]{8})-(.+)", re.DOTALL)
-# Of a name, what a temporary carries: file systems end names at 255 bytes.
-LONGEST_NAME = 50
-
 # The word in a safetensors header by which a model is known to be written here.
 WRITER = "fastddpm"
-
-# The temporaries that this process is writing, and the folders it has looked for leftovers in.
-_mine: set[str] = set()
-_looked: set[str] = set()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path with the same suffix; on success it takes ``path``'s name, on error it goes.
 
-    The content is on the disk before it has the name. The first use in a folder takes away what killed
-    processes of this machine left there.
+    The content is on the disk before it has the name.
 
     Raises:
         OSError: the folder is not there or not writable.
     """
-    _look_once(path.parent)
-    with _temporary(path) as temporary:
+    with temporary_name(path) as temporary:
         mode = _new_file(temporary)
         yield temporary
         temporary.chmod(mode)  # some libraries make a file of their own in its place, for its owner alone
@@ -59,19 +44,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def replacing_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a new folder beside ``path``, whose name it takes on success; on error it goes with all in it.
 
-    ``path`` is not there by then, or is an empty folder.
+    Args:
+        path: not there by then, or an empty folder.
+        durable: wait until each file is on the disk, about a millisecond a file.
 
     Raises:
         OSError: it cannot be made, or ``path`` is something else.
     """
-    _look_once(path.parent)
-    with _temporary(path) as temporary:
+    with temporary_name(path) as temporary:
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
+        for file in temporary.iterdir() if durable else ():
             sync(file)
         _sync_folder(temporary)
         temporary.rename(path)
@@ -81,13 +67,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
     """Yields a new hidden folder inside ``folder``, which is gone afterwards, with what is still in it."""
-    _look_once(folder)
-    with _temporary(folder / name) as temporary:
+    with temporary_name(folder / name) as temporary:
         temporary.mkdir()
         try:
             yield temporary
         finally:
-            _remove(temporary)
+            remove(temporary)
 
 
 @contextmanager
@@ -102,7 +87,7 @@ def made_folder(folder: Path) -> Iterator[None]:
         for path in reversed((folder, *folder.parents)):
             if not path.is_dir():
                 made.append(path)
-                path.mkdir()
+                path.mkdir(exist_ok=True)
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # what someone else has put there stays
@@ -117,28 +102,9 @@ def check_writable(folder: Path) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    with _temporary(folder / "check") as temporary:
+    with temporary_name(folder / "check") as temporary:
         _new_file(temporary)
         temporary.unlink()
-
-
-def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
-    """Takes away the temporaries that killed processes left in a folder.
-
-    Args:
-        folder: not those in it.
-        alone: no other process writes there (`fastddpm.locks.exclusive`), so that whatever is not this
-            process's is a leftover. Else only what a process of this machine made that has ended.
-    """
-    for path in folder.iterdir():
-        named = TEMPORARY.fullmatch(path.name)
-        if named is not None and path.name not in _mine and (alone or _has_ended(named[1], named[2])):
-            _remove(path)
-
-
-def is_temporary(path: Path) -> bool:
-    """Whether a name is one that this program gives to what it has not finished."""
-    return TEMPORARY.fullmatch(path.name) is not None
 
 
 def write_json(path: Path, document: Any) -> None:
@@ -215,21 +181,6 @@ def sha256(path: Path) -> str:
     return hashed.hexdigest()
 
 
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A name for what will be ``path``; if the body fails, what has it goes."""
-    name = f".fastddpm-{_place()}-{os.getpid():x}-{secrets.token_hex(4)}-{path.name[-LONGEST_NAME:]}"
-    temporary = path.with_name(name)
-    _mine.add(name)
-    try:
-        yield temporary
-    except BaseException:
-        _remove(temporary)
-        raise
-    finally:
-        _mine.discard(name)
-
-
 def _new_file(path: Path) -> int:
     """Makes an empty file, for whom the umask says; its mode."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -237,47 +188,6 @@ def _new_file(path: Path) -> int:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
     finally:
         os.close(descriptor)
-
-
-def _look_once(folder: Path) -> None:
-    key = os.path.abspath(folder)
-    if key not in _looked and folder.is_dir():
-        _looked.add(key)
-        remove_leftovers(folder)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-@functools.cache
-def _place() -> str:
-    """Where process numbers mean the same: this machine since it was started, or this container on it."""
-    words = [platform.node()]
-    with contextlib.suppress(OSError):  # of Linux
-        words.append(Path("/proc/sys/kernel/random/boot_id").read_text())
-        words.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
-
-
-def _has_ended(place: str, process: str) -> bool:
-    """Whether a process is known to be gone. Where that cannot be told it is not."""
-    number = int(process, 16)
-    if place != _place() or os.name != "posix":
-        return False
-    if number == os.getpid():  # a namesake, since this process's own are known
-        return True
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
 
 
 def sync(path: Path) -> None:

@@ -31,6 +31,22 @@ def as_interrupts() -> Iterator[list[int]]:
         put_back(before)
 
 
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP wait until the body is done.
+
+    For the moment in which several files take their names, which is to happen to all or none.
+    """
+    received: list[int] = []
+    before = taken(lambda number, frame: received.append(number), ("SIGINT", *NAMES))
+    try:
+        yield
+    finally:
+        put_back(before)
+        for number in received:
+            signal.raise_signal(number)
+
+
 def taken(handler: Any, names: tuple[str, ...]) -> dict[int, Any]:
     """Sets a handler for signals that are not ignored; what stood there, for `put_back`."""
     before: dict[int, Any] = {}

@@ -16,18 +16,17 @@ from job_cases import contents, start
 from networks import make_unet
 from safetensors.torch import load_file, save_file
 
-from fastddpm import NoiseSchedule, save_folder
-from fastddpm import files as files_module
+from fastddpm import NoiseSchedule, files, save_folder, temporaries
 from fastddpm.export.folder import new_export
 from fastddpm.files import (
     check_replaceable,
     made_folder,
-    remove_leftovers,
     replacing,
     replacing_folder,
     write_tensors,
 )
 from fastddpm.locks import LOCK, FolderInUse, exclusive
+from fastddpm.temporaries import remove_leftovers
 
 DISK = 2**20
 
@@ -55,7 +54,7 @@ def ended_process() -> int:
 
 
 def named(pattern: str, process: int) -> str:
-    return pattern.format(place=files_module._place(), process=process)
+    return pattern.format(place=temporaries._place(), process=process)
 
 
 def people_s_files(folder: Path) -> dict[str, bytes]:
@@ -142,7 +141,7 @@ def test_an_interrupt_leaves_nothing_whenever_it_comes(tmp_path, made):
     def interrupting(at):
         def trace(frame, event, argument):
             nonlocal lines
-            if event == "line" and frame.f_code.co_filename == files_module.__file__:
+            if event == "line" and frame.f_code.co_filename in (files.__file__, temporaries.__file__):
                 lines += 1
                 if lines == at:
                     raise KeyboardInterrupt

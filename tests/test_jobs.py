@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import tarfile
 import time
 
@@ -17,9 +18,10 @@ from networks import TINY, make_unet
 from PIL import Image
 
 from fastddpm import NoiseSchedule, Sampler, UNetConfig
-from fastddpm.jobs import Blocks, Job, OtherSettingsError, TorchDrawer
+from fastddpm.jobs import Blocks, Job, JobStopped, OtherSettingsError, TorchDrawer
 from fastddpm.jobs.blocks import as_ranges
 from fastddpm.jobs.npz import write_npz
+from fastddpm.locks import LOCK, FolderInUse, exclusive
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +229,50 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         tiny_job(tmp_path).run(progress=False)
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
     (tmp_path / "thesis.txt").unlink()
+    (tmp_path / ".oh-my-zsh").mkdir()
+    for name in (".oh-my-zsh/mine", ".pre-commit-config.yaml"):
+        (tmp_path / name).write_text("mine")
+    hidden = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"holds \.oh-my-zsh and no manifest.json; a new folder"):
+        tiny_job(tmp_path).run(progress=False)
+    assert contents(tmp_path) == hidden
+    shutil.rmtree(tmp_path / ".oh-my-zsh")
+    (tmp_path / ".pre-commit-config.yaml").unlink()
     (tmp_path / "manifest.json").write_text('{"settings": ')
     with pytest.raises(ValueError, match=r"manifest.json' cannot be read as a job's manifest"):
         tiny_job(tmp_path).run(progress=False)
+
+
+def test_what_people_put_into_a_job_s_folder_meanwhile_stays(tmp_path):
+    job = tiny_job(tmp_path, format="png")
+    job.draw_shard = lambda index, advance: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        job.run(progress=False)
+    theirs = {".pre-commit-config.yaml": b"mine", ".a-b/c": b"mine", "records/.d-e": b"mine"}
+    for name, content in theirs.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    # A folder that has the name of a shard, and is none.
+    (tmp_path / "00003").mkdir()
+    (tmp_path / "00003" / "thesis.txt").write_text("mine")
+    with pytest.raises(JobStopped, match=r"00003 holds thesis.txt, which is of no shard and stays"):
+        tiny_job(tmp_path, format="png").run(progress=False)
+    assert (tmp_path / "00003" / "thesis.txt").read_text() == "mine"
+    shutil.rmtree(tmp_path / "00003")
+    assert tiny_job(tmp_path, format="png").run(progress=False) > 0
+    found = contents(tmp_path)
+    assert {name: found.get(name) for name in theirs} == theirs
+
+
+def test_one_job_a_folder(tmp_path):
+    """Of three equal ones at once one runs, the others say so, and run again they find all there."""
+    with exclusive(tmp_path, "outdir", "job"):
+        for _ in range(2):
+            with pytest.raises(FolderInUse, match=r"outdir: .* given, where another job is running; another"):
+                tiny_job(tmp_path).run(progress=False)
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    assert tiny_job(tmp_path).run(progress=False) > 0
+    assert tiny_job(tmp_path).run(progress=False) == 0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastddpm.files import check_writable, made_folder, replacing
 from fastddpm.images import ANIMATION_WIDTH, Pixels, grid, save_gif, save_npz, save_png, to_uint8
+from fastddpm.interruption import postponed
 from fastddpm.sampler import evenly_spread
 
 PICTURE_CHANNELS = (1, 3, 4)
@@ -83,6 +84,8 @@ class Outputs:
                 else:
                     save_gif(file, [grid(to_uint8(frame), width_wanted=ANIMATION_WIDTH) for frame in frames])
                 written.append(str(self.trajectory))
+            with postponed():
+                stack.close()
         return written
 
     def _of_seeds(self, seeds: list[int]) -> list[Path]:

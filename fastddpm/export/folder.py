@@ -10,8 +10,10 @@ from typing import Any
 
 import onnx
 
-from fastddpm.files import is_temporary, made_folder, remove_leftovers, scratch_folder, sha256, sync
+from fastddpm.files import made_folder, scratch_folder, sha256, sync
+from fastddpm.interruption import postponed
 from fastddpm.locks import LOCK, exclusive
+from fastddpm.temporaries import is_temporary, remove_leftovers
 
 DESCRIPTION, README = "export.json", "README.md"
 FORMAT = "fastddpm-onnx"
@@ -43,11 +45,13 @@ def new_export(folder: Path) -> Iterator[Path]:
             earlier = _earlier(folder)
             new = [path.name for path in temporary.iterdir()]
             _check_free(folder, new, earlier)
-            for name in earlier - set(new):
-                (folder / name).unlink(missing_ok=True)
-            for name in sorted(new, key=lambda name: name != DESCRIPTION):
+            for name in new:
                 sync(temporary / name)
-                (temporary / name).replace(folder / name)
+            with postponed():
+                for name in earlier - set(new):
+                    (folder / name).unlink(missing_ok=True)
+                for name in sorted(new, key=lambda name: name != DESCRIPTION):
+                    (temporary / name).replace(folder / name)
 
 
 def _earlier(folder: Path) -> set[str]:

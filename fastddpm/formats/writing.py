@@ -12,6 +12,7 @@ import numpy as np
 
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
+from fastddpm.interruption import postponed
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
 from fastddpm.unet import diffusers as dialect
@@ -70,7 +71,9 @@ def save_pipeline(
             temporary.write_text(json.dumps(document, indent=2) + "\n")
         weights = stack.enter_context(replacing(written))
         write_tensors(weights, dialect.their_state_dict(unet), format="pt", writer=WRITER)
-        (folder / "model_index.json").unlink(missing_ok=True)
+        with postponed():
+            (folder / "model_index.json").unlink(missing_ok=True)
+            stack.close()
     return folder
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 import fastddpm
-from fastddpm.files import remove_leftovers
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.drawers import Drawer
 from fastddpm.jobs.errors import JobStopped
@@ -41,6 +40,7 @@ from fastddpm.jobs.shards import (
 from fastddpm.locks import exclusive
 from fastddpm.plans.plan import check_choice
 from fastddpm.progress import progress_bar
+from fastddpm.temporaries import remove_leftovers
 
 WORKERS = ("local", "ray")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

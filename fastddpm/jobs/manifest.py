@@ -7,16 +7,17 @@ no two processes write one file. When all shards are there the records go into t
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fastddpm.files import is_temporary, replacing, write_json
+from fastddpm.files import replacing, write_json
 from fastddpm.jobs.errors import OtherSettingsError
 from fastddpm.jobs.shards import digest
 from fastddpm.locks import LOCK
+from fastddpm.temporaries import is_temporary
 
 MANIFEST, RECORDS = "manifest.json", "records"
 LONGEST_VALUE = 60
@@ -86,9 +87,13 @@ def add_record(folder: Path, record: Mapping[str, Any]) -> None:
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
     """The records of all shards that were finished, by name: name, images, bytes, sha256 and made_on."""
     records = list(read_manifest(folder).get("shards", []))
-    for path in sorted((folder / RECORDS).glob("[0-9]*.json")):
+    for path in _record_files(folder):
         records.append(json.loads(path.read_text()))
     return {record["name"]: record for record in records}
+
+
+def _record_files(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / RECORDS).glob("*.json") if path.stem.isdecimal())
 
 
 def intact(folder: Path) -> set[str]:
@@ -103,7 +108,10 @@ def close_manifest(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> No
     """Puts the records of all shards into the manifest."""
     shards = [records[name] for name in sorted(records, key=lambda name: (len(name), name))]
     _write(folder, {"settings": read_manifest(folder)["settings"], "shards": shards})
-    shutil.rmtree(folder / RECORDS)
+    for path in _record_files(folder):
+        path.unlink()
+    with suppress(OSError):  # what somebody else has put there stays
+        (folder / RECORDS).rmdir()
 
 
 def _is_intact(folder: Path, record: Mapping[str, Any]) -> bool:

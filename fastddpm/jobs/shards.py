@@ -121,7 +121,9 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    with replacing_folder(path) as temporary:
+    # A thousand pictures would wait a second for the disk. What a power cut spoils is known by its checksum
+    # and drawn again.
+    with replacing_folder(path, durable=False) as temporary:
         fill(temporary)
         # A folder takes the name of an empty one only. What stands there is of no record, or of another
         # process that drew the same pixels.

@@ -22,12 +22,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastddpm.checkpoint import CheckpointError, save_folder
 from fastddpm.data.order import indices_for
-from fastddpm.files import remove_leftovers
 from fastddpm.locks import exclusive
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task, write_task
+from fastddpm.temporaries import remove_leftovers
 from fastddpm.training import checkpoints, report
 from fastddpm.training.config import TrainConfig
 from fastddpm.training.description import begin_run, check_same_run, describe, make_run
