@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+MAX_STEPS = 1_000_000
+"""Training timesteps: a file may ask for any number of them, and networks are trained with a few thousand."""
 
 
 def linear(num_train_timesteps: int, beta_start: float, beta_end: float) -> Array:
@@ -104,9 +107,13 @@ def checked(betas: Any) -> Array:
         # A tensor gives its numbers from any device, and with or without a gradient, through tolist.
         array = np.array(betas.tolist() if hasattr(betas, "tolist") else betas, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"betas must be a one-dimensional sequence of numbers, got {betas!r}") from error
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"betas must be a non-empty one-dimensional sequence, got shape {array.shape}")
+        given = textwrap.shorten(repr(betas), 200)
+        raise ValueError(f"betas must be a one-dimensional sequence of numbers, got {given}") from error
+    if array.ndim != 1 or not 0 < len(array) <= MAX_STEPS:
+        raise ValueError(
+            f"betas must be a non-empty one-dimensional sequence of at most {MAX_STEPS:,}, "
+            f"got shape {array.shape}"
+        )
     allowed = (array > 0.0) & (array < 1.0)
     allowed[-1] |= array[-1] == 1.0
     allowed[0] &= 1.0 - array[0] < 1.0  # a first step that adds no noise divides 0 by 0
@@ -143,6 +150,8 @@ def _unit(name: str, value: Any) -> float:
 def _count(value: Any) -> int:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
         raise ValueError(f"num_train_timesteps must be an integer of at least 1, got {value!r}")
+    if value > MAX_STEPS:
+        raise ValueError(f"num_train_timesteps must be at most {MAX_STEPS:,}, got {value!r}")
     return int(value)
 
 

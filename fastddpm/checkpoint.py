@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats import abarankab, diffusers, sr3
-from fastddpm.formats.files import CheckpointError, read_json, read_tensors, tensors_of
+from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors, tensors_of
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
 from fastddpm.interruption import postponed
 from fastddpm.plans.plan import check_choice
@@ -142,10 +142,10 @@ def read(
     if isinstance(source, Mapping):
         # Copies: the network is not to change with what was given, nor the other way round.
         state = {name: value.clone() for name, value in tensors_of(source, "state dict").items()}
-        return _read_state(state, format, given, ema=ema)
+        return _read_state(state, "state dict", format, given, ema=ema)
     path = _path(source)
-    if path.is_file():
-        return _read_state(read_tensors(path), format, given, ema=ema)
+    if not path.is_dir():
+        return _read_state(read_tensors(path), str(path), format, given, ema=ema)
     if format in ("abarankab", "sr3"):
         raise CheckpointError(f"{path}: a folder, a file that torch.save wrote is what {format} has")
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
@@ -171,16 +171,21 @@ def _path(source: str | Path) -> Path:
     )
 
 
-def _read_state(state: dict[str, Tensor], format: str, given: dict[str, Any], *, ema: bool) -> Loaded:
+def _read_state(
+    state: dict[str, Tensor], where: str, format: str, given: dict[str, Any], *, ema: bool
+) -> Loaded:
     if format == "auto":
         format = _format_of(state)
     if format == "abarankab":
-        return abarankab.read(state, given, ema=ema)
-    if format == "sr3":
-        return sr3.read(state, given)
-    if format == "diffusers":
-        return diffusers.read_state(state, given)
-    return _read_ours(state, given)
+        loaded = abarankab.read(state, given, ema=ema)
+    elif format == "sr3":
+        loaded = sr3.read(state, given)
+    elif format == "diffusers":
+        loaded = diffusers.read_state(state, given)
+    else:
+        loaded = _read_ours(state, given)
+    check_finite(loaded.model.state_dict(), where, named_as=state)
+    return loaded
 
 
 def _format_of(state: Mapping[str, Tensor]) -> str:
@@ -225,6 +230,7 @@ def _read_model(path: Path) -> UNet:
     config = _parsed(path / "config.json", UNetConfig.from_dict)
     weights = path / "model.safetensors"
     state = read_tensors(weights)
+    check_finite(state, str(weights))
     try:
         return assemble(config, state)
     except ValueError as error:
@@ -236,5 +242,5 @@ def _parsed(path: Path, parse: Any) -> Any:
         return parse(read_json(path))
     except CheckpointError:
         raise
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {error}") from error

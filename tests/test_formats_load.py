@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tolerances import GOLDEN_RELATIVE, NETWORK
 
 from fastddpm import CheckpointError, NoiseSchedule, UNet, load
-from fastddpm.formats.files import without_comments
+from fastddpm.inputs import without_comments
 from fastddpm.unet import abarankab, sr3
 
 GIVEN = {"activation": "silu", "num_groups": 8, "time_scale": 1.0, "image_size": 16}

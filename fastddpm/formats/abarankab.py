@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastddpm.formats.files import CheckpointError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import abarankab as dialect
@@ -66,6 +67,8 @@ def read(state: Mapping[str, Tensor], given: Mapping[str, Any], *, ema: bool) ->
 def _schedule(betas: Tensor) -> NoiseSchedule:
     """The schedule whose betas these are in float32: one of their two in float64, if it is one of those."""
     stored = betas.detach().float().cpu().numpy()
+    if stored.ndim != 1 or not len(stored):
+        raise CheckpointError(f"state dict: betas of shape {stored.shape} in it, one a timestep accepted")
     steps = len(stored)
     scale = 1000 / steps
     candidates = [NoiseSchedule.cosine(steps)]

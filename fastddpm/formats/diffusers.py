@@ -6,20 +6,23 @@ consistent in DDIM. For the very images of a pipeline there is ``fastddpm.optimi
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from fastddpm.formats.files import CheckpointError, read_json, read_tensors
-from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of
+from fastddpm.betas import MAX_STEPS
+from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors
+from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of, square
+from fastddpm.inputs import InputError, member, whole_number
 from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, float32_betas
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import diffusers as dialect
+from fastddpm.unet.config import MAX_BLOCKS, MAX_LEVELS, MAX_WIDTH
 from fastddpm.unet.inference import assemble
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -42,10 +45,9 @@ def recognises(folder: Path) -> bool:
         return True
     path = folder / "config.json"
     try:
-        document = json.loads(path.read_text()) if path.is_file() else None
-    except (OSError, ValueError):
+        return path.is_file() and read_json(path).get("_class_name") == "UNet2DModel"
+    except CheckpointError:
         return False
-    return isinstance(document, dict) and document.get("_class_name") == "UNet2DModel"
 
 
 def recognises_state(state: Mapping[str, Tensor]) -> bool:
@@ -72,7 +74,9 @@ def read(folder: Path, given: Mapping[str, Any]) -> Loaded:
         (path for path in (folder / "scheduler", folder) if (path / "scheduler_config.json").is_file()), None
     )
     stored = read_json(scheduler / "scheduler_config.json") if scheduler else {}
-    return _loaded(_weights(unet), options, stored, given)
+    state = _weights(unet)
+    check_finite(state, str(unet / WEIGHTS))
+    return _loaded(state, options, stored, given)
 
 
 def read_state(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
@@ -85,13 +89,23 @@ def read_state(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
 def _weights(folder: Path) -> dict[str, Tensor]:
     index = folder / f"{WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
-        return {name: value for file in files for name, value in read_tensors(folder / file).items()}
+        return {name: value for file in _parts(index) for name, value in read_tensors(file).items()}
     for suffix in ("safetensors", "bin"):
         path = folder / f"{WEIGHTS}.{suffix}"
         if path.is_file():
             return read_tensors(path)
     raise CheckpointError(f"{folder / WEIGHTS}.safetensors: not found, nor {WEIGHTS}.bin")
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files that an index lists, all beside it."""
+    parts = read_json(index).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise CheckpointError(f"{index}: no weight_map from tensors to files")
+    try:
+        return sorted({member(index.parent, name) for name in parts.values()})
+    except InputError as error:
+        raise CheckpointError(f"{index}: {error}") from error
 
 
 def _loaded(
@@ -103,10 +117,15 @@ def _loaded(
     if not scheduler and given.get("schedule") is None:
         asked["scheduler"] = "a scheduler_config.json; or a schedule, for DDPM with it"
     ask({"image_size": size}, asked, "a UNet2DModel")
-    sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
-    sampler = sampler_options(scheduler) if scheduler else {"method": "ddpm"}
+    sides = square(size)
     schedule = given.get("schedule")
-    schedule = schedule_of(schedule) if schedule is not None else noise_schedule(scheduler)
+    try:
+        sampler = sampler_options(scheduler) if scheduler else {"method": "ddpm"}
+        schedule = schedule_of(schedule) if schedule is not None else noise_schedule(scheduler)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"scheduler: {error}") from error
     model = _network(state, options, given.get("num_classes"))
     channels = options.get("in_channels", dialect.DEFAULTS["in_channels"])
     return Loaded(model, schedule, {**sampler, "shape": [channels, *sides]})
@@ -133,13 +152,31 @@ def _theirs(state: dict[str, Tensor], options: Mapping[str, Any], reason: str) -
         raise CheckpointError(
             f"{reason}; other networks run as they are, with diffusers installed"
         ) from error
+    _check_limits(options)
     warnings.warn(f"diffusers' own UNet2DModel is used: {reason}", UserWarning, stacklevel=5)
     try:
-        model: nn.Module = UNet2DModel.from_config(dict(options))  # type: ignore[no-untyped-call]
-        model.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{WEIGHTS}: {str(error).splitlines()[0]}") from error
+        with torch.device("meta"):  # nothing is allocated for sizes that the tensors do not have
+            model: nn.Module = UNet2DModel.from_config(dict(options))  # type: ignore[no-untyped-call]
+        model.load_state_dict(state, assign=True)
+    except Exception as error:  # the constructor checks little, and raises what a bad option trips it over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{WEIGHTS}: {reason}") from error
     return model.eval()
+
+
+def _check_limits(options: Mapping[str, Any]) -> None:
+    """Refuses sizes of a UNet2DModel from which its constructor would build for hours."""
+    given = {**dialect.DEFAULTS, **options}
+    try:
+        for name in ("block_out_channels", "down_block_types", "up_block_types"):
+            if not isinstance(given[name], (list, tuple)):
+                raise ValueError(f"{name}: {given[name]!r} given, a list accepted")
+            whole_number(f"number of {name}", len(given[name]), 1, MAX_LEVELS)
+        for width in given["block_out_channels"]:
+            whole_number("block_out_channels", width, 1, MAX_WIDTH)
+        whole_number("layers_per_block", given["layers_per_block"], 1, MAX_BLOCKS)
+    except ValueError as error:
+        raise CheckpointError(f"config: {error}") from error
 
 
 def sampler_options(scheduler: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +218,7 @@ def _variance_type(name: str) -> str:
     # fixed_large_log gives NaN in diffusers.
     types = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small"}
     types |= {"fixed_large": "fixed_large", "learned_range": "learned_range"}
-    if name not in types:
+    if not isinstance(name, str) or name not in types:
         raise CheckpointError(f"scheduler: variance_type={name!r} given, {', '.join(types)} accepted")
     return types[name]
 
@@ -189,7 +226,8 @@ def _variance_type(name: str) -> str:
 def noise_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule of a scheduler's configuration."""
     config = {**_DEFAULTS, **scheduler}
-    name, steps = config["beta_schedule"], config["num_train_timesteps"]
+    name = config["beta_schedule"]
+    steps = whole_number("num_train_timesteps", config["num_train_timesteps"], 1, MAX_STEPS)
     ends = (config["beta_start"], config["beta_end"])
     if config["trained_betas"] is None and name in ("linear", "scaled_linear"):
         schedule: NoiseSchedule = getattr(NoiseSchedule, name)(steps, *ends)

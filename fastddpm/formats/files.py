@@ -1,18 +1,28 @@
-"""Files of checkpoints: tensors without unpickling code, JSON with or without comments."""
+"""Files of checkpoints: tensors without unpickling code, and what a state dict may hold."""
 
 from __future__ import annotations
 
-import json
+import math
 import pickle
-import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from fastddpm import inputs
+from fastddpm.inputs import InputError
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+COUNTERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+"""Of buffers such as BatchNorm's; a weight of such a type is refused where it would enter a network."""
+SHOWN = 4
+"""Times that the bytes of a file may be shown by its tensors: weights may be tied."""
 
 
 class CheckpointError(ValueError):
@@ -22,63 +32,140 @@ class CheckpointError(ValueError):
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, on the CPU: safetensors by that suffix, else what `torch.save` wrote.
 
+    Nothing is executed (``weights_only=True``) or inflated: an archive with compressed entries is refused,
+    and so are tensors that show more bytes than the file has.
+
     Raises:
-        CheckpointError: not found, not complete, or with something else than tensors in it.
+        CheckpointError: not found, not a regular file, not complete, or with something else than tensors.
     """
     try:
+        size = inputs.check_regular(path)
         if path.suffix == ".safetensors":
-            return load_file(path)
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found") from None
+            return tensors_of(load_file(path), str(path))
+        with inputs.open_regular(path) as file:
+            state = tensors_of(_torch_document(path, file, size), str(path))
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+    except (SafetensorError, OSError) as error:
+        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
+        raise CheckpointError(f"{path}: not a complete {kind} file ({error})") from error
+    if sum(value.numel() * value.element_size() for value in state.values()) > SHOWN * size:
+        raise CheckpointError(f"{path}: its tensors show many times the {size:,} bytes that it has")
+    return state
+
+
+def _torch_document(path: Path, file: BinaryIO, size: int) -> object:
+    try:
+        _check_archive(file, size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about formats; what is wrong becomes an error
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors, or is damaged; torch.save(network.state_dict(), path) writes "
             "what is read here"
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        kind = "safetensors" if path.suffix == ".safetensors" else "torch"
-        raise CheckpointError(f"{path}: not a complete {kind} file ({error})") from error
-    return tensors_of(document, str(path))
+    except Exception as error:  # the unpickler raises whatever a damaged file trips it over
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{path}: not a complete torch file ({reason})") from error
+
+
+def _check_archive(file: BinaryIO, size: int) -> None:
+    """Refuses what torch.save does not write: compressed entries, or more bytes than the file has.
+
+    Raises:
+        ValueError, or what zipfile raises for a damaged archive.
+    """
+    if zipfile.is_zipfile(file):  # files from before torch 1.6 are not
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename!r} in it is compressed, which torch.save never does")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError(f"its entries declare more than its {size:,} bytes")
+    file.seek(0)
 
 
 def tensors_of(document: object, name: str) -> dict[str, Tensor]:
     """The state dict that an object is, without the ``module.`` of DataParallel.
 
     Raises:
-        CheckpointError: not a mapping from names to tensors; the keys it has are listed.
+        CheckpointError: not a mapping from names to tensors, of which the keys are listed; or one with a
+            tensor that no network here has: sparse, quantised, complex, without data, or of another class.
     """
     if not isinstance(document, Mapping):
         raise CheckpointError(f"{name}: holds {type(document).__name__}, a state dict accepted")
     other = [key for key, value in document.items() if not isinstance(value, Tensor)]
     if other or not document:
-        keys = ", ".join(repr(key) for key in list(document)[:8])
+        keys = ", ".join(repr(key)[:80] for key in list(document)[:8])
         raise CheckpointError(
             f"{name}: a state dict of tensors accepted; it has the entries {keys or 'none'}"
         )
+    for key, value in document.items():
+        kind = _strange(value)
+        if kind:
+            raise CheckpointError(
+                f"{name}: {str(key)[:200]} is {kind} ({value.dtype}); dense tensors of float32, float64, "
+                "float16 or bfloat16, and integers as counters, accepted"
+            )
     state = {str(key): value.detach() for key, value in document.items()}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ``//`` comments, which the SR3 repository's files have, are left out.
+def _strange(value: Tensor) -> str:
+    """What is unusual about a tensor; empty for those that are accepted."""
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        return f"a {type(value).__name__}"
+    if value.is_nested or value.layout is not torch.strided:
+        return "nested" if value.is_nested else "sparse"
+    if value.is_quantized or value.is_complex():
+        return "quantised" if value.is_quantized else "complex"
+    if value.is_meta:
+        return "without data"
+    return "" if value.dtype in FLOATS + COUNTERS else "of another type"
+
+
+def check_finite(
+    state: Mapping[str, Tensor], where: str, *, named_as: Mapping[str, Tensor] | None = None
+) -> None:
+    """Refuses weights with NaN or infinity; one pass over each tensor, without a copy.
+
+    Args:
+        state: of a network. A diffusion's buffers are left out by who calls: some are infinite by formula.
+        where: the file, for the error.
+        named_as: the file's own tensors, if ``state`` has other names; the one of the same memory is named.
 
     Raises:
-        CheckpointError: not found, not JSON, or not an object.
+        CheckpointError: naming the file and the first such tensor.
+    """
+    for name, value in state.items():
+        if _is_finite(value):
+            continue
+        memory = value.untyped_storage().data_ptr()
+        same = (n for n, v in (named_as or {}).items() if v.untyped_storage().data_ptr() == memory)
+        raise CheckpointError(
+            f"{where}: {next(same, name)} holds NaN or infinity, finite weights accepted (training in float16 "
+            "can leave such; an earlier checkpoint may be whole)"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point() or not value.numel():
+        return True
+    low, high = torch.aminmax(value.detach())
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, as of :func:`fastddpm.inputs.read_json`.
+
+    Raises:
+        CheckpointError: not found, not JSON, not an object, or beyond the limits there.
     """
     try:
-        document = json.loads(without_comments(path.read_text()))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: holds {type(document).__name__}, an object is expected")
-    return document
-
-
-def without_comments(text: str) -> str:
-    """JSON text without ``//`` comments; ``//`` inside a string stays."""
-    return re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text)
+        return inputs.read_json(path)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastddpm.formats.files import CheckpointError
+from fastddpm.inputs import MAX_SIDE
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble, infer
@@ -86,7 +88,7 @@ def network(state: Mapping[str, Tensor], given: Mapping[str, Any], fixed: Mappin
         fields |= {"null_class": True, "num_classes": (fields["num_classes"] or 0) - 1}
     for name, value in given.items():
         value = tuple(value) if isinstance(value, list) else value
-        alike = {fields.get(name), value} <= _ALIKE.get(name, set())
+        alike = isinstance(value, str) and {fields.get(name), value} <= _ALIKE.get(name, set())
         if name in fields and fields[name] != value and not alike and name not in FREE:
             raise CheckpointError(f"config: {name}={value!r} given, the tensors show {fields[name]!r}")
         fields[name] = value
@@ -122,8 +124,11 @@ def _inferred(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def square(size: Any) -> tuple[int, int]:
     """``(H, W)`` of an image size given as one side or as two."""
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
-    if len(sides) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides):
-        raise CheckpointError(f"config: image_size={size!r} given, a side in pixels or (H, W) accepted")
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in sides)
+    if len(sides) != 2 or not whole:
+        raise CheckpointError(
+            f"config: image_size={size!r} given, a side in pixels or (H, W), up to {MAX_SIDE:,}, accepted"
+        )
     return sides[0], sides[1]
 
 
@@ -141,8 +146,9 @@ def schedule_of(value: Any) -> NoiseSchedule:
         if "schedule" not in value:
             return NoiseSchedule.from_dict(value)
         return _named(str(value["schedule"]), int(value["n_timestep"]), value)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"config: schedule={value!r} given, not a schedule ({error})") from error
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+        given = textwrap.shorten(repr(value), 200)
+        raise CheckpointError(f"config: schedule={given} given, not a schedule ({error})") from error
 
 
 def _named(name: str, steps: int, value: Mapping[str, Any]) -> NoiseSchedule:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from fastddpm.formats.files import CheckpointError
@@ -56,7 +55,7 @@ def read(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
     known(options, _OPTIONS)
     asked = {**groups_asked(ours), "image_size": "a side in pixels or (H, W)"}
     if "betas" in state:
-        betas = state["betas"].detach().cpu().numpy().astype(np.float64)
+        betas = state["betas"].detach().cpu().double().numpy()
         options.setdefault("schedule", betas)
     else:
         asked["schedule"] = "as in their configuration, or a NoiseSchedule"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastddpm.inputs import MAX_SIDE, InputError, check_regular, member, open_regular, read_json, whole_number
 from fastddpm.onnx.errors import OnnxFolderError
+from fastddpm.plans import make_plan
 from fastddpm.schedule import NoiseSchedule
 
 FORMAT = "fastddpm-onnx"
@@ -18,6 +19,7 @@ NOISE_SPECS = (1,)
 OPSETS = (20,)
 DESCRIPTION = "export.json"
 NEEDED = ("denoiser.onnx", "step.onnx", "sampler.onnx", "noise.onnx")
+MAX_LABEL = 2**31 - 1
 TIMES = {"index": "timestep", "noise_level": "noise_level"}
 """What the network is told about time: the words of export.json, and those of a sampler's `time_input`."""
 
@@ -62,13 +64,13 @@ def read_folder(folder: str | Path) -> ModelFolder:
     _check_versions(path, content)
     _check_files(path, content)
     try:
-        channels, height, width = (int(size) for size in content["image_shape"])
-        return ModelFolder(
+        channels, height, width = (whole_number("image_shape", side, 1) for side in content["image_shape"])
+        folder = ModelFolder(
             path=path,
             image_shape=(channels, height, width),
-            num_classes=content["num_classes"],
-            null_label=content["null_label"],
-            condition_channels=content["condition_channels"] or 0,
+            num_classes=_optional(content, "num_classes", 0, MAX_LABEL),
+            null_label=_optional(content, "null_label", 0, MAX_LABEL),
+            condition_channels=_optional(content, "condition_channels", 0) or 0,
             schedule=NoiseSchedule.from_dict(content["schedule"]),
             options={
                 **content["defaults"],
@@ -76,23 +78,24 @@ def read_folder(folder: str | Path) -> ModelFolder:
                 "time_input": TIMES[content["time"]],
             },
         )
-    except (KeyError, TypeError, ValueError) as error:
+        make_plan(folder.schedule, **folder.options)  # an option that no run could use is found here
+        return folder
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
 
 
 def _description(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
-    if not file.is_file():
+    if not path.is_dir() or not file.exists():
         raise OnnxFolderError(
             f"folder: {str(path)!r} given, without {DESCRIPTION}; a folder of `fastddpm export` accepted"
         )
     try:
-        content = json.loads(file.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise OnnxFolderError(f"{file}: not JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise OnnxFolderError(f"{file}: format {found!r} found, {FORMAT!r} accepted")
+        content = read_json(file)
+    except InputError as error:
+        raise OnnxFolderError(str(error)) from error
+    if content.get("format") != FORMAT:
+        raise OnnxFolderError(f"{file}: format {content.get('format')!r} found, {FORMAT!r} accepted")
     return content
 
 
@@ -119,12 +122,18 @@ def _check_files(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _check_file(path: Path, name: str, stored: Any) -> None:
-    if Path(name).name != name or not isinstance(stored, Mapping):
+    try:
+        file = member(path, name)
+    except InputError:
+        file = None
+    if file is None or not isinstance(stored, Mapping):
         raise OnnxFolderError(f"{path / DESCRIPTION}: {name!r} is no file of the folder with a sha256")
-    file = path / name
-    if not file.is_file():
+    if not file.exists():
         raise OnnxFolderError(f"{file}: missing; export the model again")
-    size = file.stat().st_size
+    try:
+        size = check_regular(file)
+    except InputError as error:
+        raise OnnxFolderError(str(error)) from error
     if size != stored.get("bytes"):
         raise OnnxFolderError(f"{file}: {size} bytes found, {stored.get('bytes')} were exported")
     digest = _sha256(file)
@@ -135,9 +144,13 @@ def _check_file(path: Path, name: str, stored: Any) -> None:
         )
 
 
+def _optional(content: Mapping[str, Any], name: str, low: int, high: int = MAX_SIDE) -> int | None:
+    return None if content[name] is None else whole_number(name, content[name], low, high)
+
+
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         while piece := opened.read(2**20):
             digest.update(piece)
     return digest.hexdigest()

@@ -72,5 +72,5 @@ def read_task(folder: Path) -> Task | None:
         return task_from_dict(read_json(path))
     except CheckpointError:
         raise
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 Activation = Literal["silu", "relu", "gelu", "mish"]
@@ -19,6 +21,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "class_conditioning": ("bias", "embedding", "timestep"),
     "mid_attention": ("norm", "plain", "none"),
 }
+# A file may say any number, and every block is an object: these are far above any network that was trained.
+MAX_WIDTH = 2**16
+"""Channels, heads, groups, and the width of the time embedding."""
+MAX_BLOCKS = 64
+"""Residual blocks a level."""
+MAX_LEVELS = 12
+"""Each halves the size."""
+MAX_CLASSES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,23 +108,29 @@ class UNetConfig:
     center_input: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_mults", tuple(self.channel_mults))
-        object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
-        for name in ("in_channels", "base_channels", "num_res_blocks", "time_dim", "num_groups"):
-            _require(self, name, _is_int(getattr(self, name), 1), "an integer of at least 1")
-        for name in ("out_channels", "num_classes", "time_hidden", "attention_head_dim"):
+        for name in ("channel_mults", "attention_levels"):
             value = getattr(self, name)
-            _require(self, name, value is None or _is_int(value, 1), "None or an integer of at least 1")
+            _require(self, name, isinstance(value, Sequence) and not isinstance(value, str), "a list")
+            object.__setattr__(self, name, tuple(value))
+        for name in ("in_channels", "base_channels", "num_res_blocks", "time_dim", "num_groups"):
+            most = MAX_BLOCKS if name == "num_res_blocks" else MAX_WIDTH
+            ok = _is_int(getattr(self, name), 1, most)
+            _require(self, name, ok, f"an integer of at least 1, and at most {most:,},")
+        for name in ("out_channels", "num_classes", "time_hidden", "attention_head_dim"):
+            value, most = getattr(self, name), MAX_CLASSES if name == "num_classes" else MAX_WIDTH
+            ok = value is None or _is_int(value, 1, most)
+            _require(self, name, ok, f"None or an integer of at least 1, and at most {most:,},")
         _require(
             self,
             "channel_mults",
-            len(self.channel_mults) > 0 and all(_is_int(v, 1) for v in self.channel_mults),
-            "one integer of at least 1 per level",
+            0 < len(self.channel_mults) <= MAX_LEVELS
+            and all(_is_int(v, 1, MAX_WIDTH // self.base_channels) for v in self.channel_mults),
+            f"one integer of at least 1 per level, up to {MAX_LEVELS} levels of up to {MAX_WIDTH:,} channels,",
         )
         _require(
             self,
             "attention_levels",
-            all(_is_int(v, 0) and v < len(self.channel_mults) for v in self.attention_levels),
+            all(_is_int(v, 0, len(self.channel_mults) - 1) for v in self.attention_levels),
             f"levels 0 to {len(self.channel_mults) - 1}",
         )
         for name, choices in CHOICES.items():
@@ -122,8 +138,10 @@ class UNetConfig:
         for name in ("time_activation", "time_cosine_first", "attention_bias", "center_input"):
             _require(self, name, isinstance(getattr(self, name), bool), "true or false")
         _require(self, "base_channels", self.base_channels % 2 == 0, "an even number")
+        for name in ("time_scale", "dropout", "norm_eps", "time_frequency_shift"):
+            _require(self, name, _is_number(getattr(self, name)), "a finite number")
         _require(self, "dropout", 0.0 <= self.dropout < 1.0, "a probability in [0, 1)")
-        _require(self, "initial_pad", _is_int(self.initial_pad, 0), "an integer of at least 0")
+        _require(self, "initial_pad", _is_int(self.initial_pad, 0, MAX_WIDTH), "an integer of at least 0")
         _require(
             self,
             "null_class",
@@ -137,7 +155,7 @@ class UNetConfig:
             "false with class_conditioning 'timestep', which has no row per class",
         )
         _require(self, "norm_eps", 0.0 < self.norm_eps < 1.0, "a number above 0 and below 1")
-        _require(self, "downsample_padding", self.downsample_padding in (0, 1), "0 or 1")
+        _require(self, "downsample_padding", _is_int(self.downsample_padding, 0, 1), "0 or 1")
         half = self.base_channels // 2
         _require(self, "time_frequency_shift", 0 <= self.time_frequency_shift < half, f"0 to below {half}")
         _require(
@@ -190,10 +208,15 @@ class UNetConfig:
         return cls(**values)
 
 
-def _is_int(value: object, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+def _is_int(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(config: UNetConfig, name: str, ok: bool, accepted: str) -> None:
     if not ok:
-        raise ValueError(f"{name}: {getattr(config, name)!r} given, {accepted} accepted")
+        given = textwrap.shorten(repr(getattr(config, name)), 200)
+        raise ValueError(f"{name}: {given} given, {accepted} accepted")

@@ -80,7 +80,12 @@ def config(options: Mapping[str, Any], *, num_classes: int | None = None) -> UNe
             raise ValueError(
                 f"{name}: {given[name]!r} given, {' or '.join(map(repr, accepted))} fits our UNet"
             )
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        if not isinstance(given[name], (list, tuple)) or not given[name]:
+            raise ValueError(f"{name}: {given[name]!r} given, a list with an entry per level fits our UNet")
     widths = list(given["block_out_channels"])
+    if not all(isinstance(width, int) and width > 0 for width in widths):
+        raise ValueError(f"block_out_channels: {widths} given, integers above 0 accepted")
     if any(width % widths[0] for width in widths):
         raise ValueError(f"block_out_channels: {widths} given, multiples of the first fit our UNet")
     by_time = given["class_embed_type"] == "timestep"

@@ -30,17 +30,17 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: naming a tensor that is missing, or an irregularity that no option describes.
     """
-    base, in_channels = _shape(state, "conv_in.weight")[:2]
+    base, in_channels = _shape(state, "conv_in.weight", 4)[:2]
     widths, counts, attended = _levels(state)
     if len(set(counts)) > 1:
         raise ValueError(f"num_res_blocks: {counts} from level to level, one number accepted")
     if any(width % base for width in widths):
         raise ValueError(f"channel_mults: widths {widths} given, multiples of {base} (conv_in) accepted")
-    time_dim, hidden = _shape(state, "time_mlp.2.weight")
-    _shape(state, "time_mlp.0.weight")
+    time_dim, hidden = _shape(state, "time_mlp.2.weight", 2)
+    _shape(state, "time_mlp.0.weight", 2)
     classes, conditioning = _classes(state)
-    out_channels = _shape(state, "conv_out.weight")[0]
-    first, out = "down.0.time_proj.weight", _shape(state, "down.0.conv1.weight")[0]
+    out_channels = _shape(state, "conv_out.weight", 4)[0]
+    first, out = "down.0.time_proj.weight", _shape(state, "down.0.conv1.weight", 4)[0]
     return {
         "in_channels": in_channels,
         "out_channels": None if out_channels == in_channels else out_channels,
@@ -49,7 +49,7 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_res_blocks": counts[0],
         "time_dim": time_dim,
         "time_hidden": None if hidden == time_dim else hidden,
-        "time_conditioning": "bias" if _shape(state, first)[0] == out else "affine",
+        "time_conditioning": "bias" if _shape(state, first, 2)[0] == out else "affine",
         "num_classes": classes,
         "class_conditioning": conditioning,
         "attention_levels": attended,
@@ -64,11 +64,13 @@ def assemble(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
     """The network of a configuration around given tensors, which it shares, in eval mode.
 
     Raises:
-        ValueError: a tensor that is missing, unexpected or of another shape.
+        ValueError: a tensor that is missing, unexpected, of another shape, or of integers where the network
+            has none.
     """
     with torch.device("meta"):
         unet = UNet(config)
-    expected = {name: tuple(value.shape) for name, value in unet.state_dict().items()}
+    tensors = unet.state_dict()
+    expected = {name: tuple(value.shape) for name, value in tensors.items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(set(expected) | set(given)):
         if expected.get(name) != given.get(name):
@@ -76,14 +78,21 @@ def assemble(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
                 f"{name} has shape {given.get(name, 'none (missing)')}, "
                 f"{expected.get(name, 'no such tensor')} expected"
             )
+    for name, value in state.items():
+        if value.is_floating_point() != tensors[name].is_floating_point():
+            accepted = "floating point numbers" if tensors[name].is_floating_point() else "integers"
+            raise ValueError(f"{name} holds {value.dtype}, {accepted} expected")
     unet.load_state_dict(dict(state), assign=True)
     return unet.eval()
 
 
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def _shape(state: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:
     if name not in state:
         raise ValueError(f"{name}: missing, so this is not a UNet that fits")
-    return tuple(state[name].shape)
+    shape = tuple(state[name].shape)
+    if len(shape) != rank or 0 in shape:
+        raise ValueError(f"{name}: shape {shape} given, {rank} sizes of at least 1 accepted")
+    return shape
 
 
 def _levels(state: Mapping[str, Tensor]) -> tuple[list[int], list[int], tuple[int, ...]]:
@@ -92,12 +101,12 @@ def _levels(state: Mapping[str, Tensor]) -> tuple[list[int], list[int], tuple[in
     length = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("down.")), default=-1)
     for i in range(length):
         if f"down.{i}.conv1.weight" in state:
-            widths[-1] = _shape(state, f"down.{i}.conv1.weight")[0]
+            widths[-1] = _shape(state, f"down.{i}.conv1.weight", 4)[0]
             counts[-1] += 1
             if f"down.{i}.attention.qkv.weight" in state:
                 attended.add(len(widths) - 1)
         else:
-            _shape(state, f"down.{i}.conv.weight")
+            _shape(state, f"down.{i}.conv.weight", 4)
             widths.append(0)
             counts.append(0)
     if min(counts) == 0:
@@ -108,7 +117,7 @@ def _levels(state: Mapping[str, Tensor]) -> tuple[list[int], list[int], tuple[in
 def _classes(state: Mapping[str, Tensor]) -> tuple[int | None, str]:
     for name, conditioning in (("down.0.class_embed.weight", "bias"), ("class_embed.weight", "embedding")):
         if name in state:
-            return _shape(state, name)[0], conditioning
+            return _shape(state, name, 2)[0], conditioning
     return None, "bias"
 
 

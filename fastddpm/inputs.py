@@ -1,0 +1,177 @@
+"""Files from outside: regular ones alone, of bounded size; JSON of bounded depth. Needs no torch.
+
+Whatever reads a file that someone else may have written opens it here: a named pipe would hang the reader, a
+device would never end, and a document of brackets alone would overflow the stack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAX_JSON = 32 * 2**20
+"""Bytes of a JSON file: the betas of 1,000,000 timesteps fit."""
+MAX_DEPTH = 32
+"""Of lists and objects in one another."""
+MAX_DIGITS = 20
+"""Of an integer in JSON: any of 64 bits fits, and none that a float cannot hold."""
+MAX_SIDE = 2**16
+"""Of an image in pixels, and channels of a network, where a file says them."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# Each alternative ends wherever the text does, so that nothing is scanned twice.
+_STRING_OR_COMMENT = re.compile(r'("[^"\\]*(?:\\.[^"\\]*)*"?)|//[^\n]*', re.DOTALL)
+
+
+class InputError(ValueError):
+    """A file that is not there, not readable, not a regular file, too large, or not what it should be."""
+
+
+def check_regular(path: Path) -> int:
+    """Bytes of a regular file; for libraries that open a path themselves.
+
+    Raises:
+        InputError: not there, not allowed, or something else than a regular file; it says which.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for is_one, name in _KINDS if is_one(found.st_mode)), "no file")
+        raise InputError(f"{path}: {kind}, a regular file accepted")
+    if not os.access(path, os.R_OK):
+        raise InputError(f"{path}: cannot be read (permission denied)")
+    return found.st_size
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, opened to be read; anything else is refused without waiting for it.
+
+    Raises:
+        InputError: as of :func:`check_regular`.
+    """
+    check_regular(path)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        file = os.fdopen(os.open(path, flags), "rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it was another file a moment ago
+        file.close()
+        raise InputError(f"{path}: no regular file")
+    return file
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        InputError: as of :func:`check_regular`, or larger than that.
+    """
+    with open_regular(path) as file:
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > limit:
+        raise InputError(f"{path}: more than {limit:,} bytes, at most that accepted")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in UTF-8; ``//`` comments, which the SR3 repository's files have, are left out.
+
+    NaN and Infinity, which diffusers writes, are read as floats. A name that stands twice in one object is
+    an error, since either value may have been meant.
+
+    Raises:
+        InputError: as of :func:`check_regular`; not JSON, not an object, more than `MAX_JSON` bytes, nested
+            deeper than `MAX_DEPTH`, or with an integer of more than `MAX_DIGITS` digits.
+    """
+    content = read_bytes(path, MAX_JSON)
+    try:
+        document = parse_json(without_comments(content.decode("utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: holds {type(document).__name__}, an object is expected")
+    return document
+
+
+def parse_json(text: str) -> Any:
+    """A JSON document from text, with the limits of :func:`read_json`.
+
+    Raises:
+        ValueError: not JSON, or beyond them.
+    """
+    try:
+        document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
+    level = [document]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for one in level for child in _children(one)]
+        if not level:
+            return document
+    raise ValueError(f"nested deeper than {MAX_DEPTH}")
+
+
+def without_comments(text: str) -> str:
+    """JSON text without ``//`` comments, in one pass; ``//`` inside a string stays."""
+    return _STRING_OR_COMMENT.sub(lambda match: match[1] or "", text)
+
+
+def member(folder: Path, name: object) -> Path:
+    """The path of a file or folder in ``folder`` whose name a file gave.
+
+    Raises:
+        InputError: no plain name: one with a separator or drive, empty, ``.`` or ``..``.
+    """
+    if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\:\0]", name):
+        raise InputError(f"{folder}: {name!r} given as the name of a file in it, a plain name accepted")
+    return folder / name
+
+
+def whole_number(name: str, value: object, low: int, high: int = MAX_SIDE) -> int:
+    """An integer from a file.
+
+    Raises:
+        ValueError: naming it, what was given and what is accepted.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name}: {value!r} given, an integer in [{low}, {high}] accepted")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in found if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits, at most {MAX_DIGITS} accepted")
+    return int(text)
+
+
+def _children(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()
