@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.pictures import PictureError, opened
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# pillow's raster formats; its others start programs (EPS) or are not pictures (MPEG, HDF5).
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "AVIF", "JPEG2000", "MPO")
 CHANNELS = (1, 3)
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -52,14 +51,15 @@ def decode(content: Path | bytes, channels: int, size: int | None) -> npt.NDArra
             middle; None: as it is.
 
     Raises:
-        OSError, SyntaxError, ValueError and whatever else a broken file trips pillow over.
+        PictureError: (a ValueError) no image, a damaged one, or a too large one.
+        InputError: (a ValueError) no regular file that can be read.
     """
     from PIL import ImageOps
 
-    with _opened(content) as opened:
-        opened.load()
-        image = to_mode(ImageOps.exif_transpose(opened), "L" if channels == 1 else "RGB")
-    return to_pixels(image, size)
+    with opened(content, name="") as image:
+        image.load()
+        upright = to_mode(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+        return to_pixels(upright, size)
 
 
 def to_pixels(image: Image, size: int | None) -> npt.NDArray[np.uint8]:
@@ -76,12 +76,13 @@ def to_mode(image: Image, mode: str) -> Image:
     """Any image in mode "L" or "RGB": 16 bits scaled to 8, alpha laid over white, palettes looked up.
 
     Raises:
-        ValueError: floating point pixels, or 32-bit ones above 65535: their white is not known.
+        PictureError: (a ValueError) floating point pixels, or 32-bit ones above 65535: their white is not
+            known.
     """
     from PIL import Image
 
     if image.mode == "F":
-        raise ValueError("floating point pixels, integers of 8 or 16 bits accepted")
+        raise PictureError("floating point pixels, integers of 8 or 16 bits accepted")
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     if image.has_transparency_data:
@@ -96,9 +97,9 @@ def to_mode(image: Image, mode: str) -> Image:
 def _from_16_bits(image: Image) -> Image:
     from PIL import Image
 
-    levels = np.asarray(image).astype(np.int64)
+    levels = np.asarray(image).astype(np.int32)  # 32-bit ones are signed in pillow
     if levels.min() < 0 or levels.max() > 65535:
-        raise ValueError(f"32-bit pixels from {levels.min()} to {levels.max()}, 0 to 65535 accepted")
+        raise PictureError(f"32-bit pixels from {levels.min()} to {levels.max()}, 0 to 65535 accepted")
     # The nearest of 0 .. 255; pillow's own conversion clips everything above 255 to white in some versions.
     return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
@@ -109,16 +110,8 @@ def read_header(content: Path | bytes, upright: bool) -> Header:
     ``upright``: the size with the EXIF orientation applied. For that pillow decodes a PNG to its end, where
     EXIF may stand.
     """
-    with _opened(content) as image:
+    with opened(content, name="") as image:
         width, height = image.size
         if upright and image.getexif().get(0x0112) in (5, 6, 7, 8):  # orientations on their side
             width, height = height, width
         return Header(height, width, image.mode in GREY_MODES)
-
-
-def _opened(content: Path | bytes) -> Image:
-    from PIL import Image
-
-    Image.init()
-    file = io.BytesIO(content) if isinstance(content, bytes) else content
-    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])

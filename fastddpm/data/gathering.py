@@ -167,8 +167,9 @@ def _for_each(count: int, work: Callable[[int], None]) -> dict[int, str]:
                 work(i)
             except MemoryError:
                 raise
-            except Exception as error:  # pillow raises whatever a broken file trips its plugins over
-                failed[i] = f"{type(error).__name__}: {error}"
+            except Exception as error:  # a row of a damaged data set raises what it trips its library over
+                kind = "ValueError" if isinstance(error, ValueError) else type(error).__name__
+                failed[i] = f"{kind}: {error}"
 
     with ThreadPoolExecutor(workers) as pool:
         for _ in pool.map(block, range(0, count, size)):

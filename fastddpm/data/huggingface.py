@@ -12,9 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastddpm.inputs import check_regular, member, read_json
+
 from .dataset import MAX_CLASSES
 from .folder import Listing
 from .gathering import ImageFile
+from .soundness import check_tables
 from .splits import checked_split, split_of_file, split_of_folder
 
 SUFFIXES = (".parquet", ".arrow")
@@ -49,7 +52,8 @@ def list_huggingface(
 
     Raises:
         ImportError: the package datasets is not installed.
-        ValueError: no such split or column, a column of another type, a label outside the class names.
+        ValueError: no such split or column, a column of another type, a label outside the class names, a
+            file that is damaged.
     """
     checked_split(split)
     datasets = _datasets()
@@ -92,16 +96,23 @@ def _table_files(folder: Path) -> dict[str, list[Path]]:
 
 def _read(datasets: Any, path: Path, split: str) -> Any:
     if any((path / name).is_file() for name in SAVED):
-        saved = _load(datasets, path)
-        if isinstance(saved, dict):
-            parts = {split_of_folder(name): saved[name] for name in saved}
-        else:
-            parts = {split_of_folder(str(saved.split)) or "train": saved}
+        parts = _saved_parts(path)
         _check_split(path, split, parts)
-        return parts[split]
+        return _load(datasets, parts[split])
     files = {split_of_file(path.name) or "train": [path]} if path.is_file() else _table_files(path)
     _check_split(path, split, files)
     return datasets.concatenate_datasets([_load(datasets, file) for file in files[split]])
+
+
+def _saved_parts(path: Path) -> dict[str | None, Path]:
+    """Split -> folder, of what `save_to_disk` left; one without splits is what its own notes call it."""
+    if (path / SAVED[0]).is_file():
+        names = read_json(path / SAVED[0]).get("splits")
+        if not isinstance(names, list) or not names:
+            raise ValueError(f"data {str(path)!r}: not a complete folder of save_to_disk (no splits)")
+        return {split_of_folder(folder.name): folder for folder in (member(path, name) for name in names)}
+    name = read_json(path / SAVED[1]).get("_split")
+    return {(split_of_folder(name) if isinstance(name, str) else None) or "train": path}
 
 
 def _check_split(path: Path, split: str, splits: dict[Any, Any]) -> None:
@@ -111,18 +122,36 @@ def _check_split(path: Path, split: str, splits: dict[Any, Any]) -> None:
 
 
 def _load(datasets: Any, path: Path) -> Any:
-    """A folder of `save_to_disk`, or one arrow or parquet file."""
+    """A folder of `save_to_disk`, or one arrow or parquet file; looked through first."""
     try:
         if path.is_dir():
+            check_tables(_arrow_files(path))
             return datasets.load_from_disk(str(path))
+        check_regular(path)
+        check_tables([path])
         if path.suffix == ".arrow":
             return datasets.Dataset.from_file(str(path))
         # Dataset.from_parquet would write a copy of it all into the user's cache folder.
         parquet: Any = importlib.import_module("pyarrow.parquet")
         return datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(str(path))))
-    except (OSError, ValueError) as error:  # pyarrow's errors are among these
+    except MemoryError:
+        raise
+    except Exception as error:  # datasets raises whatever its notes in the file trip it over
         kind = "folder of save_to_disk" if path.is_dir() else f"{path.suffix[1:]} file"
-        raise ValueError(f"data {str(path)!r}: not a complete {kind} ({error})") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"data {str(path)!r}: not a complete {kind} ({reason})") from error
+
+
+def _arrow_files(folder: Path) -> list[Path]:
+    """The files that the notes of a saved dataset list, all in its folder."""
+    read_json(folder / "dataset_info.json")
+    files = read_json(folder / SAVED[1]).get("_data_files")
+    if not isinstance(files, list) or not files:
+        raise ValueError(f"{folder / SAVED[1]}: lists no files")
+    paths = [member(folder, file.get("filename") if isinstance(file, dict) else None) for file in files]
+    for path in paths:
+        check_regular(path)
+    return paths
 
 
 def _image_column(datasets: Any, dataset: Any) -> str:

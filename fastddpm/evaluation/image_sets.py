@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastddpm.arrays import read_array
 from fastddpm.data.folder import SUFFIXES
 from fastddpm.data.mnist import load_mnist
 from fastddpm.images import Pixels
+from fastddpm.inputs import member
 from fastddpm.jobs.manifest import MANIFEST, read_manifest
-from fastddpm.jobs.shards import digest, read_shard
+from fastddpm.jobs.shards import FORMATS, digest, read_shard
+from fastddpm.pictures import opened
+from fastddpm.plans.plan import check_choice
 
 Read = Callable[[], Pixels]
 
@@ -97,14 +101,18 @@ def _of_job(folder: Path) -> ImageSet:
     manifest = read_manifest(folder)
     if "shards" not in manifest:
         raise ValueError(f"{folder}: an unfinished job; run it again to draw what is missing, then evaluate")
-    format = manifest["settings"]["format"]
+    format = manifest["settings"].get("format")
+    check_choice(f"{folder / MANIFEST}: format", format, FORMATS)
 
-    def reader(record: dict[str, object]) -> Read:
+    def reader(record: dict[str, Any]) -> Read:
         def read() -> Pixels:
-            path = folder / str(record["name"])
+            path = member(folder, record["name"])
             if not path.exists() or digest(path) != (record["bytes"], record["sha256"]):
                 raise ValueError(f"{path}: not as it was written; run the job again to draw it anew")
-            return read_shard(path, format)
+            pixels = read_shard(path, format)
+            if len(pixels) != record["images"]:
+                raise ValueError(f"{path}: {len(pixels)} images, {record['images']} in {MANIFEST}")
+            return pixels
 
         return read
 
@@ -113,11 +121,7 @@ def _of_job(folder: Path) -> ImageSet:
 
 
 def _of_npz(path: Path) -> ImageSet:
-    try:
-        with np.load(path) as arrays:
-            pixels = arrays["arr_0"]
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: no arr_0 can be read from it ({error})") from error
+    pixels = read_array(path, "arr_0")
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise ValueError(f"{path}: arr_0 {pixels.dtype} {pixels.shape} found, uint8 (N, H, W, C) accepted")
     return ImageSet(str(path), [len(pixels)], [lambda: pixels])
@@ -125,14 +129,9 @@ def _of_npz(path: Path) -> ImageSet:
 
 def _picture(file: Path) -> Read:
     def read() -> Pixels:
-        from PIL import Image
-
-        try:
-            with Image.open(file) as opened:
-                image = opened if opened.mode in ("L", "RGB") else opened.convert("RGB")
-                pixels: Pixels = np.array(image)
-        except OSError as error:
-            raise ValueError(f"{file}: not an image that can be read ({error})") from error
+        with opened(file) as source:
+            image = source if source.mode in ("L", "RGB") else source.convert("RGB")
+            pixels: Pixels = np.array(image)
         return (pixels[..., None] if pixels.ndim == 2 else pixels)[None]
 
     return read

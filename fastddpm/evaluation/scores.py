@@ -5,18 +5,28 @@ The features are Inception's, with a file of weights that is here already, or th
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastddpm.evaluation.image_sets import ImageSet
+from fastddpm.formats.files import read_tensors
+from fastddpm.inputs import open_regular
 from fastddpm.plans.plan import check_choice
 
 FEATURES = ("inception", "digits")
 INCEPTION = "inception-v3-compat"
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 # KID is the mean over random subsets of this size, or of all images where there are fewer.
 KID_SUBSET = 1000
 # Precision and recall look at the third nearest neighbour.
@@ -58,12 +68,15 @@ def score(
         real: at least 4 images.
         features: ``inception``, of the network that FID is defined by, the 2048 of its last pooling, for
             precision and recall too; or ``digits``, the 64 of our classifier, for grey images of 28x28.
-        weights: for ``inception``: the file that torch-fidelity publishes. Nothing is downloaded.
+        weights: for ``inception``: the file that torch-fidelity publishes. Nothing is downloaded. Another
+            file gives a warning, since its figures are no FID that can be compared. torch-fidelity would run
+            what a file of weights tells it to; it is given a copy of the tensors alone.
         batch_size: images that the network sees at once.
         cuda: run the network on the CUDA device.
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted; torch-fidelity is not there.
+        CheckpointError: (a ValueError) weights that hold something else than tensors, or are damaged.
     """
     check_choice("features", features, FEATURES)
     for name, images in (("generated", generated), ("real", real)):
@@ -81,21 +94,23 @@ def score(
     sets: list[Dataset[Tensor]] = [generated, real]
     if features == "inception":
         sets = [Coloured(generated), Coloured(real)]
-    found = torch_fidelity.calculate_metrics(
-        input1=sets[0],
-        input2=sets[1],
-        feature_extractor=extractor,
-        feature_extractor_weights_path=None if weights is None else str(weights),
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subset_size=min(KID_SUBSET, len(generated), len(real)),
-        batch_size=batch_size,
-        cuda=cuda,
-        cache=False,
-        save_cpu_ram=True,
-        verbose=False,
-    )
+    with _tensors_alone(weights if features == "inception" else None) as path:
+        found = _calculated(
+            torch_fidelity,
+            input1=sets[0],
+            input2=sets[1],
+            feature_extractor=extractor,
+            feature_extractor_weights_path=path,
+            fid=True,
+            kid=True,
+            prc=True,
+            kid_subset_size=min(KID_SUBSET, len(generated), len(real)),
+            batch_size=batch_size,
+            cuda=cuda,
+            cache=False,
+            save_cpu_ram=True,
+            verbose=False,
+        )
     return Scores(
         fid=found["frechet_inception_distance"],
         kid=found["kernel_inception_distance_mean"],
@@ -127,6 +142,42 @@ def _check_weights(weights: str | Path | None) -> None:
             f"{WEIGHTS_FILE}, a release asset of torch-fidelity v0.2.0, which its documentation names "
             "(nothing is downloaded); or --features digits for grey 28x28 images"
         )
+
+
+@contextmanager
+def _tensors_alone(weights: str | Path | None) -> Iterator[str | None]:
+    """A file with the tensors of ``weights`` and nothing else, in a folder of this process alone."""
+    if weights is None:
+        yield None
+        return
+    path = Path(weights)
+    with open_regular(path) as file:
+        digest = hashlib.sha256()
+        while piece := file.read(2**20):
+            digest.update(piece)
+    if digest.hexdigest() != WEIGHTS_SHA256:
+        warnings.warn(
+            f"weights: {path} is not the {WEIGHTS_FILE} that torch-fidelity publishes (sha256 "
+            f"{digest.hexdigest()[:8]}..., {WEIGHTS_SHA256[:8]}... expected); its figures compare with no "
+            "published ones",
+            stacklevel=4,
+        )
+    state = read_tensors(path)
+    with tempfile.TemporaryDirectory(prefix="fastddpm-") as folder:
+        copy = Path(folder) / WEIGHTS_FILE
+        torch.save(state, copy)
+        yield str(copy)
+
+
+def _calculated(torch_fidelity: Any, **arguments: Any) -> dict[str, float]:
+    try:
+        found: dict[str, float] = torch_fidelity.calculate_metrics(**arguments)
+    except RuntimeError as error:
+        if "in loading state_dict" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"weights: of another network than {INCEPTION} ({reason})") from error
+    return found
 
 
 def _digits() -> str:

@@ -147,8 +147,8 @@ def check_finite(
         memory = value.untyped_storage().data_ptr()
         same = (n for n, v in (named_as or {}).items() if v.untyped_storage().data_ptr() == memory)
         raise CheckpointError(
-            f"{where}: {next(same, name)} holds NaN or infinity, finite weights accepted (training in float16 "
-            "can leave such; an earlier checkpoint may be whole)"
+            f"{where}: {next(same, name)} holds NaN or infinity, finite weights accepted (training in "
+            "float16 can leave such; an earlier checkpoint may be whole)"
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastddpm.files import replacing, write_json
+from fastddpm.inputs import member, read_json, whole_number
 from fastddpm.jobs.errors import OtherSettingsError
 from fastddpm.jobs.shards import digest
 from fastddpm.locks import LOCK
@@ -66,16 +67,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """``settings``, and ``shards`` when all are there: name, images, bytes, sha256 and made_on of each.
 
     Raises:
-        ValueError: no manifest, or one that cannot be read.
+        ValueError: no manifest, or one that cannot be read, or with a shard that is none of the folder.
     """
     path = folder / MANIFEST
     try:
-        document = json.loads(path.read_text())
-        if not isinstance(document["settings"], dict):
-            raise KeyError("settings")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        document = read_json(path)
+        if not isinstance(document.get("settings"), dict):
+            raise ValueError("no settings in it")
+        shards = document.get("shards", [])
+        if not isinstance(shards, list):
+            raise ValueError(f"shards: {type(shards).__name__} given, a list accepted")
+        for record in shards:
+            _check_record(folder, record)
+    except ValueError as error:
         raise ValueError(f"outdir: {str(path)!r} cannot be read as a job's manifest ({error})") from error
-    return dict(document)
+    return document
 
 
 def add_record(folder: Path, record: Mapping[str, Any]) -> None:
@@ -85,10 +91,19 @@ def add_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of all shards that were finished, by name: name, images, bytes, sha256 and made_on."""
+    """The records of all shards that were finished, by name: name, images, bytes, sha256 and made_on.
+
+    Raises:
+        ValueError: a manifest or record that cannot be read; it names the file.
+    """
     records = list(read_manifest(folder).get("shards", []))
     for path in _record_files(folder):
-        records.append(json.loads(path.read_text()))
+        record = read_json(path)
+        try:
+            _check_record(folder, record)
+        except ValueError as error:
+            raise ValueError(f"{path}: not a shard's record ({error})") from error
+        records.append(record)
     return {record["name"]: record for record in records}
 
 
@@ -115,10 +130,23 @@ def close_manifest(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def _is_intact(folder: Path, record: Mapping[str, Any]) -> bool:
-    try:
-        return digest(folder / record["name"]) == (record["bytes"], record["sha256"])
-    except FileNotFoundError:
-        return False
+    shard = folder / record["name"]
+    return shard.exists() and digest(shard) == (record["bytes"], record["sha256"])
+
+
+def _check_record(folder: Path, record: object) -> None:
+    """Refuses a record that names something outside of the folder, or lacks what is read of it.
+
+    Raises:
+        ValueError: naming the field, what was given and what is accepted.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"a shard: {type(record).__name__} given, an object accepted")
+    member(folder, record.get("name"))
+    for name in ("images", "bytes"):
+        whole_number(name, record.get(name), 0, 2**63 - 1)
+    if not isinstance(record.get("sha256"), str):
+        raise ValueError(f"sha256: {record.get('sha256')!r} given, a string accepted")
 
 
 def _write(folder: Path, document: Mapping[str, Any]) -> None:

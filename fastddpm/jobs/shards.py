@@ -14,15 +14,18 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.arrays import read_array
 from fastddpm.files import replacing, replacing_folder
 from fastddpm.images import Pixels
+from fastddpm.inputs import open_regular
 from fastddpm.jobs.npz import Array, write_npz
+from fastddpm.pictures import PictureError, opened
 
 Int64 = npt.NDArray[np.int64]
 
@@ -65,16 +68,37 @@ def write_shard(path: Path, format: str, pixels: Pixels, seeds: Int64, labels: I
 
 
 def read_shard(path: Path, format: str) -> Pixels:
-    """The images of a shard in its order, uint8 ``(N, H, W, C)``."""
+    """The images of a shard in its order, uint8 ``(N, H, W, C)``.
+
+    Raises:
+        ValueError: not a shard, damaged, or with images of several sizes; it names the file.
+    """
     if format == "npz":
-        with np.load(path) as arrays:
-            pixels: Pixels = arrays["arr_0"]
+        pixels: Pixels = read_array(path, "arr_0")
+        if pixels.dtype != np.uint8 or pixels.ndim != 4:
+            raise ValueError(f"{path}: arr_0 {pixels.dtype} {pixels.shape}, uint8 (N, H, W, C) accepted")
         return pixels
     if format == "png":
-        return np.stack([_decoded(file.read_bytes()) for file in _in_order(path) if file.suffix == ".png"])
-    with tarfile.open(path) as archive:
-        pictures = [member for member in archive if member.name.endswith(".png")]
-        return np.stack([_decoded(archive.extractfile(one).read()) for one in pictures])  # type: ignore[union-attr]
+        pictures = [_decoded(file, str(file)) for file in _in_order(path) if file.suffix == ".png"]
+    else:
+        pictures = [_decoded(content, f"{path}: {name}") for name, content in _members(path)]
+    if len({picture.shape for picture in pictures}) != 1:
+        raise ValueError(f"{path}: {len(pictures)} images of several sizes, one or more of one size accepted")
+    return np.stack(pictures)
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the PNGs in a tar file; of plain, uncompressed entries, which are no larger."""
+    try:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for entry in archive:
+                if entry.name.endswith(".png"):
+                    opened_entry = None if entry.issparse() or entry.islnk() else archive.extractfile(entry)
+                    if opened_entry is None:
+                        raise ValueError(f"{path}: {entry.name!r} in it is no plain file")
+                    yield entry.name, opened_entry.read()
+    except (tarfile.TarError, OSError, OverflowError, UnicodeError) as error:
+        raise ValueError(f"{path}: not a complete tar file ({error})") from error
 
 
 def digest(path: Path) -> tuple[int, str]:
@@ -83,8 +107,8 @@ def digest(path: Path) -> tuple[int, str]:
     for file in _in_order(path) if path.is_dir() else [path]:
         if path.is_dir():
             hashed.update(f"{file.name} {file.stat().st_size}\n".encode())
-        with file.open("rb") as opened:
-            while piece := opened.read(2**20):
+        with open_regular(file) as content:
+            while piece := content.read(2**20):
                 hashed.update(piece)
                 size += len(piece)
     return size, hashed.hexdigest()
@@ -147,8 +171,9 @@ def _encoded(image: Pixels) -> bytes:
     return file.getvalue()
 
 
-def _decoded(content: bytes) -> Pixels:
-    from PIL import Image
-
-    pixels: Pixels = np.asarray(Image.open(io.BytesIO(content)))
+def _decoded(content: Path | bytes, name: str) -> Pixels:
+    with opened(content, name, formats=("PNG",)) as image:
+        if image.mode not in ("L", "RGB", "RGBA"):
+            raise PictureError(f"{name}: a PNG of mode {image.mode}, L, RGB or RGBA accepted")
+        pixels: Pixels = np.array(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -93,7 +93,7 @@ def _description(path: Path) -> dict[str, Any]:
     try:
         content = read_json(file)
     except InputError as error:
-        raise OnnxFolderError(str(error)) from error
+        raise OnnxFolderError(f"{DESCRIPTION}: not JSON that can be read: {error}") from error
     if content.get("format") != FORMAT:
         raise OnnxFolderError(f"{file}: format {content.get('format')!r} found, {FORMAT!r} accepted")
     return content

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastddpm.data.decoding import FORMATS, GREY_MODES, to_mode
+from fastddpm.data.decoding import GREY_MODES, to_mode
 from fastddpm.files import replacing
+from fastddpm.pictures import PictureError, opened
 
 MAX_PIXELS = 2**24
 """Of a picture and of what is made of it: 4096 x 4096. The state of 8 samples of it takes 1.6 GB."""
@@ -100,7 +100,9 @@ def check_size(path: Path, factor: int = 1) -> tuple[int, int]:
     Raises:
         ValueError: no image, or one whose result would have more than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    if not path.exists():
+        raise ValueError(f"{path}: not a file; an image file accepted")
+    with opened(path, most=MAX_PIXELS) as image:
         width, height = image.size
     if factor**2 * width * height > MAX_PIXELS:
         result = "" if factor == 1 else f", which would become {factor * width}x{factor * height}"
@@ -126,47 +128,23 @@ def read_picture(path: Path, factor: int = 1) -> Picture:
         ValueError: no image, a damaged one, floating point pixels, or one that is too large.
     """
     check_size(path, factor)
-    with _opened(path) as opened:
+    with opened(path) as source:
+        source.load()
+        image = ImageOps.exif_transpose(source)
+        grey = source.mode in GREY_MODES
+        profile = source.info.get("icc_profile") if source.mode in ("L", "LA", "RGB", "RGBA") else None
+        alpha = None
+        if image.has_transparency_data:
+            layered = image.convert("LA" if grey else "RGBA")
+            alpha = torch.from_numpy(np.array(layered.getchannel("A")))
+            image = layered.convert("L" if grey else "RGB")
         try:
-            opened.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path}: a damaged image ({error}), a whole one accepted") from error
-        image = ImageOps.exif_transpose(opened)
-        grey = opened.mode in GREY_MODES
-        profile = opened.info.get("icc_profile") if opened.mode in ("L", "LA", "RGB", "RGBA") else None
-    alpha = None
-    if image.has_transparency_data:
-        layered = image.convert("LA" if grey else "RGBA")
-        alpha = torch.from_numpy(np.array(layered.getchannel("A")))
-        image = layered.convert("L" if grey else "RGB")
-    try:
-        image = to_mode(image, "L" if grey else "RGB")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return Picture(_planes(image), alpha, profile)
+            image = to_mode(image, "L" if grey else "RGB")
+        except PictureError as error:
+            raise PictureError(f"{path}: {error}") from error
+        return Picture(_planes(image), alpha, profile)
 
 
 def _planes(image: Image.Image) -> Tensor:
     planes = np.moveaxis(np.atleast_3d(np.asarray(image, dtype=np.uint8)), -1, 0)
     return torch.from_numpy(planes.copy())
-
-
-def _opened(path: Path) -> Image.Image:
-    """The file with its header read.
-
-    Raises:
-        ValueError: no file, or no image.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: not a file; an image file accepted")
-    Image.init()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size has the limit
-        try:
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-        except UnidentifiedImageError:
-            raise ValueError(f"{path}: no image that can be read; {', '.join(FORMATS)} accepted") from None
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{path}: {error}; up to {MAX_PIXELS:,} pixels accepted") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path}: not readable ({error}), an image file accepted") from error

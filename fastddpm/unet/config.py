@@ -125,7 +125,7 @@ class UNetConfig:
             "channel_mults",
             0 < len(self.channel_mults) <= MAX_LEVELS
             and all(_is_int(v, 1, MAX_WIDTH // self.base_channels) for v in self.channel_mults),
-            f"one integer of at least 1 per level, up to {MAX_LEVELS} levels of up to {MAX_WIDTH:,} channels,",
+            f"one integer of at least 1 per level, {MAX_LEVELS} levels of {MAX_WIDTH:,} channels at most,",
         )
         _require(
             self,
