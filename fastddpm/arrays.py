@@ -55,7 +55,7 @@ def _array(archive: zipfile.ZipFile, name: str, size: int) -> npt.NDArray[Any]:
         if declared > entry.file_size:
             raise ValueError(f"its header says {declared:,} bytes, the file has {entry.file_size:,}")
         content = np.empty(declared, np.uint8)
-        _fill(stream, memoryview(content))
+        _fill(stream, content)
     return content.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -73,13 +73,13 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return shape, fortran, dtype
 
 
-def _fill(stream: IO[bytes], target: memoryview) -> None:
+def _fill(stream: IO[bytes], target: npt.NDArray[np.uint8]) -> None:
     done = 0
     while done < len(target):
         piece = stream.read(min(_PIECE, len(target) - done))
         if not piece:
             raise ValueError(f"ends after {done:,} of {len(target):,} bytes")
-        target[done : done + len(piece)] = piece
+        target[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
         done += len(piece)
     if stream.read(1):
         raise ValueError("is longer than its header says")

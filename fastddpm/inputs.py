@@ -93,27 +93,36 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object in UTF-8; ``//`` comments, which the SR3 repository's files have, are left out.
-
-    NaN and Infinity, which diffusers writes, are read as floats. A name that stands twice in one object is
-    an error, since either value may have been meant.
+    """A JSON object, as of :func:`read_document`.
 
     Raises:
-        InputError: as of :func:`check_regular`; not JSON, not an object, more than `MAX_JSON` bytes, nested
-            deeper than `MAX_DEPTH`, or with an integer of more than `MAX_DIGITS` digits.
+        InputError: as there, or not an object.
     """
-    content = read_bytes(path, MAX_JSON)
-    try:
-        document = parse_json(without_comments(content.decode("utf-8")))
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from error
+    document = read_document(path)
     if not isinstance(document, dict):
         raise InputError(f"{path}: holds {type(document).__name__}, an object is expected")
     return document
 
 
+def read_document(path: Path) -> Any:
+    """JSON in UTF-8; ``//`` comments, which the SR3 repository's files have, are left out.
+
+    NaN and Infinity, which diffusers writes, are read as floats. A name that stands twice in one object is
+    an error, since either value may have been meant.
+
+    Raises:
+        InputError: as of :func:`check_regular`; not JSON, more than `MAX_JSON` bytes, nested deeper than
+            `MAX_DEPTH`, or with an integer of more than `MAX_DIGITS` digits.
+    """
+    content = read_bytes(path, MAX_JSON)
+    try:
+        return parse_json(without_comments(content.decode("utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from error
+
+
 def parse_json(text: str) -> Any:
-    """A JSON document from text, with the limits of :func:`read_json`.
+    """A JSON document from text, with the limits of :func:`read_document`.
 
     Raises:
         ValueError: not JSON, or beyond them.

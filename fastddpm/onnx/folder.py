@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastddpm.inputs import MAX_SIDE, InputError, check_regular, member, open_regular, read_json, whole_number
+from fastddpm.inputs import MAX_SIDE, InputError, check_regular, member, open_regular, read_document, whole_number
 from fastddpm.onnx.errors import OnnxFolderError
 from fastddpm.plans import make_plan
 from fastddpm.schedule import NoiseSchedule
@@ -65,7 +65,7 @@ def read_folder(folder: str | Path) -> ModelFolder:
     _check_files(path, content)
     try:
         channels, height, width = (whole_number("image_shape", side, 1) for side in content["image_shape"])
-        folder = ModelFolder(
+        found = ModelFolder(
             path=path,
             image_shape=(channels, height, width),
             num_classes=_optional(content, "num_classes", 0, MAX_LABEL),
@@ -78,8 +78,8 @@ def read_folder(folder: str | Path) -> ModelFolder:
                 "time_input": TIMES[content["time"]],
             },
         )
-        make_plan(folder.schedule, **folder.options)  # an option that no run could use is found here
-        return folder
+        make_plan(found.schedule, **found.options)  # an option that no run could use is found here
+        return found
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
 
@@ -91,11 +91,12 @@ def _description(path: Path) -> dict[str, Any]:
             f"folder: {str(path)!r} given, without {DESCRIPTION}; a folder of `fastddpm export` accepted"
         )
     try:
-        content = read_json(file)
+        content = read_document(file)
     except InputError as error:
         raise OnnxFolderError(f"{DESCRIPTION}: not JSON that can be read: {error}") from error
-    if content.get("format") != FORMAT:
-        raise OnnxFolderError(f"{file}: format {content.get('format')!r} found, {FORMAT!r} accepted")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise OnnxFolderError(f"{file}: format {found!r} found, {FORMAT!r} accepted")
     return content
 
 

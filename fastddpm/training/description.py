@@ -14,6 +14,7 @@ import torch
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.data.order import indices_for
 from fastddpm.files import check_writable, made_folder, write_json
+from fastddpm.inputs import read_json
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task
 from fastddpm.tasks.registry import task_to_dict
@@ -95,7 +96,7 @@ def check_same_run(run: Path, document: Mapping[str, Any]) -> None:
     """
     now = json.loads(json.dumps(dict(document)))
     try:
-        before = json.loads((run / "train.json").read_text())
+        before = read_json(run / "train.json")
         # A part that is not there is of a run from before that part was written.
         parts = {part: dict(before.get(part, now[part])) for part in now}
     except (OSError, ValueError, TypeError, AttributeError) as error:

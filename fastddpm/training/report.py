@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 import torch
 
 from fastddpm.files import replacing
+from fastddpm.inputs import parse_json, read_bytes
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.sampler import Sampler
 from fastddpm.tasks import Task
 from fastddpm.training.validation import VALIDATION_ORDINAL, TrainingData
+
+MAX_LOG = 2**28
+"""Bytes of a run's log: some million lines."""
 
 
 class Log:
@@ -57,14 +62,19 @@ class Log:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last line cut short by a crash is left out."""
+    """The lines of a run's log that have a step; a last line cut short by a crash is left out.
+
+    Raises:
+        InputError: (a ValueError) a log that is no regular file, cannot be read, or has more than `MAX_LOG`
+            bytes.
+    """
     path = run / "log.jsonl"
     entries = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in read_bytes(path, MAX_LOG).decode("utf-8", "replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            entry = parse_json(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entries.append(entry)
     return entries
 
 

@@ -1,0 +1,58 @@
+"""A process that reads damaged files, one after the other, and says of each what came of it.
+
+A line of JSON comes in, ``{"kind": ..., "root": ...}``, and one goes out: ``outcome`` is ``read``, ``refused``
+(an error of the kind that is documented, with a message) or ``wrong`` (any other), with the seconds of processor
+time and the most memory that the process and its children have had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+LIMIT = 3 * 2**30
+"""Bytes that may be allocated: beyond them a reader meets a MemoryError, which is no documented answer."""
+
+
+def main() -> None:
+    """Answers until the input ends. Whatever the readers print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")
+    import fuzz_samples
+    import torch
+
+    import fastddpm.checkpoint  # noqa: F401
+
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
+    for line in sys.stdin:
+        asked = json.loads(line)
+        began = _processor_time()
+        answer = {"outcome": "read", "message": ""}
+        try:
+            fuzz_samples.READERS[asked["kind"]](Path(asked["root"]))
+        except (ValueError, OSError) as error:
+            answer = {"outcome": "refused" if str(error) else "wrong", "message": f"{type(error).__name__}: {error}"}
+        except BaseException as error:
+            answer = {"outcome": "wrong", "message": "".join(traceback.format_exception(error)[-12:])}
+        answer["seconds"] = _processor_time() - began
+        answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _processor_time() -> float:
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + of_children.ru_utime + of_children.ru_stime
+
+
+if __name__ == "__main__":
+    main()
