@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import fuzz  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
+import fuzz  # type: ignore[import-not-found, unused-ignore]
 
 
 def main() -> None:
@@ -30,8 +30,9 @@ def main() -> None:
         print(f"WRONG {line}")
     total = sum(findings.outcomes.values())
     print(
-        f"{total} inputs in {time.perf_counter() - began:.0f} s, {len(findings.wrong)} wrong; the slowest took "
-        f"{findings.most_seconds:.1f} s of processor time, the largest process {findings.most_memory / 2**20:.0f} MiB"
+        f"{total} inputs in {time.perf_counter() - began:.0f} s, {len(findings.wrong)} wrong; the slowest "
+        f"took {findings.most_seconds:.1f} s of processor time, the largest process "
+        f"{findings.most_memory / 2**20:.0f} MiB"
     )
     sys.exit(1 if findings.wrong else 0)
 

@@ -157,9 +157,7 @@ def _copied(sample: Sample, target: Path) -> tuple[Path, Path]:
     return target / sample.root.relative_to(base), target / sample.file.relative_to(base)
 
 
-def _judge(
-    findings: Findings, worker: Worker, sample: Sample, root: Path, what: str, folder: Path
-) -> None:
+def _judge(findings: Findings, worker: Worker, sample: Sample, root: Path, what: str, folder: Path) -> None:
     answer = worker.read(sample.kind, root)
     findings.most_seconds = max(findings.most_seconds, answer.get("seconds", 0.0))
     findings.most_memory = max(findings.most_memory, answer.get("memory", 0))

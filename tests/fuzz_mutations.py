@@ -1,4 +1,4 @@
-"""How a sound file is damaged, drawn by hypothesis: bits, cuts, splices, and lies in the headers of formats."""
+"""How a sound file is damaged, drawn by hypothesis: bits, cuts, splices, and lies in headers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NPY_HEADERS = (
 
 
 def damaged(draw: Any, content: bytes, other: bytes, suffix: str) -> bytes:
-    """A file's content, damaged; ``draw`` is hypothesis' (of ``st.data()``), ``other`` another file to splice.
+    """A file's content, damaged; ``draw`` is that of ``st.data()``, ``other`` another file to splice.
 
     JSON and archives are taken apart in half of the cases, and put together with a lie in them.
     """

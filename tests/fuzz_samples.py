@@ -127,7 +127,9 @@ def _jobs(folder: Path) -> list[Sample]:
         found.append(Sample("job", job, job / "manifest.json", 3))
         found.append(Sample("job", job, job / "records" / "00000.json", 2))
         shard = job / name
-        found.append(Sample(f"shard_{format}", shard, next(shard.glob("*.png")) if format == "png" else shard, 4))
+        found.append(
+            Sample(f"shard_{format}", shard, next(shard.glob("*.png")) if format == "png" else shard, 4)
+        )
     write_npz(folder / "stored.npz", {"arr_0": pixels})
     np.savez_compressed(folder / "inflated.npz", arr_0=pixels, other=seeds)
     return found + [Sample("images", file, file, 5) for file in folder.glob("*.npz")]
@@ -147,7 +149,9 @@ def _pictures(folder: Path) -> list[Sample]:
         one.mkdir()
         options = {"exif": exif} if suffix in ("png", "jpg", "webp") else {}
         image.save(one / f"a.{suffix}", **options)
-    Image.fromarray(levels[..., 0].astype(np.uint16) * 256).save(place / "tif" / "a.tif", compression="tiff_lzw")
+    Image.fromarray(levels[..., 0].astype(np.uint16) * 256).save(
+        place / "tif" / "a.tif", compression="tiff_lzw"
+    )
     return [Sample("picture", file, file, 4) for file in place.rglob("a.*")]
 
 

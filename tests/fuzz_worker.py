@@ -40,7 +40,10 @@ def main() -> None:
         try:
             fuzz_samples.READERS[asked["kind"]](Path(asked["root"]))
         except (ValueError, OSError) as error:
-            answer = {"outcome": "refused" if str(error) else "wrong", "message": f"{type(error).__name__}: {error}"}
+            answer = {
+                "outcome": "refused" if str(error) else "wrong",
+                "message": f"{type(error).__name__}: {error}",
+            }
         except BaseException as error:
             answer = {"outcome": "wrong", "message": "".join(traceback.format_exception(error)[-12:])}
         answer["seconds"] = _processor_time() - began

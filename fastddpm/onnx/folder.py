@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastddpm.inputs import MAX_SIDE, InputError, check_regular, member, open_regular, read_document, whole_number
+from fastddpm.inputs import (
+    MAX_SIDE,
+    InputError,
+    check_regular,
+    member,
+    open_regular,
+    read_document,
+    whole_number,
+)
 from fastddpm.onnx.errors import OnnxFolderError
 from fastddpm.plans import make_plan
 from fastddpm.schedule import NoiseSchedule

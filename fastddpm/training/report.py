@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from fastddpm.files import replacing
-from fastddpm.inputs import parse_json, read_bytes
 from fastddpm.images import grid, save_png, to_uint8
+from fastddpm.inputs import parse_json, read_bytes
 from fastddpm.sampler import Sampler
 from fastddpm.tasks import Task
 from fastddpm.training.validation import VALIDATION_ORDINAL, TrainingData
