@@ -1,8 +1,8 @@
 """A process that reads damaged files, one after the other, and says of each what came of it.
 
-A line of JSON comes in, ``{"kind": ..., "root": ...}``, and one goes out: ``outcome`` is ``read``, ``refused``
-(an error of the kind that is documented, with a message) or ``wrong`` (any other), with the seconds of processor
-time and the most memory that the process and its children have had.
+A line of JSON comes in, ``{"kind": ..., "root": ...}``, and one goes out: ``outcome`` is ``read``,
+``refused`` (an error of the kind that is documented, with a message) or ``wrong`` (any other), with the
+seconds of processor time, children's included, and the most memory that the process has had.
 """
 
 from __future__ import annotations

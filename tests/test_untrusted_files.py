@@ -1,4 +1,4 @@
-"""Files that someone else may have written: nothing in them runs, hangs or fills the memory; one line says why."""
+"""Files that someone else may have written: nothing in them runs, hangs or fills memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import struct
-import subprocess
 import sys
 import time
 import warnings
@@ -197,7 +196,7 @@ def test_a_folder_and_a_device_are_said_to_be_that(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['"' * 40_001, '/"' * 20_000, '"\\' * 20_000, "//" * 20_000, '"a//' * 10_000]
+    "text", ['"' * 40_001, '/"' * 20_000, '"\\' * 20_000, "//" * 20_000, '"a//' * 10_000, '"' + "\\" * 40_000]
 )
 def test_comments_are_left_out_in_linear_time(text):
     began = time.process_time()
@@ -452,18 +451,27 @@ def table(path: Path) -> Path:
     return path
 
 
-def test_a_damaged_arrow_file_does_not_end_the_process(tmp_path):
-    """Every word of its metadata at its largest: pyarrow ends with SIGSEGV, SIGABRT or an error, the child alone."""
-    arrow = next(table(tmp_path / "saved").glob("*.arrow"))
-    content = arrow.read_bytes()
-    program = "import sys; from fastddpm.data import open_dataset; open_dataset(sys.argv[1])"
-    for at in (len(content) - 40, len(content) // 2, 24):
-        file = tmp_path / f"{at}.arrow"
-        file.write_bytes(content[:at] + b"\xff\xff\xff\x7f" + content[at + 4 :])
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode in (0, 1), done.stderr
+@pytest.mark.parametrize(("at", "word"), [(440, 64), (580, 2**31 - 1), (588, 2**20)])
+def test_a_damaged_arrow_file_does_not_end_the_process(tmp_path, at, word):
+    """Words that say where columns lie: pyarrow 26 alone ends with a signal at each."""
+    content = next(table(tmp_path / "saved").glob("*.arrow")).read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content[:at] + struct.pack("<I", word) + content[at + 4 :])
+    with pytest.raises(ValueError, match="not a complete arrow file"):
+        open_dataset(tmp_path / "a.arrow")
+
+
+def test_a_parquet_file_that_inflates_is_refused(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    import pyarrow
+    from pyarrow import parquet
+
+    zeros = pyarrow.table({"image": [bytes(2**20)] * 20})
+    with parquet.ParquetWriter(tmp_path / "a.parquet", zeros.schema, compression="zstd") as file:
+        for _ in range(60):
+            file.write_table(zeros)
+    assert (tmp_path / "a.parquet").stat().st_size < 2**20
+    with pytest.raises(ValueError, match="inflates to more than"):
+        open_dataset(tmp_path / "a.parquet")
 
 
 def test_a_saved_dataset_that_lists_files_elsewhere_is_refused(tmp_path):

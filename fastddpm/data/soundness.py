@@ -22,8 +22,8 @@ MEMORY = 2**31
 """Bytes that the child may allocate; what it maps from the disk is not among them."""
 INFLATED, RATIO = 2**30, 20
 """A parquet file of so many bytes of content must not be so many times smaller: images do not shrink."""
-BATCH = 1024
-"""Rows of a parquet file that are looked at together."""
+BATCH = 32
+"""Rows of a parquet file that are looked at together: whole photographs are large."""
 
 
 def check_tables(paths: Sequence[Path]) -> None:
