@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import onnx
 
 from fastddpm.files import made_folder, scratch_folder, sha256, sync
+from fastddpm.inputs import read_json
 from fastddpm.interruption import postponed
 from fastddpm.locks import LOCK, exclusive
 from fastddpm.temporaries import is_temporary, remove_leftovers
@@ -64,7 +64,7 @@ def _earlier(folder: Path) -> set[str]:
     if not names:
         return set()
     try:
-        about = json.loads((folder / DESCRIPTION).read_text())
+        about = read_json(folder / DESCRIPTION)
         if about["format"] != FORMAT:
             raise ValueError(about["format"])
         # Names alone: what a file says may not reach out of its folder.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.files import replacing_folder, sha256, write_tensors
+from fastddpm.inputs import check_regular, read_json
 
 TENSOR_FILES = ("model", "ema", "optimizer")
 CHECKSUMS = "sha256.json"
@@ -109,15 +110,16 @@ def _read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str,
     folder = _folder(run, step)
     file = folder / CHECKSUMS
     try:
-        sums = json.loads(file.read_text()) if file.exists() else {}  # older checkpoints have none
+        sums = read_json(file) if file.exists() else {}  # older checkpoints have none
         tensors = {}
         for name in TENSOR_FILES:
             file = folder / f"{name}.safetensors"
+            check_regular(file)
             _check_intact(file, sums)
             tensors[name] = load_file(file)
         file = folder / "state.json"
         _check_intact(file, sums)
-        return tensors, json.loads(file.read_text())
+        return tensors, read_json(file)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file}: not readable ({error})") from error
 
