@@ -2,8 +2,8 @@
 
     python benchmarks/table_check.py [--out benchmarks/results/table_check.json]
 
-10,000 rows of 50,000 random bytes, 500 MB, in an arrow and in a parquet file; wall time, the median and the range
-of 5, beside pyarrow reading the parquet file into memory.
+10,000 rows of 50,000 random bytes, 500 MB, in an arrow and in a parquet file; wall time, the median and the
+range of 5, beside pyarrow reading the parquet file into memory.
 """
 
 from __future__ import annotations
