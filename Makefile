@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sample test lint mutations docs clean
+.PHONY: sample test test-torch211 smoke-torch29 lint mutations docs clean
 
 sample: $(VENV)/.core
 	$(BIN)/fastddpm sample --out digits.png
@@ -12,6 +12,29 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/gpu_proofs
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
 	$(BIN)/python -m pytest tests/gpu_proofs
+
+# Other releases of torch, each in an environment of its own beside $(VENV). The Pythons are those of people who have
+# these releases; where they are not here, $(PYTHON) takes their place. `python3.12` may be a shim that does not run.
+first_python = $(firstword $(foreach python,$(1),$(shell $(python) -c 'import sys; print(sys.executable)' 2>/dev/null)))
+PYTHON_TORCH211 ?= $(call first_python,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) $(PYTHON))
+PYTHON_TORCH29 ?= $(call first_python,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python) $(PYTHON))
+
+# What depends on torch and Triton: steps, engines, operators, kernels and their builds, drop-ins, export, training.
+TORCH_TESTS = $(addprefix tests/test_,$(addsuffix .py,compat engine engine_captured sampler kernel_ops unet rearranged \
+    capturable noise noise_mse q_sample reverse_step group_norm_silu fusion trainer \
+    dropin_abarankab dropin_diffusers dropin_diffusers_schedulers dropin_guided_diffusion dropin_lucidrains \
+    dropin_rounding dropin_sr3 export_bundled export_networks export_table onnx_bundled onnx_sampler))
+
+test-torch211: $(VENV)-torch211/.test
+	$(VENV)-torch211/bin/fastddpm sample --out $(VENV)-torch211/digits.png
+	$(VENV)-torch211/bin/python scripts/same_picture.py $(VENV)-torch211/digits.png docs/images/digits.png
+	$(VENV)-torch211/bin/fastddpm doctor --json $(VENV)-torch211/doctor.json
+	TRITON_INTERPRET=1 $(VENV)-torch211/bin/python -m pytest -n 2 tests/interpreter
+	$(VENV)-torch211/bin/python -m pytest -n 2 --dist loadfile $(TORCH_TESTS) tests/gpu_proofs
+
+smoke-torch29: $(VENV)-torch29/.core
+	$(VENV)-torch29/bin/fastddpm sample --out $(VENV)-torch29/digits.png
+	$(VENV)-torch29/bin/python scripts/same_picture.py $(VENV)-torch29/digits.png docs/images/digits.png
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -36,5 +59,15 @@ $(VENV)/.dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@ $(VENV)/.core
 
+$(VENV)-torch211/.test: pyproject.toml
+	$(PYTHON_TORCH211) -m venv $(VENV)-torch211
+	$(VENV)-torch211/bin/pip install --quiet --disable-pip-version-check --editable '.[test-torch]' torch==2.11.0
+	touch $@
+
+$(VENV)-torch29/.core: pyproject.toml
+	$(PYTHON_TORCH29) -m venv $(VENV)-torch29
+	$(VENV)-torch29/bin/pip install --quiet --disable-pip-version-check --editable . torch==2.9.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache digits.png
+	rm -rf $(VENV) $(VENV)-torch211 $(VENV)-torch29 build dist *.egg-info .mypy_cache .ruff_cache digits.png

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fastddpm.unet import UNet
 from fastddpm_kernels import group_norm_silu
+from fastddpm_kernels.compat import runs_kernels
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Of a replaced module against itself, relative to its largest value: a few roundings of its dtype."""
@@ -173,7 +174,7 @@ def _residual_block(self: Any, input_tensor: Tensor, temb: Tensor, *_: Any, **__
     else:
         scale, shift = vectors.chunk(2, dim=1)
     conv, norm = self.conv1, self.norm2
-    if h.device.type == "cuda" and conv.bias is not None:
+    if runs_kernels(h.device) and conv.bias is not None:
         h = F.conv2d(h, conv.weight, None, conv.stride, conv.padding)
         pre_bias = conv.bias[None] if pre_bias is None else pre_bias + conv.bias
     else:

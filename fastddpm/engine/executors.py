@@ -16,6 +16,8 @@ from torch import Tensor
 from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
 from fastddpm.engine.step import Predict
 from fastddpm.network import Network
+from fastddpm_kernels import compat
+from fastddpm_kernels.compat import compiled
 
 Engine = Literal["auto", "eager", "compile", "cudagraph", "max"]
 ENGINES = ("auto", "eager", "compile", "cudagraph", "max")
@@ -89,7 +91,7 @@ def resolve_engine(engine: str, device: torch.device) -> Engine:
 
     Raises:
         ValueError: unknown name.
-        EngineUnavailable: a CUDA engine on another device.
+        EngineUnavailable: a CUDA engine on another device, or compilation for one without Triton.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: {engine!r} given, one of {', '.join(ENGINES)} accepted")
@@ -100,14 +102,12 @@ def resolve_engine(engine: str, device: torch.device) -> Engine:
             f"engine: {engine!r} needs a CUDA device and the model is on {str(device)!r}; "
             "auto, eager or compile accepted here"
         )
+    if engine in ("compile", "max") and device.type == "cuda" and not compat.HAS_TRITON:
+        raise EngineUnavailable(
+            f"engine: {engine!r} needs Triton on a CUDA device and it is not installed; "
+            "auto, eager or cudagraph accepted here"
+        )
     return engine  # type: ignore[return-value]
-
-
-def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """torch.compile for one loop: shapes are fixed, and other loops' compilations do not count against it."""
-    # torch's stubs do not know isolate_recompiles yet.
-    compile_: Any = torch.compile
-    return compile_(function, dynamic=False, isolate_recompiles=True, **options)
 
 
 def keep_global_guards(entries: Sequence[Any]) -> list[bool]:

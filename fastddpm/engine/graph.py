@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastddpm_kernels.compat import pool_segments
+
 Run = Callable[[], None]
 # Not measured yet: one launch per 64 steps should leave the host idle, and more only adds graph memory.
 LONGEST_GRAPH = 64
@@ -65,8 +67,7 @@ class CudaGraphBackend:
 
     def memory(self) -> int:
         """Bytes of the pool, as torch's allocator has reserved them for the graphs."""
-        segments = torch.cuda.memory_snapshot(self.pool, include_traces=False)  # type: ignore[no-untyped-call]
-        return sum(segment["total_size"] for segment in segments)
+        return sum(segment["total_size"] for segment in pool_segments(self.pool))
 
 
 class GraphExecutor:

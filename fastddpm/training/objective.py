@@ -22,6 +22,7 @@ from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, 
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks.task import Task
 from fastddpm_kernels import noise_mse, q_sample
+from fastddpm_kernels.compat import runs_kernels
 from fastddpm_kernels.noise import words
 
 Loss = Literal["l2", "l1", "huber"]
@@ -164,7 +165,7 @@ class Noiser:
         self.signal = schedule.tensor("sqrt_alphas_cumprod", device=device)
         self.sigma = schedule.tensor("sqrt_one_minus_alphas_cumprod", device=device)
         self.weights = objective.weights(schedule).to(self.signal.device)
-        self.redraws = self.signal.device.type == "cuda" and objective.prediction_type != "sample"
+        self.redraws = runs_kernels(self.signal.device) and objective.prediction_type != "sample"
 
     def __call__(self, x_0: Tensor, class_labels: Tensor | None, ordinals: Tensor) -> NoisedBatch:
         """Noises a batch.

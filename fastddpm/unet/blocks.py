@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastddpm.unet.config import Activation, UNetConfig
 from fastddpm_kernels import group_norm_silu
+from fastddpm_kernels.compat import runs_kernels
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -41,7 +42,7 @@ def make_norm(config: UNetConfig, channels: int) -> nn.Module:
 
 def fuses(norm: nn.Module, activation: Activation | None, x: Tensor) -> bool:
     """Whether the norm of ``x`` and the activation after it are one kernel: GroupNorm and SiLU on CUDA."""
-    return type(norm) is nn.GroupNorm and activation in ("silu", None) and x.device.type == "cuda"
+    return type(norm) is nn.GroupNorm and activation in ("silu", None) and runs_kernels(x.device)
 
 
 def normalize(x: Tensor, norm: nn.Module, activation: Activation | None = None) -> Tensor:

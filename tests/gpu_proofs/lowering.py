@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch._inductor.utils import get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastddpm.engine.executors import compiled
 from fastddpm.engine.step import StepBuffers, StepCase
 from fastddpm.network import bind
+from fastddpm_kernels.compat import compiled
 
 CASE = StepCase((4, 3, 32, 32), clip=True)
 STEP_LAUNCHES = 2

@@ -110,7 +110,7 @@ def backward_kernel(
         of_product = tl.sum(dv * x_hat, axis=1)
         batch = n_statistics // num_groups
         place = sums_ptr + (pixel_chunk * batch + sample) * channels + channel
-        plane = pixel_chunks.to(tl.int64) * batch * channels
+        plane = tl.cast(pixel_chunks, tl.int64) * batch * channels
         tl.store(place, of_dv, mask=exists)
         tl.store(place + plane, of_product, mask=exists)
         tl.store(place + 2 * plane, tl.sum(x_hat, axis=1), mask=exists)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..compat import runs_kernels
 from .reference import group_norm_silu as reference_group_norm_silu
 from .tiles import fits, is_channels_last
 
@@ -51,7 +52,7 @@ def group_norm_silu(
     """
     _check(x, num_groups, activation)
     _check_vectors(x, weight, bias, pre_bias, scale, shift)
-    if x.device.type != "cuda" or x.dtype not in DTYPES or x.numel() == 0 or not fits(x, num_groups):
+    if not runs_kernels(x.device) or x.dtype not in DTYPES or x.numel() == 0 or not fits(x, num_groups):
         return reference_group_norm_silu(
             x,
             num_groups,

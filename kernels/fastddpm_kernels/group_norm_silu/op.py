@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
+from ..compat import wrap_triton
 from . import tiles as cut
 from .backward import backward_kernel, configure_backward
 from .kernel import Vectors, configure, configure_statistics, group_norm_silu_kernel, statistics_kernel

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_tensor
+from ..compat import runs_kernels
 from .reference import DISTANCES
 from .reference import distances as reference_distances
 
@@ -56,7 +57,7 @@ def noise_mse(
     """
     _check(prediction, seeds, ordinals, loss, weights)
     _check_image(prediction, x_0, signal, sigma)
-    if prediction.device.type == "cuda":
+    if runs_kernels(prediction.device):
         from .op import noise_mse_op
 
         if not is_dense(prediction):

@@ -52,7 +52,7 @@ def address(element, channels, spatial, magic, shift, CHANNELS_LAST: tl.constexp
         return element
     else:
         # element // spatial, see `division`.
-        product = element.to(tl.uint32).to(tl.uint64) * magic.to(tl.uint32).to(tl.uint64)
+        product = element.to(tl.uint32).to(tl.uint64) * tl.cast(magic, tl.uint32).to(tl.uint64)
         channel = ((product >> 32).to(tl.uint32) >> shift).to(tl.int32)
         return (element - channel * spatial) * channels + channel
 

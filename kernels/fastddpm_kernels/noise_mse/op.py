@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
+from ..compat import wrap_triton
 from .kernel import configure, gradient_kernel, loss_kernel, tiles
 
 

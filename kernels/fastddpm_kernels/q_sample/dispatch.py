@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_state, check_tensor
+from ..compat import runs_kernels
 from .reference import q_sample as reference_q_sample
 from .reference import training_noise
 
@@ -77,7 +78,7 @@ def q_sample(
     """
     _check(x_0, t, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod)
     _check_noise(x_0, noise, seeds, ordinals)
-    if x_0.device.type == "cuda":
+    if runs_kernels(x_0.device):
         from .op import q_sample_op
 
         x_t, drawn = q_sample_op(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import check_state, check_tensor
+from ..compat import runs_kernels
 from ..table import N_COLUMNS
 from .reference import reverse_step as reference_reverse_step
 
@@ -76,7 +77,7 @@ def reverse_step(
     _check_options(x, noise=noise, x0=x0, threshold=threshold, clip=clip, multistep=multistep)
     if not _is_dense(m):
         m = m.contiguous()
-    if x.device.type == "cuda":
+    if runs_kernels(x.device):
         from .op import reverse_step_op
 
         reverse_step_op(

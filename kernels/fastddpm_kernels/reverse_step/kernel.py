@@ -72,7 +72,7 @@ def load_output(
     for i in tl.static_range(4):
         place = line + i * plane
         # place // spatial, see `division`.
-        product = place.to(tl.uint32).to(tl.uint64) * magic.to(tl.uint32).to(tl.uint64)
+        product = place.to(tl.uint32).to(tl.uint64) * tl.cast(magic, tl.uint32).to(tl.uint64)
         channel = ((product >> 32).to(tl.uint32) >> shift).to(tl.int32)
         pixel = place - channel * spatial
         mask = (line < plane) & (place < n_elements)

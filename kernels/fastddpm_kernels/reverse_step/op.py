@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
+from ..compat import wrap_triton
 from .kernel import configure, reverse_step_kernel
 
 
