@@ -13,6 +13,7 @@ import torch
 from fastddpm.cli import app as cli
 from fastddpm.doctor import chains, environment, examine, kernels
 from fastddpm.doctor.report import Comparison, Examination, compared
+from fastddpm_kernels import compat
 
 
 @pytest.fixture
@@ -76,6 +77,25 @@ def test_a_broken_kernel_is_found_in_the_interpreter(monkeypatch):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     [check] = kernels.interpreted()
     assert (check.status, check.note) == ("skipped", "triton is not installed")
+
+
+def test_a_card_without_triton(monkeypatch):
+    """What is compared is plain torch and says so; nothing is compiled, and no bandwidth measured."""
+    cuda = torch.device("cuda")
+    with_triton = {one.name for one in (*chains.comparisons(cuda), *kernels.comparisons(cuda))}
+    assert any("max against eager" in name for name in with_triton)
+    monkeypatch.setattr(compat, "HAS_TRITON", False)
+    without = [one.name for one in (*chains.comparisons(cuda), *kernels.comparisons(cuda))]
+    assert any("cudagraph against eager" in name for name in without)
+    assert not [name for name in without if "max against eager" in name or name.endswith(", card")]
+    for module in (chains, kernels):
+        monkeypatch.setattr(module, "comparisons", lambda device: [])
+    monkeypatch.setattr(kernels, "references", list)
+    found = examine(cuda)
+    assert found.rates == []
+    assert [(check.name, check.note) for check in found.checks] == [
+        ("kernels and bandwidth", "triton is not installed")
+    ]
 
 
 def test_an_unwritable_path_is_found_before_any_work(run, monkeypatch):

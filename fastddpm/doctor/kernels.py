@@ -20,6 +20,7 @@ import fastddpm_kernels
 from fastddpm.doctor import layers
 from fastddpm.doctor.cases import SEEDS, SHAPES, STEP_LIMIT, Case, cases, error, on
 from fastddpm.doctor.report import Check, Comparison
+from fastddpm_kernels import compat
 from fastddpm_kernels.noise import normal, words
 from fastddpm_kernels.noise import reference as noise_spec
 
@@ -42,7 +43,7 @@ def references() -> list[Comparison]:
 
 
 def comparisons(device: torch.device) -> list[Comparison]:
-    """The kernels on a CUDA device against float64; nothing for a CPU."""
+    """The operators on a CUDA device against float64; nothing for a CPU."""
     if device.type != "cuda":
         return []
     found = [
@@ -50,7 +51,8 @@ def comparisons(device: torch.device) -> list[Comparison]:
         Comparison("noise on the card, normals", NOISE_LIMIT, lambda: _normals(device)),
     ]
     every = [*(case for shape in SHAPES for case in cases(shape)), *layers.cases()]
-    return found + [_comparison(case, device, "card") for case in every]
+    where = "card" if compat.HAS_TRITON else "card, plain torch without Triton"
+    return found + [_comparison(case, device, where) for case in every]
 
 
 def _comparison(case: Case, device: torch.device, where: str) -> Comparison:

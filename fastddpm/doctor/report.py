@@ -11,6 +11,7 @@ import torch
 
 from fastddpm.doctor.environment import Part
 from fastddpm.files import write_json
+from fastddpm_kernels import compat
 
 Status = Literal["passed", "failed", "skipped"]
 
@@ -108,6 +109,9 @@ def examine(device: torch.device, tell: Callable[[str], None] = lambda line: Non
     for comparison in comparisons:
         tell(comparison.name)
         found.checks.append(compared(comparison))
+    if device.type == "cuda" and not compat.HAS_TRITON:
+        found.checks.append(Check("kernels and bandwidth", "skipped", note="triton is not installed"))
+        return found
     if device.type == "cuda":
         tell("bandwidth")
         found.rates = bandwidth.measure(device)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import triton
 
 # The helper modules that these tests share with the others.
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,6 +22,7 @@ from proof_table import ProofTable
 
 TABLE = pytest.StashKey[ProofTable]()
 CEILINGS = json.loads((Path(__file__).parent / "ceilings.json").read_text())
+TRITON = ".".join(triton.__version__.split(".")[:2])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,6 +43,26 @@ def proof(request: pytest.FixtureRequest):
 def ceilings():
     """The limits of ceilings.json."""
     return CEILINGS
+
+
+@pytest.fixture
+def most(ceilings):
+    """`most(name, target)`: the registers and the instructions an element that this Triton's build may take.
+
+    What a compiler makes of a kernel changes with it, so there are ceilings for each version that CI runs.
+    With another one the calling test is skipped at this point, loudly: what it has asserted before holds.
+    """
+
+    def look_up(name: str, target: str) -> tuple[int, float]:
+        if TRITON not in ceilings["builds"]:
+            known = ", ".join(ceilings["builds"])
+            reason = f"REGISTERS AND INSTRUCTIONS NOT HELD: ceilings for Triton {known}, this is {TRITON}"
+            warnings.warn(reason, stacklevel=2)
+            pytest.skip(reason)
+        registers, instructions = ceilings["builds"][TRITON][name][target]
+        return registers, instructions
+
+    return look_up
 
 
 @pytest.fixture
