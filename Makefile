@@ -20,8 +20,10 @@ PYTHON_TORCH211 ?= $(call first_python,python3.12 $(wildcard $(HOME)/.pyenv/vers
 PYTHON_TORCH29 ?= $(call first_python,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python) $(PYTHON))
 
 # What depends on torch and Triton: steps, engines, operators, kernels and their builds, drop-ins, export, training.
-TORCH_TESTS = $(addprefix tests/test_,$(addsuffix .py,compat engine engine_captured sampler kernel_ops unet rearranged \
-    capturable noise noise_mse q_sample reverse_step group_norm_silu fusion trainer \
+# Of the compilations, marked slow, the engine's are enough: a drop-in's step is compiled the same way.
+COMPILED_TESTS = tests/test_engine.py tests/test_rearranged.py
+TORCH_TESTS = $(addprefix tests/test_,$(addsuffix .py,compat engine_captured sampler kernel_ops unet capturable \
+    noise noise_mse q_sample reverse_step group_norm_silu fusion trainer \
     dropin_abarankab dropin_diffusers dropin_diffusers_schedulers dropin_guided_diffusion dropin_lucidrains \
     dropin_rounding dropin_sr3 export_bundled export_networks export_table onnx_bundled onnx_sampler))
 
@@ -29,12 +31,15 @@ test-torch211: $(VENV)-torch211/.test
 	$(VENV)-torch211/bin/fastddpm sample --out $(VENV)-torch211/digits.png
 	$(VENV)-torch211/bin/python scripts/same_picture.py $(VENV)-torch211/digits.png docs/images/digits.png
 	$(VENV)-torch211/bin/fastddpm doctor --json $(VENV)-torch211/doctor.json
+	$(VENV)-torch211/bin/python -m pytest -n 2 $(COMPILED_TESTS)
 	TRITON_INTERPRET=1 $(VENV)-torch211/bin/python -m pytest -n 2 tests/interpreter
-	$(VENV)-torch211/bin/python -m pytest -n 2 --dist loadfile $(TORCH_TESTS) tests/gpu_proofs
+	$(VENV)-torch211/bin/python -m pytest -n 2 tests/gpu_proofs
+	$(VENV)-torch211/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TORCH_TESTS)
 
 smoke-torch29: $(VENV)-torch29/.core
 	$(VENV)-torch29/bin/fastddpm sample --out $(VENV)-torch29/digits.png
 	$(VENV)-torch29/bin/python scripts/same_picture.py $(VENV)-torch29/digits.png docs/images/digits.png
+	$(VENV)-torch29/bin/fastddpm doctor --json $(VENV)-torch29/doctor.json
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
