@@ -169,6 +169,10 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(run, pictures, tmp_path):
     (tmp_path / "other" / name).write_bytes((tmp_path / "one" / name).read_bytes())
     code, out, err = run(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"{tmp_path / 'other' / name}: not readable (it is not as it was written)" in err
+    (tmp_path / "other" / name).with_name("sha256.json").unlink()  # which older checkpoints have not
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"checkpoint of step 6 in {tmp_path / 'other'}: does not fit" in err
 
 
