@@ -7,7 +7,7 @@
 
 Data flows one way: `blocks` cuts the seeds, `drawers` make pixels of a block, `shards` writes them,
 `manifest` remembers what is there, `job` draws what is missing, `processes` and `ray_workers` say who draws
-what, `merging` makes one file of all. See docs/scale.md.
+what, on which cluster `ray_cluster`; `merging` makes one file of all. See docs/scale.md.
 """
 
 from fastddpm.jobs.blocks import Blocks

@@ -6,7 +6,6 @@ CPUs. The shards are written by the actors, so the folder has to be on a disk th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,25 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.jobs.errors import JobStopped
+from fastddpm.jobs.ray_cluster import connected
 
 if TYPE_CHECKING:
     from fastddpm.jobs.job import Job
-
-
-def connected() -> Any:
-    """The module ray, connected to the cluster of RAY_ADDRESS, or to one started on this machine.
-
-    Raises:
-        ValueError: Ray is not installed.
-    """
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ValueError("workers: 'ray' given, which needs Ray: pip install 'fastddpm[ray]'") from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    return ray
 
 
 def cluster_device() -> str:
