@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastddpm.dropin import optimize
     from fastddpm.engine import EngineUnavailable
     from fastddpm.export import export_onnx
+    from fastddpm.finite import NonFiniteSamples
     from fastddpm.fusion import fuse_norms
     from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
     from fastddpm.sampler import Sampler
@@ -33,6 +34,7 @@ __all__ = [
     "CheckpointError",
     "EngineUnavailable",
     "NoiseSchedule",
+    "NonFiniteSamples",
     "Plan",
     "Sampler",
     "UNet",
@@ -51,6 +53,7 @@ _HOMES = {
     "CheckpointError": "checkpoint",
     "EngineUnavailable": "engine",
     "NoiseSchedule": "schedule",
+    "NonFiniteSamples": "finite",
     "Plan": "plans",
     "Sampler": "sampler",
     "UNet": "unet",

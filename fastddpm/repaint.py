@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.chain import without_grad
+from fastddpm.finite import check_finite
 from fastddpm.plans import Plan
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import TASK_STREAM, PhiloxNoise
@@ -93,6 +94,7 @@ def repaint(
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
+        NonFiniteSamples: NaN or infinity among the results, as in :meth:`Sampler.sample`.
     """
     jump, resample = whole("jump", jump, least=1), whole("resample", resample, least=1)
     if sampler.plan.multistep:
@@ -120,6 +122,7 @@ def repaint(
             rows = torch.arange(start, start + batch.shape[0]).clamp(max=count - 1)
             chain = _Chain(sampler, batch, known[rows], unknown[rows])
             results.append(chain.run(order, advance)[: batch.count])
+            check_finite(results[-1], batch.seeds)
             start += batch.count
     return torch.cat(results)
 

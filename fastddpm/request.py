@@ -49,6 +49,11 @@ class Batch:
         """The state to start from: ``x``, or noise drawn now."""
         return self.source.initial(self.shape) if self.x is None else self.x
 
+    @property
+    def seeds(self) -> Tensor | None:
+        """One per image, int64; None with noise from torch generators."""
+        return self.source.seeds if isinstance(self.source, PhiloxNoise) else None
+
 
 def make_batches(
     sampler: Sampler,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastddpm.chain import Turn, Walker, without_grad
 from fastddpm.engine import Engine, Loops, resolve_engine
+from fastddpm.finite import check_finite
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.plans import Plan, make_plan
 from fastddpm.progress import progress_bar
@@ -255,6 +256,8 @@ class Sampler:
 
         Raises:
             ValueError: naming the argument, what was given and what is accepted.
+            NonFiniteSamples: NaN or infinity among the images of a batch (`fastddpm.finite`); a
+                FloatingPointError that names their seeds. The batches after it are not drawn.
         """
         batches = make_batches(
             self,
@@ -311,7 +314,9 @@ class Sampler:
                     source = loop.buffers.x0 if predicted else loop.buffers.x
                     if source is not None and (k - 1 if predicted else k) in kept:
                         states.append(source[: batch.count].clone())
-                pieces.append(torch.stack(states))
+                frames_of_batch = torch.stack(states)
+                check_finite(frames_of_batch.transpose(0, 1), batch.seeds)
+                pieces.append(frames_of_batch)
         return torch.cat(pieces, dim=1)
 
     @without_grad()
@@ -405,6 +410,7 @@ class Sampler:
                     done = k
                     if callback is not None and k > row and k in stops:
                         callback(k - 1, int(plan.timesteps[k - 1]), loop.buffers.x)
+                check_finite(loop.buffers.x[: batch.count], batch.seeds)
                 result[filled : filled + batch.count] = loop.buffers.x[: batch.count]
                 filled += batch.count
         return result

@@ -12,6 +12,7 @@ import torch
 from onnx_exports import exported, tiny_sampler
 from tolerances import ACROSS_BACKENDS, ACROSS_ONNX_LOOPS
 
+from fastddpm.finite import NonFiniteSamples
 from fastddpm.images import to_uint8
 from fastddpm.onnx import OnnxSampler
 
@@ -144,3 +145,19 @@ def test_torch_is_not_needed():
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_an_image_that_is_not_finite_is_an_error_that_names_its_seed(loop, monkeypatch):
+    drawn = OnnxSampler(exported("classes"), "cpu", threads=1, loop=loop)
+    assert np.isfinite(drawn.sample(seeds=[1, 2], class_labels=0, progress=False)).all()
+    right = getattr(drawn, run := "_run_file" if loop == "file" else "_run_steps")
+
+    def broken(*arguments):
+        images = right(*arguments)
+        images[-1, 0, 0, 0] = np.nan
+        return images
+
+    monkeypatch.setattr(drawn, run, broken)
+    for output in ("float", "uint8"):
+        with pytest.raises(NonFiniteSamples, match=r"images: 1 of 2 hold NaN or infinity \(of seeds 2\)"):
+            drawn.sample(seeds=[1, 2], class_labels=0, output=output, progress=False)

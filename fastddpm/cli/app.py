@@ -129,7 +129,9 @@ def _explain(error: Exception) -> None:
     message = getattr(error, "format_message", None)
     if message is not None:
         _fail(message())
-    if isinstance(error, (ValueError, OSError, EngineUnavailable, torch.OutOfMemoryError)):
+    if isinstance(
+        error, (ValueError, OSError, FloatingPointError, EngineUnavailable, torch.OutOfMemoryError)
+    ):
         _fail(in_options(str(error)))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastddpm.chain import Turn, Walker, without_grad
 from fastddpm.dropin.settings import Settings
 from fastddpm.engine import Loops, resolve_engine
+from fastddpm.finite import warn_if_not_finite
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.progress import progress_bar
@@ -112,6 +113,8 @@ class Chains:
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Walks a plan; yields (rows done, x, x0) at the start and after each step, or each segment.
 
+        RuntimeWarning after the last where x is not finite: libraries return such images.
+
         x ``(B, C, H, W)`` float32 is the live state and x0 the live prediction (None unless kept): clone what
         is to be kept.
 
@@ -127,7 +130,7 @@ class Chains:
         walker = Walker(self._loops, self.model, self.device, self.dtype, capacity=self.capacity)
         options: dict[str, Any] = {"row": row, "every_step": every_step, "keep_x0": keep_x0}
         with self._turn.taken(), progress_bar(progress, len(plan) - row) as advance:
-            done = row
+            done, x = row, None
             with without_grad():
                 steps = walker.walk(batch, plan, self_condition=self_condition, **options)
             while True:
@@ -135,10 +138,12 @@ class Chains:
                 with without_grad():
                     item = next(steps, None)
                 if item is None:
-                    return
+                    break
                 advance(item[0] - done)
-                done = item[0]
-                yield done, item[1].buffers.x, item[1].buffers.x0
+                done, x = item[0], item[1].buffers.x
+                yield done, x, item[1].buffers.x0
+            if x is not None:
+                warn_if_not_finite(x, batch.seeds)
 
     def run(self, plan: Plan, batch: Batch, **options: Any) -> Tensor:
         """Walks a plan to its end: float32 ``(B, C, H, W)``, a tensor of its own. Options as of `walk`."""

@@ -124,6 +124,7 @@ class Job:
             FolderInUse: another job is running there.
             ValueError: the folder holds something else; Ray is not there.
             JobStopped: the folder cannot be written; run again, the job goes on.
+            NonFiniteSamples: NaN or infinity among the images of a batch; its shard is not written.
         """
         check_choice("workers", workers, WORKERS)
         with started_together() as group, ExitStack() as held:

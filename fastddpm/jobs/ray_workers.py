@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.finite import NonFiniteSamples
 from fastddpm.jobs.errors import JobStopped
 from fastddpm.jobs.ray_cluster import connected
 
 if TYPE_CHECKING:
     from fastddpm.jobs.job import Job
+
+
+STOPS: dict[str, type[Exception]] = {stop.__name__: stop for stop in (JobStopped, NonFiniteSamples)}
+"""What a worker may raise that says to a person what to do."""
 
 
 def cluster_device() -> str:
@@ -35,10 +40,13 @@ class _Worker:
         shards = batch["shard"]
         try:
             images = [self.job.draw_shard(int(index))["images"] for index in shards]
-        except JobStopped as stopped:
+        except tuple(STOPS.values()) as stopped:
             # Raised here it would reach the caller as a page of Ray's with no type.
-            return {"images": np.zeros(len(shards), np.int64), "stopped": np.full(len(shards), str(stopped))}
-        return {"images": np.asarray(images), "stopped": np.full(len(shards), "")}
+            said = {"why": type(stopped).__name__, "stopped": str(stopped)}
+            images = [0] * len(shards)
+        else:
+            said = {"why": "", "stopped": ""}
+        return {"images": np.asarray(images), **{k: np.full(len(shards), v) for k, v in said.items()}}
 
 
 def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None]) -> None:
@@ -52,6 +60,7 @@ def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None])
     Raises:
         ValueError: Ray is not installed, or the cluster has not one processor that is wanted.
         JobStopped: a worker cannot write.
+        NonFiniteSamples: a worker has drawn NaN or infinity.
         ray.exceptions.RayError: anything else that a worker raised. Where its process or machine was lost,
             Ray starts another and has its shards drawn again.
     """
@@ -77,5 +86,5 @@ def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None])
     )
     for row in done.iter_rows():
         if row["stopped"]:
-            raise JobStopped(row["stopped"])
+            raise STOPS[row["why"]](row["stopped"])
         advance(int(row["images"]))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.finite import check_finite
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 from fastddpm.onnx.folder import read_folder
 from fastddpm.onnx.providers import CPU, CUDA, choose_provider
@@ -150,6 +151,8 @@ class OnnxSampler:
 
         Raises:
             ValueError: naming the argument, what was given and what is accepted.
+            NonFiniteSamples: NaN or infinity among the images of a batch (`fastddpm.finite`); a
+                FloatingPointError that names their seeds.
         """
         check_output(output)
         given = {
@@ -179,6 +182,7 @@ class OnnxSampler:
                     advance(len(plan))
                 else:
                     pieces.append(self._run_steps(plan, batch, advance))
+                check_finite(pieces[-1], batch.seeds)
         images = np.concatenate(pieces)
         return images if output == "float" else to_uint8(images)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastddpm.finite import check_finite
 from fastddpm.plans.plan import check_number
 from fastddpm.request import whole
 from fastddpm.score.denoiser import Denoiser
@@ -97,6 +98,7 @@ def sample_karras(
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
+        NonFiniteSamples: NaN or infinity among the samples.
     """
     if order not in (1, 2):
         raise ValueError(f"order: {order!r} given, 1 (Euler) or 2 (Heun) accepted")
@@ -117,7 +119,9 @@ def sample_karras(
         if order == 2 and sigma_next > 0:
             moved = y + step / 2 * (slope + _slope(denoiser, moved, sigma_next))
         y = moved
-    return y.float()
+    samples = y.float()
+    check_finite(samples, noise.seeds)
+    return samples
 
 
 def _slope(denoiser: Denoiser, y: Tensor, sigma: float) -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastddpm.finite import check_finite
 from fastddpm.plans.plan import check_number
 from fastddpm.request import whole
 from fastddpm.score.denoiser import Denoiser
@@ -79,6 +80,7 @@ def sample_annealed_langevin(
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
+        NonFiniteSamples: NaN or infinity among the samples.
     """
     levels = torch.as_tensor(sigmas, dtype=torch.float64).to(score.device)
     if levels.ndim != 1 or not len(levels) or not bool((levels[1:] < levels[:-1]).all()) or levels[-1] <= 0:
@@ -92,4 +94,6 @@ def sample_annealed_langevin(
         size, t = step_size * sigma**2, denoiser.time(sigma)
         for j in range(repeats):
             x = langevin_step(x, denoiser.score(x, t), size, noise.corrector(k, j))
-    return denoiser(x, levels[-1]) if denoise else x
+    x = denoiser(x, levels[-1]) if denoise else x
+    check_finite(x, noise.seeds)
+    return x

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastddpm.finite import check_finite
 from fastddpm.randomness import TASK_STREAM
 from fastddpm.request import whole
 from fastddpm.score.noise import SeededNoise
@@ -51,6 +52,7 @@ def log_likelihood(
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
+        ArithmeticError: NaN or infinity on the way or among the results (`NonFiniteSamples`).
     """
     if not bool(x.isfinite().all()):
         raise ValueError("x: NaN or infinity among the values, finite numbers accepted")
@@ -76,7 +78,9 @@ def log_likelihood(
     latent, change = end[:, :n], end[:, n]
     variance = score.sde.prior_std**2
     log_prior = -0.5 * (latent.square().sum(dim=1) / variance + n * math.log(2 * math.pi * variance))
-    return log_prior + change
+    result = log_prior + change
+    check_finite(result, seeds, what="log likelihoods")
+    return result
 
 
 def bits_per_dim(

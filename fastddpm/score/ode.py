@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastddpm.finite import check_finite
 from fastddpm.request import whole
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import Score, denoised, like
@@ -72,20 +73,39 @@ def sample_ode(
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
+        ArithmeticError: NaN or infinity on the way or among the samples (`NonFiniteSamples`).
     """
     noise = SeededNoise(seeds, shape, score.device)
-    return decode(score, score.sde.prior_std * noise.start(), solver=solver, denoise=denoise)
+    images = _decoded(score, score.sde.prior_std * noise.start(), solver, denoise)
+    check_finite(images, noise.seeds)
+    return images
 
 
 @torch.no_grad()
 def encode(score: Score, images: Tensor, *, solver: Solver | None = None) -> Tensor:
-    """The latents x_1 of images ``(B, ...)`` taken as states at t_min, float32; `decode` undoes it."""
-    return flow(score, images, forward=True, solver=solver).float()
+    """The latents x_1 of images ``(B, ...)`` taken as states at t_min, float32; `decode` undoes it.
+
+    Raises:
+        ArithmeticError: NaN or infinity on the way or among the latents (`NonFiniteSamples`).
+    """
+    latents = flow(score, images, forward=True, solver=solver).float()
+    check_finite(latents, what="latents")
+    return latents
 
 
 @torch.no_grad()
 def decode(score: Score, latents: Tensor, *, solver: Solver | None = None, denoise: bool = False) -> Tensor:
-    """The images of latents ``(B, ...)``, float32: states at t_min, or with ``denoise`` E[x_0 | x]."""
+    """The images of latents ``(B, ...)``, float32: states at t_min, or with ``denoise`` E[x_0 | x].
+
+    Raises:
+        ArithmeticError: NaN or infinity on the way or among the images (`NonFiniteSamples`).
+    """
+    images = _decoded(score, latents, solver, denoise)
+    check_finite(images)
+    return images
+
+
+def _decoded(score: Score, latents: Tensor, solver: Solver | None, denoise: bool) -> Tensor:
     x = flow(score, latents, forward=False, solver=solver)
     if denoise:
         x = denoised(score, x, torch.tensor(score.sde.t_min, dtype=torch.float64, device=x.device))

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastddpm.finite import check_finite
 from fastddpm.plans.plan import check_choice, check_number
 from fastddpm.request import whole
 from fastddpm.score.langevin import corrector_step_size, langevin_step
@@ -100,6 +101,7 @@ def sample_pc(
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
+        NonFiniteSamples: NaN or infinity among the samples.
     """
     check_choice("predictor", predictor, tuple(PREDICTORS))
     check_number("snr", snr, low=0.0)
@@ -118,4 +120,6 @@ def sample_pc(
             x = x if constraint is None else constraint(sde, x, s, noise.task(k, j + 1))
     if denoise:
         x = denoised(score, x, times[-1])
-    return x if constraint is None else constraint.final(x)
+    x = x if constraint is None else constraint.final(x)
+    check_finite(x, noise.seeds)
+    return x
