@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.engine import Loop, Loops, StepCase
+from fastddpm.forks import ForkLock
 from fastddpm.network import Model, in_eval_mode
 from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise, ring_length
@@ -100,8 +101,7 @@ class Turn:
     """Lets one chain at a time use a sampler's buffers: other threads wait, a callback may not start one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._thread: int | None = None
+        self._lock = ForkLock()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -110,14 +110,10 @@ class Turn:
         Raises:
             RuntimeError: this thread holds it already.
         """
-        if self._thread == threading.get_ident():
+        if self._lock.owner == threading.get_ident():
             raise RuntimeError("this sampler is in the middle of a chain; use another Sampler in a callback")
         with self._lock:
-            self._thread = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._thread = None
+            yield
 
 
 @contextmanager

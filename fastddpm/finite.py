@@ -1,8 +1,9 @@
 """What every chain ends with: a look at whether its images are finite.
 
-NaN spreads through a chain without an error: from weights that a float16 training left broken, from activations
-beyond float16's 65504, from a guidance that drives the state away. The look is taken once, after the last step:
-one reduction over the images and one read on the host, outside of what is captured. It needs no torch.
+NaN spreads through a chain without an error: from weights that a float16 training left broken, from
+activations beyond float16's 65504, from a guidance that drives the state away. The look is taken once, after
+the last step: one reduction over the images and one read on the host, outside of what is captured. It needs
+no torch.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastddpm.forks import ForkLock
 from fastddpm.unet import UNet
 from fastddpm.unet.rearranged import Rearranged, can_be_rearranged
 
@@ -242,9 +243,21 @@ def bind(model: Model, *, cond: Mapping[str, Tensor], rearrange: bool = False, *
     return Network(model, cond=cond, **buffers)
 
 
-# Modules that chains run at this moment: how many do, and the submodules to put back into training mode.
-_running: dict[int, tuple[int, list[nn.Module]]] = {}
-_running_lock = threading.Lock()
+# Modules that chains run at this moment: in which threads, and the submodules to put back into training mode.
+_running: dict[int, tuple[list[int], list[nn.Module]]] = {}
+
+
+def _forget_other_threads() -> None:
+    """In a child of a fork: their chains do not go on there, and put nothing back."""
+    for module, (threads, training) in list(_running.items()):
+        mine = [thread for thread in threads if thread == threading.get_ident()]
+        if mine:
+            _running[module] = (mine, training)
+        else:
+            _put_back(module)
+
+
+_running_lock = ForkLock(_forget_other_threads)
 
 
 @contextmanager
@@ -253,23 +266,28 @@ def in_eval_mode(model: Model) -> Iterator[None]:
 
     With several chains on one model, in several threads or samplers, the last to end puts it back.
     """
-    modules = modules_of(model)
+    modules, here = modules_of(model), threading.get_ident()
     with _running_lock:
         for module in modules:
-            count, training = _running.get(id(module), (0, []))
-            if count == 0:
-                training = [part for part in module.modules() if part.training]
-                for part in training:
-                    part.training = False
-            _running[id(module)] = (count + 1, training)
+            if id(module) not in _running:
+                _running[id(module)] = ([], [part for part in module.modules() if part.training])
+            threads, training = _running[id(module)]
+            threads.append(here)
+            for part in training:
+                part.training = False
     try:
         yield
     finally:
         with _running_lock:
             for module in modules:
-                count, training = _running.pop(id(module))
-                if count > 1:
-                    _running[id(module)] = (count - 1, training)
-                else:
-                    for part in training:
-                        part.training = True
+                threads, _ = _running.get(id(module), ([], []))
+                if here in threads:  # not in a child of a fork that another thread of the parent made
+                    threads.remove(here)
+                    if not threads:
+                        _put_back(id(module))
+
+
+def _put_back(module: int) -> None:
+    for part in _running[module][1]:
+        part.training = True
+    del _running[module]

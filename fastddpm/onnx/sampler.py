@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.finite import check_finite
+from fastddpm.forks import ForkLock
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 from fastddpm.onnx.folder import read_folder
 from fastddpm.onnx.providers import CPU, CUDA, choose_provider
@@ -75,7 +75,7 @@ class OnnxSampler:
         if loop == "auto":
             loop = "steps" if self._provider.name == CUDA else "file"
         self.loop = loop
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._step_sessions: dict[bool, tuple[Any, bool]] = {}
         self._step_loops: dict[tuple[int, bool], StepLoop] = {}
         self._graphs: bool = self._provider.name == CUDA
