@@ -144,6 +144,18 @@ def in_options(message: str) -> str:
     return ", ".join(options) + message[names.end() :]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's, a card's, or torch's on the CPU, whose error has no class."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return re.split(r"\.\s|\n", text)[0].rstrip(".")
+
+
 def _fail(message: str) -> None:
     text = " ".join(message.split())
     print(f"fastddpm: error: {text}", file=sys.stderr)
