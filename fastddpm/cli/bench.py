@@ -38,7 +38,9 @@ def bench(
         typer.Option("--resume", help="Go on with an interrupted run; what F has is kept."),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; as it is, if left out.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Of torch; as it is, if left out.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.md, results.json and figures.")] = Path(
         "bench-report"
     ),

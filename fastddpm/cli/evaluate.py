@@ -11,6 +11,8 @@ from fastddpm.cli.arguments import parse_device
 from fastddpm.evaluation.image_sets import open_images
 from fastddpm.evaluation.scores import score
 
+LARGEST_BATCH = 2**20
+
 
 def evaluate(
     folder: Annotated[
@@ -32,8 +34,8 @@ def evaluate(
 
     Figures can be compared at equal numbers of images and equal features only.
     """
-    if batch < 1:
-        raise ValueError(f"--batch: {batch} given, at least 1 accepted")
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise ValueError(f"--batch: {batch} given, 1 to {LARGEST_BATCH} accepted")
     generated, real = open_images(folder), open_images(reference)
     on_cuda = parse_device(device).type == "cuda"
     scores = score(generated, real, features=features, weights=weights, batch_size=batch, cuda=on_cuda)

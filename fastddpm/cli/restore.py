@@ -12,6 +12,7 @@ import typer
 from torch import Tensor
 
 from fastddpm.cli.arguments import parse_device
+from fastddpm.randomness import MAX_SEED
 from fastddpm.restoration import Picture, Restorer, load_restorer, read_picture
 from fastddpm.restoration.files import Pair, in_and_out, read_mask, sample_paths
 from fastddpm.restoration.restorer import task_of
@@ -20,7 +21,7 @@ from fastddpm.tasks import TASKS
 
 In = Annotated[Path, typer.Argument(help="An image file, or a folder of them.")]
 Out = Annotated[Path, typer.Argument(help="Where the result goes: a file for a file, a folder for a folder.")]
-Samples = Annotated[int, typer.Option(help="Samples drawn of each image.")]
+Samples = Annotated[int, typer.Option(max=65536, help="Samples drawn of each image.")]
 Mean = Annotated[bool, typer.Option("--mean", help="Write the mean of the samples, not each.")]
 Seed = Annotated[int, typer.Option(help="Of the first sample; the others have the next ones.")]
 Steps = Annotated[int | None, typer.Option(help="Inference steps; the model folder's, if left out.")]
@@ -56,8 +57,9 @@ class Drawing:
             raise ValueError(f"--samples: {self.samples} given, 1 or more accepted")
         if self.mean and self.samples < 2:
             raise ValueError("--mean: given with one sample, --samples 2 or more accepted")
-        if self.seed < 0:
-            raise ValueError(f"--seed: {self.seed} given, 0 or more accepted")
+        largest = MAX_SEED + 1 - self.samples
+        if not 0 <= self.seed <= largest:
+            raise ValueError(f"--seed: {self.seed} given, 0 to {largest} accepted")
 
 
 def super_resolve(
@@ -121,8 +123,10 @@ def inpaint(
     label: Annotated[
         int | None, typer.Option("--class", help="What to draw, for a model with classes.")
     ] = None,
-    jump: Annotated[int, typer.Option(help="RePaint: steps that are taken back at a time.")] = 5,
-    resample: Annotated[int, typer.Option(help="RePaint: times each such stretch is walked; 1 is once.")] = 4,
+    jump: Annotated[int, typer.Option(max=1000, help="RePaint: steps that are taken back at a time.")] = 5,
+    resample: Annotated[
+        int, typer.Option(max=1000, help="RePaint: times each such stretch is walked; 1 is once.")
+    ] = 4,
     samples: Samples = 1,
     mean: Mean = False,
     seed: Seed = 0,

@@ -16,6 +16,7 @@ from fastddpm.jobs import Drawer, Job, OnnxDrawer, TorchDrawer
 from fastddpm.jobs.errors import FirstProcessFailed
 from fastddpm.jobs.merging import merged_file
 from fastddpm.jobs.ray_workers import cluster_device
+from fastddpm.request import whole
 from fastddpm.sampler import Sampler
 
 
@@ -43,7 +44,8 @@ class JobOptions:
         """Whether this is a job; ValueError where it is none and has its options, or has another output."""
         if self.format is None:
             names = ("shard_size", "workers", "threads", "merge")
-            given = [name for name in names if getattr(self, name)]
+            # 0 equals False, and was given all the same.
+            given = [name for name in names if not any(getattr(self, name) is none for none in (None, False))]
             if given:
                 option = given[0].replace("_", "-")
                 raise ValueError(f"--{option}: given without --format, which makes shards; both accepted")
@@ -56,6 +58,11 @@ class JobOptions:
         if self.outdir is None:
             raise ValueError("--format: given without --outdir, the folder of the shards; both accepted")
         return True
+
+    @property
+    def of_a_worker(self) -> int:
+        """Threads, as typed or 1."""
+        return 1 if self.threads is None else self.threads
 
     def device(self, text: str | None) -> str:
         """Where the worker draws: as typed; else CUDA where there is one, this process's own of several."""
@@ -74,7 +81,11 @@ def torch_drawer(
 ) -> TorchDrawer:
     """A drawer of a sampler, which is on the CPU where its device may be another machine's."""
     return TorchDrawer(
-        sampler, guidance_scale=guidance, threads=options.threads or 1, device=device, engine=engine
+        sampler,
+        guidance_scale=guidance,
+        threads=options.of_a_worker,
+        device=device,
+        engine=engine,
     )
 
 
@@ -90,7 +101,7 @@ def onnx_drawer(
         # Left open, ONNX Runtime takes CUDA where it starts.
         "auto" if device is None and options.workers != "ray" else kind,
         guidance_scale=guidance,
-        threads=options.threads or 1,
+        threads=options.of_a_worker,
         options=plan,
         provider_options={"device_id": index} if index else None,
     )
@@ -114,7 +125,9 @@ def run_job(
         options.outdir,
         class_labels=labels,
         format=options.format,
-        shard_size=-(-1024 // batch) * batch if options.shard_size is None else options.shard_size,
+        shard_size=-(-1024 // whole("max_batch", batch, least=1)) * batch
+        if options.shard_size is None
+        else options.shard_size,
         batch_size=batch,
     )
     try:

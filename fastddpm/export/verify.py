@@ -28,9 +28,9 @@ from fastddpm_kernels import N_COLUMNS, Column
 from fastddpm_kernels.noise import reference
 from fastddpm_kernels.reverse_step.reference import reverse_step
 
-# A chain's 1e-3 is above what was seen, and no bound: the network amplifies the last bits in which convolutions
-# differ. Of 1,024 seeds of the model in the box the worst was 9.2e-5 off, and as far from float64 in PyTorch as in
-# ONNX Runtime (docs/onnx.md).
+# A chain's 1e-3 is above what was seen, and no bound: the network amplifies the last bits in which
+# convolutions differ. Of 1,024 seeds of the model in the box the worst was 9.2e-5 off, as far from float64 in
+# PyTorch as in ONNX Runtime (docs/onnx.md).
 LIMITS: dict[str, dict[str, float]] = {
     "float32": {"denoiser.onnx": 1e-5, "step.onnx": 1e-5, "step_guided.onnx": 1e-5, "sampler.onnx": 1e-3},
     # Ten bits of mantissa through tens of layers, and then through a chain.

@@ -20,6 +20,10 @@ from fastddpm.request import whole
 Int64 = npt.NDArray[np.int64]
 
 
+LARGEST = 2**24
+"""Images in a shard or a block: more would not fit into a file or a machine."""
+
+
 @dataclass(frozen=True, eq=False)
 class Blocks:
     """The seeds of a job in their order, and where they are cut.
@@ -49,8 +53,9 @@ class Blocks:
         Raises:
             ValueError: naming the argument, what was given and what is accepted.
         """
-        whole("batch_size", batch_size, least=1)
-        whole("shard_size", shard_size, least=1)
+        for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
+            if whole(name, size, least=1) > LARGEST:
+                raise ValueError(f"{name}: {size} given, at most {LARGEST} accepted")
         if shard_size % batch_size:
             raise ValueError(
                 f"shard_size: {shard_size} given, a multiple of the batch size, {batch_size}, accepted"

@@ -29,6 +29,16 @@ Int64 = npt.NDArray[np.int64]
 PLACES = ("device", "engine", "steps_per_graph")
 
 
+MOST_THREADS = 1024
+
+
+def checked_threads(threads: int) -> int:
+    """The number, from 1 to what a machine could have; ValueError otherwise."""
+    if whole("threads", threads, least=1) > MOST_THREADS:
+        raise ValueError(f"threads: {threads} given, at most {MOST_THREADS} accepted")
+    return threads
+
+
 class Drawer(Protocol):
     """Pixels for seeds."""
 
@@ -83,7 +93,7 @@ class TorchDrawer:
         if sampler.shape is None:
             raise ValueError("sampler: has no shape; one made with shape=(C, H, W) accepted")
         self.image_shape = sampler.shape
-        self.threads = whole("threads", threads, least=1)
+        self.threads = checked_threads(threads)
         self._sampler, self._guidance_scale = sampler, guidance_scale
         self._place = torch.device(sampler.device if device is None else device)
         self._asked = sampler.options["engine"] if engine is None else engine
@@ -191,7 +201,7 @@ class OnnxDrawer:
         # Here and not above: without the extra `onnx` there is still TorchDrawer.
         from fastddpm.onnx import OnnxSampler
 
-        self.threads = whole("threads", threads, least=1)
+        self.threads = checked_threads(threads)
         self._guidance_scale, self._options = guidance_scale, dict(options or {})
         self._provider_options = provider_options
         self._sampler = OnnxSampler(folder, provider, threads=threads, provider_options=provider_options)

@@ -14,6 +14,9 @@ from fastddpm.training.objective import Objective
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
 MixedPrecision = Literal["no", "fp16", "bf16"]
 
+# Of steps and of samples in one: what is beyond is a slip of the finger.
+LARGEST = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -63,8 +66,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep"):
-            _check_integer(name, getattr(self, name), 1)
-        _check_integer("warmup_steps", self.warmup_steps, 0)
+            _check_integer(name, getattr(self, name), 1, LARGEST)
+        _check_integer("warmup_steps", self.warmup_steps, 0, LARGEST)
         _check_integer("seed", self.seed, 0, MAX_SEED)
         for name in ("lr", "weight_decay"):
             check_number(name, getattr(self, name), low=0.0)
