@@ -136,9 +136,9 @@ def _explain(error: Exception) -> None:
     message = getattr(error, "format_message", None)
     if message is not None:
         _fail(message())
-    if isinstance(
-        error, (ValueError, OSError, FloatingPointError, EngineUnavailable, torch.OutOfMemoryError)
-    ):
+    if is_out_of_memory(error):
+        _fail(f"out of memory ({_first_sentence(error)}); a smaller --batch, size or model accepted")
+    if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable)):
         _fail(in_options(str(error)))
 
 
