@@ -65,8 +65,8 @@ def is_finite(images: Images) -> bool:
 
 def _message(images: Images, seeds: Seeds, what: str) -> str:
     values = images if isinstance(images, np.ndarray) else images.detach().float().cpu().numpy()
-    places = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-    names = [int(place) if seeds is None else int(seeds[place]) for place in places]
+    places = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).tolist()
+    names = [place if seeds is None else int(seeds[place]) for place in places]
     kind = "at places" if seeds is None else "of seeds"
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     listed = ", ".join(map(str, names[:NAMED]))
