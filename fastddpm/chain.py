@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fastddpm.copies import Copies
 from fastddpm.engine import Loop, Loops, StepCase
 from fastddpm.forks import ForkLock
 from fastddpm.network import Model, in_eval_mode
@@ -18,8 +19,10 @@ from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise, ring_length
 from fastddpm.request import Batch
 
-# Steps between two looks at the host (progress, torch noise) when steps are graph replays.
+# Steps between two looks at the host (progress) when steps are graph replays.
 GRAPH_SEGMENT = 64
+# The same where torch draws the noise: the card works on so many steps while the host draws the next.
+NOISE_SEGMENT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Walker:
         device: where it runs.
         dtype: what the model takes x in.
         capacity: rows that the loops' tables have room for at least.
+        copies: weights of the model that are copies of others, brought up to date before each batch.
     """
 
     loops: Loops
@@ -39,6 +43,7 @@ class Walker:
     device: torch.device
     dtype: torch.dtype
     capacity: int
+    copies: Copies | None = None
 
     def walk(
         self,
@@ -66,21 +71,23 @@ class Walker:
             self_condition: give the model the last one, as ``x_self_cond``.
         """
         in_python = self.loops.engine in ("eager", "compile")
-        ring_steps = 1 if in_python else GRAPH_SEGMENT
+        ring_steps = 1 if in_python else NOISE_SEGMENT
         case = step_case(batch, plan, ring_steps=ring_steps, keep_x0=keep_x0, self_condition=self_condition)
-        with in_eval_mode(self.model):
+        inventories = self.loops.inventories(self.model)
+        with in_eval_mode(self.model, inventories):
             loop = self.loops.get(
                 self.model,
                 case,
                 device=self.device,
                 dtype=self.dtype,
-                n_steps=len(plan),
+                n_steps=min(len(plan), case.ring or len(plan)),
                 capacity=max(len(plan), self.capacity),
-                time_dtype=torch.tensor(plan.model_time[:1]).dtype,
+                time_dtype=torch.int64 if plan.model_time.dtype.kind == "i" else torch.float32,
                 cond=batch.cond,
                 condition=batch.condition,
+                inventories=inventories,
             )
-            loop.load(plan, batch, batch.initial() if x is None else x, row)
+            loop.load(plan, batch, batch.start() if x is None else x, row, self.copies)
             # Whole graphs: a segment that is no multiple of one would end in single steps.
             graph = loop.steps_per_graph
             segment = 1 if every_step or in_python else max(1, GRAPH_SEGMENT // graph) * graph
@@ -98,10 +105,19 @@ class Walker:
 
 
 class Turn:
-    """Lets one chain at a time use a sampler's buffers: other threads wait, a callback may not start one."""
+    """Lets one chain at a time use a sampler's buffers: other threads wait, a callback may not start one.
 
-    def __init__(self) -> None:
+    On a card the work of a chain goes on after its turn: that of the next waits for it there, if it is in
+    another stream.
+
+    Args:
+        device: where chains run; None where that is of no matter.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self._lock = ForkLock()
+        self._device = device if device is not None and device.type == "cuda" else None
+        self._last: torch.cuda.Event | None = None
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -113,12 +129,32 @@ class Turn:
         if self._lock.owner == threading.get_ident():
             raise RuntimeError("this sampler is in the middle of a chain; use another Sampler in a callback")
         with self._lock:
-            yield
+            try:
+                self._follow_the_last()
+                yield
+            finally:
+                self._leave_a_mark()
+
+    def _follow_the_last(self) -> None:
+        """The current stream waits for the work of the last turn."""
+        if self._last is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._last)
+
+    def _leave_a_mark(self) -> None:
+        """Notes where the work of this turn ends in the stream that it was put into."""
+        if self._device is not None:
+            if self._last is None:
+                self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._last.record(torch.cuda.current_stream(self._device))
 
 
 @contextmanager
 def without_grad() -> Iterator[None]:
     """No gradients, and no inference mode either: a tensor made there could not be a buffer later."""
+    if not torch.is_inference_mode_enabled():
+        with torch.no_grad():
+            yield
+        return
     with torch.inference_mode(False), torch.no_grad():
         yield
 

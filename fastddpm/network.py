@@ -1,7 +1,8 @@
 """What the loop calls for a prediction: a model with its conditioning held in static buffers.
 
-A `Network` is made once per loop and `load`-ed once per chain; between the two its buffers keep their
-addresses, so that a captured graph or a compiled step goes on reading the right memory. Calling it with the
+A `Network` is made once per loop and filled once per chain, whose values go into its buffers before `begin`
+derives the rest from them and the weights; the buffers keep their addresses, so that a captured graph or a
+compiled step goes on reading the right memory. Calling it with the
 state and the device counter gives the model's output for the current plan row, without touching the host.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from fastddpm.forks import ForkLock
 from fastddpm.unet import UNet
 from fastddpm.unet.rearranged import Rearranged, can_be_rearranged
+from fastddpm.weights import Inventory
 
 Model = Callable[..., Any]
 
@@ -80,6 +82,8 @@ class Network:
         cond: keyword tensors ``(N, ...)``; only their shapes and dtypes are used here.
 
     Attributes:
+        given: buffers for the caller's tensors, by name.
+        time: ``(capacity,)``, the time input of each plan row.
         is_private: nobody else can reach what it runs, but for the values of weights.
     """
 
@@ -100,21 +104,30 @@ class Network:
         self.model = model
         self.guided = guided
         self.dtype = dtype
-        self.cond = {name: torch.empty_like(value) for name, value in cond.items()}
-        self.condition = None if condition is None else torch.empty_like(condition)
+        self.given = {name: torch.empty_like(value, device=device) for name, value in cond.items()}
+        self.cond = dict(self.given)
+        self.condition = None if condition is None else torch.empty_like(condition, device=device)
         self.time = torch.zeros(capacity, dtype=time_dtype, device=device)
 
     def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
         """Fills the buffers for one chain; ``time`` is ``(S,)`` with S up to the capacity."""
         self.time[: len(time)].copy_(time)
         for name, value in cond.items():
-            self.cond[name].copy_(value)
+            self.given[name].copy_(value)
         if self.condition is not None and condition is not None:
             self.condition.copy_(condition)
+        self.begin(len(time))
+
+    def begin(self, rows: int) -> None:
+        """Derives what else a chain of so many plan rows needs from the buffers and the weights.
+
+        It runs on the device alone and into memory that stays, so that a graph may hold it; it is done for
+        every chain, so that nothing derived is older than the weights.
+        """
 
     def tensors(self) -> list[Tensor]:
         """What it holds besides the model."""
-        return [value for value in vars(self).values() if isinstance(value, Tensor)]
+        return [value for value in [*vars(self).values(), *self.given.values()] if isinstance(value, Tensor)]
 
     def inputs(self, x: Tensor) -> Tensor:
         """x as the model takes it: doubled for guidance, behind the condition, in the model's dtype."""
@@ -137,9 +150,9 @@ class Network:
 class TabulatedUNet(Network):
     """Our `UNet`, its time embedding and every block's time projection computed once per chain.
 
-    The table has one row per plan step and is filled by each `load`, so new weights are always in it. With
+    The table has one row per plan step and is filled by each `begin`, so new weights are always in it. With
     ``rearrange`` the images go through another form of the network (`fastddpm.unet.rearranged`), filled by
-    each `load` too. Else, on a CPU, what the first convolution makes of the condition is computed by `load`
+    each `begin` too. Else, on a CPU, what the first convolution makes of the condition is computed by `begin`
     and added to what it makes of x; elsewhere the sum would be two more passes over all features.
     """
 
@@ -148,7 +161,9 @@ class TabulatedUNet(Network):
     def __init__(
         self, model: UNet, *, class_labels: Tensor | None, rearrange: bool = False, **buffers: Any
     ) -> None:
-        super().__init__(model, cond={}, **buffers)
+        super().__init__(
+            model, cond={} if class_labels is None else {"class_labels": class_labels}, **buffers
+        )
         self._form = Rearranged(model) if rearrange and can_be_rearranged(model) else None
         self._images = model if self._form is None else self._form.unet
         self.is_private = self._form is not None
@@ -161,16 +176,15 @@ class TabulatedUNet(Network):
         if self.condition is not None and plain_cpu and not self.is_private and can_be_rearranged(model):
             self._first = FirstConvolution(model, self.condition)
 
-    def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
-        """Fills the buffers for one chain; ``cond`` holds ``class_labels`` or nothing."""
-        super().load(time, {}, condition)
+    def begin(self, rows: int) -> None:
+        """Computes the tables, and brings the other forms of the weights up to date."""
         if self._form is not None:
             self._form.refresh()
         if self._first is not None and self.condition is not None:
             self._first.load(self.condition)
-        self.table[: len(time)].copy_(self.model.time_biases(time))
-        if "class_labels" in cond:
-            self.class_bias.copy_(self.model.class_biases(cond["class_labels"]))
+        self.table[:rows].copy_(self.model.time_biases(self.time[:rows]))
+        if "class_labels" in self.given:
+            self.class_bias.copy_(self.model.class_biases(self.given["class_labels"]))
 
     def tensors(self) -> list[Tensor]:
         """What it holds besides the model, the weights of its other form among them."""
@@ -261,16 +275,21 @@ _running_lock = ForkLock(_forget_other_threads)
 
 
 @contextmanager
-def in_eval_mode(model: Model) -> Iterator[None]:
+def in_eval_mode(model: Model, inventories: Sequence[Inventory] | None = None) -> Iterator[None]:
     """Puts a model into eval mode and every submodule back into its own mode afterwards.
 
     With several chains on one model, in several threads or samplers, the last to end puts it back.
+
+    Args:
+        model: of which `modules_of` sees the modules.
+        inventories: of those modules, just looked at, where somebody keeps them.
     """
     modules, here = modules_of(model), threading.get_ident()
+    kept = [Inventory([module]) for module in modules] if inventories is None else inventories
     with _running_lock:
-        for module in modules:
+        for module, inventory in zip(modules, kept, strict=True):
             if id(module) not in _running:
-                _running[id(module)] = ([], [part for part in module.modules() if part.training])
+                _running[id(module)] = ([], [part for part in inventory.parts if part.training])
             threads, training = _running[id(module)]
             threads.append(here)
             for part in training:

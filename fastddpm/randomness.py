@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.plans import Plan
+from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
 
 TASK_STREAM = 4
@@ -46,16 +48,26 @@ def random_seeds(count: int, generator: torch.Generator | None = None) -> Tensor
 
 
 class PhiloxNoise:
-    """Noise spec v1: x_T is step 0 of stream 0; steps are drawn inside the reverse step."""
+    """Noise spec v1: x_T is step 0 of stream 0; steps are drawn inside the reverse step.
+
+    Args:
+        seeds: int64 ``(B,)`` on the host.
+        device: where the state is.
+    """
 
     kind: Literal["philox"] = "philox"
 
-    def __init__(self, seeds: Tensor) -> None:
-        self.seeds = seeds
+    def __init__(self, seeds: Tensor, device: torch.device) -> None:
+        self.host, self.device = seeds, device
 
-    def of(self, rows: Tensor) -> PhiloxNoise:
-        """The noise of some of the samples, int64 ``(B,)`` of their places."""
-        return PhiloxNoise(self.seeds[rows])
+    @functools.cached_property
+    def seeds(self) -> Tensor:
+        """The seeds on the device."""
+        return to_device(self.host, self.device)
+
+    def of(self, rows: Sequence[int]) -> PhiloxNoise:
+        """The noise of some of the samples, by their places."""
+        return PhiloxNoise(self.host[list(rows)], self.device)
 
     def initial(self, shape: tuple[int, ...]) -> Tensor:
         """x_T, float32 ``shape`` = ``(B, C, H, W)``."""
@@ -89,11 +101,11 @@ class TorchNoise:
         """Whether every sample has a generator of its own."""
         return isinstance(self.generator, (list, tuple))
 
-    def of(self, rows: Tensor) -> TorchNoise:
-        """The noise of some of the samples; all of them with one generator."""
+    def of(self, rows: Sequence[int]) -> TorchNoise:
+        """The noise of some of the samples, by their places; all of them with one generator."""
         if not isinstance(self.generator, (list, tuple)):
             return self
-        return TorchNoise([self.generator[i] for i in rows.tolist()], self.device, self.dtype)
+        return TorchNoise([self.generator[i] for i in rows], self.device, self.dtype)
 
     @property
     def is_staged(self) -> bool:
@@ -105,7 +117,7 @@ class TorchNoise:
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normals, float32 ``shape``, on the state's device."""
-        return self._drawn(shape).to(self.device, torch.float32)
+        return to_device(self._drawn(shape), self.device, torch.float32)
 
     initial = draw
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.randomness import PhiloxNoise, TorchNoise, checked_seeds, random_seeds
+from fastddpm.transfer import to_device
 from fastddpm.unet import UNet
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class Batch:
         x: float32 ``(B, C, H, W)``, the state to start from; None for noise.
         count: images asked for; rows beyond are padding.
         source: where the noise comes from.
-        guidance: float32 ``(B,)``, or None without guidance.
-        cond: keyword tensors for the model, doubled under guidance.
+        guidance: float32 ``(B,)`` on either side, or None without guidance.
+        cond: keyword tensors for the model, doubled under guidance, on the host or the device.
         condition: ``(B, Cc, H, W)``, doubled under guidance, or None.
     """
 
@@ -53,6 +54,10 @@ class Batch:
     def seeds(self) -> Tensor | None:
         """One per image, int64; None with noise from torch generators."""
         return self.source.seeds if isinstance(self.source, PhiloxNoise) else None
+
+    def start(self) -> Tensor | None:
+        """The same; None for noise that a loop draws itself, from its seeds."""
+        return None if self.x is None and isinstance(self.source, PhiloxNoise) else self.initial()
 
 
 def make_batches(
@@ -79,7 +84,7 @@ def make_batches(
     source = _source(noise, seeds, generator, count, device)
     image = _image_shape(sampler, shape, x)
     guided = _is_guided(guidance_scale)
-    labels = _labels(sampler, class_labels, count, guided, device)
+    labels = _labels(sampler, class_labels, count, guided)
     condition = _condition(condition, count, image, device)
     size = _batch_size(max_batch, count, source)
     start_from = None if x is None else _start(x, device)
@@ -88,29 +93,39 @@ def make_batches(
     for start in range(0, count, size):
         left = min(size, count - start)
         # The last batch is padded to the size of the others, except where padding would draw from generators.
-        rows = torch.arange(start, start + (size if isinstance(source, PhiloxNoise) else left), device=device)
-        rows = rows.clamp(max=count - 1)
+        padded = size if isinstance(source, PhiloxNoise) else left
+        rows = [min(row, count - 1) for row in range(start, start + padded)]
         cond = {} if labels is None else {"class_labels": labels[rows]}
-        here = None if condition is None else condition[rows]
+        here = None if condition is None else _some(condition, rows)
         guidance = None
         if guided:
-            guidance = torch.full((len(rows),), float(guidance_scale), dtype=torch.float32, device=device)
-            null = torch.full((len(rows),), _null_label(sampler), dtype=torch.int64, device=device)
+            guidance = torch.full((len(rows),), float(guidance_scale), dtype=torch.float32)
+            null = torch.full((len(rows),), _null_label(sampler), dtype=torch.int64)
             cond = {"class_labels": torch.cat((null, cond["class_labels"]))}
             here = None if here is None else torch.cat((here, here))
         channels, height, width = image
         batches.append(
             Batch(
                 shape=(len(rows), channels, height, width),
-                x=None if start_from is None else start_from[rows],
+                x=None if start_from is None else _some(start_from, rows),
                 count=left,
-                source=source.of(rows),
+                source=source if len(rows) == count else source.of(rows),
                 guidance=guidance,
                 cond=cond,
                 condition=here,
             )
         )
     return batches
+
+
+def _some(images: Tensor, rows: list[int]) -> Tensor:
+    """Some of the images, the last of them perhaps several times."""
+    if rows == list(range(len(images))):
+        return images
+    first, count = rows[0], rows[-1] - rows[0] + 1
+    whole_rows = images[first : first + count]
+    padding = whole_rows[-1:].expand(len(rows) - count, *whole_rows.shape[1:])
+    return torch.cat((whole_rows, padding)) if len(padding) else whole_rows
 
 
 def _count(batch_size: int | None, seeds: Any, generator: Any, x: Tensor | None) -> int:
@@ -152,7 +167,7 @@ def _source(
     if generator is not None and seeds is not None:
         raise ValueError('generator: given with seeds; with noise="philox" one of the two is accepted')
     values = random_seeds(count, generator) if seeds is None else checked_seeds(seeds)
-    return PhiloxNoise(values.to(device))
+    return PhiloxNoise(values, device)
 
 
 def _image_shape(sampler: Sampler, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, int, int]:
@@ -199,9 +214,8 @@ def null_label(sampler: Sampler) -> int | None:
     return None
 
 
-def _labels(
-    sampler: Sampler, class_labels: Any, count: int, guided: bool, device: torch.device
-) -> Tensor | None:
+def _labels(sampler: Sampler, class_labels: Any, count: int, guided: bool) -> Tensor | None:
+    """int64 ``(count,)`` on the host, or None for a network without classes."""
     model = sampler.model
     n_classes = model.config.num_classes if isinstance(model, UNet) else None
     if isinstance(model, UNet) and n_classes is None and (class_labels is not None or guided):
@@ -214,7 +228,7 @@ def _labels(
         null = null_label(sampler)
         if null is None:
             raise ValueError(f"class_labels: None given, labels from 0 to {n_classes - 1} accepted")
-        return torch.full((count,), null, dtype=torch.int64, device=device)
+        return torch.full((count,), null, dtype=torch.int64)
     values = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
     values = list(values) if isinstance(values, Iterable) else [values] * count
     if len(values) != count:
@@ -226,7 +240,7 @@ def _labels(
             raise ValueError(f"class_labels: {value!r} given, integers of at least 0 accepted")
         if n_classes is not None and value >= n_classes and value != null_label(sampler):
             raise ValueError(f"class_labels: {value} given, 0 to {n_classes - 1} accepted")
-    return torch.tensor(values, dtype=torch.int64, device=device)
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def _condition(
@@ -241,7 +255,7 @@ def _condition(
             f"condition: shape {tuple(condition.shape)} given, "
             f"({count} or 1, Cc, {image[1]}, {image[2]}) accepted"
         )
-    return condition.detach().to(device, torch.float32).expand(count, -1, -1, -1)
+    return to_device(condition.detach(), device, torch.float32).expand(count, -1, -1, -1)
 
 
 def _batch_size(max_batch: int | None, count: int, source: PhiloxNoise | TorchNoise) -> int:
@@ -261,7 +275,7 @@ def _start(x: Tensor, device: torch.device) -> Tensor:
         raise ValueError(f"x_T: {x.dtype} given, floating point in the model's range accepted")
     if not x.isfinite().all():
         raise ValueError("x_T: NaN or infinity among the values, finite numbers accepted")
-    return x.detach().to(device, torch.float32)
+    return to_device(x.detach(), device, torch.float32)
 
 
 def is_whole(value: object) -> bool:

@@ -161,7 +161,7 @@ class Sampler:
         }
         if steps_per_graph is not None:
             steps_per_graph = whole("steps_per_graph", steps_per_graph, least=1)
-        self._turn = Turn()
+        self._turn = Turn(self.device)
         myself = weakref.ref(self)
 
         def fell_back() -> None:

@@ -7,6 +7,7 @@ stays as it was when recorded, and the result is wrong where a CUDA graph's woul
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Recorder(TorchDispatchMode):
 
 
 class RecordingBackend:
-    """A `CaptureBackend` (fastddpm.engine.graph) for CPU tensors; counts its captures."""
+    """A `CaptureBackend` (fastddpm.engine.graph) for CPU tensors; counts its captures of steps."""
 
     captures = 0
 
@@ -56,8 +57,13 @@ class RecordingBackend:
     def warm_up(self, run) -> None:
         run()
 
+    @staticmethod
+    def is_of_steps(run) -> bool:
+        """Whether steps are captured, or what comes before them, which a loop hands over as it is."""
+        return not isinstance(run, functools.partial)
+
     def capture(self, run):
-        type(self).captures += 1
+        type(self).captures += self.is_of_steps(run)
         recorder = Recorder()
         with recorder:
             run()

@@ -107,7 +107,7 @@ def test_segments_between_callbacks_become_graphs_of_their_length(sampler, monke
 
     def counting(self, run):
         replay, name = capture(self, run), len(replays)
-        return lambda: (replays.append(name), replay())
+        return (lambda: (replays.append(name), replay())) if self.is_of_steps(run) else replay
 
     monkeypatch.setattr(RecordingBackend, "capture", counting)
     fast = captured(sampler)

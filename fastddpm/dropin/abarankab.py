@@ -170,7 +170,7 @@ class FastAbarankab(DropIn):
             return {}
         if unet is not None and num_classes is None:
             return {}
-        return {"class_labels": torch.as_tensor(y, device=runner.chains.device)}
+        return {"class_labels": torch.as_tensor(y)}
 
     def _runner(self, name: str) -> Runner:
         """The runner of a network, made anew where the network is another one or was moved."""

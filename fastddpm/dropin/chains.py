@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.chain import Turn, Walker, without_grad
+from fastddpm.copies import Copies
 from fastddpm.dropin.settings import Settings
 from fastddpm.engine import Loops, resolve_engine
 from fastddpm.finite import warn_if_not_finite
@@ -22,6 +23,7 @@ from fastddpm.plans import Plan
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import PhiloxNoise, TorchNoise, checked_seeds, random_seeds
 from fastddpm.request import Batch
+from fastddpm.transfer import to_device
 
 
 class Chains:
@@ -32,6 +34,9 @@ class Chains:
         settings: noise, engine and dtype.
         capacity: plan rows that tables have room for at least, so that plans of several lengths share loops.
         device: where chains run; None for where the model's first parameter is.
+
+    Attributes:
+        copies: weights of the model that are copies of others, brought up to date before each chain.
     """
 
     def __init__(
@@ -42,7 +47,8 @@ class Chains:
         self.device = device or seen_device
         self.dtype = settings.dtype or seen
         self.engine = resolve_engine(settings.engine, self.device)
-        self._turn = Turn()
+        self.copies: Copies | None = None
+        self._turn = Turn(self.device)
         self._loops = Loops(self.engine, on_fallback=self._fell_back if settings.engine == "auto" else None)
 
     def _fell_back(self) -> None:
@@ -76,7 +82,7 @@ class Chains:
         values = random_seeds(count, generator) if seeds is None else checked_seeds(seeds)
         if len(values) != count:
             raise ValueError(f"seeds: {len(values)} given for {count} images; one each accepted")
-        return PhiloxNoise(values.to(self.device))
+        return PhiloxNoise(values, self.device)
 
     def batch(
         self,
@@ -92,7 +98,7 @@ class Chains:
         count, channels, height, width = (int(n) for n in shape)
         return Batch(
             shape=(count, channels, height, width),
-            x=None if x is None else x.detach().to(self.device, torch.float32),
+            x=None if x is None else to_device(x.detach(), self.device, torch.float32),
             count=count,
             source=source,
             guidance=guidance,
@@ -116,7 +122,8 @@ class Chains:
         RuntimeWarning after the last where x is not finite: libraries return such images.
 
         x ``(B, C, H, W)`` float32 is the live state and x0 the live prediction (None unless kept): clone what
-        is to be kept.
+        is to be kept. The last x is a tensor of its own: the next chain, of another thread perhaps, may begin
+        before the caller has read it.
 
         Args:
             plan: what to do.
@@ -127,7 +134,7 @@ class Chains:
             self_condition: the model is given the last x0 as ``x_self_cond`` (zeros at first).
             progress: show a progress bar.
         """
-        walker = Walker(self._loops, self.model, self.device, self.dtype, capacity=self.capacity)
+        walker = Walker(self._loops, self.model, self.device, self.dtype, self.capacity, self.copies)
         options: dict[str, Any] = {"row": row, "every_step": every_step, "keep_x0": keep_x0}
         with self._turn.taken(), progress_bar(progress, len(plan) - row) as advance:
             done, x = row, None
@@ -140,18 +147,20 @@ class Chains:
                 if item is None:
                     break
                 advance(item[0] - done)
-                done, x = item[0], item[1].buffers.x
-                yield done, x, item[1].buffers.x0
+                done, x, x0 = item[0], item[1].buffers.x, item[1].buffers.x0
+                if done == len(plan):
+                    x = x.clone()
+                yield done, x, x0
             if x is not None:
                 warn_if_not_finite(x, batch.seeds)
 
     def run(self, plan: Plan, batch: Batch, **options: Any) -> Tensor:
         """Walks a plan to its end: float32 ``(B, C, H, W)``, a tensor of its own. Options as of `walk`."""
-        x = batch.x
+        x: Tensor | None = None
         for _, state, _ in self.walk(plan, batch, **{"every_step": False, **options}):
             x = state
         assert x is not None
-        return x.clone()
+        return x
 
 
 def in_dtype(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -8,7 +8,7 @@ still the same tensors, so that an optimiser's step, an EMA update and `load_sta
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.chain import without_grad
+from fastddpm.copies import Copies
 from fastddpm.dropin.chains import Chains
 from fastddpm.dropin.settings import Settings
 from fastddpm.network import in_eval_mode, model_device_dtype, unwrapped
 from fastddpm.unet import UNet
+from fastddpm.weights import Inventory
 
 NetworkChoice = Literal["auto", "original", "ours"]
 NETWORK_CHOICES = ("auto", "original", "ours")
@@ -90,10 +92,12 @@ class Runner:
         times: Tensor,
     ) -> None:
         self.source, self.call = source, call
-        self.signature = signature(source)
+        self._inventory = Inventory([source])
+        self.signature = signature(self._inventory, source)
         self._dialect = dialect
         self.unet: UNet | None = None
         self._merged: frozenset[str] = frozenset()
+        self._places: list[int] = []
         reason = "as asked for"
         if choice != "original":
             self.unet, reason = same_network(source, Adapter(source, call), dialect, times)
@@ -101,7 +105,7 @@ class Runner:
             raise ValueError(f"network: 'ours' given, but {reason}; auto or original accepted")
         if self.unet is not None:
             self.network = f"our UNet with its weights, {reason}"
-            self._merged = self._not_shared()
+            self._ours, self._merged = Inventory([self.unet]), self._not_shared()
             if settings.dtype is not None:
                 self.unet = self.unet.to(settings.dtype)
             self.chains = Chains(self.unet, settings, capacity=len(times))
@@ -113,27 +117,43 @@ class Runner:
 
     def fits(self, source: nn.Module) -> bool:
         """Whether this still is the runner for a network, whatever its weights are."""
-        return source is self.source and signature(source) == self.signature
+        return source is self.source and signature(self._inventory, source) == self.signature
 
     def refresh(self) -> None:
         """Gives our UNet the original's weights as they are now.
 
         Weights of the same dtype are shared, so only tensors put in the place of others need anything done
         (and what is captured is captured again). Copies are what is in another dtype, and what several of the
-        original's tensors are one of ours.
+        original's tensors are one of ours: chains copy them.
         """
         if self.unet is None:
+            return
+        both = (self._inventory, self._ours)
+        if self._places == [inventory.look().places() for inventory in both]:
             return
         ours, theirs = self.unet.state_dict(), self._dialect.state_dict(self.source.state_dict())
         in_dtype = self.chains.dtype != model_device_dtype(self.source)[1]
         copies = list(ours) if in_dtype else sorted(self._merged)
         shared = [name for name in ours if name not in copies]
-        if copies:
-            with without_grad():
-                torch._foreach_copy_([ours[name] for name in copies], [theirs[name] for name in copies])
         if any(ours[name].data_ptr() != theirs[name].data_ptr() for name in shared):
             self.unet.load_state_dict({name: theirs[name] for name in shared}, strict=False, assign=True)
             self.unet.requires_grad_(False)
+        self._places = [inventory.look().places() for inventory in both]
+        self.chains.copies = None
+        if copies:
+            targets, places = [ours[name] for name in copies], hash(tuple(self._places))
+            self.chains.copies = self._copying(targets, copies, places)
+
+    def _copying(self, targets: list[Tensor], names: list[str], places: int) -> Copies:
+        """Copies by the names of our tensors. A dialect that merges tensors merges them each time."""
+        held, dialect = self.source.state_dict(), self._dialect
+
+        def refresh() -> None:
+            with torch.no_grad():
+                theirs = dialect.state_dict(held)
+                torch._foreach_copy_(targets, [theirs[name] for name in names])
+
+        return Copies(refresh, places)
 
     def _not_shared(self) -> frozenset[str]:
         """Names of our tensors that are copies: a dialect that merges tensors makes new ones each time."""
@@ -182,17 +202,25 @@ def largest_difference(adapter: Adapter, unet: UNet, times: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def signature(module: nn.Module) -> tuple[Any, ...]:
-    """What a `Runner` depends on besides the weights' values: device, dtype, parts, hooks."""
-    shapes = tuple((name, tuple(value.shape)) for name, value in module.state_dict().items())
-    return (*model_device_dtype(module), hash(shapes), is_altered(module))
+def signature(inventory: Inventory, module: nn.Module) -> tuple[Any, ...]:
+    """What a `Runner` depends on besides the weights' values: device, dtype, parts, shapes, hooks.
+
+    Args:
+        inventory: of the module.
+        module: the network.
+    """
+    parts = inventory.look().parts
+    kinds = hash((*map(type, parts), *[tensor.shape for tensor in inventory.tensors()]))
+    return (*model_device_dtype(module), kinds, _any_altered(parts))
 
 
 def is_altered(module: nn.Module) -> bool:
     """Whether hooks, or a forward set on an instance, make a module do something else than its class."""
-    return any(
-        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part) for part in module.modules()
-    )
+    return _any_altered(module.modules())
+
+
+def _any_altered(parts: Iterable[nn.Module]) -> bool:
+    return any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts)
 
 
 def warn_if_random(module: nn.Module, name: str) -> None:

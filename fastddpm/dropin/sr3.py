@@ -19,6 +19,7 @@ from fastddpm.dropin.settings import Report, Settings
 from fastddpm.plans.plan import Plan, check_choice
 from fastddpm.plans.sr3 import STORED, from_sr3
 from fastddpm.request import whole
+from fastddpm.transfer import to_device
 from fastddpm.unet import sr3
 
 DESCRIPTION = "GaussianDiffusion of Janspiry's SR3 repository (sr3 and ddpm variants)"
@@ -206,4 +207,4 @@ def _checked(x_in: Any, is_conditional: bool, device: torch.device) -> tuple[tup
     if not isinstance(x_in, Tensor) or x_in.ndim != 4 or not len(x_in):
         given = f"shape {tuple(x_in.shape)}" if isinstance(x_in, Tensor) else type(x_in).__name__
         raise ValueError(f"x_in: {given} given, images (B, C, H, W) to condition on accepted")
-    return tuple(x_in.shape), x_in.detach().to(device, torch.float32)
+    return tuple(x_in.shape), to_device(x_in.detach(), device, torch.float32)

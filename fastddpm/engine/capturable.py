@@ -8,8 +8,10 @@ those of the card, shapes that depend on values, generators of their own.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,30 +128,59 @@ def check_capturable(
         class_labels = isinstance(model, UNet) and model.config.num_classes is not None
     device, dtype = torch.device("cuda"), dtype or model_device_dtype(model)[1]
     rows = batch_size * (2 if guided else 1)
+    image = (rows, condition_channels, *tuple(shape)[1:])
+    labels = {"class_labels": torch.zeros(rows, dtype=torch.int64)} if class_labels else {}
+    offences = run_on_fakes(
+        model,
+        (batch_size, *shape),
+        device=device,
+        dtype=dtype,
+        guided=guided,
+        time_dtype=torch.int64 if time_input == "timestep" else torch.float32,
+        cond=labels,
+        condition=torch.empty(image) if condition_channels else None,
+    )
+    return CaptureReport(tuple(offences))
+
+
+def run_on_fakes(
+    model: Model,
+    shape: Sequence[int],
+    *,
+    passes: int = 1,
+    device: torch.device,
+    cond: Mapping[str, Tensor],
+    condition: Tensor | None,
+    **options: Any,
+) -> list[Offence]:
+    """Runs a model as a step does, on fake CUDA tensors in the place of its weights.
+
+    Args:
+        model: as `Sampler` takes it.
+        shape: ``(B, C, H, W)`` of the state.
+        passes: how often; what the last one does is told.
+        device: a CUDA device.
+        cond: see `fastddpm.network.Network`; only shapes and dtypes are used.
+        condition: likewise.
+        **options: further arguments of `fastddpm.network.bind`.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(False), torch.no_grad():
-        x = torch.empty((batch_size, *shape), device=device)
-        image = (rows, condition_channels, *tuple(shape)[1:])
+        fake = functools.partial(torch.empty, device=device)
+        x = fake(tuple(shape))
+        given = {name: fake(tuple(value.shape), dtype=value.dtype) for name, value in cond.items()}
+        image = None if condition is None else fake(tuple(condition.shape), dtype=condition.dtype)
         with in_eval_mode(model), on_fake_cuda(model), running_modules(model) as running:
-            network = bind(
-                model,
-                device=device,
-                dtype=dtype,
-                capacity=4,
-                guided=guided,
-                time_dtype=torch.int64 if time_input == "timestep" else torch.float32,
-                cond={"class_labels": torch.zeros(rows, dtype=torch.int64, device=device)}
-                if class_labels
-                else {},
-                condition=torch.empty(image, device=device) if condition_channels else None,
-            )
+            network = bind(model, device=device, capacity=4, cond=given, condition=image, **options)
             k = torch.zeros(1, dtype=torch.int64, device=device)
-            watch = Watch(running)
-            try:
-                with watch, synchronize_watched(watch):
-                    network(x, k)
-            except Exception as error:
-                watch.ended_by(error)
-    return CaptureReport(tuple(watch.offences))
+            for _ in range(passes):
+                watch = Watch(running)
+                running.clear()
+                try:
+                    with watch, synchronize_watched(watch):
+                        network(x, k)
+                except Exception as error:
+                    watch.ended_by(error)
+    return watch.offences
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -263,12 +294,16 @@ def running_modules(model: Model) -> Iterator[list[str]]:
         for path, part in module.named_modules()
     }
     running: list[str] = []
+    here = threading.get_ident()
 
+    # The hooks are global: other threads' modules come here too.
     def enter(module: nn.Module, *_: Any) -> None:
-        running.append(names.get(id(module), type(module).__name__))
+        if threading.get_ident() == here:
+            running.append(names.get(id(module), type(module).__name__))
 
     def leave(*_: Any) -> None:
-        running.pop()
+        if threading.get_ident() == here:
+            running.pop()
 
     with ExitStack() as hooks:
         hooks.callback(register_module_forward_pre_hook(enter).remove)
@@ -279,9 +314,12 @@ def running_modules(model: Model) -> Iterator[list[str]]:
 @contextmanager
 def synchronize_watched(watch: Watch) -> Iterator[None]:
     """`torch.cuda.synchronize` notes an offence instead; it is no operator that a dispatch mode sees."""
-    original = torch.cuda.synchronize
+    original, here = torch.cuda.synchronize, threading.get_ident()
 
     def noted(device: Any = None) -> None:
+        if threading.get_ident() != here:
+            original(device)
+            return
         watch.note("torch.cuda.synchronize", "it waits for the card")
 
     torch.cuda.synchronize = noted

@@ -7,7 +7,7 @@ network inside captured graphs) and `auto` (cudagraph on CUDA, eager elsewhere).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -31,6 +31,9 @@ class EngineUnavailable(RuntimeError):
 class Executor(Protocol):
     """Advances a loop's state."""
 
+    def prepare(self, kind: Hashable, work: Run) -> None:
+        """Does what comes before the steps of a chain; work of one kind is the same operators each time."""
+
     def run(self, n_steps: int) -> None:
         """Runs that many steps."""
 
@@ -43,6 +46,10 @@ class EagerExecutor:
 
     def __init__(self, step: Run) -> None:
         self._step = step
+
+    def prepare(self, kind: Hashable, work: Run) -> None:
+        """Does it."""
+        work()
 
     def run(self, n_steps: int) -> None:
         """Runs that many steps."""
@@ -61,25 +68,44 @@ class FallbackExecutor:
         graph: tried first.
         eager: takes over.
         report: called when it takes over.
+        refusal: asked before the first capture; what a capture would refuse, or an empty text.
     """
 
-    def __init__(self, graph: Executor, eager: Executor, report: Run) -> None:
-        self._current, self._eager, self._report = graph, eager, report
+    def __init__(
+        self, graph: Executor, eager: Executor, report: Run, refusal: Callable[[], str] | None = None
+    ) -> None:
+        self._current, self._eager, self._report, self._refusal = graph, eager, report, refusal
+
+    def prepare(self, kind: Hashable, work: Run) -> None:
+        """Does what comes before the steps."""
+        try:
+            self._current.prepare(kind, work)
+        except CaptureFailed as failure:
+            self._fall_back(str(failure))
+            self._eager.prepare(kind, work)
 
     def run(self, n_steps: int) -> None:
         """Runs that many steps."""
+        refusal, self._refusal = self._refusal, None
+        reason = "" if refusal is None else refusal()
+        if reason:
+            self._fall_back(reason)
         try:
             self._current.run(n_steps)
         except CaptureFailed as failure:
-            warnings.warn(
-                "engine 'auto': this model cannot be captured in a CUDA graph, sampling goes on eagerly "
-                f"({str(failure).splitlines()[0]}); fastddpm.engine.check_capturable names the operation",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            self._current = self._eager
-            self._report()
+            self._fall_back(str(failure))
             self._eager.run(failure.steps_left)
+
+    def _fall_back(self, reason: str) -> None:
+        first = next(iter(reason.splitlines()), "no reason given")
+        warnings.warn(
+            "engine 'auto': this model cannot be captured in a CUDA graph, sampling goes on eagerly "
+            f"({first}); fastddpm.engine.check_capturable names the operation",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self._current = self._eager
+        self._report()
 
     def memory(self) -> int:
         """Bytes of the graphs, while they are in use."""
@@ -128,6 +154,7 @@ def make_executor(
     *,
     steps_per_graph: int,
     on_fallback: Run | None = None,
+    refusal: Callable[[], str] | None = None,
     is_private: bool = False,
 ) -> Executor:
     """The executor for a resolved engine.
@@ -138,6 +165,7 @@ def make_executor(
         state: the tensors that a step changes.
         steps_per_graph: see :class:`GraphExecutor`.
         on_fallback: called when capture failed and eager steps took over; None makes that an error.
+        refusal: see :class:`FallbackExecutor`.
         is_private: nothing that the step runs can be changed from outside but the contents of tensors, so a
             compiled step need not look again at each of a network's attributes (2 % of a small step).
     """
@@ -149,4 +177,4 @@ def make_executor(
     graph = GraphExecutor(step, state, CudaGraphBackend(state[0].device), steps_per_graph)
     if on_fallback is None:
         return graph
-    return FallbackExecutor(graph, EagerExecutor(step), on_fallback)
+    return FallbackExecutor(graph, EagerExecutor(step), on_fallback, refusal)

@@ -7,8 +7,9 @@ buffer contents (new seeds, plan, labels, weights) is a new chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -22,6 +23,8 @@ LONGEST_GRAPH = 64
 WARM_UP_STEPS = 3
 # Each takes memory and time to capture; a loop is asked for one or two lengths besides its own.
 MOST_GRAPHS = 6
+# Kinds of work before a chain: plans of so many lengths, each with and without a given x_T.
+MOST_PREPARED = 4
 
 
 class CaptureFailed(RuntimeError):
@@ -59,11 +62,54 @@ class CudaGraphBackend:
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def capture(self, run: Run) -> Run:
-        """Captures into a new graph in the shared pool; other threads may use the device meanwhile."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            run()
+        """Captures into a new graph in the shared pool; other threads may use the device meanwhile.
+
+        A capture that fails raises its first error and leaves nothing behind.
+        """
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        first: list[BaseException] = []
+
+        def watched() -> None:
+            try:
+                run()
+            except BaseException as error:
+                first.append(error)
+                raise
+
+        try:
+            with torch.cuda.graph(
+                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            ):
+                watched()
+        except BaseException as error:
+            # Where the end of a capture fails, torch leaves the side stream current.
+            torch.cuda.set_stream(current)
+            self._mend()
+            # Ending a broken capture fails with an error of its own, which would hide what broke it.
+            if first and first[0] is not error:
+                raise first[0] from None
+            raise
         return graph.replay
+
+    def _mend(self) -> None:
+        """Takes torch out of a capture that could not be ended.
+
+        Before torch 2.13 the allocator would go on handing out the graph's memory (pytorch #180395), and the
+        generator refuse to draw ("Offset increment outside graph capture"). The end of a sound capture tells
+        the generator that captures are over; where nothing is amiss, this changes nothing.
+        """
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(self.stream.device_index, self.pool)
+        current = torch.cuda.current_stream(self.device)
+        try:
+            scratch = torch.zeros(1, device=self.device)
+            with torch.cuda.graph(
+                torch.cuda.CUDAGraph(), stream=self.stream, capture_error_mode="thread_local"
+            ):
+                scratch.zero_()
+        except RuntimeError:
+            # What went wrong first is what is reported.
+            torch.cuda.set_stream(current)
 
     def memory(self) -> int:
         """Bytes of the pool, as torch's allocator has reserved them for the graphs."""
@@ -88,6 +134,29 @@ class GraphExecutor:
         self._steps_per_graph = steps_per_graph
         self._replays: dict[int, Run] = {}
         self._asked = {1}
+        self._prepared: OrderedDict[Hashable, Run | None] = OrderedDict()
+
+    def prepare(self, kind: Hashable, work: Run) -> None:
+        """Does the work that comes before a chain's steps; from the second time of a kind on, as one graph.
+
+        It may be done twice: it must depend on nothing that it changes.
+
+        Raises:
+            CaptureFailed: nothing was lost.
+        """
+        known, replay = kind in self._prepared, self._prepared.get(kind)
+        if replay is None:
+            with uncached_autocast():
+                if known:
+                    replay = self._attempt(work, steps_left=0)
+                else:
+                    self._backend.warm_up(work)
+        if replay is not None:
+            replay()
+        self._prepared[kind] = replay
+        self._prepared.move_to_end(kind)
+        while len(self._prepared) > MOST_PREPARED:
+            self._prepared.popitem(last=False)
 
     def run(self, n_steps: int) -> None:
         """Advances the state by ``n_steps``: as many large graphs as fit, then what is left.
@@ -122,17 +191,20 @@ class GraphExecutor:
                 if not self._replays:
                     # Row numbers may pass the end of the plan here; tables have rows to spare for it.
                     self._backend.warm_up(lambda: self._repeat(WARM_UP_STEPS))
-                try:
-                    return self._backend.capture(lambda: self._repeat(length))
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError as error:
-                    failure = CaptureFailed(str(error))
-                    failure.steps_left = steps_left
-                    raise failure from error
+                return self._attempt(lambda: self._repeat(length), steps_left)
         finally:
             for tensor, value in zip(self._state, saved, strict=True):
                 tensor.copy_(value)
+
+    def _attempt(self, work: Run, steps_left: int) -> Run:
+        try:
+            return self._backend.capture(work)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            failure = CaptureFailed(str(error))
+            failure.steps_left = steps_left
+            raise failure from error
 
     def _repeat(self, n_steps: int) -> None:
         for _ in range(n_steps):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,18 @@ from torch import Tensor
 from fastddpm.engine.executors import Engine, compiled_network, make_executor
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.heap import keep_heap
+from fastddpm.engine.parcel import Parcel
+from fastddpm.engine.refusal import refusal
 from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm.network import Model, Network, bind, modules_of
 from fastddpm.plans import Plan
 from fastddpm.randomness import PhiloxNoise
+from fastddpm.transfer import to_device
+from fastddpm.weights import Inventory
+from fastddpm_kernels import normal
 
 if TYPE_CHECKING:
+    from fastddpm.copies import Copies
     from fastddpm.request import Batch
 
 
@@ -47,6 +53,13 @@ class Loop:
         if device.type == "cpu":
             keep_heap()
         self.buffers = StepBuffers(case, capacity, device)
+        # x_T is drawn from the seeds also where the steps draw nothing.
+        noise = self.buffers.noise if case.noise == "philox" else None
+        self.seeds = torch.zeros(case.shape[0], dtype=torch.int64, device=device) if noise is None else noise
+        guidance = {} if self.buffers.guidance is None else {"guidance": self.buffers.guidance}
+        small = {"counter": self.buffers.counter, "seeds": self.seeds, **guidance}
+        self._parcel = Parcel({**small, **{f"cond {k}": v for k, v in network.given.items()}}, device)
+        self._plan: Plan | None = None
         changed = [self.buffers.x, self.buffers.counter]
         if case.self_condition and self.buffers.x0 is not None:
             network.cond["x_self_cond"] = self.buffers.x0
@@ -60,23 +73,58 @@ class Loop:
                 engine, one_step, changed, is_private=network.is_private, **options
             )
 
-    def load(self, plan: Plan, batch: Batch, x: Tensor, row: int) -> None:
+    def load(
+        self, plan: Plan, batch: Batch, x: Tensor | None, row: int, copies: Copies | None = None
+    ) -> None:
         """Puts one chain into the buffers: the state x at plan row ``row``, and all that goes with it.
 
-        Tables are written anew each time, so weights changed since the last chain are used.
+        The host sends what is small in one copy and waits for nothing. What follows from that and the weights
+        is derived by operators of the device, anew for each chain; a captured loop replays them as one graph.
+
+        Args:
+            plan: its rows go into the buffers if they are not there from the last chain.
+            batch: seeds, guidance and conditioning.
+            x: the state; None to draw it from the seeds.
+            row: where the chain begins.
+            copies: weights of the model that are copies of others.
         """
-        buffers = self.buffers
-        buffers.x.copy_(x)
-        buffers.counter.copy_(torch.tensor([row, 0]))
-        buffers.table[: len(plan)].copy_(torch.tensor(plan.table))
-        if buffers.x0 is not None:
-            buffers.x0.zero_()
-        if isinstance(batch.source, PhiloxNoise) and buffers.noise is not None:
-            buffers.noise.copy_(batch.source.seeds)
-        if batch.guidance is not None and buffers.guidance is not None:
-            buffers.guidance.copy_(batch.guidance)
-        time = torch.tensor(plan.model_time, device=buffers.x.device)
-        self.network.load(time, batch.cond, batch.condition)
+        with self.current():
+            self._hold(plan)
+            if x is not None:
+                self.buffers.x.copy_(x)
+            if batch.condition is not None and self.network.condition is not None:
+                self.network.condition.copy_(batch.condition)
+            self._parcel.send(self._values(batch, row))
+            begin = functools.partial(self._begin, len(plan), x is None, copies)
+            self._executor.prepare((len(plan), x is None, copies and copies.places), begin)
+
+    def _hold(self, plan: Plan) -> None:
+        """The plan's rows in the buffers; a plan is read-only, so that one that is there is as it was."""
+        if plan is self._plan:
+            return
+        buffers = ((self.buffers.table, plan.table), (self.network.time, plan.model_time))
+        for buffer, values in buffers:
+            buffer[: len(plan)].copy_(to_device(torch.tensor(values), self.device))
+        self._plan = plan
+
+    def _values(self, batch: Batch, row: int) -> dict[str, Tensor]:
+        values = {"counter": torch.tensor([row, 0])}
+        if isinstance(batch.source, PhiloxNoise):
+            values["seeds"] = batch.source.host
+        if batch.guidance is not None:
+            values["guidance"] = batch.guidance
+        return values | {f"cond {name}": value for name, value in batch.cond.items()}
+
+    def _begin(self, rows: int, draws: bool, copies: Copies | None) -> None:
+        """What a chain of so many rows needs, from the parcel and the weights."""
+        if copies is not None:
+            copies.refresh()
+        self._parcel.unpack()
+        if draws:
+            self.buffers.x.copy_(normal(self.seeds, 0, self.case.shape[1:]))
+        if self.buffers.x0 is not None:
+            self.buffers.x0.zero_()
+        self.network.begin(rows)
 
     def run(self, n_steps: int) -> None:
         """Advances the chain by ``n_steps`` plan rows."""
@@ -89,7 +137,7 @@ class Loop:
 
     def memory(self) -> int:
         """Bytes in the loop's buffers and in the memory pool of its graphs."""
-        tensors = self.buffers.tensors() + self.network.tensors()
+        tensors = [*self.buffers.tensors(), *self.network.tensors(), *self._parcel.tensors()]
         return self._executor.memory() + sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -114,6 +162,7 @@ class Loops:
         self.engine, self.limit = engine, limit
         self._on_fallback, self._steps_per_graph = on_fallback, steps_per_graph
         self._loops: OrderedDict[tuple[Any, ...], Loop] = OrderedDict()
+        self._inventories: dict[int, Inventory] = {}
 
     def get(
         self,
@@ -127,12 +176,18 @@ class Loops:
         time_dtype: torch.dtype,
         cond: Mapping[str, Tensor],
         condition: Tensor | None,
+        inventories: Sequence[Inventory] | None = None,
     ) -> Loop:
-        """The loop for a chain of this kind, made on first use; ``n_steps`` sizes its graphs then."""
+        """The loop for a chain of this kind, made on first use; ``n_steps`` sizes its graphs then.
+
+        ``inventories`` are those of the model, where they were just asked for.
+        """
         capacity += WARM_UP_STEPS
         conditioning = {**cond, **({} if condition is None else {"": condition})}
         signature = tuple((k, tuple(v.shape), v.dtype) for k, v in sorted(conditioning.items()))
-        key = (case, device, dtype, capacity, time_dtype, signature, *_model_key(model), *_global_key())
+        # Where the weights lie: a captured graph reads those addresses, a compiled step that dtype.
+        places = [inventory.places() for inventory in inventories or self.inventories(model)]
+        key = (case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
         if key in self._loops:
             self._loops.move_to_end(key)
             return self._loops[key]
@@ -149,6 +204,13 @@ class Loops:
             condition=condition,
             rearrange=self.engine == "compile" and device.type == "cpu",
         )
+        ask = None
+        if type(network) is Network and self._on_fallback is not None:
+            options = {"dtype": dtype, "guided": case.guided, "time_dtype": time_dtype}
+            # The loop's own, x_self_cond, among them.
+            ask = functools.partial(
+                refusal, model, case.shape, cond=network.cond, condition=condition, **options
+            )
         self._loops[key] = Loop(
             network,
             case,
@@ -156,8 +218,17 @@ class Loops:
             self.engine,
             steps_per_graph=self._steps_per_graph or min(n_steps, LONGEST_GRAPH),
             on_fallback=self._on_fallback,
+            refusal=ask,
         )
         return self._loops[key]
+
+    def inventories(self, model: Model) -> list[Inventory]:
+        """What the modules of a model hold now, one each; kept, as looking again is quicker."""
+        modules = modules_of(model)
+        kept = self._inventories
+        # With the modules themselves in them, which so keep their ids.
+        self._inventories = {id(one): kept.get(id(one)) or Inventory([one]) for one in modules}
+        return [self._inventories[id(one)].look() for one in modules]
 
     def memory(self) -> int:
         """Bytes in the buffers and graphs of all kept loops."""
@@ -166,15 +237,10 @@ class Loops:
     def clear(self) -> None:
         """Drops every kept loop with its buffers and graphs."""
         self._loops.clear()
+        self._inventories.clear()
 
     def __len__(self) -> int:
         return len(self._loops)
-
-
-def _model_key(model: Model) -> tuple[Any, ...]:
-    """Where the weights lie: a captured graph reads those addresses, a compiled step that dtype."""
-    tensors = [t for module in modules_of(model) for t in [*module.parameters(), *module.buffers()]]
-    return (id(model), hash(tuple((t.data_ptr(), t.dtype) for t in tensors)))
 
 
 def _global_key() -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ The functions of this package go from a `NoiseSchedule` (or a diffusers schedule
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -102,7 +103,7 @@ class Plan:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    @property
+    @functools.cached_property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
         return bool(np.any(self.table[:, Column.C] != 0))

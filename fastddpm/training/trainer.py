@@ -12,13 +12,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from fastddpm.checkpoint import CheckpointError, save_folder
 from fastddpm.data.order import indices_for
@@ -29,6 +27,7 @@ from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task, write_task
 from fastddpm.temporaries import remove_leftovers
 from fastddpm.training import checkpoints, report
+from fastddpm.training.average import MovingAverage
 from fastddpm.training.config import TrainConfig
 from fastddpm.training.description import begin_run, check_same_run, describe, make_run
 from fastddpm.training.divergence import check_losses, check_weights
@@ -94,7 +93,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         network = UNet(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.unet: UNet = network
-        self.ema = AveragedModel(network, multi_avg_fn=self._average)
+        self.ema = MovingAverage(network, config.ema_decay)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
@@ -192,7 +191,7 @@ class Trainer:
             accelerator.clip_grad_norm_(self.network.parameters(), config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update_parameters(self.unet)
+        self.ema.update(self.step)
         return total
 
     def _batch(self, micro: int) -> NoisedBatch:
@@ -209,10 +208,6 @@ class Trainer:
         place = (self.step * self.config.gradient_accumulation + micro) * self.accelerator.num_processes
         return int(self.config.seed + 1_000_003 * (place + self.accelerator.process_index)) % 2**63
 
-    def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], n: Tensor | int) -> None:
-        decay = min(self.config.ema_decay, (1 + int(n)) / (10 + int(n)))
-        torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
-
     def _mean_loss(self, losses: list[Tensor]) -> float:
         values = self.accelerator.reduce(torch.stack(losses), reduction="mean")
         check_losses(values, self.step, self.config.batch_size, self.run)
@@ -228,9 +223,7 @@ class Trainer:
         return entry
 
     def _averaged(self) -> UNet:
-        network = self.ema.module.eval()
-        assert isinstance(network, UNet)
-        return network
+        return self.ema.module.eval()
 
     def _sampler(self) -> Sampler:
         return Sampler(self._averaged(), self.schedule, **self.sampler_options)
@@ -307,7 +300,6 @@ class Trainer:
             raise CheckpointError(
                 f"checkpoint of step {step} in {self.run}: does not fit ({error})"
             ) from error
-        self.ema.n_averaged.fill_(self.step)
 
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.training.objective import Noiser
+from fastddpm.transfer import to_device
 from fastddpm.unet import UNet
 
 # Ordinals of validation samples: far from any that a run reaches.
@@ -32,8 +33,8 @@ def on_device(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """A batch where the network is; labels only for a network that takes them."""
     device = next(network.parameters()).device
-    used = None if labels is None or network.config.num_classes is None else labels.to(device)
-    return x_0.to(device), used, ordinals.to(device)
+    used = None if labels is None or network.config.num_classes is None else to_device(labels, device)
+    return to_device(x_0, device), used, to_device(ordinals, device)
 
 
 @torch.no_grad()

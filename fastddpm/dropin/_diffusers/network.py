@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastddpm.chain import without_grad
+from fastddpm.copies import Copies, copying
 from fastddpm.network import unwrapped
 from fastddpm.request import is_whole
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet import diffusers as dialect
+from fastddpm.weights import Inventory
 
 
 def check_network(unet: Any) -> None:
@@ -32,7 +33,7 @@ def image_shape(unet: Any) -> tuple[int, int, int]:
     return int(unet.config.in_channels), int(height), int(width)
 
 
-def label_tensors(unet: Any, class_labels: Any, count: int, device: torch.device) -> dict[str, Tensor]:
+def label_tensors(unet: Any, class_labels: Any, count: int) -> dict[str, Tensor]:
     """``{"class_labels": (B, ...)}`` for a class-conditional UNet, else nothing.
 
     Args:
@@ -66,11 +67,11 @@ def label_tensors(unet: Any, class_labels: Any, count: int, device: torch.device
             raise ValueError(
                 f"class_labels: {labels.tolist()} given, integers in 0 .. {classes - 1} accepted"
             )
-    return {"class_labels": labels.to(device)}
+    return {"class_labels": labels}
 
 
 class InDtype:
-    """A copy of a network in another dtype, with the original's weights as they are at each `refresh`.
+    """A copy of a network in another dtype.
 
     Args:
         original: left as it is.
@@ -80,12 +81,16 @@ class InDtype:
     def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
         self.original = original
         self.module = copy.deepcopy(original).to(dtype).requires_grad_(False)
+        self._inventory = Inventory([original])
+        self._copies: Copies | None = None
 
-    def refresh(self) -> None:
-        """Copies the original's weights."""
-        ours, theirs = self.module.state_dict(), self.original.state_dict()
-        with without_grad():
-            torch._foreach_copy_(list(ours.values()), [theirs[name] for name in ours])
+    def copies(self) -> Copies:
+        """Gives the copy the original's weights, which are looked up anew where they lie elsewhere."""
+        places = self._inventory.look().places()
+        if self._copies is None or self._copies.places != places:
+            ours, theirs = self.module.state_dict(), self.original.state_dict()
+            self._copies = copying(list(ours.values()), [theirs[name] for name in ours], places)
+        return self._copies
 
 
 class Translation:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.plans import Plan
@@ -78,4 +82,51 @@ def plan_of(
     raise ValueError(
         f"scheduler: {type(scheduler).__name__} given; DDPMScheduler, DDIMScheduler and "
         "DPMSolverMultistepScheduler accepted"
+    )
+
+
+# Of tensors that a scheduler holds and plans are made from.
+_READ = ("alphas_cumprod", "final_alpha_cumprod")
+_KEPT_PLANS = 8
+
+
+class Plans:
+    """Plans made for a scheduler, kept while what they were made from is the same.
+
+    A loop knows a plan that it holds already; an equal one made anew would be sent again.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Any, Any, dict[str, Tensor], Plan]] = []
+
+    def get(self, scheduler: Any, num_inference_steps: int, options: Options, **how: Any) -> Plan:
+        """The plan of :func:`plan_of`, with its arguments and errors."""
+        request = (scheduler_kind(scheduler), num_inference_steps, options, tuple(sorted(how.items())))
+        config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
+        for kept in self._kept:
+            if kept[0] == request and _same(kept[1], config) and _equal(kept[2], tensors):
+                return kept[3]
+        plan = plan_of(scheduler, num_inference_steps, options, **how)
+        held = {name: value.clone() for name, value in tensors.items()}
+        self._kept = [(request, copy.deepcopy(config), held, plan), *self._kept[: _KEPT_PLANS - 1]]
+        return plan
+
+
+def _tensors(scheduler: Any) -> dict[str, Tensor]:
+    found = {name: getattr(scheduler, name, None) for name in _READ}
+    return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether two configurations are equal; arrays in them, which do not compare to one truth, never are."""
+    try:
+        return bool(before == now)
+    except (ValueError, RuntimeError):
+        return False
+
+
+def _equal(before: dict[str, Tensor], now: dict[str, Tensor]) -> bool:
+    return before.keys() == now.keys() and all(
+        (value.dtype, value.device) == (now[name].dtype, now[name].device) and torch.equal(value, now[name])
+        for name, value in before.items()
     )

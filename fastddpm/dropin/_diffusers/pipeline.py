@@ -18,7 +18,7 @@ from fastddpm.dropin._diffusers.network import (
     image_shape,
     label_tensors,
 )
-from fastddpm.dropin._diffusers.options import Options, plan_of, variance_type_of
+from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
 from fastddpm.dropin.chains import Chains
 from fastddpm.dropin.peer import DropIn
 from fastddpm.dropin.runner import Runner
@@ -46,6 +46,7 @@ class FastPipeline(DropIn):
     def __init__(self, original: Any, settings: Settings, options: Options) -> None:
         super().__init__(original)
         self.settings, self.options = settings, options
+        self._plans = Plans()
         self._chains: Chains | None = None
         self._chains_of: tuple[Any, ...] = ()
         self._in_dtype: InDtype | None = None
@@ -74,7 +75,7 @@ class FastPipeline(DropIn):
     def _plan(self, num_inference_steps: int, **options: Any) -> Plan:
         whole("num_inference_steps", num_inference_steps, least=1)
         scheduler, unet = self.scheduler, self.unet
-        plan = plan_of(scheduler, num_inference_steps, self.options, **options)
+        plan = self._plans.get(scheduler, num_inference_steps, self.options, **options)
         widened = unet.config.out_channels == 2 * unet.config.in_channels
         if widened and scheduler_kind(scheduler) == "DDPMScheduler" and not plan.learned_range:
             raise ValueError(
@@ -109,9 +110,10 @@ class FastPipeline(DropIn):
             if self._runner is not None:
                 self._chains = self._runner.chains
             self._chains_of = key
-        for copied in (self._in_dtype, self._runner):
-            if copied is not None:
-                copied.refresh()
+        if self._runner is not None:
+            self._runner.refresh()
+        elif self._in_dtype is not None:
+            self._chains.copies = self._in_dtype.copies()
         return self._chains
 
     def _batch(self, chains: Chains, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Batch:
@@ -129,9 +131,9 @@ class FastPipeline(DropIn):
             count,
             generator=one_each(generator, count, exactly=self.peer == "DDIMPipeline"),
             seeds=seeds,
-            dtype=model_device_dtype(self.unet)[1],
+            dtype=self._dtype(),
         )
-        labels = label_tensors(self.unet, extras.get("class_labels"), count, chains.device)
+        labels = label_tensors(self.unet, extras.get("class_labels"), count)
         return chains.batch((count, *image_shape(self.unet)), source, cond=labels)
 
     def _walk(
@@ -143,6 +145,9 @@ class FastPipeline(DropIn):
         # The original's own method is not called: it would leave an attribute there.
         config = dict(getattr(self, "_progress_bar_config", {}))
         config.setdefault("disable", not _is_first_rank())
+        if config["disable"] is True:
+            yield from chains.walk(plan, batch, progress=False, **options)
+            return
         done = 0
         with tqdm(total=len(plan), **config) as bar:
             for k, x, x0 in chains.walk(plan, batch, progress=False, **options):
@@ -151,7 +156,7 @@ class FastPipeline(DropIn):
                 yield k, x, x0
 
     def _images(self, plan: Plan, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Tensor:
-        """The last state, float32 ``(B, C, H, W)``; valid until the next chain."""
+        """The last state, float32 ``(B, C, H, W)``, a tensor of its own."""
         chains = self._network()
         batch = self._batch(chains, batch_size, generator, extras)
         callback: Callback | None = extras.get("callback")
@@ -164,7 +169,10 @@ class FastPipeline(DropIn):
         return last
 
     def _dtype(self) -> torch.dtype:
-        return model_device_dtype(self.unet)[1]
+        """Of the network that chains were last made for."""
+        _, _, dtype, _ = self._chains_of
+        assert isinstance(dtype, torch.dtype)
+        return dtype
 
     def sample_trajectory(
         self,

@@ -15,6 +15,7 @@ from fastddpm.dropin._diffusers.network import with_log_variance
 from fastddpm.engine.step import predicted_x0
 from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise
+from fastddpm.transfer import to_device
 from fastddpm_kernels import N_COLUMNS, reverse_step
 
 
@@ -72,8 +73,10 @@ class Rows:
             counters[:, 0] = np.arange(steps + 1)
             row_of = np.full(int(self.plan.timesteps[0]) + 3, steps, np.int64)
             row_of[self.plan.timesteps + 1] = np.arange(steps)
-            made = (uploaded(table, device), uploaded(counters, device), uploaded(row_of, device))
-            self._tensors[device] = made
+            table_, counters_, row_of_ = (
+                to_device(torch.from_numpy(values), device) for values in (table, counters, row_of)
+            )
+            self._tensors[device] = (table_, counters_, row_of_)
         return self._tensors[device]
 
     def _place(self, timestep: Tensor) -> int | None:
@@ -140,14 +143,6 @@ def check_channels(plan: Plan, model_output: Tensor, sample: Tensor) -> None:
             f"model_output: {model_output.shape[1]} channels given for a sample of {channels}, {wanted} "
             "accepted with this variance_type"
         )
-
-
-def uploaded(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """A tensor on a device; to a GPU from pinned memory, so that the host does not wait."""
-    tensor = torch.from_numpy(values)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _threshold(plan: Plan, m: Tensor, x: Tensor, table: Tensor, counter: Tensor) -> Tensor | None:

@@ -1,0 +1,51 @@
+"""What a capture of somebody's model would refuse, asked before the first one.
+
+A capture that fails costs more than time: older torch has to be mended after it (`fastddpm.engine.graph`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastddpm.engine.capturable import UNKNOWN, Offence, run_on_fakes
+from fastddpm.network import Model, modules_of
+from fastddpm.weights import Inventory
+
+# Models fill caches in their first pass, before anything is captured.
+PASSES = 2
+
+
+def refusal(model: Model, shape: Sequence[int], **options: Any) -> str:
+    """What a capture would refuse, in words; an empty text for nothing, or where that cannot be told.
+
+    A copy of the model's structure is run, which shares its weights: the model itself is not touched, so that
+    other threads may use it.
+
+    Args:
+        model: as `Sampler` takes it.
+        shape: ``(B, C, H, W)`` of the state.
+        **options: of :func:`fastddpm.engine.capturable.run_on_fakes`.
+    """
+    if not torch.version.cuda:
+        return ""
+    try:
+        modules = modules_of(model)
+        shared = {id(tensor): tensor for tensor in Inventory(modules).tensors()}
+        copied = copy.deepcopy(model, shared)
+        # Functions are not copied, nor are the modules that they hold.
+        if any(one is other for one in modules for other in modules_of(copied)):
+            return ""
+        found = run_on_fakes(copied, shape, passes=PASSES, device=torch.device("cuda"), **options)
+    except Exception:  # a stranger's code on tensors without data may raise anything
+        return ""
+    return next((str(offence) for offence in found if _is_certain(offence)), "")
+
+
+def _is_certain(offence: Offence) -> bool:
+    """Whether a capture would refuse it: not a value of the host, nor what fake tensors cannot do."""
+    named = "::" in offence.operator or offence.operator.startswith("torch.")
+    return named and offence.reason != UNKNOWN

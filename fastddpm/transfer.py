@@ -1,0 +1,23 @@
+"""Tensors of the host brought to a device without a wait."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The values on a device, in another dtype if one is given.
+
+    From the host to a card they go through page-locked memory of their own: a copy from other memory waits
+    for all that is queued in the stream. torch's allocator hands that memory out again once the copy has run.
+    """
+    dtype = dtype or values.dtype
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device, dtype)
+    return locked(values.shape, dtype).copy_(values).to(device, non_blocking=True)
+
+
+def locked(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:
+    """Page-locked memory on the host, of torch's caching allocator; not filled."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
