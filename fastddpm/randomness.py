@@ -160,15 +160,16 @@ class Staging:
 
     Args:
         shape: of a buffer.
-        event: makes what tells that a copy has ended.
+        event: makes what tells that a copy has ended; None for CUDA's.
         pinned: page-locked, without which a copy would wait for the card.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, event: Callable[[], Any] = torch.cuda.Event, pinned: bool = True
+        self, shape: tuple[int, ...], *, event: Callable[[], Any] | None = None, pinned: bool = True
     ) -> None:
         self._buffers = [torch.zeros(shape, dtype=torch.float32, pin_memory=pinned) for _ in range(2)]
-        self._copied = [event(), event()]
+        made: Callable[[], Any] = event or torch.cuda.Event
+        self._copied = [made(), made()]
         self._turn = 0
 
     def take(self) -> Tensor:

@@ -95,7 +95,7 @@ def make_batches(
         # The last batch is padded to the size of the others, except where padding would draw from generators.
         padded = size if isinstance(source, PhiloxNoise) else left
         rows = [min(row, count - 1) for row in range(start, start + padded)]
-        cond = {} if labels is None else {"class_labels": labels[rows]}
+        cond = {} if labels is None else {"class_labels": _some(labels, rows)}
         here = None if condition is None else _some(condition, rows)
         guidance = None
         if guided:
@@ -119,7 +119,7 @@ def make_batches(
 
 
 def _some(images: Tensor, rows: list[int]) -> Tensor:
-    """Some of the images, the last of them perhaps several times."""
+    """Some of the images or labels, the last of them perhaps several times."""
     if rows == list(range(len(images))):
         return images
     first, count = rows[0], rows[-1] - rows[0] + 1

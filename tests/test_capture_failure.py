@@ -1,0 +1,262 @@
+"""A capture that fails leaves nothing behind; work of several threads' streams is ordered. Without a card.
+
+What torch.cuda does is restated here: where ending a capture fails, the side stream stays the current one,
+the allocator goes on with the graph's pool (torch before 2.13), and a second error hides the first. On a card
+tests/test_gpu_engine.py has the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import types
+import warnings
+
+import pytest
+import torch
+from networks import make_unet
+from replay import RecordingBackend
+from torch import nn
+
+from fastddpm import NoiseSchedule, Sampler
+from fastddpm.chain import Turn
+from fastddpm.engine import Loops, executors
+from fastddpm.engine.graph import CudaGraphBackend
+from fastddpm.engine.refusal import refusal
+
+MAIN, SIDE = "the stream of the caller", types.SimpleNamespace(device_index=0)
+SETTING = {"num_inference_steps": 4, "clip_sample_range": 1.0, "shape": (3, 8, 8)}
+
+
+class Card:
+    """The state that captures change."""
+
+    def __init__(self):
+        self.current = MAIN
+        self.pools = []
+        self.generator_captures = False
+        self.broken = False
+        self.captured = 0
+
+
+class Graph:
+    replay = staticmethod(lambda: None)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    state = Card()
+
+    @contextlib.contextmanager
+    def graph(cuda_graph, *, pool=None, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        assert not state.pools, "the allocator is in another capture"
+        pool = pool or ("a pool of its own",)
+        state.current, state.generator_captures = stream, True
+        state.pools.append(pool)
+        state.broken = False
+        with contextlib.suppress(RuntimeError) if state.broken else contextlib.nullcontext():
+            try:
+                yield
+            except BaseException:
+                state.broken = True
+                raise
+            finally:
+                if state.broken:  # neither the stream nor anything else is put back
+                    raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        state.pools.remove(pool)
+        state.current, state.generator_captures = MAIN, False
+        state.captured += 1
+
+    def end(device_index, pool):
+        if pool not in state.pools:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        state.pools.remove(pool)
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SIDE)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: ("the loop's",))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: state.current)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(state, "current", stream))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    return state
+
+
+def failing(error):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a value was read"), torch.OutOfMemoryError("out of memory"), KeyboardInterrupt()]
+)
+def test_a_failed_capture_is_mended_and_names_its_first_error(card, error):
+    backend = CudaGraphBackend(torch.device("cpu"))
+    for _ in range(2):
+        with pytest.raises(type(error)) as caught:
+            backend.capture(failing(error))
+        assert caught.value is error
+        assert (card.current, card.pools, card.generator_captures) == (MAIN, [], False)
+    before = card.captured
+    backend.capture(lambda: None)
+    assert card.captured == before + 1
+
+
+def test_a_capture_that_only_its_end_refuses_raises_that(card, monkeypatch):
+    def run():
+        card.broken = True
+
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        CudaGraphBackend(torch.device("cpu")).capture(run)
+    assert (card.current, card.pools, card.generator_captures) == (MAIN, [], False)
+
+
+def test_the_fallbacks_warning_has_the_first_error(card, monkeypatch):
+    class Backend(CudaGraphBackend):
+        def warm_up(self, run):
+            run()
+
+        def capture(self, run):
+            return super().capture(failing(RuntimeError("the network reads a value\nand more")))
+
+    monkeypatch.setattr(executors, "CudaGraphBackend", Backend)
+    eager = Sampler(make_unet(), NoiseSchedule.linear(), **SETTING)
+    auto = Sampler(make_unet(), NoiseSchedule.linear(), **SETTING)
+    auto._loops = Loops("cudagraph", on_fallback=lambda: None)
+    call = {"seeds": [3], "class_labels": 1, "progress": False}
+    with pytest.warns(RuntimeWarning, match=r"\(the network reads a value\); fastddpm"):
+        images = auto.sample(**call)
+    assert torch.equal(images, eager.sample(**call))
+    assert card.current == MAIN
+
+
+class Inner(nn.Module):
+    def __init__(self, offends):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.offends, self.table, self.passes = offends, None, 0
+
+    def forward(self, x, t):
+        self.passes += 1
+        if self.table is None:
+            self.table = torch.tensor([0.5, 0.25, 1.0], device=x.device)  # in the first pass alone
+        x = self.conv(x) * self.table[:, None, None]
+        return x * (1 + t[0].item() * 0) if self.offends else x
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
+def test_auto_asks_before_it_captures_a_strangers_model(monkeypatch):
+    monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
+    for offends in (False, True):
+        monkeypatch.setattr(RecordingBackend, "captures", 0)
+        model, same = Inner(offends), Inner(offends)
+        same.load_state_dict(model.state_dict())
+        held = dict(model.named_parameters())
+        eager = Sampler(same, NoiseSchedule.linear(), **SETTING)
+        images = eager.sample(seeds=[3], progress=False)
+        auto, fell = Sampler(model, NoiseSchedule.linear(), **SETTING), []
+        auto._loops = Loops("cudagraph", on_fallback=lambda fell=fell: fell.append(True))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            result = auto.sample(seeds=[3], progress=False)
+        reasons = [str(one.message) for one in said if one.category is RuntimeWarning]
+        assert len(reasons) == offends
+        assert all("(aten::_local_scalar_dense in Inner: a value is read on the host" in r for r in reasons)
+        assert torch.equal(result, images)
+        assert fell == [True] * offends
+        assert RecordingBackend.captures == (not offends)
+        # The model is as it was: its own weights, a table with values.
+        assert all(value is held[name] for name, value in model.named_parameters())
+        assert type(model.table) is torch.Tensor
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
+def test_what_cannot_be_told_is_captured():
+    options = {
+        "dtype": torch.float32,
+        "guided": False,
+        "time_dtype": torch.int64,
+        "cond": {},
+        "condition": None,
+    }
+
+    class Strange(nn.Module):
+        def forward(self, x, t):
+            raise KeyError("only on real tensors")
+
+    offender = Inner(True)
+    assert refusal(Strange(), (1, 3, 8, 8), **options) == ""
+    assert refusal(lambda x, t: offender(x, t), (1, 3, 8, 8), **options) == ""
+    assert offender.passes == 0
+    assert refusal(offender, (1, 3, 8, 8), **options) != ""
+
+
+def test_turns_on_two_streams_are_ordered_by_events(monkeypatch):
+    """Two threads take turns, each with a stream of its own: each waits for the event of the turn before."""
+    log, streams = [], {}
+
+    class Event:
+        def record(self, stream):
+            log.append(("recorded", stream.name))
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_event(self, event):
+            assert isinstance(event, Event)
+            log.append(("waits", self.name))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[threading.get_ident()])
+    turn = Turn(torch.device("cuda"))
+
+    def chain(name, fails=False):
+        streams[threading.get_ident()] = Stream(name)
+        with contextlib.suppress(ZeroDivisionError), turn.taken():
+            log.append(("runs", name))
+            if fails:
+                raise ZeroDivisionError
+
+    for name, fails in (("a", False), ("b", True), ("a", False)):
+        thread = threading.Thread(target=chain, args=(name, fails))
+        thread.start()
+        thread.join()
+    expected = [("runs", "a"), ("recorded", "a")]
+    for name in ("b", "a"):
+        expected += [("waits", name), ("runs", name), ("recorded", name)]
+    assert log == expected
+
+
+def test_turns_on_a_cpu_know_of_no_events(monkeypatch):
+    def none(*_):
+        raise AssertionError("asked for on a CPU")
+
+    for name in ("Event", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, none)
+    for turn in (Turn(torch.device("cpu")), Turn()):
+        for _ in range(2):
+            with turn.taken():
+                pass
+
+
+def test_a_chains_images_are_its_own(unet):
+    """The last state of a drop-in's walk outlives the next chain, which another thread may begin at once."""
+    from fastddpm.dropin.chains import Chains
+    from fastddpm.dropin.settings import Settings
+
+    sampler = Sampler(unet, NoiseSchedule.linear(), **SETTING)
+    chains = Chains(unet, Settings(noise="philox"), capacity=1000)
+    results = []
+    for seeds in ([1], [2]):
+        batch = chains.batch(
+            (1, 3, 8, 8), chains.source(1, seeds=seeds), cond={"class_labels": torch.tensor([1])}
+        )
+        for _, x, _ in chains.walk(sampler.plan, batch, every_step=False, progress=False):
+            last = x
+        results.append((last, sampler.sample(seeds=seeds, class_labels=1, progress=False)))
+    for image, expected in results:
+        assert torch.equal(image, expected)
