@@ -266,3 +266,29 @@ def test_only_noise_from_the_host_to_a_card_is_staged():
     assert randomness.TorchNoise([host, host], card).is_staged
     assert not randomness.TorchNoise(None, card).is_staged
     assert not randomness.TorchNoise(host, torch.device("cpu")).is_staged
+
+
+def test_torch_noise_is_drawn_eight_steps_ahead(sampler, monkeypatch):
+    """The card works on a segment while the host draws the next; images are those of drawing step by step."""
+    log = []
+    draw, run = randomness.TorchNoise._draw, executors.GraphExecutor.run
+    monkeypatch.setattr(
+        randomness.TorchNoise, "_draw", lambda self, *args: (log.append("draw"), draw(self, *args))[1]
+    )
+    monkeypatch.setattr(executors.GraphExecutor, "run", lambda self, n: (log.append(n), run(self, n))[1])
+    eager = sampler.replace(num_inference_steps=50)
+    images = []
+    for one in (captured(eager), captured(eager, steps_per_graph=50), eager):
+        log.clear()
+        generator = torch.Generator().manual_seed(5)
+        images.append(one.sample(2, class_labels=1, noise="torch", generator=generator, progress=False))
+        if one is not eager:
+            runs = [entry for entry in log if entry != "draw"]
+            assert runs == [8] * 6 + [2]
+            # x_T and eight steps, then as many for each segment; the last row of ddpm draws nothing.
+            draws = [0]
+            for entry in log:
+                draws = [*draws[:-1], draws[-1] + 1] if entry == "draw" else [*draws, 0]
+            assert draws == [9, 8, 8, 8, 8, 8, 1, 0]
+    assert torch.equal(images[0], images[2])
+    assert torch.equal(images[1], images[2])

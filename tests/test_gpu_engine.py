@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -209,3 +210,99 @@ def test_what_check_capturable_names_a_capture_refuses(operation):
     fine.sample(seeds=SEEDS, progress=False)
     with pytest.raises(RuntimeError):
         refused.sample(seeds=SEEDS, progress=False)
+
+
+class Reading(torch.nn.Module):
+    """A network that reads a value on the host while it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.reads = True
+
+    def forward(self, x, t):
+        x = torch.tanh(self.conv(x))
+        return x * (1 + 0 * t[0].item()) if self.reads else x
+
+
+def test_a_failed_capture_leaves_nothing_behind():
+    """In one process: a capture fails, then the same and another model are captured and sampled."""
+    model, state = Reading().cuda(), torch.cuda.get_rng_state()
+    options = {"num_inference_steps": 5, "clip_sample_range": 1.0, "shape": (3, 16, 16)}
+    eager, strict = (
+        Sampler(model, NoiseSchedule.linear(), engine=engine, **options) for engine in ("eager", "cudagraph")
+    )
+    current = torch.cuda.current_stream()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="captur"):
+            strict.sample(seeds=SEEDS, progress=False)
+        assert torch.cuda.current_stream() == current
+        assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert torch.randn(1000, device="cuda").isfinite().all()
+    model.reads = False
+    for _ in range(3):
+        assert_same(
+            strict.sample(seeds=SEEDS, progress=False), eager.sample(seeds=SEEDS, progress=False), "cudagraph"
+        )
+    eager, fast, _ = samplers("cudagraph")
+    call = {"class_labels": 1, "progress": False}
+    for noise in ({"seeds": SEEDS}, {"noise": "torch", "generator": torch.Generator("cuda").manual_seed(5)}):
+        images = []
+        for one in (fast, eager):
+            if "generator" in noise:
+                noise["generator"].manual_seed(5)
+            images.append(one.sample(2, **noise, **call))
+        assert_same(*images, "cudagraph")
+
+
+def test_auto_does_not_capture_what_it_knows_to_be_refused():
+    options = {"num_inference_steps": 5, "clip_sample_range": 1.0, "shape": (3, 16, 16)}
+    model = Reading().cuda()
+    eager, auto = (
+        Sampler(model, NoiseSchedule.linear(), engine=engine, **options) for engine in ("eager", "auto")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with pytest.warns(
+            RuntimeWarning, match=r"_local_scalar_dense in Reading: a value is read on the host"
+        ):
+            image = auto.sample(seeds=SEEDS, progress=False)
+    assert_same(image, eager.sample(seeds=SEEDS, progress=False), "auto")
+
+
+@pytest.mark.parametrize("engine", ["eager", "cudagraph"])
+def test_two_threads_on_two_streams_take_turns(engine):
+    """Their chains use the same buffers: the work of one waits for that of the other, in any stream."""
+    eager, fast, _ = samplers(engine, num_inference_steps=50)
+    call = {"class_labels": 1, "progress": False}
+    expected = {seed: eager.sample(seeds=[seed] * 8, **call) for seed in (1, 2)}
+    fast.sample(seeds=[1] * 8, **call)
+    torch.cuda.synchronize()
+    wrong = []
+
+    def draw(seed):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            images = [fast.sample(seeds=[seed] * 8, **call) for _ in range(20)]
+            torch.cuda.current_stream().synchronize()
+            wrong.extend(seed for image in images if (image - expected[seed]).abs().max() > 1e-5)
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_calls_follow_each_other_without_a_wait():
+    """Seeds, labels and guidance of many calls are queued at once, and each chain has its own."""
+    eager, fast, _ = samplers("cudagraph", method="ddim")
+    options = {"guidance_scale": 2.0, "progress": False}
+    calls = [{"seeds": [k, k + 100], "class_labels": [k % 4, 1], **options} for k in range(12)]
+    expected = [eager.sample(**call) for call in calls]
+    for _ in range(3):
+        fast.sample(**calls[0])
+    torch.cuda.synchronize()
+    images = [fast.sample(**call) for call in calls]
+    for image, other in zip(images, expected, strict=True):
+        assert_same(image, other, "cudagraph")
