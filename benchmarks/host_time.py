@@ -2,7 +2,7 @@
 
     taskset -c 0 python benchmarks/host_time.py [--against FOLDER] [--out benchmarks/results/host_time.json]
 
-The engine is the captured one, as on a card, on tensors of a CPU and with a capture whose replay does nothing:
+The engine is the captured one, as on a card, on tensors of a CPU, with captures whose replay does nothing:
 what is left is what the host does itself, plus the operators that it would launch one by one. With
 ``--against`` the same calls run in another checkout of this repository too, processes of the two in turn.
 CPU time of the thread, medians over the processes' medians; a busy machine changes that less than it does

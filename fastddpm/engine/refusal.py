@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from fastddpm.engine.capturable import UNKNOWN, Offence, run_on_fakes
+from fastddpm.engine.capturable import run_on_fakes
+from fastddpm.engine.watch import UNKNOWN, Offence
 from fastddpm.network import Model, modules_of
 from fastddpm.weights import Inventory
 

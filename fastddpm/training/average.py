@@ -10,7 +10,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,8 +31,9 @@ class MovingAverage(Generic[M]):
     def __init__(self, network: M, decay: float) -> None:
         self.module = copy.deepcopy(network)
         self.decay = decay
-        self._parameters = list(self.module.parameters()), list(network.parameters())
-        self._buffers = list(self.module.buffers()), list(network.buffers())
+        self._parameters: tuple[list[Tensor], list[Tensor]]
+        self._parameters = [*self.module.parameters()], [*network.parameters()]
+        self._buffers = [*self.module.buffers()], [*network.buffers()]
 
     @torch.no_grad()
     def update(self, n: int) -> None:

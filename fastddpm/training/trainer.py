@@ -93,7 +93,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         network = UNet(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.unet: UNet = network
-        self.ema = MovingAverage(network, config.ema_decay)
+        self.ema = MovingAverage(self.unet, config.ema_decay)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
@@ -223,7 +223,8 @@ class Trainer:
         return entry
 
     def _averaged(self) -> UNet:
-        return self.ema.module.eval()
+        network: UNet = self.ema.module.eval()
+        return network
 
     def _sampler(self) -> Sampler:
         return Sampler(self._averaged(), self.schedule, **self.sampler_options)
