@@ -33,6 +33,7 @@ from fastddpm.randomness import TASK_STREAM, PhiloxNoise
 from fastddpm.request import Batch, make_batches, whole
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
 
 CORRECTOR_STREAM = 3
@@ -147,7 +148,7 @@ class _Chain:
             repeat = done[row]
             if row <= before:
                 self._go_back(x, before + 1, row, repeat)
-            loop.buffers.counter.copy_(torch.tensor([row, repeat]))
+            loop.buffers.counter.copy_(to_device(torch.tensor([row, repeat]), x.device))
             loop.run(1)
             self._put_known(x, row, repeat)
             done[row] += 1

@@ -15,7 +15,8 @@ def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = 
     dtype = dtype or values.dtype
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device, dtype)
-    return locked(values.shape, dtype).copy_(values).to(device, non_blocking=True)
+    on_host = torch.empty_like(values, dtype=dtype, pin_memory=True).copy_(values)
+    return on_host.to(device, non_blocking=True)
 
 
 def locked(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:

@@ -51,21 +51,20 @@ def card(monkeypatch):
     def graph(cuda_graph, *, pool=None, stream, capture_error_mode):
         assert capture_error_mode == "thread_local"
         assert not state.pools, "the allocator is in another capture"
-        pool = pool or ("a pool of its own",)
+        pool, before = pool or ("a pool of its own",), state.current
         state.current, state.generator_captures = stream, True
         state.pools.append(pool)
         state.broken = False
-        with contextlib.suppress(RuntimeError) if state.broken else contextlib.nullcontext():
-            try:
-                yield
-            except BaseException:
-                state.broken = True
-                raise
-            finally:
-                if state.broken:  # neither the stream nor anything else is put back
-                    raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        try:
+            yield
+        except BaseException:
+            state.broken = True
+            raise
+        finally:
+            if state.broken:  # neither the stream nor anything else is put back
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         state.pools.remove(pool)
-        state.current, state.generator_captures = MAIN, False
+        state.current, state.generator_captures = before, False
         state.captured += 1
 
     def end(device_index, pool):

@@ -131,6 +131,11 @@ class Loop:
         with self.current():
             self._executor.run(n_steps)
 
+    def finish(self) -> None:
+        """Waits for the card: whatever stream the last chain ran in, the buffers are no longer in use."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def current(self) -> AbstractContextManager[Any]:
         """Makes the loop's device the current one: Triton launches there, wherever its tensors are."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
@@ -192,7 +197,7 @@ class Loops:
             self._loops.move_to_end(key)
             return self._loops[key]
         while len(self._loops) >= self.limit:
-            self._loops.popitem(last=False)
+            self._loops.popitem(last=False)[1].finish()
         network = bind(
             model,
             device=device,
@@ -236,6 +241,8 @@ class Loops:
 
     def clear(self) -> None:
         """Drops every kept loop with its buffers and graphs."""
+        for loop in self._loops.values():
+            loop.finish()
         self._loops.clear()
         self._inventories.clear()
 
