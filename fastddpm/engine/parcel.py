@@ -24,15 +24,17 @@ class Parcel:
 
     def __init__(self, targets: Mapping[str, Tensor], device: torch.device) -> None:
         self._targets = dict(targets)
-        self._lengths = {name: target.numel() * target.element_size() for name, target in targets.items()}
-        self._nothing = torch.zeros(max(map(_aligned, self._lengths.values())), dtype=torch.uint8)
-        size = sum(map(_aligned, self._lengths.values()))
-        self.held = torch.zeros(size, dtype=torch.uint8, device=device)
+        lengths = {name: target.numel() * target.element_size() for name, target in targets.items()}
+        ends = {name: -(-length // ALIGNMENT) * ALIGNMENT for name, length in lengths.items()}
+        # What stands for a value left out, and what follows one.
+        self._nothing = {name: torch.zeros(end, dtype=torch.uint8) for name, end in ends.items()}
+        self._rest = {name: nothing[lengths[name] :] for name, nothing in self._nothing.items()}
+        self.held = torch.zeros(sum(ends.values()), dtype=torch.uint8, device=device)
         self._views, start = {}, 0
         for name, target in targets.items():
-            part = self.held[start : start + self._lengths[name]]
+            part = self.held[start : start + lengths[name]]
             self._views[name] = part.view(target.dtype).view(target.shape)
-            start += _aligned(self._lengths[name])
+            start += ends[name]
 
     def send(self, values: Mapping[str, Tensor]) -> None:
         """Puts values into the device's memory, in stream order; names left out become 0.
@@ -41,11 +43,11 @@ class Parcel:
         """
         pieces, far = [], []
         for name, target in self._targets.items():
-            value, length = values.get(name), self._lengths[name]
+            value = values.get(name)
             if value is not None and value.device.type == "cpu":
-                pieces += [_bytes(value, target.dtype), self._nothing[: _aligned(length) - length]]
+                pieces += [_bytes(value, target.dtype), self._rest[name]]
             else:
-                pieces.append(self._nothing[: _aligned(length)])
+                pieces.append(self._nothing[name])
                 far += [] if value is None else [(name, value)]
         if self.held.device.type == "cuda":
             packed = torch.cat(pieces, out=locked(self.held.shape, torch.uint8))
@@ -63,10 +65,6 @@ class Parcel:
     def tensors(self) -> list[Tensor]:
         """What it holds besides the buffers."""
         return [self.held]
-
-
-def _aligned(length: int) -> int:
-    return -(-length // ALIGNMENT) * ALIGNMENT
 
 
 def _bytes(value: Tensor, dtype: torch.dtype) -> Tensor:

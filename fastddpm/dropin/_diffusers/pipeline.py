@@ -144,7 +144,8 @@ class FastPipeline(DropIn):
 
         # The original's own method is not called: it would leave an attribute there.
         config = dict(getattr(self, "_progress_bar_config", {}))
-        config.setdefault("disable", not _is_first_rank())
+        if "disable" not in config:
+            config["disable"] = not _is_first_rank()
         if config["disable"] is True:
             yield from chains.walk(plan, batch, progress=False, **options)
             return
