@@ -52,8 +52,8 @@ class Batch:
 
     @property
     def seeds(self) -> Tensor | None:
-        """One per image, int64; None with noise from torch generators."""
-        return self.source.seeds if isinstance(self.source, PhiloxNoise) else None
+        """One per image, int64 on the host; None with noise from torch generators."""
+        return self.source.host if isinstance(self.source, PhiloxNoise) else None
 
     def start(self) -> Tensor | None:
         """The same; None for noise that a loop draws itself, from its seeds."""

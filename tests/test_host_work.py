@@ -137,8 +137,13 @@ def pretended_streams(monkeypatch):
 
 @pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
 @pytest.mark.usefixtures("pretended_streams")
-def test_a_chain_waits_for_no_copy_to_the_card(fake_cuda):
-    """On fake CUDA tensors, through which values cannot be read: every copy is from page-locked memory."""
+def test_a_chain_waits_for_no_copy_to_the_card(fake_cuda, monkeypatch):
+    """On fake CUDA tensors, through which values cannot be read: every copy is from page-locked memory.
+
+    The look at the finished images is the one read of a chain, and comes after it.
+    """
+    looks = []
+    monkeypatch.setattr("fastddpm.sampler.check_finite", lambda *images: looks.append(images))
     with fake_cuda:
         unet = UNet(TINY).eval()
     options = {"num_inference_steps": 4, "shape": (3, 8, 8), "engine": "eager"}
@@ -155,6 +160,7 @@ def test_a_chain_waits_for_no_copy_to_the_card(fake_cuda):
         assert images.is_cuda
         assert copies.sent
         assert all(copies.sent)
+    assert len(looks) == 4  # one a batch
     # The plan is there from the first call; one parcel is what a call sends.
     with HostCopies() as copies:
         sampler.sample(seeds=[1, 2], class_labels=1, guidance_scale=2.0, progress=False)
