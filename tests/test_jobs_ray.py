@@ -13,13 +13,17 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from job_cases import COUNT, contents, tiny_job
 
+from fastddpm.finite import NonFiniteSamples
 from fastddpm.jobs import JobStopped, TorchDrawer
 from fastddpm.jobs.manifest import open_manifest
 from fastddpm.jobs.ray_cluster import connected
+from fastddpm.jobs.ray_workers import STOPS, _Worker
 
 psutil = pytest.importorskip("psutil")
 ray = pytest.importorskip("ray")
@@ -208,6 +212,7 @@ def test_on_ray_too_only_what_is_missing_is_drawn(cluster, tmp_path, whole):
 def test_what_stops_a_worker_is_what_the_caller_gets(cluster, tmp_path, whole):
     """A folder stands where a shard's file is to go."""
     job = tiny_job(tmp_path / "job")
+    (tmp_path / "job").mkdir()
     open_manifest(tmp_path / "job", job.settings())
     (tmp_path / "job" / "00003.npz").mkdir()
     with pytest.raises(JobStopped, match=r"cannot be written \(Is a directory\); .* run the same again"):
@@ -215,6 +220,17 @@ def test_what_stops_a_worker_is_what_the_caller_gets(cluster, tmp_path, whole):
     (tmp_path / "job" / "00003.npz").rmdir()
     assert 0 < job.run(workers="ray", progress=False) < COUNT
     assert contents(tmp_path / "job") == whole
+
+
+def test_what_a_worker_says_has_its_kind(tmp_path):
+    """An error of its own would reach the caller as a page of Ray's."""
+    worker = _Worker(tiny_job(tmp_path))
+    for stop in (JobStopped("full"), NonFiniteSamples("images: 1 of 4")):
+        worker.job = SimpleNamespace(draw_shard=lambda index, stop=stop: (_ for _ in ()).throw(stop))
+        said = worker({"shard": np.array([3])})
+        assert STOPS[said["why"][0]] is type(stop)
+        assert said["stopped"][0] == str(stop)
+        assert said["images"].tolist() == [0]
 
 
 def test_a_cluster_without_room_for_a_worker_is_refused(cluster, tmp_path):
