@@ -16,6 +16,7 @@ from fastddpm.engine import Loop, Loops, StepCase
 from fastddpm.forks import ForkLock
 from fastddpm.network import Model, in_eval_mode
 from fastddpm.plans import Plan
+from fastddpm.precision import Precision, computing_in
 from fastddpm.randomness import TorchNoise, ring_length
 from fastddpm.request import Batch
 
@@ -36,6 +37,7 @@ class Walker:
         dtype: what the model takes x in.
         capacity: rows that the loops' tables have room for at least.
         copies: weights of the model that are copies of others, brought up to date before each batch.
+        precision: what float32 is computed in (`fastddpm.precision`); None for what torch is set to.
     """
 
     loops: Loops
@@ -44,6 +46,7 @@ class Walker:
     dtype: torch.dtype
     capacity: int
     copies: Copies | None = None
+    precision: Precision | None = None
 
     def walk(
         self,
@@ -75,19 +78,20 @@ class Walker:
         case = step_case(batch, plan, ring_steps=ring_steps, keep_x0=keep_x0, self_condition=self_condition)
         inventories = self.loops.inventories(self.model)
         with in_eval_mode(self.model, inventories):
-            loop = self.loops.get(
-                self.model,
-                case,
-                device=self.device,
-                dtype=self.dtype,
-                n_steps=min(len(plan), case.ring or len(plan)),
-                capacity=max(len(plan), self.capacity),
-                time_dtype=torch.int64 if plan.model_time.dtype.kind == "i" else torch.float32,
-                cond=batch.cond,
-                condition=batch.condition,
-                inventories=inventories,
-            )
-            loop.load(plan, batch, batch.start() if x is None else x, row, self.copies)
+            with computing_in(self.precision, self.device):
+                loop = self.loops.get(
+                    self.model,
+                    case,
+                    device=self.device,
+                    dtype=self.dtype,
+                    n_steps=min(len(plan), case.ring or len(plan)),
+                    capacity=max(len(plan), self.capacity),
+                    time_dtype=torch.int64 if plan.model_time.dtype.kind == "i" else torch.float32,
+                    cond=batch.cond,
+                    condition=batch.condition,
+                    inventories=inventories,
+                )
+                loop.load(plan, batch, batch.start() if x is None else x, row, self.copies)
             # Whole graphs: a segment that is no multiple of one would end in single steps.
             graph = loop.steps_per_graph
             segment = 1 if every_step or in_python else max(1, GRAPH_SEGMENT // graph) * graph
@@ -99,7 +103,8 @@ class Walker:
                     stop = min(stop, (row // case.ring + 1) * case.ring)
                     with loop.current():
                         batch.source.fill(loop.buffers.noise, plan, row, stop)
-                loop.run(stop - row)
+                with computing_in(self.precision, self.device):
+                    loop.run(stop - row)
                 row = stop
                 yield row, loop
 

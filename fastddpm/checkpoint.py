@@ -111,7 +111,8 @@ def load(
             without // comments, such as the SR3 repository's): an error names what is missing.
         ema: take the averaged weights where a checkpoint has both.
         device: where the network goes.
-        dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32.
+        dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32. To keep
+            float32 weights and compute in another precision: ``precision=``, an option of :class:`Sampler`.
         **options: options of :class:`Sampler` that replace the checkpoint's defaults, which are those of the
             library: abarankab's DDPM is unclipped with sigma = sqrt(beta), SR3's is clipped to +-1, a
             diffusers folder has its scheduler's.

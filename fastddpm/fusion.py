@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastddpm.precision import forced
 from fastddpm.unet import UNet
 from fastddpm_kernels import group_norm_silu
 from fastddpm_kernels.compat import runs_kernels
@@ -211,13 +212,11 @@ def _on_random_input(*chain: Any) -> Callable[[], Any]:
 
 def _run(modules: dict[nn.Module, Any], run: Callable[[], Any]) -> Any:
     """What the modules give, without dropout, gradients or TF32; their modes are put back."""
-    cudnn = torch.backends.cudnn
-    flags = {"enabled": cudnn.enabled, "benchmark": cudnn.benchmark, "deterministic": cudnn.deterministic}
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for part, _ in modes:
             part.training = False
-        with torch.no_grad(), cudnn.flags(**flags, allow_tf32=False):
+        with torch.no_grad(), forced("highest"):
             return run()
     finally:
         for part, mode in modes:

@@ -19,6 +19,7 @@ from fastddpm.engine import Engine, Loops, resolve_engine
 from fastddpm.finite import check_finite
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.plans import Plan, make_plan
+from fastddpm.precision import Cast, Precision, check_dtype, described, dtype_of
 from fastddpm.progress import progress_bar
 from fastddpm.request import Batch, image_shape, make_batches, whole
 from fastddpm.schedule import NoiseSchedule
@@ -64,6 +65,12 @@ class Sampler:
         shape: ``(C, H, W)`` of an image, so that `sample` need not be told.
         device: where to run; None for where the model's weights are (a function's are found in its closure).
         dtype: what the model takes x in; None for its weights'.
+        precision: what the network computes in; the state, the tables and the noise stay float32.
+            ``highest``: float32 without TF32. ``tf32``: float32 with TF32 in convolutions and products on
+            CUDA, and as ``highest`` elsewhere. ``bf16`` and ``fp16``: a copy of the model, a torch Module
+            with float32 weights, in that dtype; weights changed between calls are used by the next. None: in
+            its weights' dtype, float32 as torch is set, which in torch's default is TF32 in convolutions on
+            CUDA. Settings of torch hold while a loop is made or runs, and are then as they were.
         engine: ``auto``, ``eager``, ``compile``, ``cudagraph`` or ``max``; see docs/architecture.md.
         steps_per_graph: steps that a captured engine records in one CUDA graph; None for all of the first
             call's, at most 64.
@@ -94,6 +101,7 @@ class Sampler:
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        precision: Precision | None = None,
         engine: Engine = "auto",
         steps_per_graph: int | None = None,
     ) -> None:
@@ -111,7 +119,8 @@ class Sampler:
         }
         plan = make_plan(schedule, **method_options)
         options: dict[str, Any] = {"null_label": null_label, "shape": shape, "device": device, "dtype": dtype}
-        self._set_up(model, schedule, plan, engine=engine, steps_per_graph=steps_per_graph, **options)
+        options |= {"precision": precision, "engine": engine, "steps_per_graph": steps_per_graph}
+        self._set_up(model, schedule, plan, **options)
         self._options = {**method_options, **self._options}
 
     @classmethod
@@ -122,7 +131,7 @@ class Sampler:
             model: as in the constructor.
             schedule: likewise.
             plan: what to do at each step.
-            **options: ``null_label``, ``shape``, ``device``, ``dtype``, ``engine`` and
+            **options: ``null_label``, ``shape``, ``device``, ``dtype``, ``precision``, ``engine`` and
                 ``steps_per_graph``, as in the constructor.
         """
         sampler = cls.__new__(cls)
@@ -139,6 +148,7 @@ class Sampler:
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        precision: Precision | None = None,
         engine: Engine = "auto",
         steps_per_graph: int | None = None,
     ) -> None:
@@ -147,15 +157,21 @@ class Sampler:
         self.shape = None if shape is None else image_shape(shape)
         seen_device, seen_dtype = model_device_dtype(model)
         self.device = seen_device if device is None else torch.device(device)
-        self.dtype = seen_dtype if dtype is None else dtype
+        self.dtype = dtype_of(precision, dtype) or seen_dtype
         if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"model: {self.dtype} weights given, float32, float16 or bfloat16 accepted")
+        check_dtype(precision, self.dtype)
+        self.precision = precision
+        self._cast: Cast | None = None
+        if precision in ("bf16", "fp16") and seen_dtype != self.dtype:
+            self._check_cast(precision, seen_dtype)
         self.engine: Engine = resolve_engine(engine, self.device)
         self._options = {
             "null_label": null_label,
             "shape": shape,
             "device": device,
             "dtype": dtype,
+            "precision": precision,
             "engine": engine,
             "steps_per_graph": steps_per_graph,
         }
@@ -211,7 +227,8 @@ class Sampler:
     def __repr__(self) -> str:
         return (
             f"Sampler({type(self.model).__name__}, method={self.plan.method!r}, steps={len(self.plan)}, "
-            f"engine={self.engine!r}, device={str(self.device)!r})"
+            f"engine={self.engine!r}, device={str(self.device)!r}, "
+            f"precision={described(self.precision, self.dtype, self.device)!r})"
         )
 
     # ------------------------------------------------------------------ sampling
@@ -422,7 +439,28 @@ class Sampler:
         return result
 
     def _walker(self) -> Walker:
-        return Walker(self._loops, self.model, self.device, self.dtype, capacity=len(self.schedule))
+        options: dict[str, Any] = {"capacity": len(self.schedule), "precision": self.precision}
+        return Walker(self._loops, self._network(), self.device, self.dtype, **options)
+
+    def _network(self) -> Model:
+        """The model, or its copy in another dtype with the weights as they are now."""
+        if self.precision not in ("bf16", "fp16") or model_device_dtype(self.model)[1] == self.dtype:
+            return self.model
+        assert isinstance(self.model, torch.nn.Module)
+        if self._cast is None or self._cast.original is not self.model:
+            self._cast = Cast(self.model, self.dtype)
+        return self._cast.refresh()
+
+    def _check_cast(self, precision: str, weights: torch.dtype) -> None:
+        if not isinstance(self.model, torch.nn.Module):
+            raise ValueError(
+                f"precision: {precision!r} given for a model that is no torch Module and cannot be cast; "
+                "highest, tf32 or None accepted, and dtype= for a model that takes x in another dtype"
+            )
+        if weights != torch.float32:
+            raise ValueError(
+                f"precision: {precision!r} given for {weights} weights, float32 or {self.dtype} ones accepted"
+            )
 
     def _batches(self, request: dict[str, Any]) -> list[Batch]:
         """The batches for keyword arguments of :meth:`sample`, given to another method."""

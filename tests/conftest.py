@@ -14,9 +14,21 @@ import torch
 from networks import make_unet
 
 from fastddpm import NoiseSchedule, Sampler, UNet
+from fastddpm.precision import forced
 
 # The tensors here are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    return "tests marked gpu: float32 with TF32 off, but where they set a precision themselves"
+
+
+@pytest.fixture(autouse=True)
+def _exact(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Two right TF32 kernels differ by more over a chain than exact checks accept (see `tolerances`)."""
+    with forced("highest" if request.node.get_closest_marker("gpu") else None):
+        yield
 
 
 @pytest.fixture

@@ -49,7 +49,9 @@ def test_a_healthy_cpu(run):
     assert results["reverse_step, clip, 3x32x32, cpu"]["error"] < 4e-6
     assert results["reverse_step, guidance, 3x11x1, interpreter"]["status"] == "passed"
     assert results["ddpm, a seed alone and in a batch"]["status"] == "passed"
+    assert results["bf16 against float32, one evaluation"]["error"] > 1e-4
     assert results["graphs and bandwidth"]["status"] == "skipped"
+    assert "TF32 off" in out
 
 
 def test_a_wrong_operator_is_found_and_fails(run, monkeypatch):
@@ -143,6 +145,25 @@ def test_missing_packages_say_what_they_disable(monkeypatch):
 
 def test_a_flat_picture_is_no_proof():
     assert chains._difference(torch.zeros(2, 2), torch.zeros(2, 2)) == math.inf
+
+
+def test_exact_checks_run_with_tf32_off_whatever_torch_is_set_to(monkeypatch):
+    """Also where the process has it on, by the older switch; which is on again afterwards."""
+    conv, seen = torch.backends.cudnn.conv, []
+
+    def run():
+        seen.append((conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+        return 0.0
+
+    monkeypatch.setattr(kernels, "references", lambda: [Comparison("a", 0.0, run)])
+    monkeypatch.setattr(chains, "comparisons", lambda device: [Comparison("b", 0.0, run)])
+    monkeypatch.setattr(kernels, "interpreted", list)
+    assert torch.backends.cudnn.allow_tf32  # torch's default
+    found = examine(torch.device("cpu"))
+    assert seen == [("ieee", "ieee")] * 2
+    assert torch.backends.cudnn.allow_tf32
+    assert conv.fp32_precision == "tf32"
+    assert "TF32 off" in found.to_dict()["precision"]
 
 
 @pytest.mark.gpu

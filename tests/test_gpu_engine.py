@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from networks import TINY, make_unet
+from tolerances import BF16_PASS, FP16_PASS, SAME_KERNELS, TF32_PASS
 
 from fastddpm import NoiseSchedule, Sampler
 
@@ -17,7 +18,7 @@ pytestmark = [
 ]
 
 # The same kernels on the same device; "max" compiles the network, which sums in another order.
-TOLERANCE = {"cudagraph": 1e-5, "auto": 1e-5, "max": 1e-3}
+TOLERANCE = {"cudagraph": SAME_KERNELS, "auto": SAME_KERNELS, "max": 1e-3}
 METHODS = {
     "ddpm": {"method": "ddpm"},
     "ddim": {"method": "ddim"},
@@ -304,3 +305,25 @@ def test_calls_follow_each_other_without_a_wait():
     images = [fast.sample(**call) for call in calls]
     for image, other in zip(images, expected, strict=True):
         assert_same(image, other, "cudagraph")
+
+
+@pytest.mark.parametrize("engine", ["eager", "cudagraph", "max"])
+@pytest.mark.parametrize(("name", "limit"), [("tf32", TF32_PASS), ("bf16", BF16_PASS), ("fp16", FP16_PASS)])
+def test_precisions(engine, name, limit):
+    """One evaluation in each against float32, a loop for each, and nothing set afterwards."""
+    one = {"method": "ddim", "num_inference_steps": None, "timesteps": [200], "clip_sample_range": None}
+    full, other, _ = samplers(engine, **one)
+    call = {"seeds": SEEDS, "class_labels": [0, 3], "progress": False}
+    expected = full.replace(engine="eager", precision="highest").sample(**call)
+    found = other.replace(precision=name).sample(**call)
+    difference = (found - expected).abs().max() / expected.abs().max()
+    assert 0 < difference <= limit
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def test_a_precision_of_a_captured_loop_is_that_of_eager_steps():
+    eager, fast, _ = samplers("cudagraph")
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    for name in ("tf32", "bf16", "fp16"):
+        images = [one.replace(precision=name).sample(**call) for one in (eager, fast)]
+        assert_same(images[1], images[0], "cudagraph")

@@ -59,6 +59,7 @@ OPTIONS = {
     "num_inference_steps": "--steps",
     "num_res_blocks": "--blocks",
     "outdir": "--outdir",
+    "precision": "--precision",
     "prediction_type": "--prediction",
     "resample": "--resample",
     "run": "--out",

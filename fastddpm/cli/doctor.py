@@ -33,6 +33,7 @@ def doctor(
     from rich.console import Console
 
     from fastddpm.doctor import Examination, examine
+    from fastddpm.doctor.report import EXACT
 
     place = parse_device(device)
     # A path that cannot be written to is found before minutes of work.
@@ -41,6 +42,7 @@ def doctor(
     if place.type != "cuda":
         why = "no CUDA device" if not torch.cuda.is_available() else "--device cpu given"
         console.print(f"{why}: kernels run in Triton's interpreter; graphs and bandwidth are not examined")
+    console.print(f"checks run in {EXACT}")
     with console.status("") as status:
         found = examine(place, lambda name: status.update(name))
     _show(found, console)

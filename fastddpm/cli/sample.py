@@ -16,6 +16,7 @@ from fastddpm.cli.sample_job import JobOptions, onnx_drawer, run_job, torch_draw
 from fastddpm.cli.sample_onnx import refuse_condition, refuse_torch_options, sample_onnx
 from fastddpm.engine import EngineUnavailable
 from fastddpm.plans.plan import check_choice
+from fastddpm.precision import described
 from fastddpm.sampler import Sampler
 from fastddpm.unet import UNet
 
@@ -58,6 +59,10 @@ def sample(
     ] = None,
     engine: Annotated[str, typer.Option(help="auto, eager, compile, cudagraph or max.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16 or bfloat16.")] = "float32",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of the network: highest, tf32, bf16 or fp16; as torch is set, if left out."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON with what a checkpoint of another library does not say.")
     ] = None,
@@ -78,7 +83,8 @@ def sample(
     seed_list = parse_seeds(seeds)
     check_choice("backend", backend, ("torch", "onnx"))
     if backend == "onnx":
-        refuse_torch_options(trajectory=trajectory, shape=shape, engine=engine, dtype=dtype, config=config)
+        given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config}
+        refuse_torch_options(engine=engine, dtype=dtype, **given)
         request: dict[str, Any] = {"method": method, "num_inference_steps": steps, "eta": eta}
         if is_job:
             export = onnx_drawer(model, job, device=device, guidance=guidance, plan=request)
@@ -90,10 +96,12 @@ def sample(
         sample_onnx(model, outputs, seed_list, classes=classes, device=device, request=request)
         return
     image_shape = None if shape is None else parse_shape(shape)
-    given: dict[str, Any] = {} if image_shape is None else {"shape": image_shape}
+    options: dict[str, Any] = {} if image_shape is None else {"shape": image_shape}
+    if precision is not None:
+        options["precision"] = precision
     # The device of a job may be another machine's: its workers move the model there.
     here = "cpu" if is_job else parse_device(device)
-    sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **given)
+    sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **options)
     _refuse_condition(model, sampler)
     sampler = sampler.replace(**_changes(sampler, method, steps, eta, "auto" if is_job else engine))
     network = sampler.model
@@ -119,6 +127,8 @@ def sample(
         seconds = time.perf_counter() - began
         written = outputs.write(frames, seed_list, labels)
     where = f"{sampler.plan.method}, {len(sampler.plan)} steps, engine {sampler.engine} on {sampler.device}"
+    if precision is not None:
+        where += f" in {described(precision, sampler.dtype, sampler.device)}"
     print(summary(frames[-1], where, seconds, written))
 
 

@@ -1,4 +1,4 @@
-"""Checks of whole chains with the model in the box: engine against engine, and seeds across batch sizes."""
+"""Checks of chains with the model in the box: engine against engine, seeds across batch sizes, precisions."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ SAME_KERNELS = 1e-5
 OTHER_SUMS = 1e-3
 """Sums in another order, by another batch size or compiled: one uint8 level over a chain in [-1, 1]."""
 
+PRECISIONS = {"tf32": 2e-2, "bf16": 7e-2, "fp16": 7e-3}
+"""One evaluation against float32 with TF32 off: twice the largest difference of the network's output that
+`benchmarks/precision_mnist.py` found, with TF32 emulated, inputs rounded or truncated. Over whole chains such
+differences grow a hundredfold, to another digit in a few images, so chains in TF32 are held to nothing."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "ddpm": {"method": "ddpm", "num_inference_steps": 50},
     "ddim": {"method": "ddim", "num_inference_steps": 50},
@@ -34,14 +39,16 @@ def comparisons(device: torch.device) -> list[Comparison]:
     """On a CUDA device full chains by graphs against eager ones; on a CPU short chains."""
     sampler = functools.cache(functools.partial(load, "mnist", device=device))
     if device.type != "cuda":
-        return [
+        short = [
             Comparison(f"{name}, a seed alone and in a batch", OTHER_SUMS, _alone(sampler, method, SHORT))
             for name, method in METHODS.items()
         ]
+        # TF32 is CUDA's.
+        return short + [_precision(sampler, name) for name in PRECISIONS if name != "tf32"]
     engines = {"cudagraph": SAME_KERNELS}
     if compat.HAS_TRITON:  # without it nothing is compiled for a card
         engines["max"] = OTHER_SUMS
-    found = []
+    found = [_precision(sampler, name) for name in PRECISIONS]
     for name, method in METHODS.items():
         for scale in (1.0, 2.0):
             for engine, limit in engines.items():
@@ -52,6 +59,15 @@ def comparisons(device: torch.device) -> list[Comparison]:
             Comparison(f"{name}, a seed alone and in a batch", OTHER_SUMS, _alone(sampler, method, steps))
         )
     return found
+
+
+def _precision(sampler: Any, name: str) -> Comparison:
+    def run() -> float:
+        one = {"method": "ddim", "num_inference_steps": None, "timesteps": [500]}
+        full, other = (sampler().replace(precision=given, **one) for given in ("highest", name))
+        return _difference(_draw(other, SEEDS, LABELS, 1.0), _draw(full, SEEDS, LABELS, 1.0))
+
+    return Comparison(f"{name} against float32, one evaluation", PRECISIONS[name], run)
 
 
 def _engines(sampler: Any, method: dict[str, Any], engine: str, scale: float) -> Any:

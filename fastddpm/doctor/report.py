@@ -11,9 +11,12 @@ import torch
 
 from fastddpm.doctor.environment import Part
 from fastddpm.files import write_json
+from fastddpm.precision import forced
 from fastddpm_kernels import compat
 
 Status = Literal["passed", "failed", "skipped"]
+EXACT = "float32 with TF32 off, whatever torch is set to; checks named after another precision run in that"
+"""What checks run in: two right TF32 kernels differ by more over a chain than exact checks accept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +56,14 @@ class Examination:
 
     Attributes:
         device: what was examined.
+        precision: what the checks ran in.
         parts: of the environment.
         checks: the comparisons.
         rates: kernels' bandwidths as (name, bytes a second, share of the card's copy); none on a CPU.
     """
 
     device: str
+    precision: str = EXACT
     parts: list[Part] = dataclasses.field(default_factory=list)
     checks: list[Check] = dataclasses.field(default_factory=list)
     rates: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
@@ -104,11 +109,12 @@ def examine(device: torch.device, tell: Callable[[str], None] = lambda line: Non
     """
     from fastddpm.doctor import bandwidth, chains, environment, kernels
 
-    found = Examination(str(device), environment.parts())
+    found = Examination(str(device), parts=environment.parts())
     comparisons = [*kernels.references(), *kernels.comparisons(device), *chains.comparisons(device)]
-    for comparison in comparisons:
-        tell(comparison.name)
-        found.checks.append(compared(comparison))
+    with forced("highest"):
+        for comparison in comparisons:
+            tell(comparison.name)
+            found.checks.append(compared(comparison))
     if device.type == "cuda" and not compat.HAS_TRITON:
         found.checks.append(Check("kernels and bandwidth", "skipped", note="triton is not installed"))
         return found

@@ -14,6 +14,7 @@ import torch
 
 from fastddpm.dropin.settings import NoiseKind, Report, Settings
 from fastddpm.engine import Engine
+from fastddpm.precision import Precision, dtype_of
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 
@@ -50,6 +51,7 @@ def optimize(
     noise: NoiseKind = "torch",
     engine: Engine = "auto",
     dtype: torch.dtype | None = None,
+    precision: Precision | None = None,
     **options: Any,
 ) -> Any:
     """A fast object with the call of ``obj``, whose images for the same seed are the same.
@@ -63,6 +65,8 @@ def optimize(
             one seed per image, inside the kernel.
         engine: ``auto``, ``eager``, ``compile``, ``cudagraph`` or ``max``.
         dtype: what the network runs in; None for what the original runs in.
+        precision: what it computes in, as of :class:`fastddpm.Sampler`: ``highest``, ``tf32``, or ``bf16``
+            and ``fp16``, which are the same as a ``dtype``; None as the original, by torch's settings.
         **options: of the library's drop-in, in docs/dropin.md.
 
     Raises:
@@ -70,7 +74,8 @@ def optimize(
         TypeError, ValueError: an option that this library's drop-in does not have, a value that is not
             accepted, or a configuration that cannot be reproduced.
     """
-    settings = Settings(noise=noise, engine=engine, dtype=dtype)
+    dtype = dtype_of(precision, dtype)
+    settings = Settings(noise=noise, engine=engine, dtype=dtype, precision=precision)
     known = []
     for name in PEERS:
         peer = importlib.import_module(f"fastddpm.dropin.{name}")
@@ -88,4 +93,5 @@ def optimize(
 
 def _sampler(model: Any, settings: Settings, *, schedule: NoiseSchedule, **options: Any) -> Sampler:
     """A bare network has no call to keep: it becomes a `Sampler`, whose ``sample`` takes ``noise=``."""
-    return Sampler(model, schedule, engine=settings.engine, dtype=settings.dtype, **options)
+    options |= {"engine": settings.engine, "dtype": settings.dtype, "precision": settings.precision}
+    return Sampler(model, schedule, **options)

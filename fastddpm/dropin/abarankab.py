@@ -126,6 +126,7 @@ class FastAbarankab(DropIn):
             network=networks,
             engine=ema.chains.engine,
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
+            precision=ema.chains.computes_in(self.settings.dtype),
             fused=("remove_noise and sigma * z", *(("the noise z",) if drawn else ())),
             not_fused=() if drawn else ("the noise z: torch's generator draws it before the step",),
         )

@@ -20,6 +20,7 @@ from fastddpm.engine import Loops, resolve_engine
 from fastddpm.finite import warn_if_not_finite
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.plans import Plan
+from fastddpm.precision import check_dtype, described
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import PhiloxNoise, TorchNoise, checked_seeds, random_seeds
 from fastddpm.request import Batch
@@ -46,6 +47,7 @@ class Chains:
         seen_device, seen = model_device_dtype(model)
         self.device = device or seen_device
         self.dtype = settings.dtype or seen
+        check_dtype(settings.precision, self.dtype)
         self.engine = resolve_engine(settings.engine, self.device)
         self.copies: Copies | None = None
         self._turn = Turn(self.device)
@@ -134,7 +136,9 @@ class Chains:
             self_condition: the model is given the last x0 as ``x_self_cond`` (zeros at first).
             progress: show a progress bar.
         """
-        walker = Walker(self._loops, self.model, self.device, self.dtype, self.capacity, self.copies)
+        settings: dict[str, Any] = {"capacity": self.capacity, "precision": self.settings.precision}
+        settings["copies"] = self.copies
+        walker = Walker(self._loops, self.model, self.device, self.dtype, **settings)
         options: dict[str, Any] = {"row": row, "every_step": every_step, "keep_x0": keep_x0}
         with self._turn.taken(), progress_bar(progress, len(plan) - row) as advance:
             done, x = row, None
@@ -153,6 +157,10 @@ class Chains:
                 yield done, x, x0
             if x is not None:
                 warn_if_not_finite(x, batch.seeds)
+
+    def computes_in(self, dtype: torch.dtype | None = None) -> str:
+        """What the network computes in, in words; ``dtype`` where autocast makes it another than x's."""
+        return described(self.settings.precision, dtype or self.dtype, self.device)
 
     def run(self, plan: Plan, batch: Batch, **options: Any) -> Tensor:
         """Walks a plan to its end: float32 ``(B, C, H, W)``, a tensor of its own. Options as of `walk`."""

@@ -37,6 +37,8 @@ def build(obj: Any, settings: Settings, **options: Any) -> Any:
         raise ValueError(f'noise: {settings.noise!r} given, "torch" accepted for a scheduler alone')
     if settings.engine not in ("auto", "eager"):
         raise ValueError(f'engine: {settings.engine!r} given, "auto" or "eager" accepted for a scheduler')
+    if settings.precision is not None:
+        raise ValueError(f"precision: {settings.precision!r} given, None accepted for a scheduler alone")
     if settings.dtype is not None:
         raise ValueError(f"dtype: {settings.dtype} given, None accepted for a scheduler alone")
     habits = Options.of(options)

@@ -129,6 +129,7 @@ class FastGuidedDiffusion(DropIn):
         self._kept: OrderedDict[Any, tuple[Model, Chains]] = OrderedDict()
         self._warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._engine = f"{settings.engine}, by the network's device"
+        self._precision = "that of the module given with each call"
         self.process()
 
     def p_sample_loop(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -176,6 +177,7 @@ class FastGuidedDiffusion(DropIn):
             network="the module or function given with each call",
             engine=self._engine,
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
+            precision=self._precision,
             fused=(
                 f"x0 from {process.mean_type}",
                 "clip_denoised",
@@ -247,7 +249,7 @@ class FastGuidedDiffusion(DropIn):
         )
         kept = self._kept.pop(key, None)
         chains = kept[1] if kept else Chains(model, settings, capacity=capacity, device=device)
-        self._engine = chains.engine
+        self._engine, self._precision = chains.engine, chains.computes_in(self.settings.dtype)
         try:
             yield chains
         finally:

@@ -5,6 +5,7 @@ The class for classifier-free guidance is recognised here too; its drop-in is `l
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -162,6 +163,7 @@ class FastLucidrains(DropIn):
             network="the original module",
             engine=self._engine(),
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
+            precision=self._plain().computes_in(self.settings.dtype),
             fused=(*fused, *(("the noise z",) if drawn else ())),
             not_fused=not_fused,
         )
@@ -248,7 +250,7 @@ class FastLucidrains(DropIn):
             or chains.device != model_device_dtype(module)[0]
         ):
             dtype = None if self.settings.dtype == torch.float32 else self.settings.dtype
-            settings = Settings(noise=self.settings.noise, engine=self.settings.engine, dtype=torch.float32)
+            settings = dataclasses.replace(self.settings, dtype=torch.float32)
             chains = Chains(Adapter(module, call, dtype), settings, capacity=self.original.num_timesteps)
         while len(self._chains) >= 4:
             del self._chains[next(iter(self._chains))]

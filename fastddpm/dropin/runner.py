@@ -20,6 +20,7 @@ from fastddpm.copies import Copies
 from fastddpm.dropin.chains import Chains
 from fastddpm.dropin.settings import Settings
 from fastddpm.network import in_eval_mode, model_device_dtype, unwrapped
+from fastddpm.precision import forced
 from fastddpm.unet import UNet
 from fastddpm.weights import Inventory
 
@@ -196,8 +197,8 @@ def largest_difference(adapter: Adapter, unet: UNet, times: Tensor) -> float:
     x, cond = noise.to(times.device), {}
     if config.num_classes is not None:
         cond["class_labels"] = torch.arange(count, device=times.device) % config.num_classes
-    full_precision = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
-    with without_grad(), in_eval_mode(adapter), torch.autocast(x.device.type, enabled=False), full_precision:
+    plain = torch.autocast(x.device.type, enabled=False)
+    with without_grad(), in_eval_mode(adapter), plain, forced("highest"):
         theirs, ours = adapter(x, times, **cond), unet(x, times, **cond)
     return float((ours - theirs).abs().max() / theirs.abs().max())
 

@@ -9,6 +9,7 @@ import torch
 
 from fastddpm.engine import ENGINES, Engine
 from fastddpm.plans.plan import check_choice
+from fastddpm.precision import PRECISIONS, Precision
 
 NoiseKind = Literal["torch", "philox"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -23,6 +24,7 @@ class Settings:
             seed gives the same images. ``philox``: noise spec v1, one seed per image.
         engine: as of :class:`fastddpm.Sampler`.
         dtype: what the network runs in; None for what the original runs in. The state stays float32.
+        precision: as of :class:`fastddpm.Sampler`; with ``bf16`` and ``fp16``, dtype is theirs.
 
     Raises:
         ValueError: naming the option, what was given and what is accepted.
@@ -31,10 +33,13 @@ class Settings:
     noise: NoiseKind = "torch"
     engine: Engine = "auto"
     dtype: torch.dtype | None = None
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         check_choice("noise", self.noise, ("torch", "philox"))
         check_choice("engine", self.engine, ENGINES)
+        if self.precision is not None:
+            check_choice("precision", self.precision, PRECISIONS)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r} given, None, float32, float16 or bfloat16 accepted")
 
@@ -48,6 +53,7 @@ class Report:
         network: which network runs: the original module, or our UNet with its weights.
         engine: the engine that runs.
         noise: where noise comes from.
+        precision: what the network computes in.
         fused: what one kernel does, in order.
         not_fused: what runs as plain torch passes, and why.
     """
@@ -56,6 +62,7 @@ class Report:
     network: str
     engine: str
     noise: str
+    precision: str
     fused: tuple[str, ...] = ()
     not_fused: tuple[str, ...] = ()
 
@@ -65,6 +72,7 @@ class Report:
             f"  network   {self.network}",
             f"  engine    {self.engine}",
             f"  noise     {self.noise}",
+            f"  precision {self.precision}",
             f"  fused     {', '.join(self.fused) or 'nothing'}",
         ]
         lines += [f"  not fused {text}" for text in self.not_fused]

@@ -160,6 +160,7 @@ class FastSR3(DropIn):
             network="waits for set_new_noise_schedule" if runner is None else runner.network,
             engine=self.settings.engine if runner is None else runner.chains.engine,
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
+            precision="" if runner is None else runner.chains.computes_in(self.settings.dtype),
             fused=(
                 "predict_start_from_noise",
                 "clamp",

@@ -102,7 +102,7 @@ class TorchDrawer:
     def __reduce__(self) -> tuple[Callable[..., TorchDrawer], tuple[Any, ...]]:
         """What another process needs: model, schedule and plan; no buffers, no captured graphs."""
         sampler = self._sampler
-        options = {name: sampler.options[name] for name in ("null_label", "shape", "dtype")}
+        options = {name: sampler.options[name] for name in ("null_label", "shape", "dtype", "precision")}
         settings = {"guidance_scale": self._guidance_scale, "threads": self.threads, "engine": self._asked}
         settings["device"] = self._place.type
         return _rebuilt, (sampler.model, sampler.schedule, sampler.plan, options, settings)
@@ -117,6 +117,8 @@ class TorchDrawer:
         sampler = self._sampler
         options = {name: value for name, value in sampler.options.items() if name not in PLACES}
         options |= {"dtype": str(sampler.dtype).removeprefix("torch."), "shape": list(self.image_shape)}
+        if options["precision"] is None:  # so that a job begun before there was this option goes on
+            del options["precision"]
         if options.get("timesteps") is not None:
             options["timesteps"] = [int(t) for t in options["timesteps"]]
         return {

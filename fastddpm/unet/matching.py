@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.precision import forced
 from fastddpm.unet.unet import UNet
 
 RELATIVE = 1e-4
@@ -33,9 +34,9 @@ def agrees(unet: UNet, module: nn.Module, call: Callable[[Tensor, Tensor, Tensor
     labels = None
     if config.num_classes is not None:
         labels = torch.arange(count, device=weight.device).remainder(config.num_classes)
-    with _in_eval_mode(module), torch.backends.cudnn.flags(allow_tf32=False):
+    with _in_eval_mode(module), forced("highest"):
         expected = call(x, t, labels)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with forced("highest"):
         given = unet(x, t, labels)
     if not isinstance(expected, Tensor) or expected.shape != given.shape:
         return False

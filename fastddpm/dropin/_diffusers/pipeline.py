@@ -254,6 +254,7 @@ class FastPipeline(DropIn):
             ),
             engine=chains.engine,
             noise=noise,
+            precision=chains.computes_in(),
             fused=tuple(fused),
             not_fused=tuple(why),
         )

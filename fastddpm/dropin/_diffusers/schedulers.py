@@ -91,6 +91,7 @@ class _Fast:
             network="the caller's",
             engine="eager: one reverse_step a step, on a copy of the sample",
             noise="torch generators, drawn as the original draws",
+            precision="the caller's",
             fused=("x0", "clip", "update", "noise"),
             not_fused=tuple(why),
         )

@@ -1,0 +1,264 @@
+"""The precision that a network computes in: float32 with TF32 or without, bfloat16, float16.
+
+`highest` and `tf32` are settings of the process in torch; here they hold while a loop is made or runs, and
+what was set before is set again whenever the caller's code goes on. `bf16` and `fp16` are a copy of the
+network in that dtype. The state, the tables and the noise are float32 in all of them. None leaves torch as
+it is set.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fastddpm.plans.plan import check_choice
+
+Precision = Literal["highest", "tf32", "bf16", "fp16"]
+PRECISIONS = ("highest", "tf32", "bf16", "fp16")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_of(precision: str | None, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype that a network runs in by both of its options; None for that of its weights.
+
+    Raises:
+        ValueError: an unknown precision, or one that ``dtype`` contradicts.
+    """
+    if precision is None:
+        return dtype
+    check_choice("precision", precision, PRECISIONS)
+    wanted = DTYPES.get(precision, torch.float32)
+    if dtype not in (None, wanted):
+        raise ValueError(f"dtype: {dtype} given with precision {precision!r}, None or {wanted} accepted")
+    return DTYPES.get(precision, dtype)
+
+
+def check_dtype(precision: str | None, dtype: torch.dtype) -> None:
+    """ValueError where float32's precision is chosen for a network that runs in another dtype."""
+    if precision in ("highest", "tf32") and dtype != torch.float32:
+        raise ValueError(
+            f"precision: {precision!r} given for a network in {dtype}, None or float32 weights accepted"
+        )
+
+
+def described(precision: str | None, dtype: torch.dtype, device: torch.device) -> str:
+    """What a network runs in, in words. Of None, by torch's settings as they are now."""
+    if dtype != torch.float32:
+        return str(dtype).removeprefix("torch.")
+    if device.type != "cuda":
+        return "float32"
+    if precision is not None:
+        return f"float32, TF32 {'off' if precision == 'highest' else 'in convolutions and products'}"
+    settings = {"convolutions": _SETTINGS["cuda"]["conv"](), "products": _SETTINGS["cuda"]["matmul"]()}
+    found = [name for name, place in settings.items() if place.fp32_precision == "tf32"]
+    where = f"in {' and '.join(found)}" if found else "off"
+    return f"float32, TF32 as torch is set: {where}"
+
+
+class Cast:
+    """A copy of a network in another dtype, with the original's weights as they are at each `refresh`.
+
+    Args:
+        original: left as it is.
+        dtype: of the copy.
+
+    Attributes:
+        module: the copy.
+    """
+
+    def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
+        self.original, self.dtype = original, dtype
+        self.module = self._copied()
+
+    def _copied(self) -> nn.Module:
+        return copy.deepcopy(self.original).to(self.dtype).requires_grad_(False)
+
+    def refresh(self) -> nn.Module:
+        """The copy with the original's weights and buffers; made anew where there are others or elsewhere."""
+        ours, theirs = _tensors(self.module), _tensors(self.original)
+        if [_kind(one) for one in ours] != [_kind(one) for one in theirs]:
+            self.module = self._copied()
+        else:
+            with torch.inference_mode(False), torch.no_grad():
+                torch._foreach_copy_(ours, theirs)
+        return self.module
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return (tensor.shape, tensor.device, tensor.is_floating_point())
+
+
+# ---------------------------------------------------------------- torch's settings
+# A setting has a value of its own, or "none" and follows its parent: cuDNN's and cuBLAS's follow
+# ``torch.backends.cudnn``, which follows ``torch.backends``, as oneDNN's do. What is read is what it follows.
+
+# Of what each kind of device computes with: cuDNN and cuBLAS, oneDNN.
+_SETTINGS: dict[str, dict[str, Callable[[], Any]]] = {
+    "cuda": {
+        "conv": lambda: torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+        "rnn": lambda: torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
+        "matmul": lambda: torch.backends.cuda.matmul,
+    },
+    "cpu": {
+        "conv": lambda: torch.backends.mkldnn.conv,  # type: ignore[attr-defined]
+        "rnn": lambda: torch.backends.mkldnn.rnn,  # type: ignore[attr-defined]
+        "matmul": lambda: torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+    },
+}
+
+
+@contextmanager
+def forced(precision: str | None) -> Iterator[None]:
+    """Float32 without TF32 (``highest``) or, on CUDA, with it (``tf32``) inside, in the whole process.
+
+    Anything else changes nothing. Afterwards torch's settings are what they were, by whichever of its
+    switches they had been made. Inside, the oldest of these, ``cudnn.allow_tf32``, cannot be read.
+    """
+    restore = _set(precision, *_SETTINGS)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _set(precision: str | None, *kinds: str) -> Callable[[], None]:
+    """Sets it for kinds of devices; what is returned sets what was there."""
+    undo = []
+    if precision in ("highest", "tf32"):
+        for kind in kinds:
+            undo.append(_set_for(kind, "tf32" if (precision, kind) == ("tf32", "cuda") else "ieee"))
+
+    def restore() -> None:
+        for one in reversed(undo):
+            one()
+
+    return restore
+
+
+def _set_for(kind: str, value: str) -> Callable[[], None]:
+    parent: Any = torch.backends
+    parents_own: str = parent.fp32_precision
+    kept, changed = [], []
+    if kind == "cuda":
+        parent = torch.backends.cudnn
+        parents_own = _own(parent, torch.backends, parents_own)
+        kept, changed = [(parent, parents_own)], [parent]
+    for name, find in _SETTINGS[kind].items():
+        place = find()
+        own = _own(place, parent, parents_own)
+        # A convolution on CUDA that follows is left to: in torch 2.14 cuDNN's default is TF32 unless the
+        # parent says otherwise, which is no value that could be set again. cuBLAS has no such default, and
+        # torch.compile sets cuBLAS's in passing.
+        if kind == "cpu" or own != "none" or name == "matmul":
+            kept.append((place, own))
+            changed.append(place)
+    older = _older_switch() if kind == "cuda" else None
+    if older is not None:
+        # Engine `max` reads it, and torch refuses where it disagrees. It sets oneDNN's product too.
+        product: Any = _SETTINGS["cpu"]["matmul"]()
+        kept.append((product, _own(product, torch.backends, torch.backends.fp32_precision)))
+        torch.set_float32_matmul_precision("high" if value == "tf32" else "highest")
+        product.fp32_precision = kept[-1][1]
+    for place in changed:
+        place.fp32_precision = value
+
+    def restore() -> None:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for place, own in kept:
+            place.fp32_precision = own
+
+    return restore
+
+
+def _own(place: Any, parent: Any, parents_own: str) -> str:
+    """A setting's own value, ``none`` where it follows its parent; what is read is its parent's then."""
+    value: str = place.fp32_precision
+    read = []
+    for trial in ("ieee", "tf32"):
+        parent.fp32_precision = trial
+        read.append(place.fp32_precision)
+    parent.fp32_precision = parents_own
+    return "none" if read == ["ieee", "tf32"] else value
+
+
+def _older_switch() -> str | None:
+    """`torch.get_float32_matmul_precision`; None where it cannot be read beside newer settings."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+class Turns:
+    """Lets loops with different settings take turns, since torch's are those of the process.
+
+    Loops with the same setting run together. The first to come sets, the last to leave restores.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._inside = 0
+        self._setting: tuple[Any, ...] | None = None
+        self._restore: Callable[[], None] = lambda: None
+        self._mine = threading.local()
+
+    @contextmanager
+    def taken(self, precision: str | None, device: torch.device) -> Iterator[None]:
+        """Waits until no loop with another setting runs, in the order of arrival, and sets this one.
+
+        A network that runs a chain of its own is inside already: it sets without waiting.
+        """
+        setting = (precision, device.type) if precision in ("highest", "tf32") else None
+        if getattr(self._mine, "taken", False):
+            restore = _set(precision, device.type)
+            try:
+                yield
+            finally:
+                restore()
+            return
+        self._enter(setting)
+        self._mine.taken = True
+        try:
+            yield
+        finally:
+            self._mine.taken = False
+            self._leave()
+
+    def _enter(self, setting: tuple[Any, ...] | None) -> None:
+        me = object()
+        with self._changed:
+            self._waiting.append(me)
+            try:
+                self._changed.wait_for(
+                    lambda: self._waiting[0] is me and (not self._inside or self._setting == setting)
+                )
+                if not self._inside:
+                    self._restore, self._setting = _set(*setting or (None,)), setting
+                self._inside += 1
+            finally:
+                self._waiting.remove(me)
+                self._changed.notify_all()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            if not self._inside:
+                self._restore()
+            self._changed.notify_all()
+
+
+computing_in = Turns().taken
+"""``with computing_in(precision, device):`` around whatever makes or runs a loop."""
