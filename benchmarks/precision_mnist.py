@@ -1,4 +1,4 @@
-"""What precision costs in images: the model in the box in float32, TF32 (emulated), bfloat16 and float16.
+"""What precision costs in images: the model in the box in float32, TF32, bfloat16 and float16.
 
     python benchmarks/precision_mnist.py                     # everything, on a CPU
     python benchmarks/precision_mnist.py --only chains       # differences of chains alone
@@ -12,9 +12,10 @@ model in the box, of the small networks that the tests use (random weights) and 
 (random weights). The limits of checks that run in TF32 are derived from these: `tests/tolerances.py`,
 `fastddpm/doctor/chains.py`.
 
-TF32 is emulated (`fastddpm.bench.tf32`): inputs of convolutions and products are rounded to 10 bits of
-mantissa, to the nearest, ties away from zero, and for chains by truncation too; sums are float32's. bfloat16
-and float16 are the CPU's own. The state, the tables and the noise are float32 in all of them.
+All are emulated (`fastddpm.bench.emulation`). TF32: inputs of convolutions and products are rounded to 10
+bits of mantissa, to the nearest, ties away from zero, and for chains by truncation too; sums are float32's.
+bfloat16 and float16: weights and the result of every operator are rounded. The state, the tables and the
+noise are float32 in all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from torch import Tensor
 
 import fastddpm
 from fastddpm.bench import machine
-from fastddpm.bench.tf32 import EmulatedTF32
+from fastddpm.bench.emulation import EmulatedTF32, InDtype
 from fastddpm.bench.workloads import CIFAR10
 from fastddpm.doctor import chains
 from fastddpm.files import write_json
@@ -61,9 +62,8 @@ def images(count: int, out: Path) -> dict[str, Any]:
     for precision in PRECISIONS:
         began = time.perf_counter()
         print(f"{precision}: {count} samples", flush=True)
-        sampler = fastddpm.load(engine="eager", dtype=DTYPES.get(precision, torch.float32))
         with emulated(precision):
-            drawn[precision] = quality_mnist.draw(sampler, SETTING, count, out / precision, 1)
+            drawn[precision] = quality_mnist.draw(boxed(precision), SETTING, count, out / precision, 1)
         figures = reference.figures(drawn[precision])
         found[precision] = {**figures, **differences(reference, drawn["float32"], drawn[precision])}
         print(f"  {time.perf_counter() - began:.0f} s", flush=True)
@@ -109,7 +109,7 @@ def cases() -> dict[str, Callable[[str], Tensor]]:
     found = {"model in the box, one pass": boxed_pass, "CIFAR-10 UNet, one pass": cifar10_pass}
     for method, options in chains.METHODS.items():
         for scale in (1.0, 2.0):
-            found[f"model in the box, {method}, guidance {scale:g}"] = boxed(options, scale)
+            found[f"model in the box, {method}, guidance {scale:g}"] = boxed_chain(options, scale)
     for seed in range(5):
         for method in chains.METHODS:
             found[f"tests' small UNet of seed {seed}, {method}, 20 steps"] = small(method, seed)
@@ -117,20 +117,32 @@ def cases() -> dict[str, Callable[[str], Tensor]]:
     return found
 
 
-def boxed(options: dict[str, Any], scale: float) -> Callable[[str], Tensor]:
+def boxed(precision: str, **options: Any) -> fastddpm.Sampler:
+    """The model in the box."""
+    sampler = fastddpm.load(engine="eager", **options)
+    null_label = sampler.model.config.num_classes
+    changes = {**sampler.options, "null_label": null_label}
+    return fastddpm.Sampler(in_precision(sampler.model, precision), sampler.schedule, **changes)
+
+
+def in_precision(network: torch.nn.Module, precision: str) -> Any:
+    """The network itself, or as it computes in another dtype."""
+    return InDtype(network, DTYPES[precision]).eval() if precision in DTYPES else network
+
+
+def boxed_chain(options: dict[str, Any], scale: float) -> Callable[[str], Tensor]:
     """A chain of `fastddpm doctor`."""
 
     def draw(precision: str) -> Tensor:
-        sampler = fastddpm.load(dtype=DTYPES.get(precision, torch.float32), engine="eager", **options)
         request = {"class_labels": chains.LABELS, "guidance_scale": scale, "progress": False}
-        return sampler.sample(seeds=chains.SEEDS, **request)
+        return boxed(precision, **options).sample(seeds=chains.SEEDS, **request)
 
     return draw
 
 
 def boxed_pass(precision: str) -> Tensor:
     """One evaluation of the model in the box, of noise as the middle of a chain has it."""
-    return evaluated(fastddpm.load(dtype=DTYPES.get(precision, torch.float32)).model, (4, 1, 28, 28))
+    return evaluated(fastddpm.load().model, (4, 1, 28, 28), precision)
 
 
 def small(method: str, seed: int) -> Callable[[str], Tensor]:
@@ -139,8 +151,8 @@ def small(method: str, seed: int) -> Callable[[str], Tensor]:
     from networks import make_unet
 
     def draw(precision: str) -> Tensor:
-        unet = make_unet(seed=seed).to(DTYPES.get(precision, torch.float32))
-        options: dict[str, Any] = {"clip_sample_range": 1.0, "shape": (3, 16, 16)}
+        unet = in_precision(make_unet(seed=seed), precision)
+        options: dict[str, Any] = {"clip_sample_range": 1.0, "shape": (3, 16, 16), "null_label": 4}
         schedule = fastddpm.NoiseSchedule.linear()
         sampler = fastddpm.Sampler(unet, schedule, method=method, num_inference_steps=20, **options)
         return sampler.sample(seeds=[3, 2**32 + 5], class_labels=[0, 3], progress=False)
@@ -150,7 +162,7 @@ def small(method: str, seed: int) -> Callable[[str], Tensor]:
 
 def cifar10(precision: str) -> fastddpm.Sampler:
     """The network of the benchmarks, random weights, on two images by 50 DDIM steps."""
-    unet = CIFAR10.unet(torch.device("cpu")).to(DTYPES.get(precision, torch.float32))
+    unet = in_precision(CIFAR10.unet(torch.device("cpu")), precision)
     options: dict[str, Any] = {"clip_sample_range": 1.0, "shape": CIFAR10.shape, "engine": "eager"}
     schedule = CIFAR10.schedule
     return fastddpm.Sampler(unet, schedule, method="ddim", num_inference_steps=50, **options)
@@ -158,16 +170,16 @@ def cifar10(precision: str) -> fastddpm.Sampler:
 
 def cifar10_pass(precision: str) -> Tensor:
     """One evaluation."""
-    return evaluated(cifar10(precision).model, (2, *CIFAR10.shape))
+    return evaluated(CIFAR10.unet(torch.device("cpu")), (2, *CIFAR10.shape), precision)
 
 
-def evaluated(unet: Any, shape: tuple[int, ...]) -> Tensor:
+def evaluated(unet: Any, shape: tuple[int, ...], precision: str) -> Tensor:
     """What a network makes of noise at timestep 500."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(unet.dtype)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     labels = () if unet.config.num_classes is None else (torch.tensor(chains.LABELS),)
     with torch.no_grad():
-        found: Tensor = unet(x, torch.full(shape[:1], 500), *labels)
-    return found.float()
+        found: Tensor = in_precision(unet, precision)(x, torch.full(shape[:1], 500), *labels)
+    return found
 
 
 def cifar10_chain(precision: str) -> Tensor:

@@ -197,3 +197,29 @@ def test_kernels_measured(subject, quick, tmp_path):
     saved, _ = run(planned, quick, tmp_path / "r.json")
     assert [len(result.rows) >= 2 for result in saved.results] == [True, True]
     assert saved.complete
+
+
+@pytest.mark.parametrize(
+    ("precision", "seen"),
+    [("highest", ["ieee"] * 2), (None, ["ieee", "tf32", "tf32"]), ("tf32", ["ieee", "tf32", "tf32"])],
+)
+def test_on_a_card_outputs_are_compared_with_tf32_off_and_timed_as_asked(monkeypatch, precision, seen):
+    """What is captured keeps the kernels of the precision that it was made in: it is built anew."""
+    conv, read = torch.backends.cudnn.conv, []
+
+    def build(shared):
+        read.append(conv.fp32_precision)
+        return lambda: torch.zeros(1)
+
+    contest = Contest("it", "any", lambda: None, [Contestant("one", build)])
+    monkeypatch.setattr(runner, "make_clock", lambda device: None)
+    monkeypatch.setattr(
+        runner, "interleaved", lambda calls, clock, effort: read.append(conv.fp32_precision) or {}
+    )
+    settings = Settings(torch.device("cuda"), precision=precision)
+    field = runner.exactly(contest, None, settings)
+    assert field.differences == {"one": 0.0}
+    with runner.forced(settings.precision):
+        runner._sampled(contest, field, settings)
+    assert read == seen
+    assert conv.fp32_precision == "tf32"

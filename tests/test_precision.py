@@ -16,7 +16,7 @@ from tolerances import BF16_PASS, FP16_PASS, SAME_OPS, TF32_PASS
 
 import fastddpm
 from fastddpm import NoiseSchedule, Sampler, precision
-from fastddpm.bench.tf32 import EmulatedTF32, rounded
+from fastddpm.bench.emulation import EmulatedTF32, rounded
 from fastddpm.precision import computing_in, described, dtype_of, forced
 
 CPU = torch.device("cpu")

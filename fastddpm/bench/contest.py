@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastddpm.bench.costs import OpCost
 from fastddpm.bench.timing import Call, Effort
+from fastddpm.precision import Precision
 
 
 class ParityError(Exception):
@@ -31,10 +32,13 @@ class Settings:
     Attributes:
         device: where.
         quick: small sizes and no compilation, for a look in two minutes.
+        precision: of float32 on a GPU while it is timed: ``highest``, ``tf32``, or None for what torch is set
+            to. Outputs are held to each other with TF32 off.
     """
 
     device: torch.device
     quick: bool = False
+    precision: Precision | None = None
 
     @property
     def is_cuda(self) -> bool:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from fastddpm.bench import limits, machine
-from fastddpm.bench.contest import Contest, Field, LeftOut, ParityError, Settings, assemble
+from fastddpm.bench.contest import Contest, Field, LeftOut, ParityError, Settings, assemble, first_call
 from fastddpm.bench.isolation import WorkersClock, assemble_isolated, close
 from fastddpm.bench.light import speed_of_light
 from fastddpm.bench.limits import Limits
 from fastddpm.bench.results import Document, Result, Row
 from fastddpm.bench.timing import Call, Clock, Effort, Times, interleaved, make_clock
+from fastddpm.precision import forced
 
 QUICK = Effort(seconds=1.5, least=5, most=30, warm_up=1)
 FULL = Effort(seconds=15.0, least=7, most=60, warm_up=1)
@@ -82,10 +83,11 @@ def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
     contest.check_runs_on(settings.device)
     shared = contest.setup()
     isolated = contest.isolated and not settings.is_cuda
-    field = assemble_isolated(contest, settings) if isolated else assemble(contest, shared)
+    field = assemble_isolated(contest, settings) if isolated else exactly(contest, shared, settings)
     before = machine.state(settings.device)
     try:
-        times = _sampled(contest, field, settings)
+        with forced(settings.precision if settings.is_cuda else None):
+            times = _sampled(contest, field, settings)
     finally:
         close(field)
     after = machine.state(settings.device)
@@ -123,6 +125,24 @@ def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
         after=after,
         commit=machine.commit(),
     )
+
+
+def exactly(contest: Contest, shared: Any, settings: Settings) -> Field:
+    """The contest's calls, found to do the same work with TF32 off, which only a GPU has.
+
+    Where they are timed in another precision they are built anew in that: what is captured or compiled has
+    the kernels of the precision that it was made in.
+    """
+    if not settings.is_cuda:
+        return assemble(contest, shared)
+    with forced("highest"):
+        field = assemble(contest, shared)
+    if settings.precision != "highest":
+        with forced(settings.precision):
+            for contestant in contest.contestants:
+                if contestant.name in field.calls:
+                    field.calls[contestant.name], _ = first_call(contestant, shared)
+    return field
 
 
 def now() -> str:

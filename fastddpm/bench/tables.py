@@ -115,6 +115,8 @@ def _facts(document: Document) -> list[str]:
         f"- {document.started} to {document.finished or 'unfinished'}, measuring for "
         f"{document.seconds / 60:.0f} minutes{', quick' if document.quick else ''}",
     ]
+    if "precision" in machine:
+        facts.append(f"- Outputs held to each other with TF32 off; timed in {machine['precision']}")
     if rates is not None:
         copies = ", ".join(f"{si(rate)}B/s at {si(size, 1024)}iB" for size, rate in rates.copies)
         facts.append(

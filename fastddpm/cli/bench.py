@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,9 @@ def bench(
         typer.Option("--resume", help="Go on with an interrupted run; what F has is kept."),
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="Of float32 on a GPU: highest or tf32; as torch is set, if left out.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Of torch; as it is, if left out.")
     ] = None,
@@ -64,7 +67,8 @@ def bench(
     else:
         path = json_file or out / "results.json"
         found = Document.load(path) if resume and path.exists() else None
-        document, code = _measure(quick, subjects, workload, device, threads, path, found)
+        chosen = {"device": device, "precision": precision, "threads": threads}
+        document, code = _measure(quick, subjects, workload, path, found, **chosen)
     _report(document, out)
     if earlier is not None and _is_slower(document, earlier):
         code = code or FAILED
@@ -76,10 +80,12 @@ def _measure(
     quick: bool,
     subjects: str | None,
     workload: str | None,
-    device: str,
-    threads: int | None,
     path: Path,
     found: Document | None,
+    *,
+    device: str,
+    precision: Any,
+    threads: int | None,
 ) -> tuple[Document, int]:
     """Runs the contests, but those that ``found`` has: what was measured, and the exit code."""
     import torch
@@ -89,6 +95,7 @@ def _measure(
     from fastddpm.bench.contest import ParityError, Settings
     from fastddpm.bench.results import Document
     from fastddpm.bench.subjects import SUBJECTS, contests
+    from fastddpm.precision import described
 
     check_choice("device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
@@ -96,7 +103,9 @@ def _measure(
     if threads is not None:
         torch.set_num_threads(threads)
     is_cuda = device != "cpu" and torch.cuda.is_available()
-    settings = Settings(torch.device("cuda" if is_cuda else "cpu"), quick=quick)
+    if precision is not None:
+        check_choice("precision", precision, ("highest", "tf32"))
+    settings = Settings(torch.device("cuda" if is_cuda else "cpu"), quick=quick, precision=precision)
     names = SUBJECTS if subjects is None else [name.strip() for name in subjects.split(",")]
     planned = contests(settings, names)
     if workload is not None:
@@ -104,6 +113,8 @@ def _measure(
         if not planned:
             raise ValueError(f"workload: no contest of {', '.join(names)} has {workload!r} in its name")
     here = machine.describe(settings.device)
+    if is_cuda:
+        here["precision"] = described(precision, torch.float32, settings.device)
     if found is None:
         document = Document(" ".join(["fastddpm", *sys.argv[1:]]), quick, runner.now(), here)
     else:

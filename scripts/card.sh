@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# What a first card should run: is everything right there, and how fast is it? At most seven minutes.
+#
+#   bash scripts/card.sh                      everything, into card-results/
+#   bash scripts/card.sh --part speed         one part; may be given several times
+#   bash scripts/card.sh --tiny               without a card: the same code on the CPU, small, to check the script
+#   bash scripts/card.sh --name h100          and the figures as benchmarks/results/cards/h100.json
+#
+# Parts, in order of importance, each with a time limit and a log of its own; one that fails stops no other:
+#   environment   versions, the card, a copy's bandwidth and a product's rate
+#   doctor        `fastddpm doctor`                               side by side with
+#   tests         `pytest -m gpu`; both with TF32 off
+#   speed         50 DDIM steps of the CIFAR-10 UNet, ours and others', line by line
+#   bandwidth     every kernel beside a copy of as many bytes
+#   profile       the kernels of one step
+#
+# Other options: --out FOLDER, --seconds N for everything, --python PROGRAM. Nothing is fetched: a wheel that lies in
+# .whl/ (diffusers' is needed for its rows in `speed`) is unpacked into the folder of results.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+PARTS="" OUT=card-results BUDGET=420 PYTHON=python3 NAME="" TINY="" SECONDS=0
+ALL="environment doctor tests speed bandwidth profile"
+wrong() { echo "card.sh: $1" >&2; exit 2; }
+while [ $# -gt 0 ]; do
+    case $1 in
+        --tiny) TINY=--tiny; shift; continue ;;
+        --part|--out|--seconds|--python|--name) [ $# -gt 1 ] || wrong "$1: no value given, one accepted" ;;
+        *) wrong "$1: given; --part, --out, --seconds, --python, --name and --tiny accepted" ;;
+    esac
+    case $1 in
+        --part) case " $ALL " in *" $2 "*) PARTS="$PARTS $2" ;; *) wrong "--part: $2 given, one of $ALL accepted" ;; esac ;;
+        --out) OUT=$2 ;;
+        --seconds) case $2 in ''|*[!0-9]*) wrong "--seconds: $2 given, a whole number accepted" ;; *) BUDGET=$2 ;; esac ;;
+        --python) PYTHON=$2 ;;
+        --name) NAME=$2 ;;
+    esac
+    shift 2
+done
+PARTS=${PARTS:-$ALL}
+mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 2
+KIT=$PWD/scripts/card
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
+export HF_HUB_OFFLINE=1 DIFFUSERS_VERBOSITY=error
+# The compiled engines take cuDNN's and cuBLAS's kernels alone, which compile in seconds instead of minutes.
+export TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS=ATEN TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS=ATEN
+
+if ls .whl/*.whl >/dev/null 2>&1; then
+    "$PYTHON" -m pip install --quiet --no-index --no-deps --target "$OUT/wheels" .whl/*.whl >"$OUT/wheels.log" 2>&1 \
+        || echo "wheels: not installed, see wheels.log"
+    # Behind what is installed: a wheel only fills gaps.
+    export PYTHONPATH="$PYTHONPATH:$OUT/wheels"
+fi
+
+left() { echo $((BUDGET - SECONDS)); }
+least() { [ "$1" -lt "$2" ] && echo "$1" || echo "$2"; }
+wants() { case " $PARTS " in *" $1 "*) [ "$(left)" -gt 5 ] || { echo "$1: no time left"; false; } ;; *) false ;; esac; }
+# name, most seconds, command...: its output goes to NAME.log, its end to parts.log and the terminal.
+part() {
+    local name=$1 most began=$SECONDS code
+    most=$(least "$2" "$(left)")
+    shift 2
+    timeout --kill-after=5 "$most" "$@" >"$OUT/$name.log" 2>&1
+    code=$?
+    echo "$name: exit code $code$([ $code -eq 124 ] || [ $code -eq 137 ] && echo ' (its time was up)')," \
+        "$((SECONDS - began)) s of at most $most" | tee -a "$OUT/parts.log"
+}
+
+: >"$OUT/parts.log"
+"$PYTHON" "$KIT/results.py" begin "$OUT" $TINY || exit 1
+wants environment && part environment 40 "$PYTHON" "$KIT/environment.py" "$OUT" $TINY
+# They look for mismatches, not for times: side by side.
+if wants doctor; then
+    part doctor 140 "$PYTHON" -m fastddpm doctor --json "$OUT/doctor.json" ${TINY:+--device cpu} &
+fi
+if wants tests; then
+    part tests 140 "$PYTHON" -m pytest -m gpu -q --tb=short -p no:cacheprovider --durations=10 \
+        $("$PYTHON" -c 'import torch, xdist; print("-n 6" if torch.cuda.is_available() else "")' 2>/dev/null) tests \
+        --ignore tests/gpu_proofs --ignore tests/interpreter &
+fi
+wait
+for log in doctor tests; do
+    [ -f "$OUT/$log.log" ] && grep -aE "^(FAILED|ERROR)|passed|failed" "$OUT/$log.log" | tail -15
+done
+if wants speed; then
+    limit=$(least 240 $(($(left) - 75)))
+    [ "$limit" -ge 20 ] || limit=20
+    part speed $((limit + 15)) "$PYTHON" "$KIT/speed.py" "$OUT" --seconds "$limit" $TINY
+    cat "$OUT/speed.log"
+fi
+if wants bandwidth; then
+    part bandwidth 45 "$PYTHON" "$KIT/bandwidth.py" "$OUT" $TINY
+    cat "$OUT/bandwidth.log"
+fi
+wants profile && part profile 45 "$PYTHON" "$KIT/profile_step.py" "$OUT" $TINY
+"$PYTHON" "$KIT/results.py" end "$OUT" ${NAME:+--name "$NAME"}
+echo "all: $SECONDS s"

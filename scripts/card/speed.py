@@ -1,0 +1,304 @@
+"""End to end: 50 DDIM steps of the CIFAR-10 UNet (random weights), other people's and ours, at four batches.
+
+    python scripts/card/speed.py OUT --seconds 240 [--only WORDS] [--tiny]
+
+Every row is printed and saved as it is measured, the most telling first, so that a time limit loses only
+what would have come after. Images are held to those of the first contestant of the same dtype and batch; in
+bfloat16, and in float32 as torch is set, which on a card has TF32 in convolutions, kernels that are all
+right give other roundings, and random weights make them grow: `largest_difference` is for reading, the exact
+checks are the doctor's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import statistics
+import time
+import traceback
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from workload import Part, arguments, network, workload
+
+import fastddpm
+from fastddpm.bench.workloads import unet2d
+from fastddpm.plans import ddim_plan
+from fastddpm.schedule import NoiseSchedule
+from fastddpm.unet import UNet
+
+GFLOP = 12.44  # of one evaluation for one image: scripts/roofline.py
+PEAK = 989.4e12  # dense bfloat16 of an H100 SXM, NVIDIA's data sheet
+Call = Callable[[], Any]
+
+
+class TimeIsUp(BaseException):
+    """No Exception, which torch.compile would wrap."""
+
+
+class InDtype(nn.Module):
+    """Their network in another dtype around a float32 state, as ours runs it.
+
+    t goes to the card first: the pipeline leaves it on the host, and Inductor's `reduce-overhead` captures
+    nothing where an input is there.
+    """
+
+    def __init__(self, unet: Any, dtype: torch.dtype, channels_last: bool, mode: str | None) -> None:
+        super().__init__()
+        self.config, self.dtype, self.device = unet.config, torch.float32, unet.device
+        unet = unet.to(dtype)
+        self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
+
+        def call(x: Tensor, t: Tensor) -> Tensor:
+            output: Tensor = unet(x.to(dtype), t).sample.float()
+            return output
+
+        self.call = call if mode is None else torch.compile(call, mode=mode, dynamic=False)
+
+    def forward(self, x: Tensor, t: Tensor, **_: Any) -> Any:
+        """An object with the output as ``sample``."""
+        with torch.no_grad():
+            return types.SimpleNamespace(sample=self.call(x, t.to(self.device)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What the contestants share.
+
+    Attributes:
+        unet: our network, float32, on the device.
+        steps: of a chain.
+        tiny: on the CPU, where nothing is captured or compiled.
+    """
+
+    unet: UNet
+    shape: tuple[int, int, int]
+    device: torch.device
+    steps: int
+    tiny: bool
+
+    def generator(self) -> torch.Generator:
+        """The same start for everybody."""
+        return torch.Generator(self.device).manual_seed(1)
+
+    def pipeline(self) -> Any:
+        """diffusers' pipeline around its own network with our weights."""
+        import diffusers
+
+        diffusers.utils.logging.set_verbosity_error()
+        scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=True)
+        made = diffusers.DDIMPipeline(unet2d(self.unet, self.shape).requires_grad_(False), scheduler)
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    def called(self, pipeline: Any, batch: int) -> Call:
+        """The pipeline's call: images as it returns them."""
+        options = {"num_inference_steps": self.steps, "output_type": "np"}
+        return lambda: torch.as_tensor(pipeline(batch, generator=self.generator(), **options).images)
+
+    def engine(self, name: str) -> Any:
+        """The engine, or eager steps where there is no card."""
+        return "eager" if self.tiny else name
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One way of drawing the images.
+
+    Attributes:
+        name: as tables show it.
+        ours: this project's.
+        make: ``(field, dtype, batch) -> call``.
+        compiles: takes a minute or so to begin.
+    """
+
+    name: str
+    ours: bool
+    make: Callable[[Field, torch.dtype, int], Call]
+    compiles: bool = False
+
+
+def theirs(channels_last: bool = False, mode: str | None = None) -> Callable[..., Call]:
+    """diffusers' pipeline, its network eager or compiled."""
+
+    def make(field: Field, dtype: torch.dtype, batch: int) -> Call:
+        pipeline = field.pipeline()
+        pipeline.unet = InDtype(pipeline.unet, dtype, channels_last, None if field.tiny else mode)
+        return field.called(pipeline, batch)
+
+    return make
+
+
+def optimized(engine: str, prepared: bool = False) -> Callable[..., Call]:
+    """`fastddpm.optimize` of the pipeline, as it comes or in channels_last with its norms fused."""
+
+    def make(field: Field, dtype: torch.dtype, batch: int) -> Call:
+        pipeline = field.pipeline()
+        if prepared:
+            pipeline.unet.to(memory_format=torch.channels_last)
+            fastddpm.fuse_norms(pipeline.unet)
+        fast = fastddpm.optimize(pipeline, engine=field.engine(engine), precision=_precision(dtype))
+        return field.called(fast, batch)
+
+    return make
+
+
+def sampler(
+    engine: str, layout: torch.memory_format = torch.channels_last, benchmark: bool = False
+) -> Callable[..., Call]:
+    """`Sampler` on our network; with ``benchmark`` cuDNN tries its kernels before the capture."""
+
+    def make(field: Field, dtype: torch.dtype, batch: int) -> Call:
+        torch.backends.cudnn.benchmark = benchmark  # part of the loop's key
+        schedule = NoiseSchedule.linear(1000)
+        plan = ddim_plan(schedule, field.steps, clip_sample_range=1.0)
+        unet = field.unet.to(memory_format=layout)
+        options: dict[str, Any] = {"engine": field.engine(engine), "precision": _precision(dtype)}
+        fast = fastddpm.Sampler.from_plan(unet, schedule, plan, shape=field.shape, **options)
+
+        def call() -> Tensor:
+            x = fast.sample(batch, noise="torch", generator=field.generator(), progress=False)
+            return (x / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1)
+
+        return call
+
+    return make
+
+
+def _precision(dtype: torch.dtype) -> Any:
+    return "bf16" if dtype == torch.bfloat16 else None
+
+
+CONTESTANTS = [
+    Contestant("diffusers, eager", False, theirs()),
+    Contestant("diffusers, eager, channels_last", False, theirs(channels_last=True)),
+    Contestant("optimize(pipeline), cudagraph", True, optimized("cudagraph")),
+    Contestant(
+        "optimize(pipeline), cudagraph, channels_last, fuse_norms",
+        True,
+        optimized("cudagraph", prepared=True),
+    ),
+    Contestant("Sampler, cudagraph", True, sampler("cudagraph")),
+    Contestant(
+        "diffusers, reduce-overhead, channels_last", False, theirs(True, "reduce-overhead"), compiles=True
+    ),
+    Contestant("Sampler, max", True, sampler("max"), compiles=True),
+    Contestant("Sampler, cudagraph, cudnn.benchmark", True, sampler("cudagraph", benchmark=True)),
+]
+CONTIGUOUS = Contestant(
+    "Sampler, cudagraph, contiguous weights", True, sampler("cudagraph", torch.contiguous_format)
+)
+
+
+def heats(tiny: bool) -> list[tuple[Contestant, torch.dtype, int]]:
+    """Who runs in what at which batch, the most telling first."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    if tiny:
+        few = [CONTESTANTS[0], CONTESTANTS[2], CONTESTANTS[4]]
+        return [(one, dtype, 2) for dtype in (bf16, fp32) for one in few]
+    quick = [one for one in CONTESTANTS if not one.compiles]
+    slow = [one for one in CONTESTANTS if one.compiles]
+    found = [(one, bf16, batch) for batch in (64, 1) for one in CONTESTANTS] + [(CONTIGUOUS, bf16, 64)]
+    found += [(one, bf16, batch) for batch in (256, 16) for one in quick]
+    found += [(one, fp32, batch) for batch in (64, 1, 256, 16) for one in quick[:5]]
+    return (
+        found
+        + [(one, bf16, batch) for batch in (256, 16) for one in slow]
+        + [(one, fp32, 64) for one in slow]
+    )
+
+
+class Stopwatch:
+    """Measures heats until the time is up.
+
+    Args:
+        field: what they share.
+        part: where rows go.
+        seconds: for all.
+    """
+
+    def __init__(self, field: Field, part: Part, seconds: float) -> None:
+        self.field, self.part = field, part
+        self.ends = time.perf_counter() + seconds
+        self.references: dict[tuple[torch.dtype, int], Tensor] = {}
+        signal.signal(signal.SIGALRM, _ring)
+
+    def measure(self, contestant: Contestant, dtype: torch.dtype, batch: int) -> None:
+        """Adds a row: figures, or why there are none."""
+        row: dict[str, Any] = {"name": contestant.name, "ours": contestant.ours, "batch": batch}
+        row |= {"dtype": str(dtype).removeprefix("torch."), "steps": self.field.steps}
+        left = self.ends - time.perf_counter()
+        if left < 8 and not self.field.tiny:
+            self.part.add({**row, "error": "no time left"})
+            return
+        limit = max(1, int(min(70 if contestant.compiles else 40, left)))
+        signal.alarm(limit)
+        try:
+            row |= self._figures(contestant, dtype, batch)
+        except TimeIsUp:
+            row["error"] = f"stopped after {limit} s"
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            traceback.print_exc(limit=8)
+        finally:
+            signal.alarm(0)
+            torch.backends.cudnn.benchmark = False
+        self.part.add(row)
+        if self.field.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _figures(self, contestant: Contestant, dtype: torch.dtype, batch: int) -> dict[str, Any]:
+        began = time.perf_counter()
+        call = contestant.make(self.field, dtype, batch)
+        image = call()
+        first = time.perf_counter() - began
+        call()
+        taken: list[float] = []
+        while len(taken) < 3 or (sum(taken) < 1.0 and len(taken) < 20 and not self.field.tiny):
+            if self.field.device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            call()  # its images come to the host: it has ended
+            taken.append(time.perf_counter() - began)
+        seconds, steps = statistics.median(taken), self.field.steps
+        reference = self.references.setdefault((dtype, batch), image)
+        rate = GFLOP * 1e9 * batch * steps / seconds
+        reserved = torch.cuda.memory_reserved() if self.field.device.type == "cuda" else 0
+        return {
+            "ms_per_step": 1e3 * seconds / steps,
+            "least_ms": 1e3 * min(taken) / steps,
+            "most_ms": 1e3 * max(taken) / steps,
+            "calls": len(taken),
+            "images_per_s": batch / seconds,
+            "percent_of_peak": None if self.field.tiny else 100 * rate / PEAK,
+            "first_s": first,
+            "largest_difference": float((image - reference).abs().max()),
+            "mean_difference": float((image - reference).abs().mean()),
+            "reserved_gib": reserved / 2**30,
+        }
+
+
+def _ring(*_: Any) -> None:
+    raise TimeIsUp
+
+
+def main() -> None:
+    """Measures from the command line."""
+    seconds, only = {"type": float, "default": 240.0}, {"default": ""}
+    args = arguments(__doc__, seconds=seconds, only=only)
+    warnings.filterwarnings("ignore", message=".*float32.*")
+    shape = workload(args.tiny).shape
+    field = Field(network(args.tiny, args.device), shape, args.device, 2 if args.tiny else 50, args.tiny)
+    part = Part("speed", args.out, gflop_of_an_evaluation=GFLOP, peak_flop_per_s=PEAK)
+    watch = Stopwatch(field, part, args.seconds)
+    for contestant, dtype, batch in heats(args.tiny):
+        if args.only in contestant.name:
+            watch.measure(contestant, dtype, batch)
+
+
+if __name__ == "__main__":
+    main()

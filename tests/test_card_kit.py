@@ -1,0 +1,182 @@
+"""scripts/card.sh: on the CPU, small, with a part that fails; the goals; the section of docs/gpu.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "card.sh"
+sys.path.insert(0, str(ROOT / "scripts" / "card"))
+
+import goals  # noqa: E402
+import results  # noqa: E402
+import tables  # noqa: E402
+
+
+def run(*words):
+    return subprocess.run(
+        ["bash", str(SCRIPT), *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_kit_on_a_cpu_survives_a_part_that_fails(tmp_path):
+    pytest.importorskip("diffusers")
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$1" in *environment.py) echo broken; exit 3 ;; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    out = tmp_path / "out"
+    parts = [word for part in ("environment", "speed", "bandwidth", "profile") for word in ("--part", part)]
+    done = run("--tiny", "--out", out, "--python", python, *parts)
+    assert done.returncode == 0, done.stderr
+    assert (out / "environment.log").read_text() == "broken\n"
+    found = json.loads((out / "card.json").read_text())
+    assert found["tiny"]
+    assert [line.split(",")[0] for line in found["parts"]] == [
+        "environment: exit code 3",
+        "speed: exit code 0",
+        "bandwidth: exit code 0",
+        "profile: exit code 0",
+    ]
+    assert found["environment"] is found["doctor"] is found["tests"] is None
+    for part in ("speed", "bandwidth", "profile"):
+        assert found[part]["rows"]
+        assert [row for row in found[part]["rows"] if "error" in row] == []
+    speed = found["speed"]["rows"]
+    assert {row["dtype"] for row in speed} == {"bfloat16", "float32"}
+    assert {row["ours"] for row in speed} == {True, False}
+    # Float32 on a CPU is the same arithmetic: the drop-in's images are the pipeline's.
+    assert max(row["largest_difference"] for row in speed if row["dtype"] == "float32") < 1e-4
+    kernels = {row["name"].split(",")[0].split()[0] for row in found["bandwidth"]["rows"]}
+    assert kernels >= {"reverse_step", "q_sample", "group_norm_silu", "noise_mse"}
+    assert {goal["reached"] for goal in found["goals"] if goal["measured"] is None} == {None}
+    assert tables.card("x.json", found)  # it can be shown
+
+
+def test_a_time_limit_ends_a_part_and_not_the_kit(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        '#!/bin/sh\ncase "$1" in *environment.py) exec sleep 60 ;; *results.py) exec '
+        f'{sys.executable} "$@" ;; esac\n'
+    )
+    python.chmod(0o755)
+    done = run(
+        "--tiny", "--out", tmp_path / "out", "--python", python, "--seconds", "20", "--part", "environment"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(its time was up)" in (tmp_path / "out" / "parts.log").read_text()
+    assert json.loads((tmp_path / "out" / "card.json").read_text())["parts"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--part", "everything"], "--part: everything given, one of environment doctor tests"),
+        (["--seconds", "soon"], "--seconds: soon given, a whole number accepted"),
+        (["--out"], "--out: no value given, one accepted"),
+        (["--fast"], "--fast: given; --part, --out"),
+    ],
+)
+def test_what_is_refused(words, message, tmp_path):
+    done = run(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def document(**parts):
+    """A card's document with what a test needs."""
+    packages = {"torch": "2.11.0", "triton": "3.6.0"}
+    machine = {"device": "NVIDIA X", "commit": "abc", "packages": packages, "driver": "580", "cuda": "13.0"}
+    empty = {
+        "environment": None,
+        "doctor": None,
+        "speed": None,
+        "bandwidth": None,
+        "profile": None,
+        "tests": None,
+    }
+    whole = {"date": "2026-01-01", "machine": machine, "parts": [], **empty, **parts}
+    return {**whole, "goals": goals.held(whole)}
+
+
+def row(name, ours, batch, milliseconds, dtype="bfloat16"):
+    return {"name": name, "ours": ours, "batch": batch, "dtype": dtype, "ms_per_step": milliseconds}
+
+
+def test_goals_are_held_to_the_fastest_of_ours_and_the_named_of_theirs():
+    rows = [
+        row("diffusers, eager", False, 256, 16.0),
+        row("diffusers, eager, channels_last", False, 256, 12.0),
+        row("diffusers, reduce-overhead, channels_last", False, 256, 9.0),
+        row("Sampler, cudagraph", True, 256, 10.0),
+        row("Sampler, max", True, 256, 8.0),
+        row("Sampler, max", True, 256, 1.0, dtype="float32"),
+        {"name": "Sampler, other", "ours": True, "batch": 256, "dtype": "bfloat16", "error": "no time left"},
+    ]
+    bandwidth = [
+        {"name": "q_sample, noise drawn, 1x3", "percent_of_copy": 85.0},
+        {"name": "q_sample, noise drawn, 2x3", "percent_of_copy": 91.0},
+        {"name": "noise_mse float32, forward, 1x3", "error": "no"},
+    ]
+    found = document(speed={"rows": rows}, bandwidth={"rows": bandwidth})
+    held = {goal["what"]: (goal["measured"], goal["reached"]) for goal in found["goals"]}
+    assert held["a step at batch 256 (bound 5.87 ms)"] == (8.0, "goal")
+    assert held["over diffusers eager, batch 256"] == (1.5, "goal")
+    assert held["over diffusers reduce-overhead, batch 256"] == (9 / 8, "must")
+    assert held["a step at batch 1 (bound 0.037 ms)"] == (None, None)
+    assert held["q_sample, noise drawn"] == (91.0, "goal")
+    assert held["noise_mse float32, forward"] == (None, None)
+
+
+def test_the_bounds_are_those_of_the_page():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    for batch, least in goals.BOUNDS_MS.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {batch} | **step**")]
+        assert float(line.split("|")[-2]) / 1000 == pytest.approx(least, rel=0.01)
+
+
+def test_the_page_is_what_the_files_say():
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    assert tables.written(page) == page
+    if not list(tables.CARDS.glob("*.json")):
+        assert tables.NOBODY in page
+
+
+def test_a_card_is_shown_with_what_failed(tmp_path):
+    checks = [{"name": "fine", "status": "passed"}, {"name": "ddim, max", "status": "failed"}]
+    tests = {"end": "1 failed, 80 passed in 99s", "failed": ["FAILED tests/test_gpu_engine.py::test_x"]}
+    figures = {"images_per_s": 600.0, "first_s": 3.0, "largest_difference": 1e-3}
+    speed = {"rows": [{**row("Sampler, max", True, 256, 8.123), **figures}]}
+    given = document(doctor={"checks": checks}, tests=tests, speed=speed)
+    (tmp_path / "x.json").write_text(json.dumps(given))
+    shown = tables.section(tmp_path)
+    for words in (
+        "### NVIDIA X",
+        "commit abc",
+        "torch 2.11.0",
+        "1 checks passed, 1 failed (ddim, max)",
+        "1 failed, 80 passed in 99s (FAILED tests/test_gpu_engine.py::test_x)",
+        "| Sampler, max | bfloat16 | 256 | 8.123 | 600 | 3.0 | 1e-03 |",
+        "| a step at batch 256 (bound 5.87 ms), ms | 9.5 | 8.5 | 7 | 8.12 | goal |",
+    ):
+        assert words in shown
+    assert tables.section(tmp_path / "none") == tables.NOBODY
+
+
+def test_what_pytest_said_is_read_from_its_log(tmp_path):
+    log = tmp_path / "tests.log"
+    assert results.tests_of(log) is None
+    log.write_text("x\nFAILED tests/a.py::b - no\n1 failed, 3 passed, 5 deselected in 2.00s\n")
+    assert results.tests_of(log) == {
+        "end": "1 failed, 3 passed, 5 deselected in 2.00s",
+        "failed": ["FAILED tests/a.py::b - no"],
+    }
+    log.write_text("Fatal error\n")
+    assert results.tests_of(log)["end"] == "it did not come to its end"
