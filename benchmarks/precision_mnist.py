@@ -36,6 +36,7 @@ from torch import Tensor
 import fastddpm
 from fastddpm.bench import machine
 from fastddpm.bench.emulation import EmulatedTF32, InDtype
+from fastddpm.bench.tables import markdown_table
 from fastddpm.bench.workloads import CIFAR10
 from fastddpm.doctor import chains
 from fastddpm.files import write_json
@@ -187,6 +188,46 @@ def cifar10_chain(precision: str) -> Tensor:
     return cifar10(precision).sample(seeds=[3, 4], progress=False)
 
 
+def image_table(document: dict[str, Any]) -> list[str]:
+    """Markdown: what each precision's images are worth, and how they differ from float32's."""
+    head = [
+        "",
+        "agreement",
+        "Frechet distance",
+        "precision",
+        "recall",
+        "read as float32's",
+        "pixels of the same level",
+    ]
+    head += ["within one level", "mean difference", "largest of an image, median"]
+    found = document["images"]
+    real = found["test_split"]
+    body = [["halves of the test split", f"{real['classifier_accuracy']:.1%}", *_three(real), *"-----"]]
+    for name, row in found["precisions"].items():
+        shares = [
+            f"{row[key]:.1%}" for key in ("read_alike", "pixels_of_the_same_level", "pixels_within_one_level")
+        ]
+        gaps = [f"{row[key]:.1e}" for key in ("mean_difference", "median_of_images")]
+        same = name == "float32"
+        body.append([name, f"{row['agreement']:.1%}", *_three(row), *("-----" if same else [*shares, *gaps])])
+    return markdown_table(head, body)
+
+
+def _three(row: dict[str, float]) -> list[str]:
+    return [f"{row[key]:.3f}" for key in ("frechet", "precision", "recall")]
+
+
+def chain_table(document: dict[str, Any]) -> list[str]:
+    """Markdown: differences of chains; of the tests' networks the least and the largest."""
+    rows = dict(document["chains"])
+    small = {name: rows.pop(name) for name in list(rows) if name.startswith("tests' small UNet")}
+    body = [[name, *(f"{row[key]:.1e}" for key in CHAINS[1:])] for name, row in rows.items()]
+    spread = [sorted(row[key] for row in small.values()) for key in CHAINS[1:]]
+    ends = [f"{values[0]:.1e} to {values[-1]:.1e}" for values in spread]
+    body.append([f"the tests' small UNets, {len(small)} chains of 20 steps", *ends])
+    return markdown_table(["", *CHAINS[1:]], body)
+
+
 def main() -> None:
     """Measures from the command line."""
     parser = argparse.ArgumentParser(
@@ -195,12 +236,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--only", choices=["images", "chains"])
     parser.add_argument("--out", type=Path, default=Path("runs/precision"))
+    parser.add_argument("--show", type=Path, help="measure nothing: the tables of these results")
     args = parser.parse_args()
+    if args.show is not None:
+        document = json.loads(args.show.read_text())
+        print("\n".join([*image_table(document), "", *chain_table(document)]))
+        return
     if args.samples < 2 * quality_mnist.HALF:
         parser.error(f"--samples: {args.samples} given, {2 * quality_mnist.HALF} or more accepted")
+    document: dict[str, Any]
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "precision_mnist.json"
-    document: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    document = json.loads(path.read_text()) if path.exists() else {}
     document |= {"machine": machine.describe(torch.device("cpu")), "setting": SETTING}
 
     def save() -> None:
