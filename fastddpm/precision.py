@@ -8,7 +8,6 @@ it is set.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from fastddpm.plans.plan import check_choice
 
@@ -62,43 +60,6 @@ def described(precision: str | None, dtype: torch.dtype, device: torch.device) -
     return f"float32, TF32 as torch is set: {where}"
 
 
-class Cast:
-    """A copy of a network in another dtype, with the original's weights as they are at each `refresh`.
-
-    Args:
-        original: left as it is.
-        dtype: of the copy.
-
-    Attributes:
-        module: the copy.
-    """
-
-    def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
-        self.original, self.dtype = original, dtype
-        self.module = self._copied()
-
-    def _copied(self) -> nn.Module:
-        return copy.deepcopy(self.original).to(self.dtype).requires_grad_(False)
-
-    def refresh(self) -> nn.Module:
-        """The copy with the original's weights and buffers; made anew where there are others or elsewhere."""
-        ours, theirs = _tensors(self.module), _tensors(self.original)
-        if [_kind(one) for one in ours] != [_kind(one) for one in theirs]:
-            self.module = self._copied()
-        else:
-            with torch.inference_mode(False), torch.no_grad():
-                torch._foreach_copy_(ours, theirs)
-        return self.module
-
-
-def _tensors(module: nn.Module) -> list[torch.Tensor]:
-    return [*module.parameters(), *module.buffers()]
-
-
-def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return (tensor.shape, tensor.device, tensor.is_floating_point())
-
-
 # ---------------------------------------------------------------- torch's settings
 # A setting has a value of its own, or "none" and follows its parent: cuDNN's and cuBLAS's follow
 # ``torch.backends.cudnn``, which follows ``torch.backends``, as oneDNN's do. What is read is what it follows.
@@ -107,7 +68,7 @@ def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
 _SETTINGS: dict[str, dict[str, Callable[[], Any]]] = {
     "cuda": {
         "conv": lambda: torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        "rnn": lambda: torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
+        "rnn": lambda: torch.backends.cudnn.rnn,
         "matmul": lambda: torch.backends.cuda.matmul,
     },
     "cpu": {
@@ -147,12 +108,13 @@ def _set(precision: str | None, *kinds: str) -> Callable[[], None]:
 
 
 def _set_for(kind: str, value: str) -> Callable[[], None]:
-    parent: Any = torch.backends
+    backends: Any = torch.backends  # whose stubs do not know its setting
+    parent: Any = backends
     parents_own: str = parent.fp32_precision
     kept, changed = [], []
     if kind == "cuda":
         parent = torch.backends.cudnn
-        parents_own = _own(parent, torch.backends, parents_own)
+        parents_own = _own(parent, backends, parents_own)
         kept, changed = [(parent, parents_own)], [parent]
     for name, find in _SETTINGS[kind].items():
         place = find()
@@ -167,7 +129,7 @@ def _set_for(kind: str, value: str) -> Callable[[], None]:
     if older is not None:
         # Engine `max` reads it, and torch refuses where it disagrees. It sets oneDNN's product too.
         product: Any = _SETTINGS["cpu"]["matmul"]()
-        kept.append((product, _own(product, torch.backends, torch.backends.fp32_precision)))
+        kept.append((product, _own(product, backends, backends.fp32_precision)))
         torch.set_float32_matmul_precision("high" if value == "tf32" else "highest")
         product.fp32_precision = kept[-1][1]
     for place in changed:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from fastddpm.chain import Turn, Walker, without_grad
+from fastddpm.copies import InDtype
 from fastddpm.engine import Engine, Loops, resolve_engine
 from fastddpm.finite import check_finite
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.plans import Plan, make_plan
-from fastddpm.precision import Cast, Precision, check_dtype, described, dtype_of
+from fastddpm.precision import Precision, check_dtype, described, dtype_of
 from fastddpm.progress import progress_bar
 from fastddpm.request import Batch, image_shape, make_batches, whole
 from fastddpm.schedule import NoiseSchedule
@@ -162,7 +163,7 @@ class Sampler:
             raise ValueError(f"model: {self.dtype} weights given, float32, float16 or bfloat16 accepted")
         check_dtype(precision, self.dtype)
         self.precision = precision
-        self._cast: Cast | None = None
+        self._cast: InDtype | None = None
         if precision in ("bf16", "fp16") and seen_dtype != self.dtype:
             self._check_cast(precision, seen_dtype)
         self.engine: Engine = resolve_engine(engine, self.device)
@@ -440,16 +441,20 @@ class Sampler:
 
     def _walker(self) -> Walker:
         options: dict[str, Any] = {"capacity": len(self.schedule), "precision": self.precision}
-        return Walker(self._loops, self._network(), self.device, self.dtype, **options)
+        model, copied = self.model, self._in_dtype()
+        if copied is not None:
+            options["copies"] = copied.copies()  # which may make the copy anew
+            model = copied.module
+        return Walker(self._loops, model, self.device, self.dtype, **options)
 
-    def _network(self) -> Model:
-        """The model, or its copy in another dtype with the weights as they are now."""
+    def _in_dtype(self) -> InDtype | None:
+        """The model's copy in another dtype; None where it runs itself."""
         if self.precision not in ("bf16", "fp16") or model_device_dtype(self.model)[1] == self.dtype:
-            return self.model
+            return None
         assert isinstance(self.model, torch.nn.Module)
         if self._cast is None or self._cast.original is not self.model:
-            self._cast = Cast(self.model, self.dtype)
-        return self._cast.refresh()
+            self._cast = InDtype(self.model, self.dtype)
+        return self._cast
 
     def _check_cast(self, precision: str, weights: torch.dtype) -> None:
         if not isinstance(self.model, torch.nn.Module):

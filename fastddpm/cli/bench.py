@@ -67,7 +67,7 @@ def bench(
     else:
         path = json_file or out / "results.json"
         found = Document.load(path) if resume and path.exists() else None
-        chosen = {"device": device, "precision": precision, "threads": threads}
+        chosen: dict[str, Any] = {"device": device, "precision": precision, "threads": threads}
         document, code = _measure(quick, subjects, workload, path, found, **chosen)
     _report(document, out)
     if earlier is not None and _is_slower(document, earlier):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastddpm.copies import Copies, copying
 from fastddpm.network import unwrapped
 from fastddpm.request import is_whole
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet import diffusers as dialect
-from fastddpm.weights import Inventory
 
 
 def check_network(unet: Any) -> None:
@@ -68,29 +65,6 @@ def label_tensors(unet: Any, class_labels: Any, count: int) -> dict[str, Tensor]
                 f"class_labels: {labels.tolist()} given, integers in 0 .. {classes - 1} accepted"
             )
     return {"class_labels": labels}
-
-
-class InDtype:
-    """A copy of a network in another dtype.
-
-    Args:
-        original: left as it is.
-        dtype: of the copy.
-    """
-
-    def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
-        self.original = original
-        self.module = copy.deepcopy(original).to(dtype).requires_grad_(False)
-        self._inventory = Inventory([original])
-        self._copies: Copies | None = None
-
-    def copies(self) -> Copies:
-        """Gives the copy the original's weights, which are looked up anew where they lie elsewhere."""
-        places = self._inventory.look().places()
-        if self._copies is None or self._copies.places != places:
-            ours, theirs = self.module.state_dict(), self.original.state_dict()
-            self._copies = copying(list(ours.values()), [theirs[name] for name in ours], places)
-        return self._copies
 
 
 class Translation:

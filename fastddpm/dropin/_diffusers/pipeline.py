@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastddpm.copies import InDtype
 from fastddpm.dropin._diffusers.generators import Generators, one_each
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.network import (
-    InDtype,
     LogVariance,
     Translation,
     check_network,
