@@ -272,7 +272,7 @@ def test_weights_changed_between_calls_are_used(change):
     assert torch.equal(second, fresh)
     assert torch.equal(first, second) == (change == "buffer")
     if change == "buffer":
-        assert torch.equal(fast._network().unused, torch.full((3,), 2, dtype=torch.bfloat16))
+        assert torch.equal(fast._cast.module.unused, torch.full((3,), 2, dtype=torch.bfloat16))
 
 
 def test_what_the_network_is_given_and_has():
@@ -360,7 +360,7 @@ def test_weights_of_another_dtype_are_refused(name):
 
 def test_weights_of_the_dtype_itself_are_not_copied():
     unet = make_unet(TINY).to(torch.bfloat16)
-    assert sampler(unet, precision="bf16")._network() is unet
+    assert sampler(unet, precision="bf16")._walker().model is unet
 
 
 @pytest.mark.parametrize(

@@ -92,14 +92,19 @@ class FastPipeline(DropIn):
             scheduler_kind(self.scheduler) == "DDPMScheduler"
             and variance_type_of(self.scheduler, self.options) == "learned"
         )
+        copies = None if self._in_dtype is None else self._in_dtype.copies()  # which may make the copy anew
+        copied = None if self._in_dtype is None else self._in_dtype.module
         key = (unet, device, dtype, is_learned)
-        is_current = self._chains_of == key and (self._runner is None or self._runner.fits(unet))
+        is_current = self._chains_of == (*key, copied) and (self._runner is None or self._runner.fits(unet))
         if self._chains is None or not is_current:
             check_network(unet)
             wanted = self.settings.dtype or dtype
             total = int(self.scheduler.config["num_train_timesteps"])
-            self._in_dtype = None if wanted == dtype else InDtype(unet, wanted)
-            network: Any = unet if self._in_dtype is None else self._in_dtype.module
+            self._in_dtype = copies = copied = None
+            if wanted != dtype:
+                self._in_dtype = InDtype(unet, wanted)
+                copies, copied = self._in_dtype.copies(), self._in_dtype.module
+            network: Any = unet if copied is None else copied
             if is_learned:
                 network = LogVariance(network, image_shape(unet)[0])
             # "trailing" can have a step more than there are timesteps.
@@ -109,11 +114,11 @@ class FastPipeline(DropIn):
                 self._runner = _our_runner(unet, self.settings, torch.arange(total + 1))
             if self._runner is not None:
                 self._chains = self._runner.chains
-            self._chains_of = key
+            self._chains_of = (*key, copied)
         if self._runner is not None:
             self._runner.refresh()
-        elif self._in_dtype is not None:
-            self._chains.copies = self._in_dtype.copies()
+        elif copies is not None:
+            self._chains.copies = copies
         return self._chains
 
     def _batch(self, chains: Chains, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Batch:
@@ -171,7 +176,7 @@ class FastPipeline(DropIn):
 
     def _dtype(self) -> torch.dtype:
         """Of the network that chains were last made for."""
-        _, _, dtype, _ = self._chains_of
+        dtype = self._chains_of[2]
         assert isinstance(dtype, torch.dtype)
         return dtype
 
