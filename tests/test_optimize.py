@@ -155,13 +155,20 @@ def test_an_option_that_a_peer_has_not_is_named():
 
 def test_a_report_is_text():
     report = Report(
-        "a library", "a network", "eager", "torch", ("clip", "noise"), ("cond_fn: needs gradients",)
+        "a library",
+        "a network",
+        "eager",
+        "torch",
+        "float32",
+        ("clip", "noise"),
+        ("cond_fn: needs gradients",),
     )
     assert str(report).splitlines() == [
         "a library",
         "  network   a network",
         "  engine    eager",
         "  noise     torch",
+        "  precision float32",
         "  fused     clip, noise",
         "  not fused cond_fn: needs gradients",
     ]
