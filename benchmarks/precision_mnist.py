@@ -190,16 +190,8 @@ def cifar10_chain(precision: str) -> Tensor:
 
 def image_table(document: dict[str, Any]) -> list[str]:
     """Markdown: what each precision's images are worth, and how they differ from float32's."""
-    head = [
-        "",
-        "agreement",
-        "Frechet distance",
-        "precision",
-        "recall",
-        "read as float32's",
-        "pixels of the same level",
-    ]
-    head += ["within one level", "mean difference", "largest of an image, median"]
+    head = ["", "agreement", "Frechet distance", "precision", "recall", "read as float32's"]
+    head += ["pixels alike", "within one level", "mean difference", "largest of an image, median"]
     found = document["images"]
     real = found["test_split"]
     body = [["halves of the test split", f"{real['classifier_accuracy']:.1%}", *_three(real), *"-----"]]

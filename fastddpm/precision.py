@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 
+from fastddpm.forks import ForkLock
 from fastddpm.plans.plan import check_choice
 
 Precision = Literal["highest", "tf32", "bf16", "fp16"]
@@ -166,10 +167,12 @@ def _older_switch() -> str | None:
 class Turns:
     """Lets loops with different settings take turns, since torch's are those of the process.
 
-    Loops with the same setting run together. The first to come sets, the last to leave restores.
+    Loops with the same setting run together. The first to come sets, the last to leave restores. In a child of
+    a fork the other threads are gone, and what they had set is restored.
     """
 
     def __init__(self) -> None:
+        self._fork = ForkLock(self._forget_other_threads)
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._inside = 0
@@ -201,6 +204,8 @@ class Turns:
 
     def _enter(self, setting: tuple[Any, ...] | None) -> None:
         me = object()
+        with self._fork:  # whose use it is that a child of a fork is told
+            pass
         with self._changed:
             self._waiting.append(me)
             try:
@@ -220,6 +225,14 @@ class Turns:
             if not self._inside:
                 self._restore()
             self._changed.notify_all()
+
+    def _forget_other_threads(self) -> None:
+        self._changed, self._waiting = threading.Condition(), deque()
+        if getattr(self._mine, "taken", False):
+            self._inside = 1
+        elif self._inside:
+            self._inside = 0
+            self._restore()
 
 
 computing_in = Turns().taken

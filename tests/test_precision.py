@@ -221,6 +221,33 @@ def test_two_threads_with_different_precisions_take_turns():
     assert settings() == before
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_of_a_fork_has_no_other_thread_to_wait_for():
+    turns, before = precision.Turns(), settings()
+    inside, done = threading.Event(), threading.Event()
+
+    def hold():
+        with turns.taken("highest", CPU):
+            inside.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    child = os.fork()
+    if child == 0:
+        is_right = settings() == before
+        with turns.taken("tf32", torch.device("cuda")):
+            is_right &= torch.backends.cudnn.conv.fp32_precision == "tf32"
+        os._exit(0 if is_right and settings() == before else 1)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join()
+    assert status == 0
+    assert settings() == before
+
+
 def test_a_network_that_samples_does_not_wait_for_itself():
     inner = sampler(precision="highest")
 

@@ -53,18 +53,18 @@ class Report:
         network: which network runs: the original module, or our UNet with its weights.
         engine: the engine that runs.
         noise: where noise comes from.
-        precision: what the network computes in.
         fused: what one kernel does, in order.
         not_fused: what runs as plain torch passes, and why.
+        precision: what the network computes in; empty where that is not known yet.
     """
 
     peer: str
     network: str
     engine: str
     noise: str
-    precision: str
     fused: tuple[str, ...] = ()
     not_fused: tuple[str, ...] = ()
+    precision: str = ""
 
     def __str__(self) -> str:
         lines = [
@@ -72,7 +72,7 @@ class Report:
             f"  network   {self.network}",
             f"  engine    {self.engine}",
             f"  noise     {self.noise}",
-            f"  precision {self.precision}",
+            *([f"  precision {self.precision}"] if self.precision else []),
             f"  fused     {', '.join(self.fused) or 'nothing'}",
         ]
         lines += [f"  not fused {text}" for text in self.not_fused]
