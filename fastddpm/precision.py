@@ -167,8 +167,8 @@ def _older_switch() -> str | None:
 class Turns:
     """Lets loops with different settings take turns, since torch's are those of the process.
 
-    Loops with the same setting run together. The first to come sets, the last to leave restores. In a child of
-    a fork the other threads are gone, and what they had set is restored.
+    Loops with the same setting run together. The first to come sets, the last to leave restores. In a child
+    of a fork the other threads are gone, and what they had set is restored.
     """
 
     def __init__(self) -> None:

@@ -67,7 +67,7 @@ def test_a_time_limit_ends_a_part_and_not_the_kit(tmp_path):
     )
     python.chmod(0o755)
     done = run(
-        "--tiny", "--out", tmp_path / "out", "--python", python, "--seconds", "3", "--part", "environment"
+        "--tiny", "--out", tmp_path / "out", "--python", python, "--seconds", "2", "--part", "environment"
     )
     assert done.returncode == 0, done.stderr
     assert "(its time was up)" in (tmp_path / "out" / "parts.log").read_text()
