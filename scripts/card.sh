@@ -76,9 +76,10 @@ if wants doctor; then
     part doctor 140 "$PYTHON" -m fastddpm doctor --json "$OUT/doctor.json" ${TINY:+--device cpu} &
 fi
 if wants tests; then
-    part tests 140 "$PYTHON" -m pytest -m gpu -q --tb=short -p no:cacheprovider --durations=10 \
-        $("$PYTHON" -c 'import torch, xdist; print("-n 6" if torch.cuda.is_available() else "")' 2>/dev/null) tests \
-        --ignore tests/gpu_proofs --ignore tests/interpreter &
+    # Only files with such tests: to collect the others takes longer than to run these.
+    part tests 140 "$PYTHON" -m pytest -m gpu --tb=short --durations=10 \
+        $("$PYTHON" -c 'import torch, xdist; print("-n 6" if torch.cuda.is_available() else "")' 2>/dev/null) \
+        $(grep -l 'mark\.gpu' tests/test_*.py) &
 fi
 wait
 for log in doctor tests; do

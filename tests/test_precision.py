@@ -136,6 +136,17 @@ def test_whatever_was_set_is_there_again():
         assert through == plain, name
 
 
+def test_the_older_switch_of_products_can_be_read_inside():
+    """Engine `max` does: torch's autotuning asks it, and torch refuses where it and the newer one disagree."""
+    for name, older in (("tf32", "high"), ("highest", "highest")):
+        with forced(name):
+            assert torch.get_float32_matmul_precision() == older
+            # torch.compile sets the product's own value in passing.
+            torch.backends.cuda.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cuda.matmul.fp32_precision == "none"
+
+
 def test_an_error_inside_restores_too():
     before = settings()
     with pytest.raises(KeyError), forced("highest"):
