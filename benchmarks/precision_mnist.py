@@ -47,6 +47,8 @@ PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 CHAINS = (*PRECISIONS, "tf32, truncated")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+SHARES = ("read_alike", "pixels_of_the_same_level", "pixels_within_one_level")
+
 
 def emulated(precision: str) -> contextlib.AbstractContextManager[Any]:
     """What a chain of a precision runs in."""
