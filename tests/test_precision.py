@@ -137,7 +137,7 @@ def test_whatever_was_set_is_there_again():
 
 
 def test_the_older_switch_of_products_can_be_read_inside():
-    """Engine `max` does: torch's autotuning asks it, and torch refuses where it and the newer one disagree."""
+    """Engine `max` does: torch asks it while autotuning, and refuses where it and the newer one disagree."""
     for name, older in (("tf32", "high"), ("highest", "highest")):
         with forced(name):
             assert torch.get_float32_matmul_precision() == older

@@ -53,18 +53,18 @@ class Report:
         network: which network runs: the original module, or our UNet with its weights.
         engine: the engine that runs.
         noise: where noise comes from.
+        precision: what the network computes in; empty where that is not known yet.
         fused: what one kernel does, in order.
         not_fused: what runs as plain torch passes, and why.
-        precision: what the network computes in; empty where that is not known yet.
     """
 
     peer: str
     network: str
     engine: str
     noise: str
+    precision: str = ""
     fused: tuple[str, ...] = ()
     not_fused: tuple[str, ...] = ()
-    precision: str = ""
 
     def __str__(self) -> str:
         lines = [
