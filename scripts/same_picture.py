@@ -8,9 +8,11 @@ Exit code 1 where they are not.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from fastddpm.pictures import opened
 
 LEVELS = 1
 """Convolutions may round otherwise: 1e-3 in [-1, 1], see docs/architecture.md, "One noise"."""
@@ -18,7 +20,11 @@ LEVELS = 1
 
 def main(first: str, second: str) -> int:
     """Compares two files and says how far they are apart: the exit code."""
-    ours, theirs = (np.asarray(Image.open(path)).astype(np.int16) for path in (first, second))
+    pictures = []
+    for path in (first, second):
+        with opened(Path(path)) as picture:
+            pictures.append(np.asarray(picture).astype(np.int16))
+    ours, theirs = pictures
     if ours.shape != theirs.shape:
         print(f"{first}: {ours.shape}, {second}: {theirs.shape}: pictures of different sizes")
         return 1

@@ -145,26 +145,26 @@ def test_constants_stand_once_and_keep_their_types():
 
 def test_a_failure_leaves_what_was_there(tmp_path):
     target = tmp_path / "out"
-    with pytest.raises(FileNotFoundError), folder.new_folder(target) as new:
+    with pytest.raises(FileNotFoundError), folder.new_export(target) as new:
         (new / "half" / "missing").write_text("x")
     assert list(tmp_path.iterdir()) == []
 
-    with folder.new_folder(target) as new:
-        (new / "export.json").write_text(json.dumps({"format": folder.FORMAT, "mark": 1}))
-    with pytest.raises(RuntimeError, match="on purpose"), folder.new_folder(target):
+    with folder.new_export(target) as new:
+        (new / "export.json").write_text(json.dumps({"format": folder.FORMAT, "mark": 1, "files": {}}))
+    with pytest.raises(RuntimeError, match="on purpose"), folder.new_export(target):
         raise RuntimeError("on purpose")
     assert json.loads((target / "export.json").read_text())["mark"] == 1
-    with folder.new_folder(target) as new:
-        (new / "export.json").write_text(json.dumps({"format": folder.FORMAT, "mark": 2}))
+    with folder.new_export(target) as new:
+        (new / "export.json").write_text(json.dumps({"format": folder.FORMAT, "mark": 2, "files": {}}))
     assert json.loads((target / "export.json").read_text())["mark"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_other_peoples_folders_are_refused(tmp_path):
     (tmp_path / "photo.png").write_text("x")
-    with pytest.raises(ValueError, match="holds other files"), folder.new_folder(tmp_path):
+    with pytest.raises(ValueError, match="holds other files"), folder.new_export(tmp_path):
         pass
-    with pytest.raises(ValueError, match="which is a file"), folder.new_folder(tmp_path / "photo.png"):
+    with pytest.raises(ValueError, match="which is a file"), folder.new_export(tmp_path / "photo.png"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 

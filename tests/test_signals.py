@@ -116,19 +116,21 @@ def test_a_job_goes_on(tmp_path, model):
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_training_saves_and_the_same_command_goes_on(tmp_path, name):
-    words = ["train", "--out", str(tmp_path), "--base-channels", "8", "--mults", "1,2", "--batch", "4"]
-    process = start(command, *words, "--steps", "100000")
+    words = [sys.executable, "-m", "fastddpm", "train", "--out", str(tmp_path), "--base-channels", "8"]
+    words += ["--mults", "1,2", "--batch", "4", "--steps"]
+    # Not a fork of this process, in which other tests may have set accelerate up.
+    process = subprocess.Popen([*words, "100000"], stderr=subprocess.PIPE, text=True)
     log = tmp_path / "log.jsonl"
-    while not (log.exists() and log.read_text()) and process.is_alive():
+    while not (log.exists() and log.read_text()) and process.poll() is None:
         time.sleep(0.05)
-    os.kill(process.pid, getattr(signal, name))
-    process.join(60)
-    assert process.exitcode == 128 + getattr(signal, name)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 128 + getattr(signal, name), said
+    assert "the same command goes on from there" in said
     (step,) = checkpoints.steps(tmp_path)
     assert hidden(tmp_path) == []
-    process = start(command, *words, "--steps", str(step + 1))
-    process.join(60)
-    assert process.exitcode == 2  # another number of steps is another run
+    other = subprocess.run([*words, str(step + 1)], stderr=subprocess.PIPE, text=True, check=False)
+    assert other.returncode == 2  # another number of steps is another run
     assert json.loads((tmp_path / "train.json").read_text())["train"]["steps"] == 100000
 
 
