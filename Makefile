@@ -11,7 +11,7 @@ sample: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/gpu_proofs
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
-	$(BIN)/python -m pytest tests/gpu_proofs
+	$(BIN)/python -m pytest -n 2 tests/gpu_proofs
 
 # Other releases of torch, each in an environment of its own beside $(VENV). The Pythons are those of people who have
 # these releases; where they are not here, $(PYTHON) takes their place. `python3.12` may be a shim that does not run.

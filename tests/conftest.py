@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -108,3 +109,39 @@ def _mounted(folder: Path, options: str) -> Iterator[Path]:
         pytest.skip(f"a disk in memory cannot be mounted here ({done.stderr.strip()})")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def popen() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`subprocess.Popen` whose processes end with the test, and heed Ctrl-C where this one does not."""
+    started = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        # A shell that runs something in the background has it ignore SIGINT, and that is inherited.
+        heeding = {} if sys.platform == "win32" else {"preexec_fn": _heed_interrupts}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heeding, **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is traced and run by torch's operators: a minute of C++ less for each loop.
+
+    Inductor's own part is held by `test_engine.py` and by one test of each drop-in.
+    """
+    compile_ = torch.compile
+
+    def compiled(function: Any, *, mode: str | None = None, **options: Any) -> Any:
+        return compile_(function, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compiled)

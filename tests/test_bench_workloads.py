@@ -146,8 +146,7 @@ def test_sr3s_step_is_its_published_formula():
     assert found == sorted(["mul"] * 5 + ["add"] * 2 + ["sub"] + clamps + noise)
 
 
-@pytest.mark.slow
-def test_compiled_contestants_give_the_same_images():
+def test_compiled_contestants_give_the_same_images(traced):
     contest = pipelines.chain_contest("pipelines", TINY, "ddpm", 2, 3, Settings(CPU))
     field = assemble(contest, contest.setup())
     compiled = {name for name in field.calls if "compile" in name}

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -70,13 +69,11 @@ def test_the_digits_train_with_a_validation_loss(run, tmp_path):
     assert 0 < last["validation_loss"] < 5
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(pictures, tmp_path):
+def test_ctrl_c_saves_and_the_same_command_goes_on(popen, pictures, tmp_path):
     words = ["train", "--data", str(pictures), "--out", str(tmp_path / "run"), *SMALL]
     words[words.index("--steps") + 1] = "100000"
     command = [sys.executable, "-m", "fastddpm", *words]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.time() + 120
     while not list((tmp_path / "run").glob("checkpoints/step_*")) and time.time() < deadline:
         time.sleep(0.2)

@@ -614,8 +614,7 @@ def test_compiled():
     hold(pipeline, fast=fast, num_inference_steps=10)
 
 
-@pytest.mark.slow
-def test_compiled_networks_that_are_not_ours():
+def test_compiled_networks_that_are_not_ours(traced):
     pipeline = ddpm()
     fast = fastddpm.optimize(pipeline, engine="compile")
     fast.report()

@@ -256,7 +256,7 @@ def test_recognised_by_what_it_holds():
         assert not recognises(other)
 
 
-def test_the_engine_compile_gives_the_same_images():
+def test_the_engine_compile_gives_the_same_images(traced):
     theirs = make(variance="LEARNED_RANGE", betas=peer.cosine_betas(6), rescale_timesteps=True)
     ours, model = fast(theirs, engine="compile"), net(theirs)
     for y in (CLASSES, CLASSES - 1):

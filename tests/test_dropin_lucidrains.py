@@ -291,8 +291,7 @@ def test_the_engine_compile_gives_the_same_images():
     assert ours.report().engine == "compile"
 
 
-@pytest.mark.slow
-def test_the_engine_compile_under_guidance():
+def test_the_engine_compile_under_guidance(traced):
     options = {"objective": "pred_v", "use_cfg_plus_plus": True}
     theirs = guided(timesteps=50, sampling_timesteps=4, **options)
     same_images(theirs.sample, fast(theirs, engine="compile").sample, LABELS)

@@ -115,11 +115,11 @@ def test_a_job_goes_on(tmp_path, model):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_training_saves_and_the_same_command_goes_on(tmp_path, name):
+def test_training_saves_and_the_same_command_goes_on(popen, tmp_path, name):
     words = [sys.executable, "-m", "fastddpm", "train", "--out", str(tmp_path), "--base-channels", "8"]
     words += ["--mults", "1,2", "--batch", "4", "--steps"]
     # Not a fork of this process, in which other tests may have set accelerate up.
-    process = subprocess.Popen([*words, "100000"], stderr=subprocess.PIPE, text=True)
+    process = popen([*words, "100000"])
     log = tmp_path / "log.jsonl"
     while not (log.exists() and log.read_text()) and process.poll() is None:
         time.sleep(0.05)
@@ -176,12 +176,8 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, ignored)
 
 
-def test_ctrl_c_while_the_command_starts_is_one_line(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastddpm", "sample", "--out", tmp_path / "a.png"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def test_ctrl_c_while_the_command_starts_is_one_line(popen, tmp_path):
+    process = popen([sys.executable, "-m", "fastddpm", "sample", "--out", tmp_path / "a.png"])
     maps = Path(f"/proc/{process.pid}/maps")
     while process.poll() is None and "libtorch" not in maps.read_text():
         time.sleep(0.01)

@@ -11,6 +11,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import triton
@@ -69,6 +70,23 @@ def most(ceilings):
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether every case is to be built; False where pytest did not begin here and has no such option."""
     return bool(request.config.getoption("--full", default=False))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands its rows to the one that prints."""
+    handed = getattr(session.config, "workeroutput", None)
+    if handed is not None and TABLE in session.config.stash:
+        handed["proofs"] = session.config.stash[TABLE].rows
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """Takes the rows of a process that is done."""
+    rows = getattr(node, "workeroutput", {}).get("proofs", {})
+    table = node.config.stash.setdefault(TABLE, ProofTable())
+    for proof, subjects in rows.items():
+        for subject, figures in subjects.items():
+            table.add(proof, subject, **figures)
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:

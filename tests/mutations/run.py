@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -87,17 +88,13 @@ def main() -> None:
         sys.exit(f"no mutation named {wanted}; there are {[p.stem for p in sorted(FOLDER.glob('*.patch'))]}")
     caught = 0
     catchers: dict[bool, set[str]] = {False: set(), True: set()}
-    for patch in patches:
-        result, interpreter, failed = mutate(patch)
-        caught += bool(failed)
-        catchers[interpreter].update(failed)
-        print(f"{patch.stem:28s} {result}", flush=True)
-    broken = [
-        test
-        for interpreter, tests in catchers.items()
-        if tests
-        for test in failing_anyway(sorted(tests), interpreter)
-    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for patch, (result, interpreter, failed) in zip(patches, pool.map(mutate, patches), strict=True):
+            caught += bool(failed)
+            catchers[interpreter].update(failed)
+            print(f"{patch.stem:28s} {result}", flush=True)
+        kinds = [(sorted(tests), interpreter) for interpreter, tests in catchers.items() if tests]
+        broken = [test for found in pool.map(lambda kind: failing_anyway(*kind), kinds) for test in found]
     if broken:
         sys.exit("nothing is shown: failing without any mutation\n" + "\n".join(broken))
     print(f"{caught} of {len(patches)} mutations caught")
