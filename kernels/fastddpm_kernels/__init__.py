@@ -5,6 +5,7 @@
     q_sample      x_t from x_0
     noise_mse     the training loss of a predicted noise, drawn again
     group_norm_silu  GroupNorm and SiLU, with the time embedding's bias or scale and shift
+    add_group_norm_silu  the same of a sum, which it returns too
     Column        the columns of such a table, N_COLUMNS wide
 
 Importing this package imports neither triton nor torch: torch is loaded when an operator is first asked for,
@@ -21,13 +22,22 @@ from typing import TYPE_CHECKING, Any
 from .table import N_COLUMNS, Column
 
 if TYPE_CHECKING:
-    from .group_norm_silu import group_norm_silu
+    from .group_norm_silu import add_group_norm_silu, group_norm_silu
     from .noise import normal
     from .noise_mse import noise_mse
     from .q_sample import q_sample
     from .reverse_step import reverse_step
 
-__all__ = ["N_COLUMNS", "Column", "group_norm_silu", "noise_mse", "normal", "q_sample", "reverse_step"]
+__all__ = [
+    "N_COLUMNS",
+    "Column",
+    "add_group_norm_silu",
+    "group_norm_silu",
+    "noise_mse",
+    "normal",
+    "q_sample",
+    "reverse_step",
+]
 
 
 def _operator(folder: str, name: str) -> property:
@@ -43,6 +53,7 @@ def _operator(folder: str, name: str) -> property:
 class _Package(ModuleType):
     """The operators, loaded when asked for. Properties, because some of them are named like their folders."""
 
+    add_group_norm_silu = _operator(".group_norm_silu.dispatch", "add_group_norm_silu")
     group_norm_silu = _operator(".group_norm_silu.dispatch", "group_norm_silu")
     normal = _operator(".noise.torch_twin", "normal")
     noise_mse = _operator(".noise_mse.dispatch", "noise_mse")

@@ -10,7 +10,11 @@ import step_cases
 import torch
 from step_cases import CASES, SHAPES
 
-from fastddpm_kernels.group_norm_silu.op import group_norm_silu_backward_op, group_norm_silu_op
+from fastddpm_kernels.group_norm_silu.op import (
+    add_group_norm_silu_op,
+    group_norm_silu_backward_op,
+    group_norm_silu_op,
+)
 from fastddpm_kernels.noise_mse.op import noise_mse_backward_op, noise_mse_op
 from fastddpm_kernels.q_sample import kernel as q_sample
 from fastddpm_kernels.reverse_step import kernel as reverse_step
@@ -48,6 +52,7 @@ def norm_point(
     *,
     backward: bool = False,
     modulated: bool = False,
+    residual: bool = False,
 ) -> Point:
     """A launch of `group_norm_silu` with 8 groups and a bias before it, or a scale and shift after it."""
 
@@ -59,6 +64,8 @@ def norm_point(
         if backward:
             statistics = torch.zeros(3, shape[0], 8)
             group_norm_silu_backward_op(x, x, statistics, weight, weight, pre_bias, scale, scale, True)
+        elif residual:
+            add_group_norm_silu_op(x, x, 8, weight, weight, 1e-5, pre_bias, True)
         else:
             group_norm_silu_op(x, 8, weight, weight, 1e-5, pre_bias, scale, scale, True)
 
@@ -88,8 +95,12 @@ def loss_point(
     return run
 
 
-MAPS: dict[str, tuple[int, ...]] = {"one pass": (64, 128, 16, 16), "split": (1, 128, 64, 64)}
-"""A feature map whose groups fit on chip, and one whose groups are split over programs."""
+MAPS: dict[str, tuple[int, ...]] = {
+    "one pass": (64, 128, 16, 16),
+    "split": (4, 128, 64, 64),
+    "small batch": (1, 128, 16, 16),
+}
+"""Feature maps whose groups fit on chip, are split over programs, and are too few to fill a card."""
 
 POINTS: dict[str, Point] = {
     "reverse_step clip float32": step_point("clip"),
@@ -99,6 +110,8 @@ POINTS: dict[str, Point] = {
     "q_sample drawn": q_sample_point("drawn"),
     "group_norm_silu one pass": norm_point(MAPS["one pass"]),
     "group_norm_silu split": norm_point(MAPS["split"]),
+    "group_norm_silu small batch": norm_point(MAPS["small batch"]),
+    "add_group_norm_silu one pass": norm_point(MAPS["one pass"], residual=True),
     "group_norm_silu backward": norm_point(MAPS["one pass"], backward=True),
     "group_norm_silu backward split": norm_point(MAPS["split"], backward=True),
     "noise_mse float32": loss_point("l2", "float32", "contiguous"),

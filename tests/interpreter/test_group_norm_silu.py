@@ -18,7 +18,7 @@ from test_reverse_step_kernel import CountedTraffic
 
 from fastddpm_kernels.group_norm_silu import tiles
 from fastddpm_kernels.group_norm_silu.kernel import Vectors, configure, group_norm_silu_kernel
-from fastddpm_kernels.group_norm_silu.op import group_norm_silu_op
+from fastddpm_kernels.group_norm_silu.op import add_group_norm_silu_op, group_norm_silu_op
 
 # One in one pass and one that is split, with every option, in both layouts.
 SMALL = [*ONE_PASS[4:6], *SPLIT[2:4]]
@@ -158,3 +158,30 @@ def test_gradients(case):
         rounding = torch.finfo(torch.float32).eps * gradient.abs().max()
         allowed = 2 * max((theirs[name] - gradient).abs().max(), rounding)
         assert (ours[name] - gradient).abs().max() <= allowed, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", SMALL, ids=name)
+def test_a_residual_is_added_before_and_written(case, dtype):
+    """The norm is of the sum as it is stored: of x + residual rounded to their dtype."""
+    given = group_norm_cases.arguments(replace(case, scale_shift=False, dtype=dtype))
+    residual = (torch.randn_like(given["x"], dtype=torch.float32) * 2).to(dtype)
+    # The interpreter truncates what a GPU rounds to bfloat16: values whose sum needs no rounding.
+    given["x"], residual = (torch.round(tensor * 8) / 8 for tensor in (given["x"], residual))
+    arguments = {name: given[name] for name in ("num_groups", "weight", "bias", "eps", "pre_bias", "silu")}
+    y, total = add_group_norm_silu_op(given["x"], residual, *arguments.values())
+    assert torch.equal(total, given["x"] + residual)
+    assert total.stride() == y.stride() == given["x"].stride()
+    assert torch.equal(y, run(given | {"x": total}))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_traffic_of_a_residual(channels_last):
+    """One read and one write more, whether a group is split or not."""
+    options = {"channels_last": channels_last, "affine": False}
+    for case, passes in ((Case((2, 8, 16, 16), 2, **options), 4), (Case((1, 8, 64, 48), 1, **options), 5)):
+        given = group_norm_cases.arguments(case)
+        with CountedTraffic() as moved:
+            add_group_norm_silu_op(given["x"], given["x"], case.num_groups, None, None, 1e-5, None, True)
+        size = given["x"].numel() * given["x"].element_size()
+        assert passes * size <= moved["bytes"] < (passes + 0.03) * size

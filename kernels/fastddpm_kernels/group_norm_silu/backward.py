@@ -18,19 +18,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..fast_math import sigmoid_factor
 from ..launch import Launch
 from .kernel import (
     NOT_SPECIALIZED,
     Vectors,
     group_sum,
     launch_sizes,
+    layout_cases,
+    load_tile,
+    only_existing,
     per_channel,
     row_stride,
     tile_elements,
     tile_place,
     to_channels,
 )
-from .tiles import Tiles, is_channels_last
+from .tiles import PER_THREAD, Tiles
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -59,6 +63,7 @@ def backward_kernel(
     GROUPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
     """Grid (N * G / GROUPS, chunks). Writes the sums unless sums_ptr is None, and dx unless dx_ptr is None.
 
@@ -82,10 +87,10 @@ def backward_kernel(
     rest = to_channels(tl.load(statistics_ptr + line + n_statistics), GROUPS, BLOCK_CHANNELS)
     rstd = to_channels(tl.load(statistics_ptr + line + 2 * n_statistics), GROUPS, BLOCK_CHANNELS)
 
-    h = tl.load(x_ptr + first_element + element, mask=mask, other=0.0).to(tl.float32)
+    h = load_tile(x_ptr + first_element, element, mask, EXACT)
     if pre_bias_ptr is not None:
         h += per_channel(pre_bias_ptr, sample * pre_bias_row, channel, exists)
-    x_hat = tl.where(mask, ((h - mean) - rest) * rstd, 0.0)
+    x_hat = only_existing(((h - mean) - rest) * rstd, mask, EXACT)
 
     gain = tl.full((GROUPS * BLOCK_CHANNELS, 1), 1.0, tl.float32)
     v = x_hat
@@ -99,11 +104,11 @@ def backward_kernel(
         gain = gain * factor
         v = v * factor + per_channel(shift_ptr, sample * shift_row, channel, exists)
 
-    dv = tl.load(dy_ptr + first_element + element, mask=mask, other=0.0).to(tl.float32)
+    dv = load_tile(dy_ptr + first_element, element, mask, EXACT)
     if SILU:
-        sigmoid = 1.0 / (1.0 + tl.exp(-v))
+        sigmoid = sigmoid_factor(v, 1.0)
         dv = dv * (sigmoid * (1.0 + v * (1.0 - sigmoid)))
-    dv = tl.where(mask, dv, 0.0)
+    dv = only_existing(dv, mask, EXACT)
 
     if sums_ptr is not None:
         of_dv = tl.sum(dv, axis=1)
@@ -124,7 +129,10 @@ def backward_kernel(
             of_projection = tl.load(means_ptr + line + n_statistics)
         dx = dv * gain - to_channels(of_gradient, GROUPS, BLOCK_CHANNELS)
         dx = (dx - x_hat * to_channels(of_projection, GROUPS, BLOCK_CHANNELS)) * rstd
-        tl.store(dx_ptr + first_element + element, dx, mask=mask)
+        if EXACT:
+            tl.store(dx_ptr + first_element + element, dx)
+        else:
+            tl.store(dx_ptr + first_element + element, dx, mask=mask)
 
 
 def configure_backward(
@@ -145,4 +153,5 @@ def configure_backward(
         *(dy, x, statistics, weight, bias, pre_bias, row_stride(pre_bias)),
         *(scale, row_stride(scale), shift, row_stride(shift), sums, means, dx, *sizes),
     )
-    return grid, arguments, tiles.options | {"SILU": silu, "CHANNELS_LAST": is_channels_last(x)}
+    options = tiles.options(PER_THREAD["backward"])
+    return grid, arguments, options | {"SILU": silu, **layout_cases(x, tiles)}

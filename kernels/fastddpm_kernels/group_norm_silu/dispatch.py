@@ -52,7 +52,7 @@ def group_norm_silu(
     """
     _check(x, num_groups, activation)
     _check_vectors(x, weight, bias, pre_bias, scale, shift)
-    if not runs_kernels(x.device) or x.dtype not in DTYPES or x.numel() == 0 or not fits(x, num_groups):
+    if not _is_for_kernels(x, num_groups):
         return reference_group_norm_silu(
             x,
             num_groups,
@@ -73,6 +73,61 @@ def group_norm_silu(
     silu = activation == "silu"
     y: Tensor = group_norm_silu_op(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)[0]
     return y
+
+
+def add_group_norm_silu(
+    x: Tensor,
+    residual: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    pre_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> tuple[Tensor, Tensor]:
+    """(`group_norm_silu` of x + residual, x + residual): the end of a residual block and the next one's norm.
+
+    Args:
+        x: as of `group_norm_silu`.
+        residual: of x's shape and dtype.
+        num_groups, weight, bias, eps, pre_bias, activation: as of `group_norm_silu`.
+
+    On CUDA one pass where a group fits, without a gradient; with gradients, and elsewhere, two operations.
+
+    Raises:
+        ValueError: as `group_norm_silu`, and for a residual of another shape, dtype or device.
+    """
+    _check(x, num_groups, activation)
+    _check_vectors(x, weight, bias, pre_bias, None, None)
+    kind = (residual.shape, residual.dtype, residual.device)
+    if kind != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"residual: {tuple(residual.shape)}, {residual.dtype} on {residual.device} given; accepted is "
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}, as x is"
+        )
+    given = (x, residual, weight, bias, pre_bias)
+    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    if needs_gradient or not _is_for_kernels(x, num_groups):
+        total = x + residual
+        options = {"pre_bias": pre_bias, "activation": activation}
+        return group_norm_silu(total, num_groups, weight, bias, eps, **options), total  # type: ignore[arg-type]
+    from .op import add_group_norm_silu_op
+
+    if not (x.is_contiguous() or is_channels_last(x)):
+        x = x.contiguous()
+    if residual.stride() != x.stride():
+        residual = torch.empty_like(x).copy_(residual)
+    weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
+    pre_bias, silu = _with_neighbouring_channels(pre_bias), activation == "silu"
+    outputs: tuple[Tensor, Tensor] = add_group_norm_silu_op(
+        x, residual, num_groups, weight, bias, eps, pre_bias, silu
+    )
+    return outputs
+
+
+def _is_for_kernels(x: Tensor, num_groups: int) -> bool:
+    return runs_kernels(x.device) and x.dtype in DTYPES and x.numel() > 0 and fits(x, num_groups)
 
 
 def _check(x: Tensor, num_groups: int, activation: str) -> None:

@@ -5,14 +5,20 @@
     v     = (x_hat*weight + bias) * (1 + scale) + shift          scale, shift per sample and channel
     y     = v / (1 + exp(-v))   or   v
 
+An element costs an addition for each of pre_bias, the mean, its rest and the two sums, and one multiply-add for
+what comes after, whose factor and offset are vectors of channels.
+
 x and y are (N, C, ...) float32, float16 or bfloat16, contiguous or channels_last, and of one layout. weight
 and bias are (C,); pre_bias, scale and shift (N, C) or (1, C), of any floating dtype; everything is computed
 in float32. The statistics are float32 (3, N, G): a mean, what is left of the mean once that is subtracted,
 and 1/sqrt(var + eps). Two floats for the mean, since one of them has an error of 5e-4 at a mean of 1e4.
 
+With a residual, x + residual takes the place of x and is written too: the sum that ends a residual block, in
+the pass of the norm that begins the next.
+
 Bytes per element: one pass reads x and writes y: 8 in float32, 4 in half precision. Where a group is split
-(`tiles`), `statistics_kernel` reads x first: 12 or 6. There are no atomics: a chunk writes its statistics,
-and each program of the second kernel combines those of its groups.
+(`tiles`), `statistics_kernel` reads x first: 12 or 6. A residual is one read and one write more. There are no
+atomics: a chunk writes its statistics, and each program of the second kernel combines those of its groups.
 """
 
 from __future__ import annotations
@@ -24,8 +30,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..fast_math import sigmoid_factor
 from ..launch import Launch
-from .tiles import Tiles, is_channels_last, power_of_two
+from .tiles import FULL_CARD, PER_THREAD, Tiles, is_channels_last, power_of_two
 
 
 class Vectors(NamedTuple):
@@ -116,16 +123,48 @@ def group_sum(tile, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def moments(h, mask, count, GROUPS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
-    """(deviations from the mean, mean, its rest, sum of squared deviations) of a tile, three by group.
+def only_existing(tile, mask, EXACT: tl.constexpr):
+    """A tile with 0 where there is no element; EXACT: there is one everywhere."""
+    if EXACT:
+        return tile
+    else:
+        return tl.where(mask, tile, 0.0)
 
-    The mean is subtracted twice: the second time what the first, rounded, has left of it.
+
+@triton.jit
+def load_tile(ptr, element, mask, EXACT: tl.constexpr):
+    """A tile's elements as float32."""
+    if EXACT:
+        return tl.load(ptr + element).to(tl.float32)
+    else:
+        return tl.load(ptr + element, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def plus_residual(h, residual_ptr, sum_ptr, element, mask, EXACT: tl.constexpr):
+    """h + residual as it is stored in sum, whose dtype it has been rounded to: float32."""
+    total = (h + load_tile(residual_ptr, element, mask, EXACT)).to(sum_ptr.dtype.element_ty)
+    if EXACT:
+        tl.store(sum_ptr + element, total)
+    else:
+        tl.store(sum_ptr + element, total, mask=mask)
+    return total.to(tl.float32)
+
+
+@triton.jit
+def moments(h, mask, count, GROUPS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, EXACT: tl.constexpr):
+    """(differences from the mean, mean, its rest, sum of squared deviations) of a tile, three by group.
+
+    The mean is rounded, and what it lacks, the rest, is the mean of the differences. The squares are of those
+    less the rest: sum d**2 - count*rest**2, whose second term is of the size of a rounding.
     """
-    mean = group_sum(tl.where(mask, h, 0.0), GROUPS) / count
-    deviation = tl.where(mask, h - to_channels(mean, GROUPS, BLOCK_CHANNELS), 0.0)
-    rest = group_sum(deviation, GROUPS) / count
-    deviation = tl.where(mask, deviation - to_channels(rest, GROUPS, BLOCK_CHANNELS), 0.0)
-    return deviation, mean, rest, group_sum(deviation * deviation, GROUPS)
+    mean = group_sum(only_existing(h, mask, EXACT), GROUPS) / count
+    difference = only_existing(h - to_channels(mean, GROUPS, BLOCK_CHANNELS), mask, EXACT)
+    total = group_sum(difference, GROUPS)
+    rest = total / count
+    squares = group_sum(difference * difference, GROUPS) - total * rest
+    # Not by a maximum, which would lose NaN.
+    return difference, mean, rest, tl.where(squares < 0.0, 0.0, squares)
 
 
 @triton.jit
@@ -147,12 +186,16 @@ def combine(partials_ptr, row, n_chunks, plane, total, GROUPS: tl.constexpr, BLO
     offset = tl.where(mask, (mean - origin) + rest, 0.0)
     common = group_sum(count * offset, GROUPS) / total
     offset -= to_channels(common, GROUPS, 1)
-    return group_sum(origin, GROUPS), common, group_sum(squares + count * offset * offset, GROUPS)
+    first = group_sum(origin, GROUPS)
+    mean = first + common
+    return mean, common - (mean - first), group_sum(squares + count * offset * offset, GROUPS)
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def statistics_kernel(
     x_ptr,
+    residual_ptr,
+    sum_ptr,
     pre_bias_ptr,
     pre_bias_row,
     partials_ptr,
@@ -165,6 +208,7 @@ def statistics_kernel(
     GROUPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
     """A chunk's statistics into partials, float32 (4, N, G, chunks). Grid (N * G / GROUPS, chunks).
 
@@ -178,13 +222,19 @@ def statistics_kernel(
     element, mask = tile_elements(
         pixel_chunk, channel, exists, channels, pixels, CHANNELS_LAST, WHOLE, BLOCK_PIXELS
     )
-    h = tl.load(x_ptr + sample * channels * pixels + element, mask=mask, other=0.0).to(tl.float32)
+    first_element = sample * channels * pixels
+    h = load_tile(x_ptr + first_element, element, mask, EXACT)
+    if residual_ptr is not None:
+        h = plus_residual(h, residual_ptr + first_element, sum_ptr + first_element, element, mask, EXACT)
     if pre_bias_ptr is not None:
         h += per_channel(pre_bias_ptr, sample * pre_bias_row, channel, exists)
-    first_channel = tl.program_id(1) // pixel_chunks * BLOCK_CHANNELS
-    n_channels = tl.minimum(GROUP_CHANNELS - first_channel, BLOCK_CHANNELS)
-    count = (n_channels * tl.minimum(pixels - pixel_chunk * BLOCK_PIXELS, BLOCK_PIXELS)).to(tl.float32)
-    _, mean, rest, squares = moments(h, mask, count, GROUPS, BLOCK_CHANNELS)
+    if EXACT:
+        count = BLOCK_CHANNELS * BLOCK_PIXELS * 1.0
+    else:
+        first_channel = tl.program_id(1) // pixel_chunks * BLOCK_CHANNELS
+        n_channels = tl.minimum(GROUP_CHANNELS - first_channel, BLOCK_CHANNELS)
+        count = (n_channels * tl.minimum(pixels - pixel_chunk * BLOCK_PIXELS, BLOCK_PIXELS)).to(tl.float32)
+    _, mean, rest, squares = moments(h, mask, count, GROUPS, BLOCK_CHANNELS, EXACT)
 
     n_chunks = tl.num_programs(1)
     plane = n_chunks.to(tl.int64) * n_statistics
@@ -199,6 +249,8 @@ def statistics_kernel(
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def group_norm_silu_kernel(
     x_ptr,
+    residual_ptr,
+    sum_ptr,
     weight_ptr,
     bias_ptr,
     pre_bias_ptr,
@@ -221,6 +273,7 @@ def group_norm_silu_kernel(
     GROUPS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
+    EXACT: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
 ):
     """Grid (N * G / GROUPS, chunks). partials_ptr is None where a tile holds whole groups."""
@@ -233,20 +286,21 @@ def group_norm_silu_kernel(
         pixel_chunk, channel, exists, channels, pixels, CHANNELS_LAST, WHOLE, BLOCK_PIXELS
     )
     first_element = sample * channels * pixels
-    h = tl.load(x_ptr + first_element + element, mask=mask, other=0.0).to(tl.float32)
+    h = load_tile(x_ptr + first_element, element, mask, EXACT)
+    if residual_ptr is not None:
+        h = plus_residual(h, residual_ptr + first_element, sum_ptr + first_element, element, mask, EXACT)
     if pre_bias_ptr is not None:
         h += per_channel(pre_bias_ptr, sample * pre_bias_row, channel, exists)
 
     count = (GROUP_CHANNELS * pixels) * 1.0
     row = sample * num_groups + group
     if partials_ptr is None:
-        deviation, mean, rest, squares = moments(h, mask, count, GROUPS, BLOCK_CHANNELS)
+        difference, mean, rest, squares = moments(h, mask, count, GROUPS, BLOCK_CHANNELS, EXACT)
     else:
         n_chunks = tl.num_programs(1)
         plane = n_chunks.to(tl.int64) * n_statistics
         mean, rest, squares = combine(partials_ptr, row, n_chunks, plane, count, GROUPS, BLOCK_CHUNKS)
-        deviation = h - to_channels(mean, GROUPS, BLOCK_CHANNELS)
-        deviation -= to_channels(rest, GROUPS, BLOCK_CHANNELS)
+        difference = h - to_channels(mean, GROUPS, BLOCK_CHANNELS)
     rstd = tl.rsqrt(squares / count + eps)
     if tl.program_id(1) == 0:
         place = statistics_ptr + row + tl.arange(0, GROUPS)
@@ -254,17 +308,23 @@ def group_norm_silu_kernel(
         tl.store(place + n_statistics, rest)
         tl.store(place + 2 * n_statistics, rstd)
 
-    v = deviation * to_channels(rstd, GROUPS, BLOCK_CHANNELS)
+    factor = to_channels(rstd, GROUPS, BLOCK_CHANNELS)
+    offset = to_channels(tl.zeros_like(rstd), GROUPS, BLOCK_CHANNELS)
     if weight_ptr is not None:
-        v *= per_channel(weight_ptr, 0, channel, exists)
+        factor = factor * per_channel(weight_ptr, 0, channel, exists)
     if bias_ptr is not None:
-        v += per_channel(bias_ptr, 0, channel, exists)
+        offset = offset + per_channel(bias_ptr, 0, channel, exists)
     if scale_ptr is not None:
-        v = v * (1.0 + per_channel(scale_ptr, sample * scale_row, channel, exists))
-        v += per_channel(shift_ptr, sample * shift_row, channel, exists)
+        scale = 1.0 + per_channel(scale_ptr, sample * scale_row, channel, exists)
+        factor = factor * scale
+        offset = offset * scale + per_channel(shift_ptr, sample * shift_row, channel, exists)
+    v = (difference - to_channels(rest, GROUPS, BLOCK_CHANNELS)) * factor + offset
     if SILU:
-        v = v / (1.0 + tl.exp(-v))
-    tl.store(y_ptr + first_element + element, v, mask=mask)
+        v = sigmoid_factor(v, v)
+    if EXACT:
+        tl.store(y_ptr + first_element + element, v)
+    else:
+        tl.store(y_ptr + first_element + element, v, mask=mask)
 
 
 def configure(
@@ -277,35 +337,37 @@ def configure(
     y: Tensor,
     statistics: Tensor,
     partials: Tensor | None,
+    residual: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Launch:
-    """The launch of `group_norm_silu_kernel`, which writes y and statistics; partials if a group is split."""
+    """The launch of `group_norm_silu_kernel`, which writes y and statistics; partials if a group is split.
+
+    With a residual in x's layout, x + residual is normalised, and written to total.
+    """
     weight, bias, pre_bias, scale, shift = vectors
-    cases = {"SILU": silu, "CHANNELS_LAST": is_channels_last(x), "BLOCK_CHUNKS": power_of_two(tiles.chunks)}
+    cases = {"SILU": silu, "BLOCK_CHUNKS": power_of_two(tiles.chunks), **layout_cases(x, tiles)}
     grid, sizes = launch_sizes(x, num_groups, tiles)
     arguments = (
-        *(
-            x,
-            weight,
-            bias,
-            pre_bias,
-            row_stride(pre_bias),
-            scale,
-            row_stride(scale),
-            shift,
-            row_stride(shift),
-        ),
+        *(x, residual, total, weight, bias, pre_bias, row_stride(pre_bias)),
+        *(scale, row_stride(scale), shift, row_stride(shift)),
         *(partials, y, statistics, eps, *sizes),
     )
-    return grid, arguments, tiles.options | cases
+    return grid, arguments, tiles.options(per_thread(grid)) | cases
 
 
 def configure_statistics(
-    x: Tensor, num_groups: int, pre_bias: Tensor | None, tiles: Tiles, partials: Tensor
+    x: Tensor,
+    num_groups: int,
+    pre_bias: Tensor | None,
+    tiles: Tiles,
+    partials: Tensor,
+    residual: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Launch:
-    """The launch of `statistics_kernel`, which writes partials."""
+    """The launch of `statistics_kernel`, which writes partials, and total where there is a residual."""
     grid, sizes = launch_sizes(x, num_groups, tiles)
-    options = tiles.options | {"CHANNELS_LAST": is_channels_last(x)}
-    return grid, (x, pre_bias, row_stride(pre_bias), partials, *sizes), options
+    options = tiles.options(per_thread(grid)) | layout_cases(x, tiles)
+    return grid, (x, residual, total, pre_bias, row_stride(pre_bias), partials, *sizes), options
 
 
 def launch_sizes(x: Tensor, num_groups: int, tiles: Tiles) -> tuple[tuple[int, int], tuple[int, ...]]:
@@ -318,6 +380,18 @@ def launch_sizes(x: Tensor, num_groups: int, tiles: Tiles) -> tuple[tuple[int, i
         tiles.pixel_chunks,
         n_statistics,
     )
+
+
+def per_thread(grid: tuple[int, int]) -> int:
+    """Elements of a thread in a launch of so many programs."""
+    return PER_THREAD["full" if math.prod(grid) >= FULL_CARD else "small"]
+
+
+def layout_cases(x: Tensor, tiles: Tiles) -> dict[str, bool]:
+    """What is compile-time about a map: its layout, and whether its tiles have an element everywhere."""
+    whole = tiles.group_channels % tiles.block_channels == 0
+    exact = whole and math.prod(x.shape[2:]) % tiles.block_pixels == 0
+    return {"CHANNELS_LAST": is_channels_last(x), "EXACT": exact}
 
 
 def row_stride(vectors: Tensor | None) -> int:

@@ -30,7 +30,35 @@ def group_norm_silu_op(
 
     Arguments as in `dispatch.group_norm_silu`, which checks them and asks `tiles` whether they fit.
     """
-    vectors = Vectors(weight, bias, pre_bias, scale, shift)
+    return _forward(x, None, None, num_groups, eps, Vectors(weight, bias, pre_bias, scale, shift), silu)
+
+
+@triton_op("fastddpm::add_group_norm_silu", mutates_args={})
+def add_group_norm_silu_op(
+    x: Tensor,
+    residual: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pre_bias: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y, x + residual); residual is like x. It has no gradient."""
+    total = torch.empty_like(x)
+    vectors = Vectors(weight, bias, pre_bias, None, None)
+    return _forward(x, residual, total, num_groups, eps, vectors, silu)[0], total
+
+
+def _forward(
+    x: Tensor,
+    residual: Tensor | None,
+    total: Tensor | None,
+    num_groups: int,
+    eps: float,
+    vectors: Vectors,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(x)
     statistics = x.new_empty((3, x.shape[0], num_groups), dtype=torch.float32)
     tiles = cut.one_pass(x, num_groups)
@@ -39,9 +67,15 @@ def group_norm_silu_op(
         tiles = cut.split(x, num_groups)
         assert tiles is not None
         partials = x.new_empty((4, x.shape[0], num_groups, tiles.chunks), dtype=torch.float32)
-        grid, arguments, options = configure_statistics(x, num_groups, pre_bias, tiles, partials)
+        grid, arguments, options = configure_statistics(
+            x, num_groups, vectors.pre_bias, tiles, partials, residual, total
+        )
         wrap_triton(statistics_kernel)[grid](*arguments, **options)
-    grid, arguments, options = configure(x, num_groups, eps, vectors, silu, tiles, y, statistics, partials)
+        if total is not None:
+            x, residual, total = total, None, None
+    grid, arguments, options = configure(
+        x, num_groups, eps, vectors, silu, tiles, y, statistics, partials, residual, total
+    )
     wrap_triton(group_norm_silu_kernel)[grid](*arguments, **options)
     return y, statistics
 

@@ -28,6 +28,15 @@ SPLIT_TILE = 4096
 FULL_CARD = 256
 """Programs that fill a card: about two per multiprocessor (an A100 has 108, an H100 132)."""
 
+PER_THREAD = {"full": 32, "small": 8, "backward": 16}
+"""Elements of a thread. What a thread computes besides its elements (addresses, vectors, sums over the
+others) is some 300 instructions: 32 elements share them where programs fill the card. In a small batch a
+multiprocessor has one program, and more threads hide more of its waiting; the backward kernel would need 128
+registers with 32."""
+
+MOST_THREADS = 512
+"""Of a program."""
+
 WORTH_SPLITTING = 8192
 """Elements of a group below which a second launch costs more than idle multiprocessors."""
 
@@ -58,10 +67,9 @@ class Tiles:
     def elements(self) -> int:
         return self.groups * self.block_channels * self.block_pixels
 
-    @property
-    def options(self) -> dict[str, int]:
-        """Compile-time arguments of the kernels: 16 elements to a thread, 32 in tiles of more than 4096."""
-        threads = min(max(self.elements // 16, 32), 256) if self.elements <= 8192 else 512
+    def options(self, per_thread: int) -> dict[str, int]:
+        """Compile-time arguments of the kernels, with so many elements to a thread where they make a warp."""
+        threads = min(max(self.elements // per_thread, 32), MOST_THREADS)
         return {
             "GROUP_CHANNELS": self.group_channels,
             "GROUPS": self.groups,

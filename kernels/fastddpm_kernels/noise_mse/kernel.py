@@ -21,12 +21,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import geometry
+from ..launch import BLOCK_SIZE, geometry
 from ..noise.kernel import box_muller, philox
 from ..q_sample.reference import TRAINING_NOISE_STREAM
 from ..reverse_step.kernel import division
 
 STREAM = tl.constexpr(TRAINING_NOISE_STREAM)
+
+TILE_ELEMENTS = 4 * BLOCK_SIZE
+
+WARPS = {"num_warps": 1}
+"""32 elements to a thread: the kernel's time is its instructions, and they share those for keys and
+addresses."""
 
 
 @triton.jit
@@ -58,11 +64,20 @@ def address(element, channels, spatial, magic, shift, CHANNELS_LAST: tl.constexp
 
 
 @triton.jit
-def difference(prediction, z, x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask):
+def load(ptr, mask, EXACT: tl.constexpr):
+    """Elements of a tensor; EXACT: every one of them exists."""
+    if EXACT:
+        return tl.load(ptr)
+    else:
+        return tl.load(ptr, mask=mask)
+
+
+@triton.jit
+def difference(prediction, z, x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT: tl.constexpr):
     """u = prediction - target, float32; x_0_ptr is that of the sample, or None."""
     target = z
     if x_0_ptr is not None:
-        x_0 = tl.load(x_0_ptr + element, mask=mask)
+        x_0 = load(x_0_ptr + element, mask, EXACT)
         target = tl.load(signal_ptr + sample) * z - tl.load(sigma_ptr + sample) * x_0
     return prediction.to(tl.float32) - target
 
@@ -84,6 +99,7 @@ def loss_kernel(
     shift,
     LOSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EXACT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     """Grid (B, tiles of a sample); sums is (B, tiles)."""
@@ -99,15 +115,15 @@ def loss_kernel(
         element = line + i * plane
         mask = (line < plane) & (element < n_elements)
         place = address(element, channels, spatial, magic, shift, CHANNELS_LAST)
-        prediction = tl.load(prediction_ptr + row + place, mask=mask)
-        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask)
+        prediction = load(prediction_ptr + row + place, mask, EXACT)
+        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
         if LOSS == "l2":
             distance = u * u
         elif LOSS == "l1":
             distance = tl.abs(u)
         else:
             distance = tl.where(tl.abs(u) < 1.0, 0.5 * u * u, tl.abs(u) - 0.5)
-        total += tl.where(mask, distance, 0.0)
+        total += distance if EXACT else tl.where(mask, distance, 0.0)
     tl.store(sums_ptr + sample * tl.num_programs(1) + tl.program_id(1), tl.sum(total))
 
 
@@ -129,6 +145,7 @@ def gradient_kernel(
     shift,
     LOSS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
+    EXACT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     """Grid (B, tiles of a sample); grad has the layout of prediction."""
@@ -145,8 +162,8 @@ def gradient_kernel(
         # Every lane has its own bound: the last one's alone would let small samples write into the next.
         mask = (line < plane) & (element < n_elements)
         place = address(element, channels, spatial, magic, shift, CHANNELS_LAST)
-        prediction = tl.load(prediction_ptr + row + place, mask=mask)
-        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask)
+        prediction = load(prediction_ptr + row + place, mask, EXACT)
+        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
         if LOSS == "l2":
             slope = 2.0 * u
         elif LOSS == "l1":
@@ -154,7 +171,10 @@ def gradient_kernel(
             slope = tl.where(u > 0, 1.0, 0.0) - tl.where(u < 0, 1.0, 0.0)
         else:
             slope = tl.clamp(u, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
-        tl.store(grad_ptr + row + place, scale * slope, mask=mask)
+        if EXACT:
+            tl.store(grad_ptr + row + place, scale * slope)
+        else:
+            tl.store(grad_ptr + row + place, scale * slope, mask=mask)
 
 
 def configure(
@@ -181,7 +201,8 @@ def configure(
     spatial = n_elements // channels
     tensors = (prediction, seeds, ordinals, x_0, signal, sigma, *outputs)
     numbers = (n_elements, plane_16, channels, spatial, *division(spatial if channels_last else 2))
-    return grid, (*tensors, *numbers), options | {"LOSS": loss, "CHANNELS_LAST": channels_last}
+    cases = {"LOSS": loss, "CHANNELS_LAST": channels_last, "EXACT": n_elements == grid[1] * TILE_ELEMENTS}
+    return grid, (*tensors, *numbers), options | cases | WARPS
 
 
 def tiles(prediction: Tensor) -> int:
