@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.copies import Copies
-from fastddpm.engine import Loop, Loops, StepCase
+from fastddpm.engine import Loop, Loops, StepCase, executors
 from fastddpm.forks import ForkLock
 from fastddpm.network import Model, in_eval_mode
 from fastddpm.plans import Plan
@@ -73,7 +73,7 @@ class Walker:
             keep_x0: keep each step's predicted clean image in the loop's buffers.
             self_condition: give the model the last one, as ``x_self_cond``.
         """
-        in_python = self.loops.engine in ("eager", "compile")
+        in_python = not executors.is_captured(self.loops.engine, self.device)
         ring_steps = 1 if in_python else NOISE_SEGMENT
         case = step_case(batch, plan, ring_steps=ring_steps, keep_x0=keep_x0, self_condition=self_condition)
         inventories = self.loops.inventories(self.model)

@@ -16,13 +16,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.forks import ForkLock
-from fastddpm.unet import UNet
-from fastddpm.unet.rearranged import Rearranged, can_be_rearranged
 from fastddpm.weights import Inventory
+from fastddpm_kernels.compat import compiled
 
 Model = Callable[..., Any]
 
@@ -108,6 +106,7 @@ class Network:
         self.cond = dict(self.given)
         self.condition = None if condition is None else torch.empty_like(condition, device=device)
         self.time = torch.zeros(capacity, dtype=time_dtype, device=device)
+        self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
         """Fills the buffers for one chain; ``time`` is ``(S,)`` with S up to the capacity."""
@@ -129,6 +128,10 @@ class Network:
         """What it holds besides the model."""
         return [value for value in [*vars(self).values(), *self.given.values()] if isinstance(value, Tensor)]
 
+    def compile(self, **options: Any) -> None:
+        """Has torch.compile, with these options, compile what a call runs."""
+        self._compiled = compiled(self.predict, **options)
+
     def inputs(self, x: Tensor) -> Tensor:
         """x as the model takes it: doubled for guidance, behind the condition, in the model's dtype."""
         x = self.doubled(x)
@@ -142,119 +145,12 @@ class Network:
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
         """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
+        return (self._compiled or self.predict)(x, self.time.index_select(0, k))
+
+    def predict(self, x: Tensor, time: Tensor) -> Tensor:
+        """Model output for x at the time ``(1,)`` of a row."""
         x = self.inputs(x)
-        t = self.time.index_select(0, k).expand(x.shape[0])
-        return unwrapped(self.model(x, t, **self.cond))
-
-
-class TabulatedUNet(Network):
-    """Our `UNet`, its time embedding and every block's time projection computed once per chain.
-
-    The table has one row per plan step and is filled by each `begin`, so new weights are always in it. With
-    ``rearrange`` the images go through another form of the network (`fastddpm.unet.rearranged`), filled by
-    each `begin` too. Else, on a CPU, what the first convolution makes of the condition is computed by `begin`
-    and added to what it makes of x; elsewhere the sum would be two more passes over all features.
-    """
-
-    model: UNet
-
-    def __init__(
-        self, model: UNet, *, class_labels: Tensor | None, rearrange: bool = False, **buffers: Any
-    ) -> None:
-        super().__init__(
-            model, cond={} if class_labels is None else {"class_labels": class_labels}, **buffers
-        )
-        self._form = Rearranged(model) if rearrange and can_be_rearranged(model) else None
-        self._images = model if self._form is None else self._form.unet
-        self.is_private = self._form is not None
-        width = model.bias_width
-        self.table = torch.zeros(len(self.time), width, dtype=model.dtype, device=self.time.device)
-        rows = 1 if class_labels is None else len(class_labels)
-        self.class_bias = torch.zeros(rows, width, dtype=model.dtype, device=self.time.device)
-        self._first: FirstConvolution | None = None
-        plain_cpu = self.time.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if self.condition is not None and plain_cpu and not self.is_private and can_be_rearranged(model):
-            self._first = FirstConvolution(model, self.condition)
-
-    def begin(self, rows: int) -> None:
-        """Computes the tables, and brings the other forms of the weights up to date."""
-        if self._form is not None:
-            self._form.refresh()
-        if self._first is not None and self.condition is not None:
-            self._first.load(self.condition)
-        self.table[:rows].copy_(self.model.time_biases(self.time[:rows]))
-        if "class_labels" in self.given:
-            self.class_bias.copy_(self.model.class_biases(self.given["class_labels"]))
-
-    def tensors(self) -> list[Tensor]:
-        """What it holds besides the model, the weights of its other form among them."""
-        parts = [part.tensors() for part in (self._form, self._first) if part is not None]
-        return [*super().tensors(), *(tensor for tensors in parts for tensor in tensors)]
-
-    def __call__(self, x: Tensor, k: Tensor) -> Tensor:
-        """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
-        bias = self.table.index_select(0, k) + self.class_bias
-        if self._first is not None:
-            return self.model.forward_features(self._first(self.doubled(x).to(self.dtype)), bias)
-        return self._images.forward_biased(self.inputs(x), bias)
-
-
-class FirstConvolution:
-    """A network's first convolution, the condition's part of its sum kept for a chain.
-
-    Args:
-        model: its first channels are the condition's.
-        condition: ``(N, Cc, H, W)``; only its shape is used here.
-    """
-
-    def __init__(self, model: UNet, condition: Tensor) -> None:
-        self.model, self.channels = model, condition.shape[1]
-        weight = model.conv_in.weight.detach()
-        is_last = weight.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
-        self.weight = weight[:, self.channels :].clone(memory_format=layout)
-        height, width = (side + 2 * model.config.initial_pad for side in condition.shape[2:])
-        shape = (len(condition), model.config.base_channels, height, width)
-        self.kept = torch.empty(shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
-
-    def load(self, condition: Tensor) -> None:
-        """Computes what is kept, with the weights as they are now."""
-        conv = self.model.conv_in
-        self.weight.copy_(conv.weight[:, self.channels :])
-        prepared = self.model.prepared(condition.to(self.model.dtype))
-        of_condition = conv.weight[:, : self.channels]
-        self.kept.copy_(F.conv2d(prepared, of_condition, conv.bias, padding=conv.padding))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``(N, C, H, W)`` in the model's dtype -> the convolution of condition and x."""
-        self.model.check_size(x, condition_channels=self.channels)
-        prepared = self.model.prepared(x)
-        return F.conv2d(prepared, self.weight, padding=self.model.conv_in.padding) + self.kept
-
-    def tensors(self) -> list[Tensor]:
-        """What it holds besides the model."""
-        return [self.weight, self.kept]
-
-
-def bind(model: Model, *, cond: Mapping[str, Tensor], rearrange: bool = False, **buffers: Any) -> Network:
-    """The `Network` for a model: tabulated for our UNet, as it is for everything else.
-
-    Args:
-        model: the model.
-        cond: see `Network`.
-        rearrange: our UNet may sum in another order: see `fastddpm.unet.rearranged`.
-        buffers: the other arguments of `Network`.
-    """
-    if isinstance(model, UNet):
-        has_classes = model.config.num_classes is not None
-        if set(cond) != ({"class_labels"} if has_classes else set()):
-            raise ValueError(
-                "class_labels: needed by this class-conditional network"
-                if has_classes
-                else f"{', '.join(cond)}: given, but this network is unconditional"
-            )
-        return TabulatedUNet(model, class_labels=cond.get("class_labels"), rearrange=rearrange, **buffers)
-    return Network(model, cond=cond, **buffers)
+        return unwrapped(self.model(x, time.expand(x.shape[0]), **self.cond))
 
 
 # Modules that chains run at this moment: in which threads, and the submodules to put back into training mode.

@@ -56,6 +56,10 @@ class Inventory:
         tensors = self.tensors()
         return hash((*map(Tensor.data_ptr, tensors), *map(_dtype, tensors)))
 
+    def is_hooked(self) -> bool:
+        """Whether a part has hooks around its forward."""
+        return any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
+
     def _find(self) -> None:
         found: dict[int, nn.Module] = {}
         level = self._modules

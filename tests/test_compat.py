@@ -14,7 +14,7 @@ from networks import TINY
 from fastddpm import EngineUnavailable, UNet
 from fastddpm.engine import resolve_engine
 from fastddpm.engine.step import StepCase
-from fastddpm.network import bind
+from fastddpm.tabulated import bind
 from fastddpm_kernels import compat
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tolerances import NETWORK
 
-from fastddpm.network import bind
+from fastddpm.tabulated import bind
 from fastddpm.unet import diffusers as dialect
 
 UNet2DModel = pytest.importorskip("diffusers").UNet2DModel

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tolerances import GOLDEN_RELATIVE, NETWORK
 
 from fastddpm import NoiseSchedule, Sampler, UNet
-from fastddpm.network import bind
+from fastddpm.tabulated import bind
 from fastddpm.unet import sr3
 from fastddpm.unet.inference import assemble, infer
 

@@ -17,8 +17,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-# The same kernels on the same device; "max" compiles the network, which sums in another order.
-TOLERANCE = {"cudagraph": SAME_KERNELS, "auto": SAME_KERNELS, "max": 1e-3}
+# The same kernels on the same device; "compile" and "max" compile the network, which sums in another order.
+TOLERANCE = {"cudagraph": SAME_KERNELS, "auto": SAME_KERNELS, "compile": 1e-3, "max": 1e-3}
 METHODS = {
     "ddpm": {"method": "ddpm"},
     "ddim": {"method": "ddim"},
@@ -63,7 +63,7 @@ def test_methods(engine, method, guidance_scale):
     assert fast.engine == ("cudagraph" if engine == "auto" else engine)
 
 
-@pytest.mark.parametrize("engine", ["cudagraph", "max"])
+@pytest.mark.parametrize("engine", ["cudagraph", "compile", "max"])
 def test_more_steps_than_one_graph_holds(engine):
     eager, fast, _ = samplers(engine, num_inference_steps=130)
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
@@ -307,7 +307,7 @@ def test_calls_follow_each_other_without_a_wait():
         assert_same(image, other, "cudagraph")
 
 
-@pytest.mark.parametrize("engine", ["eager", "cudagraph", "max"])
+@pytest.mark.parametrize("engine", ["eager", "cudagraph", "compile", "max"])
 @pytest.mark.parametrize(("name", "limit"), [("tf32", TF32_PASS), ("bf16", BF16_PASS), ("fp16", FP16_PASS)])
 def test_precisions(engine, name, limit):
     """One evaluation in each against float32, a loop for each, and nothing set afterwards."""

@@ -9,7 +9,7 @@ import torch
 from networks import TINY, make_unet
 from torch import nn
 
-from fastddpm.network import TabulatedUNet, bind
+from fastddpm.tabulated import TabulatedUNet, bind
 from fastddpm.unet.blocks import Upsample
 from fastddpm.unet.packed import CopiedConv2d, PackedConv2d, following
 from fastddpm.unet.rearranged import PhaseUpsample, Rearranged, TwoPassGroupNorm, can_be_rearranged
@@ -162,7 +162,7 @@ def test_a_changed_network_runs_as_it_is(change):
         cond={"class_labels": labels},
         condition=None,
         time_dtype=torch.int64,
-        rearrange=True,
+        form="rearranged",
         **buffers,
     )
     assert isinstance(network, TabulatedUNet)

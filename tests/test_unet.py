@@ -11,7 +11,7 @@ from networks import TINY, make_unet
 from tolerances import NETWORK
 
 from fastddpm import UNet, UNetConfig
-from fastddpm.network import bind
+from fastddpm.tabulated import bind
 from fastddpm.unet.blocks import Attention, per_pixel, pixel_product, sinusoidal_embedding
 
 

@@ -47,7 +47,7 @@ def comparisons(device: torch.device) -> list[Comparison]:
         return short + [_precision(sampler, name) for name in PRECISIONS if name != "tf32"]
     engines = {"cudagraph": SAME_KERNELS}
     if compat.HAS_TRITON:  # without it nothing is compiled for a card
-        engines["max"] = OTHER_SUMS
+        engines["compile"] = OTHER_SUMS
     found = [_precision(sampler, name) for name in PRECISIONS]
     for name, method in METHODS.items():
         for scale in (1.0, 2.0):

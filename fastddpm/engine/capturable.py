@@ -20,9 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fastddpm.engine.watch import Offence, Watch
-from fastddpm.network import Model, bind, in_eval_mode, model_device_dtype, modules_of
+from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
 from fastddpm.plans.methods import TIME_INPUTS
 from fastddpm.plans.plan import check_choice
+from fastddpm.tabulated import bind
 from fastddpm.unet import UNet
 
 

@@ -1,7 +1,8 @@
 """How n steps are run: one after the other, compiled, or as graph replays; and which way is chosen.
 
-An executor has one method, ``run(n_steps)``. Engine names: `eager`, `compile`, `cudagraph`, `max` (compiled
-network inside captured graphs) and `auto` (cudagraph on CUDA, eager elsewhere).
+Engine names: `eager`; `compile`, on CUDA the network by Inductor inside captured graphs, elsewhere the whole
+step; `cudagraph`, captured as it is; `max`, as `compile` on CUDA with autotuning; `auto`, cudagraph on CUDA
+and eager elsewhere, so that nothing is ever compiled that was not asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
-from fastddpm.engine.step import Predict
 from fastddpm.network import Network
 from fastddpm_kernels import compat
 from fastddpm_kernels.compat import compiled
@@ -141,10 +141,20 @@ def keep_global_guards(entries: Sequence[Any]) -> list[bool]:
     return [entry.guard_type == "GLOBAL_STATE" for entry in entries]
 
 
-def compiled_network(network: Network) -> Predict:
-    """The network compiled for engine `max`; graphs are captured outside, never by Inductor."""
-    predict: Predict = compiled(network.__call__, mode="max-autotune-no-cudagraphs")
-    return predict
+def is_captured(engine: Engine, device: torch.device) -> bool:
+    """Whether a resolved engine replays graphs."""
+    return engine in ("cudagraph", "max") or (engine == "compile" and device.type == "cuda")
+
+
+def compile_network(engine: Engine, network: Network, device: torch.device) -> None:
+    """Compiles the network by itself where the step around it is captured.
+
+    Graphs are captured outside, never by Inductor: the noise and the update belong into them too.
+    """
+    if engine == "max":
+        network.compile(mode="max-autotune-no-cudagraphs")
+    elif engine == "compile" and is_captured(engine, device):
+        network.compile()
 
 
 def make_executor(
@@ -169,12 +179,13 @@ def make_executor(
         is_private: nothing that the step runs can be changed from outside but the contents of tensors, so a
             compiled step need not look again at each of a network's attributes (2 % of a small step).
     """
+    device = state[0].device
     if engine == "eager":
         return EagerExecutor(step)
-    if engine == "compile":
+    if not is_captured(engine, device):
         options = {"guard_filter_fn": keep_global_guards} if is_private else None
         return EagerExecutor(compiled(step, options=options))
-    graph = GraphExecutor(step, state, CudaGraphBackend(state[0].device), steps_per_graph)
+    graph = GraphExecutor(step, state, CudaGraphBackend(device), steps_per_graph)
     if on_fallback is None:
         return graph
     return FallbackExecutor(graph, EagerExecutor(step), on_fallback, refusal)

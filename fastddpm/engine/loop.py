@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastddpm.engine.executors import Engine, compiled_network, make_executor
+from fastddpm.engine.executors import Engine, compile_network, make_executor
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.heap import keep_heap
 from fastddpm.engine.parcel import Parcel
 from fastddpm.engine.refusal import refusal
 from fastddpm.engine.step import StepBuffers, StepCase, step
-from fastddpm.network import Model, Network, bind, modules_of
+from fastddpm.network import Model, Network, modules_of
 from fastddpm.plans import Plan
 from fastddpm.randomness import PhiloxNoise
+from fastddpm.tabulated import Form, bind
 from fastddpm.transfer import to_device
 from fastddpm.weights import Inventory
 from fastddpm_kernels import normal
@@ -65,8 +66,8 @@ class Loop:
             network.cond["x_self_cond"] = self.buffers.x0
         if self.buffers.x0 is not None:
             changed.append(self.buffers.x0)
-        predict = compiled_network(network) if engine == "max" else network
-        one_step = functools.partial(step, predict, self.buffers, case)
+        compile_network(engine, network, device)
+        one_step = functools.partial(step, network, self.buffers, case)
         self.device = device
         with self.current():
             self._executor = make_executor(
@@ -191,8 +192,10 @@ class Loops:
         conditioning = {**cond, **({} if condition is None else {"": condition})}
         signature = tuple((k, tuple(v.shape), v.dtype) for k, v in sorted(conditioning.items()))
         # Where the weights lie: a captured graph reads those addresses, a compiled step that dtype.
-        places = [inventory.places() for inventory in inventories or self.inventories(model)]
-        key = (case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
+        held = inventories or self.inventories(model)
+        places = [inventory.places() for inventory in held]
+        form = form_for(self.engine, device, held)
+        key = (form, case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
         if key in self._loops:
             self._loops.move_to_end(key)
             return self._loops[key]
@@ -207,7 +210,7 @@ class Loops:
             time_dtype=time_dtype,
             cond=cond,
             condition=condition,
-            rearrange=self.engine == "compile" and device.type == "cpu",
+            form=form,
         )
         ask = None
         if type(network) is Network and self._on_fallback is not None:
@@ -248,6 +251,13 @@ class Loops:
 
     def __len__(self) -> int:
         return len(self._loops)
+
+
+def form_for(engine: Engine, device: torch.device, held: Sequence[Inventory]) -> Form:
+    """What our UNet is run as, where it is one: the form that is fastest there; with hooks, as it is."""
+    if device.type == "cuda" and not any(inventory.is_hooked() for inventory in held):
+        return "deferred"
+    return "rearranged" if device.type == "cpu" and engine == "compile" else "plain"
 
 
 def _global_key() -> tuple[Any, ...]:

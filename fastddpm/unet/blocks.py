@@ -91,13 +91,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C, H, W)``."""
         batch, channels, height, width = x.shape
+        mixed = self.mixed(normalize(x, self.norm))
+        projected = per_pixel(self.proj, mixed).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return x + projected
+
+    def mixed(self, normed: Tensor) -> Tensor:
+        """What attention makes of ``normed (B, C, H, W)``, before its projection: likewise."""
+        batch, channels, height, width = normed.shape
         # (B, heads, H*W, C/heads) each: views of channels_last data; a head's channels are consecutive
-        qkv = per_pixel(self.qkv, normalize(x, self.norm)).reshape(batch, height * width, 3 * self.heads, -1)
+        qkv = per_pixel(self.qkv, normed).reshape(batch, height * width, 3 * self.heads, -1)
         q, k, v = torch.split(qkv.transpose(1, 2), self.heads, dim=1)
         out = F.scaled_dot_product_attention(q, k, v)
-        out = out.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        projected = per_pixel(self.proj, out).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return x + projected
+        return out.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def per_pixel(conv: nn.Conv2d, x: Tensor) -> Tensor:

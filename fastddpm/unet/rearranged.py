@@ -15,6 +15,7 @@ from torch.nn.utils import skip_init
 
 from fastddpm.unet.blocks import Upsample
 from fastddpm.unet.packed import CopiedConv2d, PackedConv2d, following
+from fastddpm.unet.phases import phase_kernels
 from fastddpm.unet.unet import UNet
 
 EXACT = (torch.float32, torch.float64)
@@ -22,11 +23,7 @@ EXACT = (torch.float32, torch.float64)
 
 
 class PhaseUpsample(nn.Module):
-    """`Upsample` at 4/9 of its operations: each phase of the output sees 2x2 pixels of the input, not 3x3.
-
-    Nearest-neighbour doubling makes a 3x3 kernel meet each input pixel once, twice or four times; its weights
-    are added up beforehand (the sub-pixel convolution of Shi et al. 2016, run backwards).
-    """
+    """`Upsample` at 4/9 of its operations, by `fastddpm.unet.phases`."""
 
     def __init__(self, source: nn.Conv2d) -> None:
         super().__init__()
@@ -44,13 +41,7 @@ class PhaseUpsample(nn.Module):
     def refresh(self) -> None:
         """Takes the weights of the 3x3 convolution as they are now."""
         source, phases = self._sources
-        above, middle, below = source.weight.unbind(2)
-        rows = (torch.stack((above, middle + below), 2), torch.stack((above + middle, below), 2))
-        kernels = []
-        for row in rows:
-            left, centre, right = row.unbind(3)
-            kernels += [torch.stack((left, centre + right), 3), torch.stack((left + centre, right), 3)]
-        phases.weight.copy_(torch.cat(kernels))
+        phases.weight.copy_(phase_kernels(source.weight))
         if source.bias is not None and phases.bias is not None:
             phases.bias.copy_(source.bias.repeat(4))
         self.conv.refresh()
@@ -135,6 +126,10 @@ class Rearranged:
         for module in self.unet.modules():
             if isinstance(module, OWNERS):
                 module.refresh()
+
+    def forward_biased(self, x: Tensor, bias: Tensor) -> Tensor:
+        """As of `UNet.forward_biased`."""
+        return self.unet.forward_biased(x, bias)
 
     def tensors(self) -> list[Tensor]:
         """Tensors of its own: what it does not share with the source."""

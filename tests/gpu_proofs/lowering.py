@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,19 @@ from typing import Any
 import torch
 from fake_gpu import fake_card
 from torch import Tensor, nn
+from torch._inductor import metrics
+from torch._inductor.compile_fx import inductor_metrics_log
 from torch._inductor.utils import get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastddpm.engine.step import StepBuffers, StepCase
-from fastddpm.network import bind
-from fastddpm_kernels.compat import compiled
+from fastddpm.network import Network
+from fastddpm.tabulated import bind
 
 CASE = StepCase((4, 3, 32, 32), clip=True)
-STEP_LAUNCHES = 2
-"""What a step launches behind its network: the reverse step, and the counter's increment (proof d counts)."""
+STEP_LAUNCHES = 3
+"""What a step launches around its network: its row of time, the reverse step, the counter's increment."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,14 @@ class Lowered:
         kernels: source of each Triton kernel that it generated, by name.
         triton: names of the Triton kernels it launches, in order, ours among them.
         library: counts of the library calls: convolutions, matrix products, attention.
+        n_bytes: what all of them read and write, each operand once, as Inductor counts it.
     """
 
     code: str
     kernels: dict[str, str]
     triton: list[str]
     library: Counter[str]
+    n_bytes: int
 
     @property
     def launches(self) -> int:
@@ -68,7 +75,7 @@ def is_copy(source: str) -> bool:
     return len(dtypes) == 1 and not computed and body.count("tl.load(") == 1
 
 
-def read(code: str) -> Lowered:
+def read(code: str, n_bytes: int) -> Lowered:
     """The launches in the `call` function of a generated module."""
     # Its own are named triton_; others are ours, which proof a builds.
     pattern = r"^(triton_\w+) = async_compile\.triton\('\w+', '''(.*?)'''"
@@ -76,7 +83,7 @@ def read(code: str) -> Lowered:
     body = code[code.index("def call(") :]
     triton = re.findall(r"^\s+(\w+)\.run\(", body, re.M)
     library = re.findall(r"(extern_kernels\.\w+|(?:torch\.ops\.|aten\.)_?[\w.]+)\(", body)
-    return Lowered(code, kernels, triton, Counter(library))
+    return Lowered(code, kernels, triton, Counter(library), n_bytes)
 
 
 def flash(
@@ -107,19 +114,82 @@ def lower(make: Callable[[], nn.Module], monkeypatch: Any, target: str = "sm_90"
             model = model.to(device)
             with device:
                 buffers = StepBuffers(CASE, 10, device)
-                network = bind(
-                    model,
-                    cond={},
-                    device=device,
-                    dtype=torch.bfloat16,
-                    capacity=10,
-                    guided=False,
-                    time_dtype=torch.int64,
-                    condition=None,
-                )
-            code = get_code(compiled(network.__call__, fullgraph=True), buffers.x, buffers.counter[:1])
+                network = bound(model, device)
+                network.compile(fullgraph=True)
+            with counted_bytes():
+                code = get_code(network, buffers.x, buffers.counter[:1])
     [module] = [text for text in code if "def call(" in text and "async_compile" in text][:1]
-    return read(module)
+    return read(module, metrics.num_bytes_accessed)
+
+
+@contextlib.contextmanager
+def counted_bytes() -> Iterator[None]:
+    """Inductor counts bytes while its log of metrics is on, which is not shown."""
+    log = inductor_metrics_log
+    level, propagate = log.level, log.propagate
+    metrics.reset()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+def bound(model: nn.Module, device: torch.device) -> Network:
+    """The network as a loop on CUDA has it; others' than ours are as they are in any form."""
+    return bind(
+        model,
+        cond={},
+        device=device,
+        dtype=torch.bfloat16,
+        capacity=10,
+        guided=False,
+        time_dtype=torch.int64,
+        condition=None,
+        form="deferred",
+    )
+
+
+# Operators that launch nothing.
+VIEWS = re.compile(
+    r"::(view|permute|transpose|t|expand|slice|select|split|split_with_sizes|detach|as_strided|alias|unsqueeze|"
+    r"_unsafe_view|_reshape_alias|empty\w*|new_empty\w*|chunk|squeeze|unbind|promote_types)(\.|$)|^prim::"
+)
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that launch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        name = operator.name()
+        result = operator(*arguments, **(options or {}))
+        same = name.startswith("aten::_to_copy") and arguments[0].dtype == result.dtype
+        if not VIEWS.search(name) or same:
+            self.launched.append(name)
+        return result
+
+
+def captured_operators(make: Callable[[], nn.Module], monkeypatch: Any, target: str = "sm_90") -> list[str]:
+    """The operators of a step's network as engine `cudagraph` captures it, a launch each.
+
+    A convolution's bias is one more; the last has one.
+    """
+    model = make().to(torch.bfloat16).eval().to(memory_format=torch.channels_last)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", flash)
+    device = torch.device("cuda:0")
+    with fake_card(target), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        model = model.to(device)
+        with device:
+            buffers, network = StepBuffers(CASE, 10, device), bound(model, device)
+            with Operators() as operators:
+                network(buffers.x, buffers.counter[:1])
+    return operators.launched
 
 
 def compile_kernel(name: str, source: str, folder: Path) -> Any:

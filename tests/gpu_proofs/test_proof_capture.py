@@ -21,7 +21,8 @@ from torch._subclasses.fake_tensor import (
 
 from fastddpm import UNet
 from fastddpm.engine.step import StepCase
-from fastddpm.network import Network, bind
+from fastddpm.network import Network
+from fastddpm.tabulated import bind
 
 SHAPE = (2, 3, 8, 8)
 CASES = {
