@@ -36,45 +36,62 @@ def copying(targets: Sequence[Tensor], sources: Sequence[Tensor], places: int) -
 
     def refresh() -> None:
         with torch.inference_mode(False), torch.no_grad():
-            torch._foreach_copy_(list(targets), list(sources))
+            if targets:
+                torch._foreach_copy_(list(targets), list(sources))
 
     return Copies(refresh, places)
 
 
-class InDtype:
-    """A copy of a network in another dtype.
+class Copied:
+    """A network in another form, which follows the original's weights.
 
-    Args:
-        original: left as it is.
-        dtype: of the copy.
+    Args: original: left as it is. arrange: makes the other form, with parameters and buffers in the
+        original's order. Those that lie where the
+            original's lie are shared, the others copied.
 
     Attributes:
-        module: the copy, with the weights of the last time that its `copies` were refreshed.
+        module: the other form, with the weights of the last time that its `copies` were refreshed.
     """
 
-    def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
-        self.original, self.dtype = original, dtype
+    def __init__(self, original: nn.Module, arrange: Callable[[nn.Module], nn.Module]) -> None:
+        self.original, self._arrange = original, arrange
         self._inventory = Inventory([original])
         self.module, self._copies = self._made()
 
     def copies(self) -> Copies:
-        """What gives the copy the original's weights and buffers.
+        """What gives it the original's weights and buffers.
 
-        These are looked up anew where they lie elsewhere, and the copy is made anew where they are others.
+        These are looked up anew where they lie elsewhere, and the form is made anew where they are others, or
+        where some of them are shared.
         """
         places = self._inventory.look().places()
         if places != self._copies.places:
             ours, theirs = _tensors(self.module), _tensors(self.original)
-            if list(map(_kind, ours)) == list(map(_kind, theirs)):
+            if not self._shares and list(map(_kind, ours)) == list(map(_kind, theirs)):
                 self._copies = copying(ours, theirs, places)
             else:
                 self.module, self._copies = self._made()
         return self._copies
 
     def _made(self) -> tuple[nn.Module, Copies]:
-        module = copy.deepcopy(self.original).to(self.dtype).requires_grad_(False)
+        module = self._arrange(self.original)
         places = self._inventory.look().places()
-        return module, copying(_tensors(module), _tensors(self.original), places)
+        pairs = list(zip(_tensors(module), _tensors(self.original), strict=True))
+        copied = [(ours, theirs) for ours, theirs in pairs if ours.data_ptr() != theirs.data_ptr()]
+        self._shares = len(copied) < len(pairs)
+        return module, copying([ours for ours, _ in copied], [theirs for _, theirs in copied], places)
+
+
+class InDtype(Copied):
+    """A copy of a network in another dtype.
+
+    Args:
+        original: left as it is.
+        dtype: of the copy.
+    """
+
+    def __init__(self, original: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(original, lambda module: copy.deepcopy(module).to(dtype).requires_grad_(False))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -596,6 +596,64 @@ def test_report_and_saving(tmp_path):
     hold(again, fast=fast, num_inference_steps=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_our_network_stands_in_for_weights_of_any_dtype(dtype):
+    """As on a GPU; the original's images, but for what half precision rounds in another order."""
+    pipeline = ddpm(make_unet().to(dtype))
+    fast = fastddpm.optimize(pipeline, network="ours")
+    assert "our UNet with its weights, outputs within" in str(fast.report())
+    tolerance = {torch.float32: TOLERANCE, torch.bfloat16: 0.15, torch.float16: 0.02}[dtype]
+    hold(pipeline, fast=fast, num_inference_steps=5, tolerance=tolerance)
+    with torch.no_grad():
+        pipeline.unet.conv_in.weight.mul_(2)
+        pipeline.unet.mid_block.attentions[0].to_k.weight.mul_(3)
+    hold(pipeline, fast=fast, num_inference_steps=5, tolerance=tolerance)
+
+
+def test_which_network_runs():
+    """Ours on a GPU, if it fits, and where chains are compiled; the original where that is asked for."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    fast = {name: fastddpm.optimize(ddpm(), network=name) for name in ("auto", "original", "ours")}
+    found = {
+        name: [one._may_be_ours(device, False, True) for device in (cpu, cuda)] for name, one in fast.items()
+    }
+    assert found == {"auto": [False, True], "original": [False, False], "ours": [True, True]}
+    assert fastddpm.optimize(ddpm(), engine="compile")._may_be_ours(cpu, False, True)
+    assert not fast["ours"]._may_be_ours(cuda, True, True)  # a variance of its own to take the logarithm of
+    with pytest.raises(ValueError, match="network must be one of auto, original, ours, got 'mine'"):
+        fastddpm.optimize(ddpm(), network="mine")
+    altered = ddpm()
+    altered.unet.mid_block.attentions[0].rescale_output_factor = 2.0
+    with pytest.raises(ValueError, match=r"network: 'ours' given, but our UNet's outputs differ"):
+        fastddpm.optimize(altered, network="ours").report()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_network_that_is_not_ours_is_arranged_on_a_gpu(dtype):
+    pipeline = ddpm()
+    unet = pipeline.unet
+    unet.mid_block.attentions[0].rescale_output_factor = 2.0
+    before = {name: (value.clone(), value.stride()) for name, value in unet.state_dict().items()}
+    fast = fastddpm.optimize(pipeline)
+    assert fast._copy(torch.device("cpu"), None) is None
+    copied = fast._copy(torch.device("cuda"), dtype)
+    convolutions = [part for part in copied.module.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in convolutions)
+    assert len(copied.fused.replaced) > 5
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3, 700])
+    with torch.no_grad():
+        for factor in (1.0, 1.5):
+            for parameter in unet.parameters():
+                parameter.data.mul_(factor)
+            copied.copies().refresh()
+            theirs = unet(x, t).sample
+            ours = copied.module(x.to(dtype or x.dtype), t).sample
+            assert (ours - theirs).abs().max() <= (1e-5 if dtype is None else 0.1) * theirs.abs().max()
+            unet.load_state_dict({name: value for name, (value, _) in before.items()}, assign=factor == 1.0)
+    assert all(torch.equal(unet.state_dict()[name], value) for name, (value, _) in before.items())
+    assert not any("forward" in part.__dict__ for part in unet.modules())
+
+
 @pytest.mark.slow
 def test_compiled():
     pipeline = ddpm()

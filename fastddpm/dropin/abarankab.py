@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.dropin.peer import DropIn, check_device, holds
-from fastddpm.dropin.runner import NETWORK_CHOICES, NetworkChoice, Runner, warn_if_random
-from fastddpm.dropin.settings import Report, Settings
+from fastddpm.dropin.runner import Runner, warn_if_random
+from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
 from fastddpm.plans.plan import check_choice
 from fastddpm.request import whole

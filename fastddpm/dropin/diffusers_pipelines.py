@@ -24,7 +24,7 @@ def build(obj: Any, settings: Settings, **options: Any) -> FastPipeline:
     Args:
         obj: the pipeline.
         settings: noise, engine and dtype.
-        **options: ``variance_type`` and ``previous_timestep``, of `Options`.
+        **options: ``variance_type``, ``previous_timestep`` and ``network``, of `Options`.
 
     Raises:
         ValueError: an option is not as there, or a scheduler or configuration that cannot be reproduced.

@@ -42,6 +42,8 @@ def build(obj: Any, settings: Settings, **options: Any) -> Any:
     if settings.dtype is not None:
         raise ValueError(f"dtype: {settings.dtype} given, None accepted for a scheduler alone")
     habits = Options.of(options)
+    if habits.network != "auto":
+        raise ValueError(f"network: {habits.network!r} given, none accepted for a scheduler alone")
     is_ddpm = scheduler_kind(obj) == "DDPMScheduler"
     kind: Any = schedulers.FastDDPMScheduler if is_ddpm else schedulers.FastDDIMScheduler
     fast = kind.from_config(obj.config)

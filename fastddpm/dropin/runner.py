@@ -7,25 +7,24 @@ still the same tensors, so that an optimiser's step, an EMA update and `load_sta
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastddpm.chain import without_grad
 from fastddpm.copies import Copies
+from fastddpm.dropin.arranged import ForGpu
 from fastddpm.dropin.chains import Chains
-from fastddpm.dropin.settings import Settings
+from fastddpm.dropin.settings import DTYPES, NetworkChoice, Settings
 from fastddpm.network import in_eval_mode, model_device_dtype, unwrapped
 from fastddpm.precision import forced
 from fastddpm.unet import UNet
 from fastddpm.weights import Inventory
-
-NetworkChoice = Literal["auto", "original", "ours"]
-NETWORK_CHOICES = ("auto", "original", "ours")
 
 # Two orders of the same float32 sums, relative to the largest output.
 LARGEST_DIFFERENCE = 1e-5
@@ -99,6 +98,7 @@ class Runner:
         self.unet: UNet | None = None
         self._merged: frozenset[str] = frozenset()
         self._places: list[int] = []
+        self._arranged: ForGpu | None = None
         reason = "as asked for"
         if choice != "original":
             self.unet, reason = same_network(source, Adapter(source, call), dialect, times)
@@ -112,8 +112,11 @@ class Runner:
             self.chains = Chains(self.unet, settings, capacity=len(times))
         else:
             dtype = settings.dtype if settings.dtype != model_device_dtype(source)[1] else None
-            adapter = Adapter(source, call, dtype)
             self.network = f"the original module ({reason})"
+            if choice == "auto" and model_device_dtype(source)[0].type == "cuda" and not is_altered(source):
+                self._arranged = ForGpu(source)
+                self.network += ", in channels_last, its norms fused"
+            adapter = Adapter(source if self._arranged is None else self._arranged.module, call, dtype)
             self.chains = Chains(adapter, replace(settings, dtype=None), capacity=len(times))
 
     def fits(self, source: nn.Module) -> bool:
@@ -127,6 +130,9 @@ class Runner:
         (and what is captured is captured again). Copies are what is in another dtype, and what several of the
         original's tensors are one of ours: chains copy them.
         """
+        if self._arranged is not None:
+            self.chains.copies = self._arranged.copies()  # which may make its module anew
+            self.chains.model.module = self._arranged.module  # type: ignore[attr-defined]
         if self.unet is None:
             return
         both = (self._inventory, self._ours)
@@ -172,7 +178,7 @@ def same_network(
 ) -> tuple[UNet | None, str]:
     """Our UNet with a module's weights if it gives the module's outputs, with how near; or None and why."""
     device, dtype = model_device_dtype(source)
-    if dtype != torch.float32:
+    if dtype not in DTYPES:
         return None, f"its weights are {dtype}"
     if is_altered(source):
         return None, "it has hooks or a forward of its own"
@@ -181,7 +187,15 @@ def same_network(
         if unet is None:
             return None, "of another architecture than our UNet's"
         unet.requires_grad_(False)
-        difference = largest_difference(adapter, unet, times[:: max(1, len(times) - 1)].to(device))
+        times = times[:: max(1, len(times) - 1)].to(device)
+        if dtype == torch.float32:
+            difference = largest_difference(adapter, unet, times)
+        else:
+            # Half precision would hide a difference of architecture behind its rounding.
+            exact = copy.deepcopy(source).float()
+            compared = dialect.from_module(exact)
+            assert compared is not None
+            difference = largest_difference(Adapter(exact, adapter.call), compared, times)
     except (RuntimeError, TypeError, ValueError) as error:
         return None, f"not to be compared with our UNet: {str(error).splitlines()[0]}"
     if not difference <= LARGEST_DIFFERENCE:

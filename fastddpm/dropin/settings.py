@@ -12,6 +12,8 @@ from fastddpm.plans.plan import check_choice
 from fastddpm.precision import PRECISIONS, Precision
 
 NoiseKind = Literal["torch", "philox"]
+NetworkChoice = Literal["auto", "original", "ours"]
+NETWORK_CHOICES = ("auto", "original", "ours")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

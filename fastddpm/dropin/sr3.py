@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.dropin.peer import DropIn, holds
-from fastddpm.dropin.runner import NETWORK_CHOICES, NetworkChoice, Runner, warn_if_random
-from fastddpm.dropin.settings import Report, Settings
+from fastddpm.dropin.runner import Runner, warn_if_random
+from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.plan import Plan, check_choice
 from fastddpm.plans.sr3 import STORED, from_sr3
 from fastddpm.request import whole

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
+from fastddpm.dropin.settings import NETWORK_CHOICES
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_dpmsolver_scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
@@ -24,6 +25,9 @@ class Options:
         variance_type: in place of a DDPMScheduler's; None for its own.
         previous_timestep: of DDIM: ``original``: the step from t goes to t - T//S, as in diffusers;
             ``consistent``: to the next timestep visited.
+        network: ``auto``: our UNet with the original's weights on a GPU, and where chains are compiled, if
+            its outputs are the original's; else the original, on a GPU in channels_last with its norms fused.
+            ``original``: as it is. ``ours``: our UNet, or an error.
 
     Raises:
         ValueError: naming the option, what was given and what is accepted.
@@ -31,8 +35,10 @@ class Options:
 
     variance_type: str | None = None
     previous_timestep: str = "original"
+    network: str = "auto"
 
     def __post_init__(self) -> None:
+        check_choice("network", self.network, NETWORK_CHOICES)
         check_choice("previous_timestep", self.previous_timestep, PREVIOUS_TIMESTEPS)
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastddpm.copies import InDtype
+from fastddpm.copies import Copied, InDtype
 from fastddpm.dropin._diffusers.generators import Generators, one_each
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.network import (
@@ -19,10 +19,12 @@ from fastddpm.dropin._diffusers.network import (
     label_tensors,
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
+from fastddpm.dropin.arranged import ForGpu
 from fastddpm.dropin.chains import Chains
 from fastddpm.dropin.peer import DropIn
-from fastddpm.dropin.runner import Runner
+from fastddpm.dropin.runner import Runner, is_altered
 from fastddpm.dropin.settings import Report, Settings
+from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.request import Batch, whole
@@ -49,7 +51,7 @@ class FastPipeline(DropIn):
         self._plans = Plans()
         self._chains: Chains | None = None
         self._chains_of: tuple[Any, ...] = ()
-        self._in_dtype: InDtype | None = None
+        self._copied: Copied | None = None
         self._runner: Runner | None = None
         self.check()
 
@@ -92,34 +94,61 @@ class FastPipeline(DropIn):
             scheduler_kind(self.scheduler) == "DDPMScheduler"
             and variance_type_of(self.scheduler, self.options) == "learned"
         )
-        copies = None if self._in_dtype is None else self._in_dtype.copies()  # which may make the copy anew
-        copied = None if self._in_dtype is None else self._in_dtype.module
+        copies = None if self._copied is None else self._copied.copies()  # which may make the copy anew
+        copied = None if self._copied is None else self._copied.module
         key = (unet, device, dtype, is_learned)
         is_current = self._chains_of == (*key, copied) and (self._runner is None or self._runner.fits(unet))
         if self._chains is None or not is_current:
             check_network(unet)
             wanted = self.settings.dtype or dtype
             total = int(self.scheduler.config["num_train_timesteps"])
-            self._in_dtype = copies = copied = None
-            if wanted != dtype:
-                self._in_dtype = InDtype(unet, wanted)
-                copies, copied = self._in_dtype.copies(), self._in_dtype.module
-            network: Any = unet if copied is None else copied
-            if is_learned:
-                network = LogVariance(network, image_shape(unet)[0])
-            # "trailing" can have a step more than there are timesteps.
-            self._chains = Chains(network, self.settings, capacity=total + 1)
-            self._runner = None
-            if self._chains.engine == "compile" and device.type == "cpu" and network is unet:
-                self._runner = _our_runner(unet, self.settings, torch.arange(total + 1))
+            copies = copied = None
+            self._copied, self._runner = None, None
+            if self._may_be_ours(device, is_learned, wanted == dtype):
+                # "trailing" can have a step more than there are timesteps.
+                self._runner = self._our_runner(torch.arange(total + 1))
             if self._runner is not None:
                 self._chains = self._runner.chains
+            else:
+                self._copied = self._copy(device, None if wanted == dtype else wanted)
+                if self._copied is not None:
+                    copies, copied = self._copied.copies(), self._copied.module
+                network: Any = unet if copied is None else copied
+                if is_learned:
+                    network = LogVariance(network, image_shape(unet)[0])
+                self._chains = Chains(network, self.settings, capacity=total + 1)
             self._chains_of = (*key, copied)
         if self._runner is not None:
             self._runner.refresh()
         elif copies is not None:
             self._chains.copies = copies
         return self._chains
+
+    def _may_be_ours(self, device: torch.device, is_learned: bool, same_dtype: bool) -> bool:
+        """Whether our UNet is to stand in for the original's, if it gives its outputs.
+
+        On a GPU, and where chains are compiled on a CPU, it has a faster form (`fastddpm.tabulated`); in
+        others on a CPU the original's operators give the original's images to the last bit.
+        """
+        if is_learned or self.options.network == "original":
+            return False
+        compiles = resolve_engine(self.settings.engine, device) == "compile" and same_dtype
+        return self.options.network == "ours" or device.type == "cuda" or compiles
+
+    def _our_runner(self, times: Tensor) -> Runner | None:
+        """Chains of our UNet with a network's weights; None where it does not give the same outputs."""
+        try:
+            return Runner(self.unet, _call, Translation(), self.settings, choice="ours", times=times)
+        except ValueError:
+            if self.options.network == "ours":
+                raise
+            return None
+
+    def _copy(self, device: torch.device, dtype: torch.dtype | None) -> Copied | None:
+        """What runs in the original's place: a copy in another dtype or, on a GPU, in another order."""
+        if device.type == "cuda" and self.options.network == "auto" and not is_altered(self.unet):
+            return ForGpu(self.unet, dtype)
+        return None if dtype is None else InDtype(self.unet, dtype)
 
     def _batch(self, chains: Chains, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Batch:
         """The batch that a call asks for; see `__call__`."""
@@ -249,7 +278,9 @@ class FastPipeline(DropIn):
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
         if isinstance(chains.model, LogVariance):
             why.append("variance_type learned: the logarithm of the network's variance is a pass of its own")
-        dtype = "" if self._in_dtype is None else f", copied to {chains.dtype} before each chain"
+        dtype = "" if self._copied is None else f", copied to {chains.dtype} before each chain"
+        if isinstance(self._copied, ForGpu):
+            dtype = f", in channels_last, its norms fused{dtype if self.settings.dtype else ''}"
         return Report(
             peer=f"diffusers {self.peer} with {scheduler_kind(self.scheduler)}",
             network=(
@@ -263,15 +294,6 @@ class FastPipeline(DropIn):
             fused=tuple(fused),
             not_fused=tuple(why),
         )
-
-
-def _our_runner(unet: Any, settings: Settings, times: Tensor) -> Runner | None:
-    """Chains of our UNet with a network's weights; None where it does not give the same outputs.
-
-    Where chains are compiled on a CPU, our UNet has a faster form (`fastddpm.unet.rearranged`).
-    """
-    runner = Runner(unet, _call, Translation(), settings, choice="auto", times=times)
-    return runner if runner.unet is not None else None
 
 
 def _call(unet: Any, x: Tensor, t: Tensor, **cond: Tensor) -> Any:

@@ -5,8 +5,8 @@
     v     = (x_hat*weight + bias) * (1 + scale) + shift          scale, shift per sample and channel
     y     = v / (1 + exp(-v))   or   v
 
-An element costs an addition for each of pre_bias, the mean, its rest and the two sums, and one multiply-add for
-what comes after, whose factor and offset are vectors of channels.
+An element costs an addition for each of pre_bias, the mean, its rest and the two sums, and one multiply-add
+for what comes after, whose factor and offset are vectors of channels.
 
 x and y are (N, C, ...) float32, float16 or bfloat16, contiguous or channels_last, and of one layout. weight
 and bias are (C,); pre_bias, scale and shift (N, C) or (1, C), of any floating dtype; everything is computed
