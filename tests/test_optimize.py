@@ -173,3 +173,15 @@ def test_a_report_is_text():
         "  not fused cond_fn: needs gradients",
     ]
     assert "fused     nothing" in str(Report("a", "b", "c", "d"))
+
+
+def test_auto_says_what_compiling_would_give(unet):
+    """On a GPU nothing is compiled that was not asked for."""
+    from fastddpm.dropin.chains import Chains
+
+    chains = Chains(unet, Settings(), capacity=10)
+    assert chains.engine_in_words() == "eager"
+    chains.engine = "cudagraph"
+    assert "engine='compile' has fewer launches" in chains.engine_in_words()
+    asked = Chains(unet, Settings(engine="eager"), capacity=10)
+    assert asked.engine_in_words() == "eager"

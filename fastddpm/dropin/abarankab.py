@@ -124,7 +124,7 @@ class FastAbarankab(DropIn):
         return Report(
             peer=DESCRIPTION,
             network=networks,
-            engine=ema.chains.engine,
+            engine=ema.chains.engine_in_words(),
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
             precision=ema.chains.computes_in(self.settings.dtype),
             fused=("remove_noise and sigma * z", *(("the noise z",) if drawn else ())),

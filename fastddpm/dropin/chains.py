@@ -158,6 +158,15 @@ class Chains:
             if x is not None:
                 warn_if_not_finite(x, batch.seeds)
 
+    def engine_in_words(self) -> str:
+        """The engine that runs, and what another would give where nobody chose this one."""
+        if self.settings.engine == "auto" and self.engine == "cudagraph":
+            return (
+                "cudagraph, chosen by auto; engine='compile' has fewer launches and passes a step, "
+                "and compiles for a minute or more the first time on a machine"
+            )
+        return self.engine
+
     def computes_in(self, dtype: torch.dtype | None = None) -> str:
         """What the network computes in, in words; ``dtype`` where autocast makes it another than x's."""
         return described(self.settings.precision, dtype or self.dtype, self.device)

@@ -158,7 +158,7 @@ class FastSR3(DropIn):
         return Report(
             peer=f"GaussianDiffusion of the SR3 repository{variant}",
             network="waits for set_new_noise_schedule" if runner is None else runner.network,
-            engine=self.settings.engine if runner is None else runner.chains.engine,
+            engine=self.settings.engine if runner is None else runner.chains.engine_in_words(),
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
             precision="" if runner is None else runner.chains.computes_in(self.settings.dtype),
             fused=(

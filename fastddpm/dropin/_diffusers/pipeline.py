@@ -288,7 +288,7 @@ class FastPipeline(DropIn):
                 if self._runner is None
                 else self._runner.network
             ),
-            engine=chains.engine,
+            engine=chains.engine_in_words(),
             noise=noise,
             precision=chains.computes_in(),
             fused=tuple(fused),
