@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastddpm
 from fastddpm.bench.contest import Settings, assemble
 from fastddpm.bench.costs import watched
-from fastddpm.bench.subjects import pipelines, restated
+from fastddpm.bench.subjects import pipelines, restated, variants
 from fastddpm.bench.subjects.training import Batch
 from fastddpm.bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload
 from fastddpm.data import open_dataset
@@ -46,7 +46,7 @@ def test_the_network_without_classes_is_the_model_in_the_box_for_no_class():
 def test_chains_of_the_model_in_the_box_draw_digits():
     """With another schedule or prediction they draw something, at the same cost, that rounding decides on."""
     chain = pipelines.Chain(MNIST, "ddim", batch=8, steps=10, device=CPU)
-    images = pipelines.plain(chain, ("", False, False))().permute(0, 3, 1, 2)
+    images = pipelines.plain(chain, variants.AS_IT_COMES)().permute(0, 3, 1, 2)
     _, features = load_digit_classifier().read(2 * images - 1)
     digits, _ = open_dataset("mnist", split="test").batch(torch.arange(200))
     _, real = load_digit_classifier().read(digits)
@@ -152,3 +152,51 @@ def test_compiled_contestants_give_the_same_images(traced):
     compiled = {name for name in field.calls if "compile" in name}
     assert len(compiled) == 4
     assert max(field.differences.values()) < 1e-4
+
+
+def test_chains_in_bfloat16_are_those_of_everybody():
+    """A network in bfloat16 inside a chain in float32, by every contestant that a quick run on a CPU has."""
+    contest = pipelines.chain_contest("pipelines", MNIST, "ddim", 2, 3, Settings(CPU, quick=True), "bf16")
+    assert contest.workload.endswith(", bf16")
+    chain = contest.setup()
+    field = assemble(contest, chain)
+    assert {"diffusers", "plain loop", "fastddpm.optimize, eager", "Sampler, eager"} <= set(field.calls)
+    exact = pipelines.theirs(pipelines.Chain(MNIST, "ddim", 2, 3, CPU), variants.AS_IT_COMES)()
+    for call in field.calls.values():
+        assert 1e-4 < (call() - exact).abs().max() < 0.1
+    exact_bytes = sum(cost.bytes for cost in pipelines.Chain(MNIST, "ddim", 2, 3, CPU).costs())
+    assert sum(cost.bytes for cost in chain.costs()) < 0.7 * exact_bytes
+
+
+def test_torch_s_own_graphs_are_among_the_contestants_on_a_gpu(monkeypatch):
+    """With the time moved to the card, without which Inductor captures nothing."""
+    cuda = Settings(torch.device("cuda"))
+    names = {contestant.name for contestant in pipelines.contestants(cuda)}
+    assert {"diffusers, channels_last, reduce-overhead", "Sampler, compile", "Sampler, max"} <= names
+    first, *_ = pipelines.contests(Settings(torch.device("cuda"), quick=True))
+    assert first.workload == "cifar10 32x32, 35.7 M, ddim, 10 steps, batch 64, bf16"
+    batches = [contest.workload for contest in pipelines.contests(cuda) if "bf16" in contest.workload]
+    assert len(batches) == 5
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: modes.append(options["mode"]) or module)
+
+    class Timed(torch.nn.Module):
+        def forward(self, x, t):
+            assert t.device == x.device
+            return x
+
+    network = variants.arranged(Timed(), variants.REDUCED)
+    assert network(torch.zeros(1, device="meta"), torch.tensor(3)).device.type == "meta"
+    assert modes == ["reduce-overhead"]
+
+
+def test_sweeps_have_everybody_s_fastest():
+    names = [contestant.name for contestant in pipelines.few_contestants(Settings(CPU))]
+    assert names == [
+        "diffusers",
+        "diffusers, channels_last, compiled",
+        "plain loop",
+        "plain loop, channels_last, compiled",
+        "Sampler, eager",
+        "Sampler, compile",
+    ]

@@ -112,6 +112,7 @@ class Trained(nn.Module):
         return self.weights[time][:, None, None, None] * x + 0.02 * self.network(x, time, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [50, 1000])
 def test_whole_chains_of_a_network_that_denoises(steps):
     betas = peer.linear_betas(steps)

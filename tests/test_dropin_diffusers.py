@@ -146,6 +146,7 @@ def test_ddpm_pipeline_over_1000_steps(config):
     hold(DDPMPipe(DDPMPipeline, Linear(), DDPMScheduler(**config)), num_inference_steps=1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_ddim_over_1000_steps(eta):
     pipeline = ddim(size_unet())

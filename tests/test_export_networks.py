@@ -177,6 +177,7 @@ def difference(given, wanted):
     return np.abs(given - wanted).max() / max(1.0, np.abs(wanted).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_folder_says_what_it_is(exported, case):
     made = exported(case)
@@ -383,6 +384,7 @@ def test_large_weights_go_to_a_file_beside_the_model(exported, tmp_path, monkeyp
     np.testing.assert_array_equal(after, before)
 
 
+@pytest.mark.slow
 def test_float16_inside_float32_outside(tmp_path):
     sampler = guided(clip_sample_range=1.0)
     before = {name: tensor.clone() for name, tensor in sampler.model.state_dict().items()}

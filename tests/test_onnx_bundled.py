@@ -27,6 +27,7 @@ def levels(images):
     return np.rint((np.clip(images, -1, 1) + 1) * 127.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 64])
 @pytest.mark.parametrize("backend", ["torch", "file", "steps"])
 def test_seed_5_is_one_image(backend, count, expected):

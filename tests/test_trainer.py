@@ -56,6 +56,7 @@ def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
     assert [step for step, _, _ in losses[0]] == list(range(5, 201, 5))
 
 
+@pytest.mark.slow
 def test_it_learns_and_leaves_a_model(tmp_path):
     folder = trainer(tmp_path, steps=500, checkpoint_every=250, lr=3e-3).train(progress=False)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]

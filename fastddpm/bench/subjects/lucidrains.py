@@ -13,7 +13,7 @@ from torch import Tensor
 import fastddpm
 from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.costs import OpCost, watched
-from fastddpm.bench.subjects.variants import arranged, engines, layouts
+from fastddpm.bench.subjects.variants import Layout, arranged, engines, layouts
 from fastddpm.bench.timing import Call
 
 SEED = 1
@@ -62,7 +62,7 @@ def contests(settings: Settings) -> list[Contest]:
 
 def _contestants(settings: Settings) -> list[Contestant]:
     theirs = [
-        Contestant(f"lucidrains{layout[0]}", functools.partial(_theirs, layout=layout))
+        Contestant(f"lucidrains{layout.name}", functools.partial(_theirs, layout=layout))
         for layout in layouts(settings)
     ]
     ours = [
@@ -72,7 +72,7 @@ def _contestants(settings: Settings) -> list[Contestant]:
     return [*theirs, *ours]
 
 
-def _theirs(chain: Chain, layout: Any) -> Call:
+def _theirs(chain: Chain, layout: Layout) -> Call:
     diffusion = copy.deepcopy(chain.diffusion)
     diffusion.model = arranged(diffusion.model, layout)
     return _called(diffusion, chain.batch)

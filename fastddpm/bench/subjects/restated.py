@@ -21,7 +21,7 @@ from torch import Tensor
 import fastddpm
 from fastddpm.bench.contest import Contest, Contestant, LeftOut, Settings
 from fastddpm.bench.costs import OpCost, watched
-from fastddpm.bench.subjects.variants import arranged, engines, layouts
+from fastddpm.bench.subjects.variants import Layout, arranged, engines, layouts
 from fastddpm.bench.timing import Call
 
 SEED = 1
@@ -142,7 +142,7 @@ def sr3(batch: int, steps: int, device: torch.device, *, published: bool = False
 
 def _contestants(settings: Settings) -> list[Contestant]:
     theirs = [
-        Contestant(f"original{layout[0]}", functools.partial(_theirs, layout=layout))
+        Contestant(f"original{layout.name}", functools.partial(_theirs, layout=layout))
         for layout in layouts(settings)
     ]
     ours = [
@@ -152,7 +152,7 @@ def _contestants(settings: Settings) -> list[Contestant]:
     return [*theirs, *ours]
 
 
-def _theirs(chain: Chain, layout: Any) -> Call:
+def _theirs(chain: Chain, layout: Layout) -> Call:
     diffusion = copy.deepcopy(chain.diffusion)
     setattr(diffusion, chain.network, arranged(getattr(diffusion, chain.network), layout))
     return _seeded(chain, diffusion)

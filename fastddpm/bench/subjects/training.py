@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.costs import OpCost, Watch
-from fastddpm.bench.subjects.variants import arranged, layouts
+from fastddpm.bench.subjects.variants import Layout, arranged, layouts
 from fastddpm.bench.timing import Call
 from fastddpm.bench.workloads import CIFAR10, MNIST, Workload, noise, schedule
 from fastddpm.training.objective import Noiser, Objective
@@ -85,13 +85,13 @@ def contests(settings: Settings) -> list[Contest]:
 
 def _contestants(settings: Settings) -> list[Contestant]:
     found = [
-        Contestant(f"plain{layout[0]}", functools.partial(_plain, layout=layout))
+        Contestant(f"plain{layout.name}", functools.partial(_plain, layout=layout))
         for layout in layouts(settings)
     ]
     found.append(Contestant("diffusers", _diffusers))
     for layout in layouts(settings)[1:]:
         build = functools.partial(_ours, layout=layout)
-        found.append(Contestant(f"fastddpm{layout[0]}", build, True, Batch.loss_of_seeds))
+        found.append(Contestant(f"fastddpm{layout.name}", build, True, Batch.loss_of_seeds))
     return found
 
 
@@ -115,7 +115,7 @@ def _drawn(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return t, torch.randn(batch.x_0.shape, generator=generator, device=device)
 
 
-def _plain(batch: Batch, layout: Any) -> Call:
+def _plain(batch: Batch, layout: Layout) -> Call:
     network = arranged(batch.unet, layout).train()
     step = _optimised(network)
     generator = torch.Generator(batch.device).manual_seed(SEED)
@@ -144,7 +144,7 @@ def _diffusers(batch: Batch) -> Call:
     return call
 
 
-def _ours(batch: Batch, layout: Any) -> Call:
+def _ours(batch: Batch, layout: Layout) -> Call:
     network = arranged(batch.unet, layout).train()
     step = _optimised(network)
     noiser = batch.noiser()

@@ -14,9 +14,10 @@ from torch import Tensor
 from fastddpm.bench import exported
 from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.costs import OpCost, watched
-from fastddpm.bench.subjects.variants import arranged, layouts, replayed_too
+from fastddpm.bench.subjects.variants import Layout, arranged, layouts, replayed_too
 from fastddpm.bench.timing import Call
 from fastddpm.bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload, noise
+from fastddpm.unet.deferred import Deferred
 from fastddpm.unet.rearranged import Rearranged
 
 STEP = 500
@@ -61,13 +62,15 @@ def _costs(shared: Pass) -> list[OpCost]:
 def _contestants(settings: Settings) -> list[Contestant]:
     found = []
     for layout in layouts(settings):
-        theirs = Contestant(f"diffusers UNet2DModel{layout[0]}", functools.partial(_diffusers, layout=layout))
+        theirs = Contestant(
+            f"diffusers UNet2DModel{layout.name}", functools.partial(_diffusers, layout=layout)
+        )
         found += replayed_too(theirs, settings)
     if not settings.quick and not settings.is_cuda:
         found.append(Contestant("ONNX Runtime", _onnxruntime))
     for layout in layouts(settings):
         build = functools.partial(_tabulated, layout=layout)
-        ours = Contestant(f"fastddpm UNet, tabulated{layout[0]}", build, ours=True)
+        ours = Contestant(f"fastddpm UNet, tabulated{layout.name}", build, ours=True)
         found += replayed_too(ours, settings)
     return found
 
@@ -81,19 +84,24 @@ def _without_grad(function: Call) -> Call:
     return call
 
 
-def _diffusers(shared: Pass, layout: Any) -> Call:
+def _diffusers(shared: Pass, layout: Layout) -> Call:
     module = arranged(shared.workload.unet2d(shared.unet), layout)
     return _without_grad(lambda: module(shared.x, shared.t).sample)
 
 
-def _tabulated(shared: Pass, layout: Any) -> Call:
-    suffix, channels_last, compiled = layout
-    module = arranged(shared.unet, (suffix, channels_last, False))
+def _tabulated(shared: Pass, layout: Layout) -> Call:
+    module: Any = arranged(shared.unet, layout._replace(compiled=None))
     with torch.no_grad():
         bias = module.time_biases(shared.t[:1])
-    if compiled and shared.device.type == "cpu":
+    if shared.device.type == "cuda":
+        module = Deferred(module)
+        bias = bias if module.table_offset is None else bias + module.table_offset
+    elif layout.compiled:
         module = Rearranged(module).unet
-    forward = torch.compile(module.forward_biased, dynamic=False) if compiled else module.forward_biased
+    mode = None if layout.compiled == "default" else layout.compiled
+    forward = module.forward_biased
+    if layout.compiled:
+        forward = torch.compile(forward, dynamic=False, mode=mode)
     return _without_grad(lambda: forward(shared.x, bias))
 
 
