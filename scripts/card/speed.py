@@ -16,16 +16,23 @@ import signal
 import statistics
 import time
 import traceback
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from workload import Part, arguments, network, workload
 
 import fastddpm
+from fastddpm.bench.subjects.variants import (
+    AS_IT_COMES,
+    CHANNELS_LAST,
+    REDUCED,
+    Layout,
+    arranged,
+    in_bfloat16,
+)
 from fastddpm.bench.workloads import unet2d
 from fastddpm.plans import ddim_plan
 from fastddpm.schedule import NoiseSchedule
@@ -38,31 +45,6 @@ Call = Callable[[], Any]
 
 class TimeIsUp(BaseException):
     """No Exception, which torch.compile would wrap."""
-
-
-class InDtype(nn.Module):
-    """Their network in another dtype around a float32 state, as ours runs it.
-
-    t goes to the card first: the pipeline leaves it on the host, and Inductor's `reduce-overhead` captures
-    nothing where an input is there.
-    """
-
-    def __init__(self, unet: Any, dtype: torch.dtype, channels_last: bool, mode: str | None) -> None:
-        super().__init__()
-        self.config, self.dtype, self.device = unet.config, torch.float32, unet.device
-        unet = unet.to(dtype)
-        self.unet = unet.to(memory_format=torch.channels_last) if channels_last else unet
-
-        def call(x: Tensor, t: Tensor) -> Tensor:
-            output: Tensor = unet(x.to(dtype), t).sample.float()
-            return output
-
-        self.call = call if mode is None else torch.compile(call, mode=mode, dynamic=False)
-
-    def forward(self, x: Tensor, t: Tensor, **_: Any) -> Any:
-        """An object with the output as ``sample``."""
-        with torch.no_grad():
-            return types.SimpleNamespace(sample=self.call(x, t.to(self.device)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,26 +104,24 @@ class Contestant:
     compiles: bool = False
 
 
-def theirs(channels_last: bool = False, mode: str | None = None) -> Callable[..., Call]:
-    """diffusers' pipeline, its network eager or compiled."""
+def theirs(layout: Layout = AS_IT_COMES) -> Callable[..., Call]:
+    """diffusers' pipeline, its network eager or compiled, around a float32 state as ours."""
 
     def make(field: Field, dtype: torch.dtype, batch: int) -> Call:
         pipeline = field.pipeline()
-        pipeline.unet = InDtype(pipeline.unet, dtype, channels_last, None if field.tiny else mode)
+        chosen = layout._replace(compiled=None) if field.tiny else layout
+        change = in_bfloat16 if dtype == torch.bfloat16 else arranged
+        pipeline.unet = change(pipeline.unet, chosen)
         return field.called(pipeline, batch)
 
     return make
 
 
-def optimized(engine: str, prepared: bool = False) -> Callable[..., Call]:
-    """`fastddpm.optimize` of the pipeline, as it comes or in channels_last with its norms fused."""
+def optimized(engine: str) -> Callable[..., Call]:
+    """`fastddpm.optimize` of the pipeline."""
 
     def make(field: Field, dtype: torch.dtype, batch: int) -> Call:
-        pipeline = field.pipeline()
-        if prepared:
-            pipeline.unet.to(memory_format=torch.channels_last)
-            fastddpm.fuse_norms(pipeline.unet)
-        fast = fastddpm.optimize(pipeline, engine=field.engine(engine), precision=_precision(dtype))
+        fast = fastddpm.optimize(field.pipeline(), engine=field.engine(engine), precision=_precision(dtype))
         return field.called(fast, batch)
 
     return make
@@ -175,19 +155,14 @@ def _precision(dtype: torch.dtype) -> Any:
 
 CONTESTANTS = [
     Contestant("diffusers, eager", False, theirs()),
-    Contestant("diffusers, eager, channels_last", False, theirs(channels_last=True)),
+    Contestant("diffusers, eager, channels_last", False, theirs(CHANNELS_LAST)),
     Contestant("optimize(pipeline), cudagraph", True, optimized("cudagraph")),
-    Contestant(
-        "optimize(pipeline), cudagraph, channels_last, fuse_norms",
-        True,
-        optimized("cudagraph", prepared=True),
-    ),
     Contestant("Sampler, cudagraph", True, sampler("cudagraph")),
-    Contestant(
-        "diffusers, reduce-overhead, channels_last", False, theirs(True, "reduce-overhead"), compiles=True
-    ),
-    Contestant("Sampler, max", True, sampler("max"), compiles=True),
     Contestant("Sampler, cudagraph, cudnn.benchmark", True, sampler("cudagraph", benchmark=True)),
+    Contestant("diffusers, reduce-overhead, channels_last", False, theirs(REDUCED), compiles=True),
+    Contestant("Sampler, compile", True, sampler("compile"), compiles=True),
+    Contestant("optimize(pipeline), compile", True, optimized("compile"), compiles=True),
+    Contestant("Sampler, max", True, sampler("max"), compiles=True),
 ]
 CONTIGUOUS = Contestant(
     "Sampler, cudagraph, contiguous weights", True, sampler("cudagraph", torch.contiguous_format)
@@ -198,7 +173,7 @@ def heats(tiny: bool) -> list[tuple[Contestant, torch.dtype, int]]:
     """Who runs in what at which batch, the most telling first."""
     bf16, fp32 = torch.bfloat16, torch.float32
     if tiny:
-        few = [CONTESTANTS[0], CONTESTANTS[2], CONTESTANTS[4]]
+        few = [CONTESTANTS[0], CONTESTANTS[2], CONTESTANTS[3]]
         return [(one, fp32, 2) for one in few] + [(one, bf16, 2) for one in (few[0], few[2])]
     quick = [one for one in CONTESTANTS if not one.compiles]
     slow = [one for one in CONTESTANTS if one.compiles]

@@ -19,7 +19,7 @@ import fastddpm
 from fastddpm.bench import exported
 from fastddpm.bench.contest import Contest, Contestant, Settings
 from fastddpm.bench.costs import OpCost, watched
-from fastddpm.bench.subjects.variants import InDtype, Layout, arranged, engines, layouts
+from fastddpm.bench.subjects.variants import Layout, arranged, engines, in_bfloat16, layouts
 from fastddpm.bench.timing import Call
 from fastddpm.bench.workloads import CIFAR10, MNIST, PIXELS_64, PIXELS_256, Workload
 from fastddpm.network import unwrapped
@@ -60,9 +60,7 @@ class Chain:
 
     def network(self, module: Any, layout: Layout) -> Any:
         """A network of other people's in a layout, and in what the chain is computed in."""
-        if self.precision is None:
-            return arranged(module, layout)
-        return InDtype(arranged(copy.deepcopy(module).bfloat16(), layout), torch.bfloat16)
+        return arranged(module, layout) if self.precision is None else in_bfloat16(module, layout)
 
     def plan(self) -> Plan:
         """The pipelines' steps: x0 clipped to +-1, and in DDIM the network's own eps kept."""
@@ -137,8 +135,9 @@ def chain_contest(
         contestants=contestants(settings, with_onnx=workload in (MNIST, CIFAR10)),
         # Our plans are computed in float64 and theirs in float32, and layouts sum in other orders: over a
         # chain that is below what a uint8 level shows (1/255 in [0, 1]), as asked of any two backends.
-        # In bfloat16 two right chains of the model in the box differ by 7e-3, and each by 4e-2 from float32.
-        tolerance=1e-3 if precision is None else 5e-2,
+        # In bfloat16 two right chains of the model in the box differ by 7e-3, each by 4e-2 from float32; of the
+        # CIFAR-10 network's random weights by 1.4e-2 after two steps.
+        tolerance=1e-3 if precision is None else 0.1,
         per=steps,
         per_name="step",
         costs=Chain.costs,

@@ -80,18 +80,31 @@ class InDtype(Outside):
     """A network in another dtype, float32 outside, as whoever keeps the state in float32 writes it.
 
     diffusers' own way, the pipeline in that dtype, ends in an error for bfloat16, which NumPy does not have.
+    The output is a tensor, so that the casts are compiled with the network.
     """
 
     dtype = torch.float32
 
-    def __init__(self, inner: Any, dtype: torch.dtype) -> None:
-        super().__init__(inner)
+    def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__(inner.to(dtype))
         self._dtype = dtype
 
+    def forward(self, x: Tensor, t: Tensor, **options: Any) -> Tensor:
+        """The network's output, float32."""
+        return unwrapped(self.inner(x.to(self._dtype), t, **options)).float()
+
+
+class AsSample(Outside):
+    """A network whose output is in an object as ``sample``, where pipelines look for it."""
+
     def forward(self, x: Tensor, t: Tensor, **options: Any) -> Any:
-        """The network's output, float32, as `.sample`, which pipelines and our own loops take."""
-        out = unwrapped(self.inner(x.to(self._dtype), t, **options)).float()
-        return types.SimpleNamespace(sample=out)
+        """That object."""
+        return types.SimpleNamespace(sample=unwrapped(self.inner(x, t, **options)))
+
+
+def in_bfloat16(module: nn.Module, layout: Layout) -> AsSample:
+    """A copy of a network in a layout, computing in bfloat16."""
+    return AsSample(arranged(InDtype(copy.deepcopy(module), torch.bfloat16), layout))
 
 
 def engines(settings: Settings) -> tuple[str, ...]:
