@@ -135,8 +135,8 @@ def chain_contest(
         contestants=contestants(settings, with_onnx=workload in (MNIST, CIFAR10)),
         # Our plans are computed in float64 and theirs in float32, and layouts sum in other orders: over a
         # chain that is below what a uint8 level shows (1/255 in [0, 1]), as asked of any two backends.
-        # In bfloat16 two right chains of the model in the box differ by 7e-3, each by 4e-2 from float32; of the
-        # CIFAR-10 network's random weights by 1.4e-2 after two steps.
+        # In bfloat16 two right chains of the model in the box differ by 7e-3, and each by 4e-2 from float32;
+        # those of the CIFAR-10 network's random weights by 1.4e-2 after two steps.
         tolerance=1e-3 if precision is None else 0.1,
         per=steps,
         per_name="step",
