@@ -395,11 +395,8 @@ def test_training_mode_warns_and_is_put_back():
     assert torch.equal(state, expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
-def test_compiled_images_are_the_same(network, request):
-    if network != "ours":
-        request.getfixturevalue("traced")
+def test_compiled_images_are_the_same(network, traced):
     diffusion = make(channels=3, num_classes=3)
     fast = fastddpm.optimize(diffusion, engine="compile", network=network)
     for seed in (1, 2):

@@ -379,12 +379,9 @@ def test_training_mode_warns():
     assert difference(ours, theirs) <= DROP_IN
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiled_images_are_the_same(kind, network, request):
-    if (kind, network) != ("sr3", "ours"):
-        request.getfixturevalue("traced")
+def test_compiled_images_are_the_same(kind, network, traced):
     diffusion = make(kind, channels=3)
     fast = fastddpm.optimize(diffusion, engine="compile", network=network)
     x_in = low_resolution(diffusion, 2)
