@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 _holder: Any = attrgetter("_modules")
 _dtype: Any = attrgetter("dtype")
+_hooks: Any = attrgetter("_forward_hooks")
+_pre_hooks: Any = attrgetter("_forward_pre_hooks")
 
 
 class Inventory:
@@ -58,7 +60,7 @@ class Inventory:
 
     def is_hooked(self) -> bool:
         """Whether a part has hooks around its forward."""
-        return any(part._forward_hooks or part._forward_pre_hooks for part in self.parts)
+        return any(map(_hooks, self.parts)) or any(map(_pre_hooks, self.parts))
 
     def _find(self) -> None:
         found: dict[int, nn.Module] = {}

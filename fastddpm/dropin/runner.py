@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,10 @@ from fastddpm.weights import Inventory
 
 # Two orders of the same float32 sums, relative to the largest output.
 LARGEST_DIFFERENCE = 1e-5
+
+
+_shape: Any = attrgetter("shape")
+_attributes: Any = attrgetter("__dict__")
 
 
 class Dialect(Protocol):
@@ -97,7 +102,7 @@ class Runner:
         self._dialect = dialect
         self.unet: UNet | None = None
         self._merged: frozenset[str] = frozenset()
-        self._places: list[int] = []
+        self._places: int | None = None
         self._arranged: ForGpu | None = None
         reason = "as asked for"
         if choice != "original":
@@ -106,7 +111,7 @@ class Runner:
             raise ValueError(f"network: 'ours' given, but {reason}; auto or original accepted")
         if self.unet is not None:
             self.network = f"our UNet with its weights, {reason}"
-            self._ours, self._merged = Inventory([self.unet]), self._not_shared()
+            self._merged = self._not_shared()
             if settings.dtype is not None:
                 self.unet = self.unet.to(settings.dtype)
             self.chains = Chains(self.unet, settings, capacity=len(times))
@@ -135,8 +140,9 @@ class Runner:
             self.chains.model.module = self._arranged.module  # type: ignore[attr-defined]
         if self.unet is None:
             return
-        both = (self._inventory, self._ours)
-        if self._places == [inventory.look().places() for inventory in both]:
+        # Nobody else reaches our UNet, whose own tensors stay where they are.
+        places = self._inventory.look().places()
+        if self._places == places:
             return
         ours, theirs = self.unet.state_dict(), self._dialect.state_dict(self.source.state_dict())
         in_dtype = self.chains.dtype != model_device_dtype(self.source)[1]
@@ -145,11 +151,10 @@ class Runner:
         if any(ours[name].data_ptr() != theirs[name].data_ptr() for name in shared):
             self.unet.load_state_dict({name: theirs[name] for name in shared}, strict=False, assign=True)
             self.unet.requires_grad_(False)
-        self._places = [inventory.look().places() for inventory in both]
+        self._places = places
         self.chains.copies = None
         if copies:
-            targets, places = [ours[name] for name in copies], hash(tuple(self._places))
-            self.chains.copies = self._copying(targets, copies, places)
+            self.chains.copies = self._copying([ours[name] for name in copies], copies, places)
 
     def _copying(self, targets: list[Tensor], names: list[str], places: int) -> Copies:
         """Copies by the names of our tensors. A dialect that merges tensors merges them each time."""
@@ -225,17 +230,17 @@ def signature(inventory: Inventory, module: nn.Module) -> tuple[Any, ...]:
         module: the network.
     """
     parts = inventory.look().parts
-    kinds = hash((*map(type, parts), *[tensor.shape for tensor in inventory.tensors()]))
-    return (*model_device_dtype(module), kinds, _any_altered(parts))
+    kinds = hash((*map(type, parts), *map(_shape, inventory.tensors())))
+    return (*model_device_dtype(module), kinds, _is_altered(inventory))
 
 
 def is_altered(module: nn.Module) -> bool:
     """Whether hooks, or a forward set on an instance, make a module do something else than its class."""
-    return _any_altered(module.modules())
+    return _is_altered(Inventory([module]))
 
 
-def _any_altered(parts: Iterable[nn.Module]) -> bool:
-    return any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts)
+def _is_altered(inventory: Inventory) -> bool:
+    return inventory.is_hooked() or any("forward" in held for held in map(_attributes, inventory.parts))
 
 
 def warn_if_random(module: nn.Module, name: str) -> None:
