@@ -22,9 +22,9 @@ PYTHON_TORCH29 ?= $(call first_python,python3.10 $(wildcard $(HOME)/.pyenv/versi
 # What depends on torch and Triton: steps, engines, operators, kernels and their builds, drop-ins, export, training.
 # Of the compilations, marked slow, the engine's are enough: a drop-in's step is compiled the same way.
 COMPILED_TESTS = tests/test_engine.py tests/test_rearranged.py
-TORCH_TESTS = $(addprefix tests/test_,$(addsuffix .py,compat engine_captured sampler kernel_ops capturable noise_mse \
-    fusion trainer dropin_abarankab dropin_diffusers dropin_diffusers_schedulers dropin_guided_diffusion \
-    dropin_lucidrains dropin_rounding dropin_sr3 export_bundled export_networks export_table onnx_bundled))
+TORCH_TESTS = $(addprefix tests/test_,$(addsuffix .py,compat deferred engine_captured sampler kernel_ops capturable \
+    noise_mse fusion trainer dropin_diffusers dropin_diffusers_schedulers dropin_guided_diffusion dropin_lucidrains \
+    dropin_sr3 export_networks export_table onnx_bundled))
 
 test-torch211: $(VENV)-torch211/.test
 	$(VENV)-torch211/bin/fastddpm sample --out $(VENV)-torch211/digits.png
@@ -65,12 +65,12 @@ $(VENV)/.dev: pyproject.toml
 
 $(VENV)-torch211/.test: pyproject.toml
 	$(PYTHON_TORCH211) -m venv $(VENV)-torch211
-	$(VENV)-torch211/bin/pip install --quiet --disable-pip-version-check --editable '.[test-torch]' torch==2.11.0
+	$(VENV)-torch211/bin/pip install --quiet --no-compile --disable-pip-version-check --editable '.[test-torch]' torch==2.11.0
 	touch $@
 
 $(VENV)-torch29/.core: pyproject.toml
 	$(PYTHON_TORCH29) -m venv $(VENV)-torch29
-	$(VENV)-torch29/bin/pip install --quiet --disable-pip-version-check --editable . torch==2.9.1
+	$(VENV)-torch29/bin/pip install --quiet --no-compile --disable-pip-version-check --editable . torch==2.9.1
 	touch $@
 
 clean:
