@@ -45,9 +45,10 @@ def copying(targets: Sequence[Tensor], sources: Sequence[Tensor], places: int) -
 class Copied:
     """A network in another form, which follows the original's weights.
 
-    Args: original: left as it is. arrange: makes the other form, with parameters and buffers in the
-        original's order. Those that lie where the
-            original's lie are shared, the others copied.
+    Args:
+        original: left as it is.
+        arrange: makes the other form, with parameters and buffers in the original's order. Those that lie
+            where the original's lie are shared, the others copied.
 
     Attributes:
         module: the other form, with the weights of the last time that its `copies` were refreshed.

@@ -82,10 +82,12 @@ class Network:
     Attributes:
         given: buffers for the caller's tensors, by name.
         time: ``(capacity,)``, the time input of each plan row.
+        layout: the memory format that the model is given x in, by the copy that casts it.
         is_private: nobody else can reach what it runs, but for the values of weights.
     """
 
     is_private = False
+    layout = torch.preserve_format
 
     def __init__(
         self,
@@ -137,7 +139,7 @@ class Network:
         x = self.doubled(x)
         if self.condition is not None:
             x = torch.cat((self.condition.to(x.dtype), x), dim=1)
-        return x.to(self.dtype)
+        return x.to(self.dtype, memory_format=self.layout)
 
     def doubled(self, x: Tensor) -> Tensor:
         """x, twice where guidance wants it."""

@@ -39,6 +39,8 @@ class TabulatedUNet(Network):
         if form != "plain" and can_be_rearranged(model):
             self._form = Rearranged(model) if form == "rearranged" else Deferred(model)
         self.is_private = isinstance(self._form, Rearranged)
+        if isinstance(self._form, Deferred):
+            self.layout = torch.channels_last
         width = model.bias_width
         self.table = torch.zeros(len(self.time), width, dtype=model.dtype, device=self.time.device)
         self.class_bias: Tensor | None = None
@@ -82,14 +84,6 @@ class TabulatedUNet(Network):
             return self.model.forward_features(self._first(self.doubled(x).to(self.dtype)), time)
         return (self._form or self.model).forward_biased(self.inputs(x), time)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """As of `Network`; for a form whose maps are channels_last in that order, by the same copy."""
-        x = self.doubled(x)
-        if self.condition is not None:
-            x = torch.cat((self.condition.to(x.dtype), x), dim=1)
-        layout = torch.channels_last if isinstance(self._form, Deferred) else torch.preserve_format
-        return x.to(self.dtype, memory_format=layout)
-
 
 class FirstConvolution:
     """A network's first convolution, the condition's part of its sum kept for a chain.
@@ -131,10 +125,12 @@ class FirstConvolution:
 def bind(model: Model, *, cond: Mapping[str, Tensor], form: Form = "plain", **buffers: Any) -> Network:
     """The `Network` for a model: tabulated for our UNet, as it is for everything else.
 
-    Args: model: the model. cond: see `Network`. form: what our UNet is run as. ``plain``: as it is.
-        ``rearranged``: as Inductor runs it fastest on a CPU
-            (`fastddpm.unet.rearranged`). ``deferred``: as a GPU does (`fastddpm.unet.deferred`). The others
-            sum in another order, and a network that has been altered stays as it is.
+    Args:
+        model: the model.
+        cond: see `Network`.
+        form: what our UNet is run as. ``plain``: as it is. ``rearranged``: as Inductor runs it fastest on a
+            CPU (`fastddpm.unet.rearranged`). ``deferred``: as a GPU does (`fastddpm.unet.deferred`). Both sum
+            in another order, and a network that has been altered stays as it is.
         buffers: the other arguments of `Network`.
     """
     if isinstance(model, UNet):

@@ -155,6 +155,16 @@ def test_what_changed_beyond_noise_is_found(ours, slower, faster):
     assert str(change).startswith("slower" if slower else "faster")
 
 
+def test_fewer_than_five_rounds_are_not_compared():
+    short = result(ours=0.9, seed=10)
+    for row in short.rows:
+        row.wall = row.wall[:4]
+    found = compare(document(short), document(result(ours=0.5, seed=20)))
+    assert found.changes == []
+    assert all("has 4 rounds in one of the runs, 5 accepted" in line for line in found.missing)
+    assert len(found.missing) == 3
+
+
 def test_a_large_change_within_the_noise_is_none():
     wild = result(ours=0.56, seed=10)
     wild.rows[2].wall = samples(0.56, 3, scatter=1.0)

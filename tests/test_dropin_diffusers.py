@@ -656,6 +656,42 @@ def test_a_network_that_is_not_ours_is_arranged_on_a_gpu(dtype):
     assert not any("forward" in part.__dict__ for part in unet.modules())
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_network_that_is_not_ours_runs_as_on_a_gpu(learned, monkeypatch):
+    """The whole way, with the device taken for one of CUDA; weights changed in between are used."""
+    from fastddpm.dropin._diffusers import pipeline as module
+
+    network = make_unet(out_channels=6 if learned else None)
+    network.mid_block.attentions[0].rescale_output_factor = 2.0
+    pipeline = ddpm(network, variance_type="learned_range" if learned else "fixed_small")
+    fast = fastddpm.optimize(pipeline)
+    seen = module.model_device_dtype
+    monkeypatch.setattr(module, "model_device_dtype", lambda unet: (torch.device("cuda"), seen(unet)[1]))
+    monkeypatch.setattr(module, "resolve_engine", lambda engine, device: "eager")
+    assert "the original module, in channels_last, its norms fused" in str(fast.report())
+    hold(pipeline, fast=fast, num_inference_steps=5)
+    with torch.no_grad():
+        pipeline.unet.conv_in.weight.mul_(2)
+        pipeline.unet.time_embedding.linear_1.weight.mul_(2)
+    hold(pipeline, fast=fast, num_inference_steps=5)
+    pipeline.unet.load_state_dict(pipeline.unet.state_dict(), assign=True)
+    hold(pipeline, fast=fast, num_inference_steps=5)
+
+
+def test_weights_that_convolutions_share_stay_one():
+    from fastddpm.dropin.arranged import ForGpu
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3), torch.nn.Conv2d(3, 3, 3))
+    network[1].weight = network[0].weight
+    copied = ForGpu(network)
+    assert copied.module[0].weight is copied.module[1].weight
+    with torch.no_grad():
+        network[0].weight.data.mul_(2)
+        copied.copies().refresh()
+        x = torch.randn(1, 3, 8, 8)
+        torch.testing.assert_close(copied.module(x), network(x))
+
+
 @pytest.mark.slow
 def test_compiled():
     pipeline = ddpm()

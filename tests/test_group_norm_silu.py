@@ -10,7 +10,7 @@ import pytest
 import torch
 from group_norm_cases import ONE_PASS
 
-from fastddpm_kernels import group_norm_silu
+from fastddpm_kernels import add_group_norm_silu, group_norm_silu
 from fastddpm_kernels.group_norm_silu import tiles
 
 
@@ -90,3 +90,30 @@ def test_groups_that_no_program_could_combine_take_the_plain_path():
 def test_half_precision_keeps_its_dtype():
     given = group_norm_cases.arguments(replace(ONE_PASS[4], dtype=torch.bfloat16))
     assert call(given).dtype == torch.bfloat16
+
+
+def test_a_sum_and_its_norm():
+    """On a CPU, and with gradients, two operations: float64 of the formula."""
+    generator = torch.Generator().manual_seed(0)
+    x, residual, pre_bias = (
+        torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in ((2, 6, 3, 4), (2, 6, 3, 4), (1, 6))
+    )
+    y, total = add_group_norm_silu(x, residual, 3, pre_bias=pre_bias)
+    assert torch.equal(total, x + residual)
+    h = (total + pre_bias[..., None, None]).reshape(2, 3, -1)
+    h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(y, (h * torch.sigmoid(h)).reshape(x.shape), rtol=1e-10, atol=1e-12)
+    (y.square().sum() + total.sum()).backward()
+    torch.testing.assert_close(x.grad, residual.grad)
+    assert x.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    "residual", [torch.ones(1, 4, 2, 3), torch.ones(1, 4, 2, 2).half(), torch.ones(1, 4, 2, 2, device="meta")]
+)
+def test_another_residual_is_an_error(residual):
+    with pytest.raises(
+        ValueError, match=r"residual: .* given; accepted is \(1, 4, 2, 2\), torch.float32 on cpu"
+    ):
+        add_group_norm_silu(torch.ones(1, 4, 2, 2), residual, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,8 +14,7 @@ from fastddpm.weights import Inventory
 
 
 class ForGpu(Copied):
-    """A network whose convolutions' weights are copied into channels_last order, and whose norms are one
-    kernel each.
+    """A network with its convolutions' weights copied into channels_last order, each norm one kernel.
 
     Everything else is shared with the original, whose structure is copied and which stays as it is.
 
@@ -31,10 +31,13 @@ class ForGpu(Copied):
         shared = {} if self._dtype else {id(tensor): tensor for tensor in Inventory([original]).tensors()}
         module = copy.deepcopy(original, shared)
         module = module if self._dtype is None else module.to(self._dtype).requires_grad_(False)
+        moved: dict[Any, nn.Parameter] = {}  # a weight that convolutions share stays one
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
-                weight = part.weight.detach().contiguous(memory_format=torch.channels_last)
-                if weight.data_ptr() != part.weight.data_ptr():
-                    part.weight = nn.Parameter(weight, requires_grad=False)
+                weight: Any = part.weight
+                if not weight.is_contiguous(memory_format=torch.channels_last) and weight not in moved:
+                    own = weight.detach().contiguous(memory_format=torch.channels_last)
+                    moved[weight] = nn.Parameter(own, requires_grad=False)
+                part.weight = moved.get(weight, weight)
         self.fused = fuse_norms(module)
         return module

@@ -163,7 +163,7 @@ class Chains:
         if self.settings.engine == "auto" and self.engine == "cudagraph":
             return (
                 "cudagraph, chosen by auto; engine='compile' has fewer launches and passes a step, "
-                "and compiles for a minute or more the first time on a machine"
+                "and compiles before its first"
             )
         return self.engine
 

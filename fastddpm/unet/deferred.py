@@ -197,9 +197,9 @@ Layer = Block | Halved | Doubled
 class Deferred(nn.Module):
     """A network in this form.
 
-    Args: source: the network, as `fastddpm.unet.rearranged.can_be_rearranged` wants it. Its tensors must stay
-        where
-            they are.
+    Args:
+        source: the network, as `fastddpm.unet.rearranged.can_be_rearranged` wants it. Its tensors must stay
+            where they are.
     """
 
     def __init__(self, source: UNet) -> None:

@@ -31,7 +31,7 @@ REDUCED = Layout(", channels_last, reduce-overhead", True, "reduce-overhead")
 def layouts(settings: Settings) -> list[Layout]:
     """How other people's networks are run: as they come, in channels_last, and compiled in channels_last.
 
-    On a GPU as torch's own CUDA graphs of compiled code too, which is what is hardest to be faster than.
+    On a GPU as torch's own CUDA graphs of compiled code too.
     """
     if settings.is_cuda:
         return [AS_IT_COMES, REDUCED] if settings.quick else [AS_IT_COMES, CHANNELS_LAST, COMPILED, REDUCED]
