@@ -66,12 +66,10 @@ class Operators(TorchDispatchMode):
 
 def stub() -> None:
     """Makes samplers and drop-ins run the captured engine on a CPU, and every replay nothing."""
-    from fastddpm import sampler
-    from fastddpm.dropin import chains
+    from fastddpm import runner
     from fastddpm.engine import executors
 
-    for module in (sampler, chains):
-        vars(module)["resolve_engine"] = lambda engine, device: "cudagraph"
+    vars(runner)["resolve_engine"] = lambda engine, device: "cudagraph"
     vars(executors)["CudaGraphBackend"] = StubBackend
 
 

@@ -155,6 +155,17 @@ class Network:
         return unwrapped(self.model(x, time.expand(x.shape[0]), **self.cond))
 
 
+@contextmanager
+def without_grad() -> Iterator[None]:
+    """No gradients, and no inference mode either: a tensor made there could not be a buffer later."""
+    if not torch.is_inference_mode_enabled():
+        with torch.no_grad():
+            yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 # Modules that chains run at this moment: in which threads, and the submodules to put back into training mode.
 _running: dict[int, tuple[list[int], list[nn.Module]]] = {}
 

@@ -47,6 +47,47 @@ def random_seeds(count: int, generator: torch.Generator | None = None) -> Tensor
     return torch.randint(0, MAX_SEED, (count,), generator=generator, device=device).cpu()
 
 
+def noise_source(
+    noise: str,
+    count: int,
+    device: torch.device,
+    *,
+    seeds: Sequence[int] | Tensor | None = None,
+    generator: Generators | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> PhiloxNoise | TorchNoise:
+    """Where the noise of ``count`` images comes from.
+
+    Args:
+        noise: ``philox`` or ``torch``.
+        count: images.
+        device: where the state is.
+        seeds: of ``philox``, one per image; None draws fresh ones from ``generator``.
+        generator: of ``torch``, one, one per image, or None for torch's global state.
+        dtype: of torch's draws.
+
+    Raises:
+        ValueError: naming the argument, what was given and what is accepted.
+    """
+    if noise == "torch":
+        if seeds is not None:
+            raise ValueError('seeds: given with noise="torch", which draws from generators; None accepted')
+        generators = generator if isinstance(generator, (list, tuple)) else [generator]
+        if not all(one is None or isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(f"generator: {generator!r} given, a torch.Generator or one per image accepted")
+        return TorchNoise(generator, device, dtype)
+    if noise != "philox":
+        raise ValueError(f"noise: {noise!r} given, 'philox' or 'torch' accepted")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError('generator: a list given with noise="philox"; seeds are per image there')
+    if generator is not None and seeds is not None:
+        raise ValueError('generator: given with seeds; with noise="philox" one of the two is accepted')
+    values = random_seeds(count, generator) if seeds is None else checked_seeds(seeds)
+    if len(values) != count:
+        raise ValueError(f"seeds: {len(values)} given for {count} images; one each accepted")
+    return PhiloxNoise(values, device)
+
+
 class PhiloxNoise:
     """Noise spec v1: x_T is step 0 of stream 0; steps are drawn inside the reverse step.
 

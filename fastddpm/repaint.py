@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastddpm.chain import without_grad
+from fastddpm.batch import Batch
 from fastddpm.finite import check_finite
+from fastddpm.network import without_grad
 from fastddpm.plans import Plan
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import TASK_STREAM, PhiloxNoise
-from fastddpm.request import Batch, make_batches, whole
+from fastddpm.request import make_batches, whole
+from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.transfer import to_device
@@ -114,15 +116,15 @@ def repaint(
     if not torch.all((unknown == 0) | (unknown == 1)):
         raise ValueError("mask: values besides 0 and 1 given, those two accepted")
     options: dict[str, Any] = {"class_labels": class_labels, "guidance_scale": guidance_scale}
-    batches = make_batches(sampler, seeds=seeds, shape=known.shape[1:], max_batch=max_batch, **options)
+    batches = make_batches(sampler.facts, seeds=seeds, shape=known.shape[1:], max_batch=max_batch, **options)
     order = visits(len(sampler.plan), jump, resample)
     results, start = [], 0
-    with sampler._turn.taken(), progress_bar(progress, len(batches) * len(order)) as advance:
+    with sampler.running() as runner, progress_bar(progress, len(batches) * len(order)) as advance:
         for batch in batches:
             # The last batch may be padded with its last image.
             rows = torch.arange(start, start + batch.shape[0]).clamp(max=count - 1)
             chain = _Chain(sampler, batch, known[rows], unknown[rows])
-            results.append(chain.run(order, advance)[: batch.count])
+            results.append(chain.run(runner, order, advance)[: batch.count])
             check_finite(results[-1], batch.seeds)
             start += batch.count
     return torch.cat(results)
@@ -132,17 +134,17 @@ class _Chain:
     """One batch on its way through the visits."""
 
     def __init__(self, sampler: Sampler, batch: Batch, known: Tensor, unknown: Tensor) -> None:
-        self.sampler, self.batch, self.plan = sampler, batch, sampler.plan
+        self.batch, self.plan = batch, sampler.plan
         self.known, self.unknown = known.to(sampler.device), unknown.to(sampler.device)
         assert isinstance(batch.source, PhiloxNoise)
         self.seeds = batch.source.seeds
         self.abar = levels(sampler.plan, sampler.schedule)
         self.noise_shape = known.shape[1:]
 
-    def run(self, order: list[int], advance: Any) -> Tensor:
+    def run(self, runner: Runner, order: list[int], advance: Callable[[int], None]) -> Tensor:
         """Walks the rows of ``order``; the finished images, float32 ``(B, C, H, W)``."""
-        walk = self.sampler._walker().walk(self.batch, self.plan, every_step=True)
-        _, loop = next(walk)  # the loop, loaded; it is run here
+        segments = runner.segments(self.batch, self.plan, stops=None)
+        _, loop = next(segments)  # the loop, loaded; it is run here
         x, before, done = loop.buffers.x, -1, Counter[int]()
         for row in order:
             repeat = done[row]

@@ -1,67 +1,28 @@
 """What a caller of the sampler wants, checked before any work, as batches that a loop can run.
 
-`make_batches` is the one place where arguments of `Sampler.sample` are validated; a `Batch` holds tensors on
-the model's device, padded to the batch size of the loop.
+`make_batches` is the one place where arguments of `Sampler.sample` are validated against the facts of its
+model; the last batch is padded to the size of the others.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastddpm.randomness import PhiloxNoise, TorchNoise, checked_seeds, random_seeds
+from fastddpm.batch import Batch
+from fastddpm.facts import ModelFacts
+from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
 from fastddpm.transfer import to_device
-from fastddpm.unet import UNet
-
-if TYPE_CHECKING:
-    from fastddpm.sampler import Sampler
-
-
-@dataclasses.dataclass
-class Batch:
-    """One run of the loop.
-
-    Attributes:
-        shape: ``(B, C, H, W)`` of the state.
-        x: float32 ``(B, C, H, W)``, the state to start from; None for noise.
-        count: images asked for; rows beyond are padding.
-        source: where the noise comes from.
-        guidance: float32 ``(B,)`` on either side, or None without guidance.
-        cond: keyword tensors for the model, doubled under guidance, on the host or the device.
-        condition: ``(B, Cc, H, W)``, doubled under guidance, or None.
-    """
-
-    shape: tuple[int, int, int, int]
-    x: Tensor | None
-    count: int
-    source: PhiloxNoise | TorchNoise
-    guidance: Tensor | None
-    cond: dict[str, Tensor]
-    condition: Tensor | None
-
-    def initial(self) -> Tensor:
-        """The state to start from: ``x``, or noise drawn now."""
-        return self.source.initial(self.shape) if self.x is None else self.x
-
-    @property
-    def seeds(self) -> Tensor | None:
-        """One per image, int64 on the host; None with noise from torch generators."""
-        return self.source.host if isinstance(self.source, PhiloxNoise) else None
-
-    def start(self) -> Tensor | None:
-        """The same; None for noise that a loop draws itself, from its seeds."""
-        return None if self.x is None and isinstance(self.source, PhiloxNoise) else self.initial()
 
 
 def make_batches(
-    sampler: Sampler,
+    facts: ModelFacts,
     *,
     batch_size: int | None = None,
     seeds: Sequence[int] | Tensor | None = None,
@@ -70,21 +31,26 @@ def make_batches(
     guidance_scale: float = 1.0,
     condition: Tensor | None = None,
     noise: str = "philox",
-    generator: Any = None,
+    generator: Generators | None = None,
     x: Tensor | None = None,
     max_batch: int | None = None,
 ) -> list[Batch]:
-    """Checks the arguments of `Sampler.sample` (``x`` is where the chain starts) and cuts them into batches.
+    """Checks the arguments of `Sampler.sample` and cuts them into batches.
+
+    Args:
+        facts: of the model.
+        batch_size: as of `Sampler.sample`, as are the others but x.
+        x: where the chain starts; ``x_T`` in messages.
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
     """
-    device = sampler.device
+    device = facts.device
     count = _count(batch_size, seeds, generator, x)
-    source = _source(noise, seeds, generator, count, device)
-    image = _image_shape(sampler, shape, x)
+    source = noise_source(noise, count, device, seeds=seeds, generator=generator)
+    image = _image_shape(facts, shape, x)
     guided = _is_guided(guidance_scale)
-    labels = _labels(sampler, class_labels, count, guided)
+    labels = _labels(facts, class_labels, count, guided)
     condition = _condition(condition, count, image, device)
     size = _batch_size(max_batch, count, source)
     start_from = None if x is None else _start(x, device)
@@ -100,7 +66,7 @@ def make_batches(
         guidance = None
         if guided:
             guidance = torch.full((len(rows),), float(guidance_scale), dtype=torch.float32)
-            null = torch.full((len(rows),), _null_label(sampler), dtype=torch.int64)
+            null = torch.full((len(rows),), _null_label(facts), dtype=torch.int64)
             cond = {"class_labels": torch.cat((null, cond["class_labels"]))}
             here = None if here is None else torch.cat((here, here))
         channels, height, width = image
@@ -150,28 +116,8 @@ def _count(batch_size: int | None, seeds: Any, generator: Any, x: Tensor | None)
     return next(iter(given.values()), 1)
 
 
-def _source(
-    noise: str, seeds: Any, generator: Any, count: int, device: torch.device
-) -> PhiloxNoise | TorchNoise:
-    if noise == "torch":
-        if seeds is not None:
-            raise ValueError('seeds: given with noise="torch", which draws from `generator`; None accepted')
-        generators = generator if isinstance(generator, (list, tuple)) else [generator]
-        if not all(one is None or isinstance(one, torch.Generator) for one in generators):
-            raise ValueError(f"generator: {generator!r} given, a torch.Generator or one per image accepted")
-        return TorchNoise(generator, device)
-    if noise != "philox":
-        raise ValueError(f"noise: {noise!r} given, 'philox' or 'torch' accepted")
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError('generator: a list given with noise="philox"; seeds are per image there')
-    if generator is not None and seeds is not None:
-        raise ValueError('generator: given with seeds; with noise="philox" one of the two is accepted')
-    values = random_seeds(count, generator) if seeds is None else checked_seeds(seeds)
-    return PhiloxNoise(values, device)
-
-
-def _image_shape(sampler: Sampler, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, int, int]:
-    image = shape if shape is not None else sampler.shape
+def _image_shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, int, int]:
+    image = shape if shape is not None else facts.shape
     if x is not None:
         given = tuple(x.shape[1:])
         if shape is not None and tuple(shape) != given:
@@ -197,35 +143,22 @@ def _is_guided(guidance_scale: float) -> bool:
     return guidance_scale != 1.0
 
 
-def _null_label(sampler: Sampler) -> int:
-    label = null_label(sampler)
-    if label is None:
+def _null_label(facts: ModelFacts) -> int:
+    if facts.null_label is None:
         raise ValueError("guidance_scale: not 1, but this model has no null label; give Sampler a null_label")
-    return label
+    return facts.null_label
 
 
-def null_label(sampler: Sampler) -> int | None:
-    """The label that means "no class": the sampler's, or that of our own network; None without one."""
-    if sampler.null_label is not None:
-        return sampler.null_label
-    model = sampler.model
-    if isinstance(model, UNet) and model.config.null_class:
-        return model.config.num_classes
-    return None
-
-
-def _labels(sampler: Sampler, class_labels: Any, count: int, guided: bool) -> Tensor | None:
+def _labels(facts: ModelFacts, class_labels: Any, count: int, guided: bool) -> Tensor | None:
     """int64 ``(count,)`` on the host, or None for a network without classes."""
-    model = sampler.model
-    n_classes = model.config.num_classes if isinstance(model, UNet) else None
-    if isinstance(model, UNet) and n_classes is None and (class_labels is not None or guided):
+    n_classes, null = facts.num_classes, facts.null_label
+    if facts.takes_labels is False and (class_labels is not None or guided):
         raise ValueError("class_labels, guidance_scale: this network has no classes; None and 1 accepted")
     if class_labels is None:
         if guided:
             raise ValueError("guidance_scale: not 1, but class_labels is None; guidance needs labels")
         if n_classes is None:
             return None
-        null = null_label(sampler)
         if null is None:
             raise ValueError(f"class_labels: None given, labels from 0 to {n_classes - 1} accepted")
         return torch.full((count,), null, dtype=torch.int64)
@@ -238,7 +171,7 @@ def _labels(sampler: Sampler, class_labels: Any, count: int, guided: bool) -> Te
     for value in values:
         if not is_whole(value) or value < 0:
             raise ValueError(f"class_labels: {value!r} given, integers of at least 0 accepted")
-        if n_classes is not None and value >= n_classes and value != null_label(sampler):
+        if n_classes is not None and value >= n_classes and value != null:
             raise ValueError(f"class_labels: {value} given, 0 to {n_classes - 1} accepted")
     return torch.tensor(values, dtype=torch.int64)
 

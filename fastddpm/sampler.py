@@ -1,29 +1,31 @@
 """The sampler: a trained model, a noise schedule and a method, made into images.
 
-`Sampler` resolves and checks what the caller wants (`fastddpm.request`) and walks each batch through a plan
-(`fastddpm.chain`, `fastddpm.plans`) by a loop (`fastddpm.engine`).
+`Sampler` checks what the caller wants (`fastddpm.request`) and has each batch walked through its plan
+(`fastddpm.plans`) by a `fastddpm.runner.Runner`.
 """
 
 from __future__ import annotations
 
-import math
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastddpm.chain import Turn, Walker, without_grad
+from fastddpm.batch import Batch
 from fastddpm.copies import InDtype
-from fastddpm.engine import Engine, Loops, resolve_engine
+from fastddpm.engine import Engine
+from fastddpm.facts import ModelFacts, model_facts
 from fastddpm.finite import check_finite
-from fastddpm.network import Model, model_device_dtype
+from fastddpm.network import Model, model_device_dtype, without_grad
 from fastddpm.plans import Plan, make_plan
-from fastddpm.precision import Precision, check_dtype, described, dtype_of
+from fastddpm.precision import Precision, described, dtype_of
 from fastddpm.progress import progress_bar
-from fastddpm.request import Batch, image_shape, make_batches, whole
+from fastddpm.request import image_shape, make_batches, whole
+from fastddpm.runner import Runner
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.trajectory import Trajectory
 
 Callback = Callable[[int, int, Tensor], None]
 # What `sample_trajectory` and `sample_from` pass on.
@@ -161,12 +163,21 @@ class Sampler:
         self.dtype = dtype_of(precision, dtype) or seen_dtype
         if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f"model: {self.dtype} weights given, float32, float16 or bfloat16 accepted")
-        check_dtype(precision, self.dtype)
         self.precision = precision
         self._cast: InDtype | None = None
         if precision in ("bf16", "fp16") and seen_dtype != self.dtype:
             self._check_cast(precision, seen_dtype)
-        self.engine: Engine = resolve_engine(engine, self.device)
+        if steps_per_graph is not None:
+            steps_per_graph = whole("steps_per_graph", steps_per_graph, least=1)
+        self.runner = Runner(
+            model,
+            device=self.device,
+            dtype=self.dtype,
+            engine=engine,
+            precision=precision,
+            capacity=len(schedule),
+            steps_per_graph=steps_per_graph,
+        )
         self._options = {
             "null_label": null_label,
             "shape": shape,
@@ -176,20 +187,17 @@ class Sampler:
             "engine": engine,
             "steps_per_graph": steps_per_graph,
         }
-        if steps_per_graph is not None:
-            steps_per_graph = whole("steps_per_graph", steps_per_graph, least=1)
-        self._turn = Turn(self.device)
-        myself = weakref.ref(self)
 
-        def fell_back() -> None:
-            sampler = myself()
-            if sampler is not None:
-                sampler.engine = sampler._loops.engine = "eager"
+    @property
+    def engine(self) -> Engine:
+        """The engine that runs: `auto` resolved; eager once a capture has failed there."""
+        return self.runner.engine
 
-        self._loops = Loops(
-            self.engine,
-            on_fallback=fell_back if engine == "auto" else None,
-            steps_per_graph=steps_per_graph,
+    @property
+    def facts(self) -> ModelFacts:
+        """What requests are checked against."""
+        return model_facts(
+            self.model, device=self.device, dtype=self.dtype, shape=self.shape, null_label=self.null_label
         )
 
     def replace(self, **changes: Any) -> Sampler:
@@ -213,7 +221,7 @@ class Sampler:
 
     def memory(self) -> int:
         """Bytes in the buffers and CUDA graphs of loops kept for another call."""
-        return self._loops.memory()
+        return self.runner.loops.memory()
 
     def clear(self) -> None:
         """Drops buffers, captured graphs and compiled steps, which free their memory.
@@ -223,7 +231,7 @@ class Sampler:
         before, 0.17 MB after, which is the weights; and 3,000 tensors without storage, a thousand a size.
         Even `torch._dynamo.reset()`, which forgets everybody's compiled code, does not free these.
         """
-        self._loops.clear()
+        self.runner.loops.clear()
 
     def __repr__(self) -> str:
         return (
@@ -284,7 +292,7 @@ class Sampler:
                 FloatingPointError that names their seeds. The batches after it are not drawn.
         """
         batches = make_batches(
-            self,
+            self.facts,
             batch_size=batch_size,
             seeds=seeds,
             shape=shape,
@@ -323,22 +331,17 @@ class Sampler:
             float32 ``(F, B, C, H, W)``; the last frame is what :meth:`sample` returns.
         """
         batches = self._batches({"batch_size": batch_size, **request})
-        available = len(self.plan) + (0 if predicted else 1)
-        if frames is not None and not 2 <= frames <= available:
-            raise ValueError(f"frames: {frames!r} given, None or 2 to {available} accepted")
-        kept = set(evenly_spread(available, available if frames is None else frames))
+        trajectory = Trajectory(len(self.plan), frames, predicted)
         pieces: list[Tensor] = []
-        with self._turn.taken(), progress_bar(progress, len(batches) * len(self.plan)) as advance:
+        bar = progress_bar(progress, len(batches) * len(self.plan))
+        with self.running() as runner, bar as advance:
             for batch in batches:
-                states = []
-                done, stops = 0, {k + predicted for k in kept}
-                for k, loop in self._walker().walk(batch, self.plan, stops=stops, keep_x0=predicted):
+                done, stops = 0, trajectory.stops
+                for k, loop in runner.segments(batch, self.plan, stops=stops, keep_x0=predicted):
                     advance(k - done)
                     done = k
-                    source = loop.buffers.x0 if predicted else loop.buffers.x
-                    if source is not None and (k - 1 if predicted else k) in kept:
-                        states.append(source[: batch.count].clone())
-                frames_of_batch = torch.stack(states)
+                    trajectory.look(k, loop.buffers.x, loop.buffers.x0)
+                frames_of_batch = trajectory.taken()[:, : batch.count]
                 check_finite(frames_of_batch.transpose(0, 1), batch.seeds)
                 pieces.append(frames_of_batch)
         return torch.cat(pieces, dim=1)
@@ -425,11 +428,12 @@ class Sampler:
         total = sum(batch.count for batch in batches)
         result = torch.empty((total, *batches[0].shape[1:]), dtype=torch.float32, device=self.device)
         filled = 0
-        with self._turn.taken(), progress_bar(progress, len(batches) * (len(plan) - row)) as advance:
+        bar = progress_bar(progress, len(batches) * (len(plan) - row))
+        with self.running() as runner, bar as advance:
             for batch in batches:
                 done = row
                 stops = set() if callback is None else {*range(row, len(plan), callback_every), len(plan)}
-                for k, loop in self._walker().walk(batch, plan, row=row, stops=stops):
+                for k, loop in runner.segments(batch, plan, row=row, stops=stops):
                     advance(k - done)
                     done = k
                     if callback is not None and k > row and k in stops:
@@ -439,22 +443,23 @@ class Sampler:
                 filled += batch.count
         return result
 
-    def _walker(self) -> Walker:
-        options: dict[str, Any] = {"capacity": len(self.schedule), "precision": self.precision}
-        model, copied = self.model, self._in_dtype()
-        if copied is not None:
-            options["copies"] = copied.copies()  # which may make the copy anew
-            model = copied.module
-        return Walker(self._loops, model, self.device, self.dtype, **options)
+    @contextmanager
+    def running(self) -> Iterator[Runner]:
+        """The runner, with the model as it is, while nobody else uses it."""
+        with self.runner.turn():
+            self._follow()
+            yield self.runner
 
-    def _in_dtype(self) -> InDtype | None:
-        """The model's copy in another dtype; None where it runs itself."""
+    def _follow(self) -> None:
+        """Has the runner run the model as it is, in another dtype its copy."""
+        self.runner.model = self.model
         if self.precision not in ("bf16", "fp16") or model_device_dtype(self.model)[1] == self.dtype:
-            return None
+            return
         assert isinstance(self.model, torch.nn.Module)
         if self._cast is None or self._cast.original is not self.model:
             self._cast = InDtype(self.model, self.dtype)
-        return self._cast
+        self.runner.copies = self._cast.copies()  # which may make the copy anew
+        self.runner.model = self._cast.module
 
     def _check_cast(self, precision: str, weights: torch.dtype) -> None:
         if not isinstance(self.model, torch.nn.Module):
@@ -474,7 +479,7 @@ class Sampler:
             raise ValueError(f"{unknown[0]}: not accepted here; accepted are {', '.join(SHARED_ARGUMENTS)}")
         given = dict(request)
         x = given.pop("x_T", None)
-        return make_batches(self, x=x, **given)
+        return make_batches(self.facts, x=x, **given)
 
     def _row_of(self, timestep: int) -> int:
         if (
@@ -486,8 +491,3 @@ class Sampler:
                 f"timestep: {timestep!r} given, an integer from 0 to {len(self.schedule) - 1} accepted"
             )
         return self.plan.row_of(timestep)
-
-
-def evenly_spread(available: int, count: int) -> list[int]:
-    """``count`` indices from 0 to available - 1, both among them."""
-    return [math.floor(i * (available - 1) / max(1, count - 1) + 0.5) for i in range(count)]

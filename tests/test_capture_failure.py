@@ -19,10 +19,10 @@ from replay import RecordingBackend
 from torch import nn
 
 from fastddpm import NoiseSchedule, Sampler
-from fastddpm.chain import Turn
 from fastddpm.engine import Loops, executors
 from fastddpm.engine.graph import CudaGraphBackend
 from fastddpm.engine.refusal import refusal
+from fastddpm.turn import Turn
 
 MAIN, SIDE = "the stream of the caller", types.SimpleNamespace(device_index=0)
 SETTING = {"num_inference_steps": 4, "clip_sample_range": 1.0, "shape": (3, 8, 8)}
@@ -124,7 +124,7 @@ def test_the_fallbacks_warning_has_the_first_error(card, monkeypatch):
     monkeypatch.setattr(executors, "CudaGraphBackend", Backend)
     eager = Sampler(make_unet(), NoiseSchedule.linear(), **SETTING)
     auto = Sampler(make_unet(), NoiseSchedule.linear(), **SETTING)
-    auto._loops = Loops("cudagraph", on_fallback=lambda: None)
+    auto.runner.loops = Loops("cudagraph", may_fall_back=True)
     call = {"seeds": [3], "class_labels": 1, "progress": False}
     with pytest.warns(RuntimeWarning, match=r"\(the network reads a value\); fastddpm"):
         images = auto.sample(**call)
@@ -156,8 +156,8 @@ def test_auto_asks_before_it_captures_a_strangers_model(monkeypatch):
         held = dict(model.named_parameters())
         eager = Sampler(same, NoiseSchedule.linear(), **SETTING)
         images = eager.sample(seeds=[3], progress=False)
-        auto, fell = Sampler(model, NoiseSchedule.linear(), **SETTING), []
-        auto._loops = Loops("cudagraph", on_fallback=lambda fell=fell: fell.append(True))
+        auto = Sampler(model, NoiseSchedule.linear(), **SETTING)
+        auto.runner.loops = Loops("cudagraph", may_fall_back=True)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             result = auto.sample(seeds=[3], progress=False)
@@ -165,7 +165,7 @@ def test_auto_asks_before_it_captures_a_strangers_model(monkeypatch):
         assert len(reasons) == offends
         assert all("(aten::_local_scalar_dense in Inner: a value is read on the host" in r for r in reasons)
         assert torch.equal(result, images)
-        assert fell == [True] * offends
+        assert auto.engine == ("eager" if offends else "cudagraph")
         assert RecordingBackend.captures == (not offends)
         # The model is as it was: its own weights, a table with values.
         assert all(value is held[name] for name, value in model.named_parameters())
@@ -244,17 +244,17 @@ def test_turns_on_a_cpu_know_of_no_events(monkeypatch):
 
 def test_a_chains_images_are_its_own(unet):
     """The last state of a drop-in's walk outlives the next chain, which another thread may begin at once."""
-    from fastddpm.dropin.chains import Chains
+    from fastddpm.batch import make_batch
     from fastddpm.dropin.settings import Settings
 
     sampler = Sampler(unet, NoiseSchedule.linear(), **SETTING)
-    chains = Chains(unet, Settings(noise="philox"), capacity=1000)
+    settings = Settings(noise="philox")
+    runner = settings.runner(unet, capacity=1000)
     results = []
     for seeds in ([1], [2]):
-        batch = chains.batch(
-            (1, 3, 8, 8), chains.source(1, seeds=seeds), cond={"class_labels": torch.tensor([1])}
-        )
-        for _, x, _ in chains.walk(sampler.plan, batch, every_step=False, progress=False):
+        source = settings.source(1, runner.device, seeds=seeds)
+        batch = make_batch((1, 3, 8, 8), source, cond={"class_labels": torch.tensor([1])})
+        for _, x, _ in runner.walk(sampler.plan, batch, every_step=False, progress=False):
             last = x
         results.append((last, sampler.sample(seeds=seeds, class_labels=1, progress=False)))
     for image, expected in results:

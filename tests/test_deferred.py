@@ -175,7 +175,7 @@ def as_on_cuda(monkeypatch):
 
     def convert(sampler, engine):
         made = sampler.replace()
-        made._loops, made.engine = Loops(engine), engine
+        made.runner.loops = Loops(engine)
         return made
 
     return convert

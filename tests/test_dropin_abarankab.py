@@ -281,7 +281,7 @@ def test_errors_name_the_argument():
     refused = [
         (lambda: fast.sample(0, "cpu"), "batch_size: 0 given"),
         (lambda: fast.sample(2, "meta"), "device: 'meta' given, 'cpu'"),
-        (lambda: fast.sample(2, "cpu", seeds=[1, 2]), 'seeds: given, but this object has noise="torch"'),
+        (lambda: fast.sample(2, "cpu", seeds=[1, 2]), 'seeds: given with noise="torch"'),
         (lambda: fast.sample(2, "cpu", method="euler"), "method: 'euler' given"),
         (lambda: fast.sample(2, "cpu", num_inference_steps=13), "num_inference_steps must be .* 1 .. 12"),
         (lambda: fast.sample(2, "cpu", eta=0.5), "eta: 0.5 given with method 'ddpm'"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastddpm
+from fastddpm.dropin.network import copied_for
 from fastddpm.engine import step as engine_step
 
 diffusers = pytest.importorskip("diffusers")
@@ -616,12 +617,12 @@ def test_which_network_runs():
     """Ours on a GPU, if it fits, and where chains are compiled; the original where that is asked for."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     fast = {name: fastddpm.optimize(ddpm(), network=name) for name in ("auto", "original", "ours")}
-    found = {
-        name: [one._may_be_ours(device, False, True) for device in (cpu, cuda)] for name, one in fast.items()
-    }
-    assert found == {"auto": [False, True], "original": [False, False], "ours": [True, True]}
-    assert fastddpm.optimize(ddpm(), engine="compile")._may_be_ours(cpu, False, True)
-    assert not fast["ours"]._may_be_ours(cuda, True, True)  # a variance of its own to take the logarithm of
+    found = {name: one._network().unet is not None for name, one in fast.items()}
+    assert found == {"auto": False, "original": False, "ours": True}
+    assert not fast["auto"]._is_faster_as_ours(cpu, torch.float32)
+    assert fast["auto"]._is_faster_as_ours(cuda, torch.float32)
+    compiled = fastddpm.optimize(ddpm(), engine="compile")
+    assert compiled._network().unet is not None
     with pytest.raises(ValueError, match="network must be one of auto, original, ours, got 'mine'"):
         fastddpm.optimize(ddpm(), network="mine")
     altered = ddpm()
@@ -636,9 +637,9 @@ def test_a_network_that_is_not_ours_is_arranged_on_a_gpu(dtype):
     unet = pipeline.unet
     unet.mid_block.attentions[0].rescale_output_factor = 2.0
     before = {name: (value.clone(), value.stride()) for name, value in unet.state_dict().items()}
-    fast = fastddpm.optimize(pipeline)
-    assert fast._copy(torch.device("cpu"), None) is None
-    copied = fast._copy(torch.device("cuda"), dtype)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert copied_for(unet, cpu, None, may_arrange=True) is None
+    copied = copied_for(unet, cuda, dtype, may_arrange=True)
     convolutions = [part for part in copied.module.modules() if isinstance(part, torch.nn.Conv2d)]
     assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in convolutions)
     assert len(copied.fused.replaced) > 5
@@ -659,6 +660,7 @@ def test_a_network_that_is_not_ours_is_arranged_on_a_gpu(dtype):
 @pytest.mark.parametrize("learned", [False, True])
 def test_a_network_that_is_not_ours_runs_as_on_a_gpu(learned, monkeypatch):
     """The whole way, with the device taken for one of CUDA; weights changed in between are used."""
+    from fastddpm.dropin import network as choice
     from fastddpm.dropin._diffusers import pipeline as module
 
     network = make_unet(out_channels=6 if learned else None)
@@ -666,9 +668,13 @@ def test_a_network_that_is_not_ours_runs_as_on_a_gpu(learned, monkeypatch):
     pipeline = ddpm(network, variance_type="learned_range" if learned else "fixed_small")
     fast = fastddpm.optimize(pipeline)
     seen = module.model_device_dtype
-    monkeypatch.setattr(module, "model_device_dtype", lambda unet: (torch.device("cuda"), seen(unet)[1]))
+    for place in (module, choice):
+        monkeypatch.setattr(place, "model_device_dtype", lambda unet: (torch.device("cuda"), seen(unet)[1]))
     monkeypatch.setattr(module, "resolve_engine", lambda engine, device: "eager")
-    assert "the original module, in channels_last, its norms fused" in str(fast.report())
+    assert (
+        "the original module (of another architecture than our UNet's), in channels_last, its norms"
+        in str(fast.report())
+    )
     hold(pipeline, fast=fast, num_inference_steps=5)
     with torch.no_grad():
         pipeline.unet.conv_in.weight.mul_(2)

@@ -13,8 +13,8 @@ from tolerances import DROP_IN
 from torch import nn
 
 from fastddpm.dropin import lucidrains, lucidrains_guidance
+from fastddpm.dropin.comparison import Adapter
 from fastddpm.dropin.lucidrains import build, recognises
-from fastddpm.dropin.runner import Adapter
 from fastddpm.dropin.settings import Settings
 from fastddpm.engine.step import StepCase
 from fastddpm.network import Network

@@ -256,7 +256,7 @@ def test_errors_name_the_argument():
         (lambda: free.sample(0), "x_in: 0 given"),
         (
             lambda: fast.super_resolution(x_in, seeds=[1, 2]),
-            'seeds: given, but this object has noise="torch"',
+            'seeds: given with noise="torch"',
         ),
         (lambda: fast.super_resolution(x_in, num_inference_steps=0), "num_inference_steps must be"),
         (lambda: fast.super_resolution(x_in, method="plms"), "method: 'plms' given"),

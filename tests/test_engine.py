@@ -31,8 +31,7 @@ def recorded(monkeypatch):
 
     def convert(sampler: Sampler, **options) -> Sampler:
         captured = sampler.replace()
-        captured.engine = "cudagraph"
-        captured._loops = Loops("cudagraph", **options)
+        captured.runner.loops = Loops("cudagraph", **options)
         return captured
 
     return convert
@@ -86,7 +85,7 @@ def test_steps_per_graph_changes_nothing(sampler, recorded, steps_per_graph):
 
 
 def test_replay_with_torch_noise_in_a_short_ring(sampler, recorded, monkeypatch):
-    monkeypatch.setattr("fastddpm.chain.ring_length", lambda shape, steps: 3)
+    monkeypatch.setattr("fastddpm.runner.ring_length", lambda shape, steps: 3)
     captured = recorded(sampler)
     images = []
     for one in (captured, sampler):
@@ -133,7 +132,7 @@ def test_max_captures_the_compiled_network(sampler, recorded, monkeypatch, unet)
 
     monkeypatch.setattr(torch, "compile", counting)
     captured = recorded(sampler)
-    captured._loops = Loops("max")
+    captured.runner.loops = Loops("max")
     for seed in (0, 1):
         unet.load_state_dict(make_unet(TINY, seed=seed).state_dict())
         call = {"seeds": SEEDS, "class_labels": 1, "guidance_scale": 2.0, "progress": False}
@@ -154,7 +153,7 @@ def test_the_cache_of_loops_is_bounded_and_says_what_it_holds(sampler, recorded)
     captured = recorded(sampler, limit=2)
     for batch in (1, 2, 3):
         captured.sample(batch, class_labels=1, progress=False)
-    assert len(captured._loops) == 2
+    assert len(captured.runner.loops) == 2
     state = 3 * 3 * 8 * 8 * 4
     assert captured.memory() > state
     captured.clear()
@@ -171,8 +170,7 @@ def test_auto_falls_back_when_capture_fails(unet, monkeypatch):
     options = {"num_inference_steps": 6, "clip_sample_range": 1.0, "shape": (3, 8, 8)}
     eager = Sampler(unet, NoiseSchedule.linear(), **options)
     auto = Sampler(unet, NoiseSchedule.linear(), **options)
-    auto.engine = "cudagraph"
-    auto._loops = Loops("cudagraph", on_fallback=auto._loops._on_fallback)
+    auto.runner.loops = Loops("cudagraph", may_fall_back=True)
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
     with pytest.warns(RuntimeWarning, match=r"cannot be captured.*\(operation not .*check_capturable names"):
         image = auto.sample(**call)
@@ -183,7 +181,7 @@ def test_auto_falls_back_when_capture_fails(unet, monkeypatch):
         assert difference(auto.sample(**call), image) <= SAME_OPS
 
     asked_for = Sampler(unet, NoiseSchedule.linear(), **options)
-    asked_for._loops = Loops("cudagraph")
+    asked_for.runner.loops = Loops("cudagraph")
     with pytest.raises(RuntimeError, match="capturing"):
         asked_for.sample(**call)
 
@@ -203,8 +201,7 @@ def test_auto_falls_back_in_the_middle_of_a_chain(unet, monkeypatch):
     options = {"num_inference_steps": 7, "clip_sample_range": 1.0, "shape": (3, 8, 8)}
     eager = Sampler(unet, NoiseSchedule.linear(), **options)
     auto = Sampler(unet, NoiseSchedule.linear(), **options)
-    auto.engine = "cudagraph"
-    auto._loops = Loops("cudagraph", on_fallback=auto._loops._on_fallback, steps_per_graph=3)
+    auto.runner.loops = Loops("cudagraph", may_fall_back=True, steps_per_graph=3)
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
     with pytest.warns(RuntimeWarning, match="cannot be captured"):
         image = auto.sample(**call)
@@ -219,7 +216,7 @@ def test_running_out_of_memory_is_not_called_a_failed_capture(sampler, recorded,
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     captured = recorded(sampler)
-    captured._loops = Loops("cudagraph", on_fallback=captured._loops._on_fallback)
+    captured.runner.loops = Loops("cudagraph", may_fall_back=True)
     monkeypatch.setattr(RecordingBackend, "capture", capture)
     with pytest.raises(torch.OutOfMemoryError):
         captured.sample(seeds=SEEDS, class_labels=1, progress=False)
@@ -243,7 +240,7 @@ def test_a_callback_leaves_the_size_of_graphs_alone(sampler, recorded):
     call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
     captured.sample(callback=lambda *_: None, **call)
     captured.sample(**call)
-    (loop,) = captured._loops._loops.values()
+    (loop,) = captured.runner.loops._loops.values()
     assert sorted(loop._executor._replays) == [1, 10]
 
 

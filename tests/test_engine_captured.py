@@ -33,13 +33,12 @@ def _recorded(monkeypatch):
 def captured(sampler: Sampler, **options) -> Sampler:
     """The sampler with the captured loop."""
     made = sampler.replace()
-    made.engine = "cudagraph"
-    made._loops = Loops("cudagraph", **options)
+    made.runner.loops = Loops("cudagraph", **options)
     return made
 
 
 def only_loop(sampler: Sampler):
-    (loop,) = sampler._loops._loops.values()
+    (loop,) = sampler.runner.loops._loops.values()
     return loop
 
 
@@ -149,7 +148,7 @@ def test_graphs_fit_the_segments_of_a_longer_chain(sampler):
 
 def test_steps_per_graph_is_an_option_of_the_sampler(sampler):
     made = sampler.replace(steps_per_graph=4)
-    fast = captured(made, steps_per_graph=made._loops._steps_per_graph)
+    fast = captured(made, steps_per_graph=made.runner.loops._steps_per_graph)
     assert_same(fast.sample(**LABELLED), sampler.sample(**LABELLED))
     assert 4 in only_loop(fast)._executor._replays
     for bad in (0, 1.5, True):
@@ -165,7 +164,7 @@ def test_several_shapes_take_turns_in_the_cache(sampler):
     expected = [sampler.sample(**call) for call in calls]
     for which in (0, 1, 1, 0, 2, 0, 1, 2):
         assert_same(fast.sample(**calls[which]), expected[which])
-        assert len(fast._loops) <= 2
+        assert len(fast.runner.loops) <= 2
     # 0, 1 and 2 once each; then 1, which 2 had replaced, and 2, which 1 had.
     assert RecordingBackend.captures == 5
 
@@ -245,7 +244,7 @@ def test_noise_of_the_host_is_staged_in_two_buffers(sampler, monkeypatch):
         def record(self):
             log.append(("sent", self.name))
 
-    monkeypatch.setattr("fastddpm.chain.ring_length", lambda shape, steps: 3)
+    monkeypatch.setattr("fastddpm.runner.ring_length", lambda shape, steps: 3)
     monkeypatch.setattr(
         randomness, "Staging", functools.partial(randomness.Staging, event=Event, pinned=False)
     )

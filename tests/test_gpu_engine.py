@@ -154,7 +154,7 @@ def test_callbacks_every_few_steps_and_memory_of_graphs():
         assert len(seen) == 4
         for state, expected in zip(seen, states[0], strict=True):
             assert_same(state, expected, "cudagraph")
-    (loop,) = fast._loops._loops.values()
+    (loop,) = fast.runner.loops._loops.values()
     assert loop._executor.memory() > 0
     frames = [one.sample_trajectory(frames=3, **call) for one in (eager, fast)]
     assert_same(frames[1], frames[0], "cudagraph")
@@ -187,7 +187,7 @@ def test_both_switches_of_tf32_have_loops_of_their_own():
             assert_same(fast.sample(**call), eager.sample(**call), "cudagraph")
         finally:
             torch.set_float32_matmul_precision("highest")
-    assert len(fast._loops) == 2
+    assert len(fast.runner.loops) == 2
 
 
 @pytest.mark.parametrize("operation", ["item", "mask", "copy to the host", "index on the host"])

@@ -48,8 +48,7 @@ class Stub(RecordingBackend):
 
 def captured_everywhere(monkeypatch, backend):
     """The captured engine on a CPU, for samplers and drop-ins."""
-    monkeypatch.setattr("fastddpm.sampler.resolve_engine", lambda engine, device: "cudagraph")
-    monkeypatch.setattr("fastddpm.dropin.chains.resolve_engine", lambda engine, device: "cudagraph")
+    monkeypatch.setattr("fastddpm.runner.resolve_engine", lambda engine, device: "cudagraph")
     monkeypatch.setattr(executors, "CudaGraphBackend", backend)
 
 
@@ -247,8 +246,7 @@ def test_a_pipelines_weights_are_never_stale(pipeline, monkeypatch, change, capt
 def test_the_time_table_is_never_stale(sampler, unet, monkeypatch, change):
     monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
     fast = sampler.replace()
-    fast.engine = "cudagraph"
-    fast._loops = type(fast._loops)("cudagraph")
+    fast.runner.loops = type(fast.runner.loops)("cudagraph")
     call = {"seeds": [3, 4], **CALL}
     before = [fast.sample(**call) for _ in range(3)][-1]
     CHANGES[change](unet.time_mlp)

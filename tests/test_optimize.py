@@ -16,6 +16,7 @@ from torch import nn
 
 import fastddpm
 from fastddpm.dropin import PEERS, Report, Settings, Unrecognised
+from fastddpm.engine import Loops
 
 
 class Hostile:
@@ -177,11 +178,9 @@ def test_a_report_is_text():
 
 def test_auto_says_what_compiling_would_give(unet):
     """On a GPU nothing is compiled that was not asked for."""
-    from fastddpm.dropin.chains import Chains
-
-    chains = Chains(unet, Settings(), capacity=10)
-    assert chains.engine_in_words() == "eager"
-    chains.engine = "cudagraph"
-    assert "engine='compile' has fewer launches" in chains.engine_in_words()
-    asked = Chains(unet, Settings(engine="eager"), capacity=10)
+    runner = Settings().runner(unet, capacity=10)
+    assert runner.engine_in_words() == "eager"
+    runner.loops = Loops("cudagraph")
+    assert "engine='compile' has fewer launches" in runner.engine_in_words()
+    asked = Settings(engine="eager").runner(unet, capacity=10)
     assert asked.engine_in_words() == "eager"

@@ -177,10 +177,10 @@ def use_captures_on_the_cpu(monkeypatch, fast):
     """Engine `cudagraph`, with the backend of tests that records and replays on the CPU."""
     from replay import RecordingBackend
 
-    from fastddpm.engine import executors
+    from fastddpm.engine import Loops, executors
 
     monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
-    fast.engine = fast._loops.engine = "cudagraph"
+    fast.runner.loops = Loops("cudagraph")
 
 
 def test_a_loop_for_each_precision_and_the_same_images_where_nothing_differs():
@@ -199,7 +199,7 @@ def test_a_loop_for_each_precision_and_the_same_images_where_nothing_differs():
         torch.set_float32_matmul_precision("highest")
         for place in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
             place.fp32_precision = "none"
-    assert len(one._loops) == 2
+    assert len(one.runner.loops) == 2
 
 
 def test_two_threads_with_different_precisions_take_turns():
@@ -398,7 +398,8 @@ def test_weights_of_another_dtype_are_refused(name):
 
 def test_weights_of_the_dtype_itself_are_not_copied():
     unet = make_unet(TINY).to(torch.bfloat16)
-    assert sampler(unet, precision="bf16")._walker().model is unet
+    with sampler(unet, precision="bf16").running() as runner:
+        assert runner.model is unet
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,7 @@ def test_each_model_is_small_and_has_a_card(name):
 def captured(sampler, monkeypatch):
     monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
     other = sampler.replace()
-    other.engine = "cudagraph"
-    other._loops = Loops("cudagraph")
+    other.runner.loops = Loops("cudagraph")
     return other
 
 

@@ -15,7 +15,7 @@ from networks import TINY, make_unet
 from tolerances import ACROSS_BATCHES, SAME_OPS
 
 from fastddpm import NoiseSchedule, Sampler, UNetConfig
-from fastddpm.sampler import evenly_spread
+from fastddpm.trajectory import evenly_spread
 from fastddpm_kernels import normal
 
 QUIET = {"progress": False}

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastddpm.files import check_writable, made_folder, replacing
 from fastddpm.images import ANIMATION_WIDTH, Pixels, grid, save_gif, save_npz, save_png, to_uint8
 from fastddpm.interruption import postponed
-from fastddpm.sampler import evenly_spread
+from fastddpm.trajectory import evenly_spread
 
 PICTURE_CHANNELS = (1, 3, 4)
 # States in a strip from noise to image.

@@ -18,7 +18,6 @@ from fastddpm.engine import EngineUnavailable
 from fastddpm.plans.plan import check_choice
 from fastddpm.precision import described
 from fastddpm.sampler import Sampler
-from fastddpm.unet import UNet
 
 LONGEST_ANIMATION = 40
 
@@ -104,10 +103,7 @@ def sample(
     sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **options)
     _refuse_condition(model, sampler)
     sampler = sampler.replace(**_changes(sampler, method, steps, eta, "auto" if is_job else engine))
-    network = sampler.model
-    labels = choose_labels(
-        network.config.num_classes if isinstance(network, UNet) else None, classes, seed_list
-    )
+    labels = choose_labels(sampler.facts.num_classes, classes, seed_list)
     if is_job:
         place = job.device(device)
         drawer = torch_drawer(sampler, job, guidance=guidance, device=place, engine=engine)
@@ -166,9 +162,8 @@ def _draw(sampler: Sampler, request: dict[str, Any], *, animated: bool) -> Tenso
 
 
 def _refuse_condition(model: str, sampler: Sampler) -> None:
-    network, shape = sampler.model, sampler.shape
-    if isinstance(network, UNet) and shape is not None and network.config.in_channels > shape[0]:
-        channels = network.config.in_channels - shape[0]
+    channels = sampler.facts.condition_channels
+    if channels is not None and channels > 0:
         raise ValueError(
             f"{model}: a super-resolution network, which needs an image of {channels} channels as its "
             "condition; fastddpm.load(...).sample(condition=image) takes one"

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.batch import make_batch
+from fastddpm.dropin.alterations import warn_if_random
+from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, check_device, holds
-from fastddpm.dropin.runner import Runner, warn_if_random
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
 from fastddpm.plans.plan import check_choice
@@ -60,9 +62,9 @@ class FastAbarankab(DropIn):
     def __init__(self, original: Any, settings: Settings, network: NetworkChoice) -> None:
         super().__init__(original)
         self.settings, self._choice = settings, network
-        self._runners: dict[str, Runner] = {}
+        self._networks: dict[str, PeerNetwork] = {}
         for name in ("model", "ema_model"):
-            self._runner(name)
+            self._network(name)
 
     def sample(
         self,
@@ -118,15 +120,15 @@ class FastAbarankab(DropIn):
 
     def report(self) -> Report:
         """What became of the original: network, engine, noise, what is fused and what is not."""
-        model, ema = self._runner("model"), self._runner("ema_model")
-        networks = ema.network if model.network == ema.network else f"{ema.network}; model: {model.network}"
+        model, ema = self._network("model"), self._network("ema_model")
+        networks = ema.words if model.words == ema.words else f"{ema.words}; model: {model.words}"
         drawn = self.settings.noise == "philox"
         return Report(
             peer=DESCRIPTION,
             network=networks,
-            engine=ema.chains.engine_in_words(),
+            engine=ema.runner.engine_in_words(),
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
-            precision=ema.chains.computes_in(self.settings.dtype),
+            precision=ema.runner.computes_in(self.settings.dtype),
             fused=("remove_noise and sigma * z", *(("the noise z",) if drawn else ())),
             not_fused=() if drawn else ("the noise z: torch's generator draws it before the step",),
         )
@@ -149,22 +151,25 @@ class FastAbarankab(DropIn):
             raise ValueError("sample batch size different from length of given y")
         whole("batch_size", batch_size, least=1)
         plan = from_abarankab({name: getattr(self.original, name) for name in STORED}, **method)
-        runner = self._runner("ema_model" if use_ema else "model")
-        chains = runner.chains
-        check_device(device, chains.device)
+        network = self._network("ema_model" if use_ema else "model")
+        runner = network.runner
+        check_device(device, runner.device)
         shape = (batch_size, self.original.img_channels, *self.original.img_size)
-        batch = chains.batch(shape, chains.source(batch_size, seeds=seeds), cond=self._cond(runner, y))
-        runner.refresh()
+        source = self.settings.source(batch_size, runner.device, seeds=seeds)
+        batch = make_batch(shape, source, cond=self._cond(network, y))
+        network.refresh()
         every_step = every_step or callback is not None
-        for done, x, _ in chains.walk(plan, batch, every_step=every_step, progress=progress):
+        for done, x, _ in runner.walk(plan, batch, every_step=every_step, progress=progress):
             if callback is not None and done:
                 callback(done - 1, int(plan.timesteps[done - 1]), x)
             yield x
 
-    def _cond(self, runner: Runner, y: Tensor | None) -> dict[str, Tensor]:
+    def _cond(self, network: PeerNetwork, y: Tensor | None) -> dict[str, Tensor]:
         """What the network is given besides x and t; a network without classes ignores y."""
-        unet = runner.unet
-        num_classes = getattr(runner.source, "num_classes", None) if unet is None else unet.config.num_classes
+        unet = network.unet
+        num_classes = (
+            getattr(network.source, "num_classes", None) if unet is None else unet.config.num_classes
+        )
         if y is None:
             if num_classes is not None:
                 raise ValueError("class conditioning was specified but y is not passed")
@@ -173,12 +178,12 @@ class FastAbarankab(DropIn):
             return {}
         return {"class_labels": torch.as_tensor(y)}
 
-    def _runner(self, name: str) -> Runner:
-        """The runner of a network, made anew where the network is another one or was moved."""
+    def _network(self, name: str) -> PeerNetwork:
+        """A network, read anew where it is another one or was moved."""
         source = getattr(self.original, name)
-        if name not in self._runners or not self._runners[name].fits(source):
+        if name not in self._networks or not self._networks[name].fits(source):
             times = torch.arange(len(self.original.betas))
-            self._runners[name] = Runner(
+            self._networks[name] = PeerNetwork(
                 source, _call, abarankab, self.settings, choice=self._choice, times=times
             )
-        return self._runners[name]
+        return self._networks[name]

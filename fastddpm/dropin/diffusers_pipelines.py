@@ -7,7 +7,7 @@ from typing import Any
 from fastddpm.dropin._diffusers.kinds import pipeline_kind
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline, FastPipeline
-from fastddpm.dropin.runner import warn_if_random
+from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.settings import Settings
 
 DESCRIPTION = "diffusers DDPMPipeline and DDIMPipeline"

@@ -14,16 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastddpm.dropin.chains import Chains
+from fastddpm.batch import make_batch
+from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.guided_diffusion_guidance import Guidance
 from fastddpm.dropin.peer import DropIn, holds
-from fastddpm.dropin.runner import warn_if_random
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.network import Model, model_device_dtype, modules_of
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
 from fastddpm.plans.guided_diffusion import TABLES, Process, ancestral_plan, ddim_plan
 from fastddpm.request import whole
+from fastddpm.runner import Runner
 
 DESCRIPTION = "guided-diffusion and improved-diffusion GaussianDiffusion, SpacedDiffusion"
 
@@ -126,7 +127,7 @@ class FastGuidedDiffusion(DropIn):
     def __init__(self, original: Any, settings: Settings) -> None:
         super().__init__(original)
         self.settings = settings
-        self._kept: OrderedDict[Any, tuple[Model, Chains]] = OrderedDict()
+        self._kept: OrderedDict[Any, tuple[Model, Runner]] = OrderedDict()
         self._warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._engine = f"{settings.engine}, by the network's device"
         self._precision = "that of the module given with each call"
@@ -219,43 +220,46 @@ class FastGuidedDiffusion(DropIn):
         if request.is_guided:
             weights = self.process().gradient_weights(ancestral=not isinstance(request, DdimRequest))
             guidance = Guidance(plan, weights, request.denoised_fn, self._gradient(request))
-        with self._chains(request, guidance) as chains:
+        with self._runner(request, guidance) as runner:
             cond = request.tensors()
             if guidance is not None:
-                cond, plan = {**cond, **guidance.tables(chains.device)}, finished_plan(plan)
-            source = chains.source(int(request.shape[0]), seeds=request.seeds)
-            batch = chains.batch(request.shape, source, x=request.noise, cond=cond)
+                cond, plan = {**cond, **guidance.tables(runner.device)}, finished_plan(plan)
+            source = self.settings.source(int(request.shape[0]), runner.device, seeds=request.seeds)
+            batch = make_batch(request.shape, source, x=request.noise, cond=cond)
             options = {"keep_x0": every_step and guidance is None, "progress": request.progress}
-            for done, x, x0 in chains.walk(plan, batch, every_step=every_step, **options):
+            for done, x, x0 in runner.walk(plan, batch, every_step=every_step, **options):
                 yield done, x, x0 if guidance is None else guidance.pred_xstart
 
     def _gradient(self, request: Request) -> Callable[..., Tensor] | None:
         return request.cond_fn and functools.partial(request.cond_fn, **request.constants())
 
     @contextmanager
-    def _chains(self, request: Request, guidance: Guidance | None) -> Iterator[Chains]:
-        """Chains of the request's network, taken out of the kept ones while in use: a second loop with the
-        same network, in a thread or between two yields, has chains of its own."""
+    def _runner(self, request: Request, guidance: Guidance | None) -> Iterator[Runner]:
+        """The runner of the request's network, taken out of the kept ones while in use: a second loop with
+        the same network, in a thread or between two yields, has one of its own."""
         device = None if request.device is None else torch.device(request.device)
-        model, settings = self._callable(request), replace(self.settings, dtype=torch.float32)
-        capacity = int(self.original.num_timesteps)
+        model, capacity = self._callable(request), int(self.original.num_timesteps)
         if guidance is not None:
             # Functions of the caller may do anything, reading on the host and autograd included.
-            eager = replace(settings, engine="eager")
-            yield Chains(functools.partial(guidance, model), eager, capacity=capacity, device=device)
+            eager, guided = replace(self.settings, engine="eager"), functools.partial(guidance, model)
+            yield eager.runner(guided, capacity=capacity, dtype=torch.float32, device=device)
             return
         key = _hashable(
             (id(request.model), device or model_device_dtype(model)[0], *request.constants().items())
         )
         kept = self._kept.pop(key, None)
-        chains = kept[1] if kept else Chains(model, settings, capacity=capacity, device=device)
-        self._engine, self._precision = chains.engine, chains.computes_in(self.settings.dtype)
+        runner = (
+            kept[1]
+            if kept
+            else self.settings.runner(model, capacity=capacity, dtype=torch.float32, device=device)
+        )
+        self._engine, self._precision = runner.engine, runner.computes_in(self.settings.dtype)
         try:
-            yield chains
+            yield runner
         finally:
             if key is not None:
-                # The network is kept with its chains, so that its id stays its own.
-                self._kept[key] = (request.model, chains)
+                # The network is kept with its runner, so that its id stays its own.
+                self._kept[key] = (request.model, runner)
             while len(self._kept) > KEPT_MODELS:
                 self._kept.popitem(last=False)
 

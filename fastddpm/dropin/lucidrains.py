@@ -5,7 +5,6 @@ The class for classifier-free guidance is recognised here too; its drop-in is `l
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastddpm.dropin.chains import Chains
+from fastddpm.batch import make_batch
+from fastddpm.dropin.alterations import warn_if_random
+from fastddpm.dropin.comparison import Adapter
 from fastddpm.dropin.peer import DropIn, holds
-from fastddpm.dropin.runner import Adapter, warn_if_random
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import Engine
 from fastddpm.network import model_device_dtype
@@ -24,6 +24,7 @@ from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES, Habits, ancestral_pla
 from fastddpm.plans.plan import check_choice
 from fastddpm.randomness import PhiloxNoise
 from fastddpm.request import whole
+from fastddpm.runner import Runner
 
 DESCRIPTION = "denoising-diffusion-pytorch (lucidrains) GaussianDiffusion"
 
@@ -88,7 +89,7 @@ class FastLucidrains(DropIn):
     def __init__(self, original: Any, settings: Settings) -> None:
         super().__init__(original)
         self.settings = settings
-        self._chains: dict[Any, Chains] = {}
+        self._runners: dict[Any, Runner] = {}
         self._plain()
 
     def sample(self, batch_size: int = 16, return_all_timesteps: bool = False, **options: Any) -> Tensor:
@@ -179,7 +180,7 @@ class FastLucidrains(DropIn):
         return f"DDPM ({obj.num_timesteps} steps)"
 
     def _engine(self) -> Engine:
-        return next(reversed(self._chains.values())).engine
+        return next(reversed(self._runners.values())).engine
 
     def _images(
         self,
@@ -191,16 +192,17 @@ class FastLucidrains(DropIn):
         generator: torch.Generator | None = None,
         progress: bool = True,
     ) -> Tensor:
-        chains = self._plain()
-        batch = chains.batch(shape, chains.source(int(shape[0]), seeds=seeds, generator=generator))
+        runner = self._plain()
+        source = self.settings.source(int(shape[0]), runner.device, seeds=seeds, generator=generator)
+        batch = make_batch(shape, source)
         options = {
             "progress": progress,
             "self_condition": bool(getattr(self.original, "self_condition", False)),
         }
         if not return_all_timesteps:
-            x = chains.run(plan, batch, **options)
+            x = runner.run(plan, batch, **options)
         else:
-            x = torch.stack([x.clone() for _, x, _ in chains.walk(plan, batch, **options)], dim=1)
+            x = torch.stack([x.clone() for _, x, _ in runner.walk(plan, batch, **options)], dim=1)
         images: Tensor = self.original.unnormalize(x)
         return images
 
@@ -210,7 +212,7 @@ class FastLucidrains(DropIn):
         x2: Tensor,
         t: int | None,
         lam: float,
-        chains: Chains,
+        runner: Runner,
         cond: dict[str, Tensor],
         progress: bool,
     ) -> Tensor:
@@ -221,7 +223,7 @@ class FastLucidrains(DropIn):
             raise ValueError(f"t: {t} given, 0 .. {total - 1} accepted")
         if x1.shape != x2.shape:
             raise ValueError(f"x2: shape {tuple(x2.shape)} given, that of x1, {tuple(x1.shape)}, accepted")
-        source = chains.source(len(x1))
+        source = self.settings.source(len(x1), runner.device)
         if isinstance(source, PhiloxNoise):
             raise ValueError('noise: interpolate draws its noise as the original does; "torch" accepted')
         at = torch.full((len(x1),), t, device=x1.device)
@@ -230,32 +232,33 @@ class FastLucidrains(DropIn):
             x: Tensor = (1 - lam) * noised[0] + lam * noised[1]
         if t == 0:
             return x
-        batch = chains.batch(x.shape, source, x=x, cond=cond)
+        batch = make_batch(x.shape, source, x=x, cond=cond)
         self_condition = bool(getattr(self.original, "self_condition", False))
         options = {"progress": progress, "self_condition": self_condition}
         # Timesteps t-1 .. 0 stand in the last t rows.
-        return chains.run(self.ancestral_plan(), batch, row=total - t, **options)
+        return runner.run(self.ancestral_plan(), batch, row=total - t, **options)
 
-    def _plain(self) -> Chains:
-        """The chains of this class, whose network is given x and t and perhaps the last x0."""
+    def _plain(self) -> Runner:
+        """The runner of this class, whose network is given x and t and perhaps the last x0."""
         return self._runner("plain", _learned if self._habits().learned else _self_conditioned)
 
-    def _runner(self, key: Any, call: Callable[..., Any]) -> Chains:
-        """The chains for one way to call the network; made anew where it is another one or was moved."""
+    def _runner(self, key: Any, call: Callable[..., Any]) -> Runner:
+        """The runner for one way to call the network; made anew where it is another one or was moved."""
         module = self.original.model
-        chains = self._chains.pop(key, None)
+        runner = self._runners.pop(key, None)
         if (
-            chains is None
-            or chains.model.module is not module  # type: ignore[attr-defined]
-            or chains.device != model_device_dtype(module)[0]
+            runner is None
+            or runner.model.module is not module  # type: ignore[attr-defined]
+            or runner.device != model_device_dtype(module)[0]
         ):
             dtype = None if self.settings.dtype == torch.float32 else self.settings.dtype
-            settings = dataclasses.replace(self.settings, dtype=torch.float32)
-            chains = Chains(Adapter(module, call, dtype), settings, capacity=self.original.num_timesteps)
-        while len(self._chains) >= 4:
-            del self._chains[next(iter(self._chains))]
-        self._chains[key] = chains
-        return chains
+            runner = self.settings.runner(
+                Adapter(module, call, dtype), capacity=self.original.num_timesteps, dtype=torch.float32
+            )
+        while len(self._runners) >= 4:
+            del self._runners[next(iter(self._runners))]
+        self._runners[key] = runner
+        return runner
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: getattr(self.original, name) for name in BUFFERS}

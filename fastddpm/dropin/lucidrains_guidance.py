@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastddpm.dropin.chains import Chains
+from fastddpm.batch import make_batch
 from fastddpm.dropin.lucidrains import FastLucidrains
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
 from fastddpm.plans.lucidrains import OBJECTIVES, cfg_plus_plus_rows
+from fastddpm.runner import Runner
 
 DESCRIPTION = "denoising-diffusion-pytorch (lucidrains) GaussianDiffusion with classifier-free guidance"
 
@@ -79,8 +80,8 @@ class FastGuidedLucidrains(FastLucidrains):
         **options: Any,
     ) -> Tensor:
         """`sample` for a shape ``(B, C, H, W)``, with every timestep."""
-        chains = self._guided(cond_scale, rescaled_phi, len(classes))
-        return self._class_images(chains, self.ancestral_plan(), shape, {"classes": classes}, **options)
+        runner = self._guided(cond_scale, rescaled_phi, len(classes))
+        return self._class_images(runner, self.ancestral_plan(), shape, {"classes": classes}, **options)
 
     def ddim_sample(  # type: ignore[override]
         self,
@@ -93,13 +94,13 @@ class FastGuidedLucidrains(FastLucidrains):
         """`sample` for a shape ``(B, C, H, W)``, by DDIM with the original's sampling_timesteps."""
         plan, cond = self.ddim_plan(), {"classes": classes}
         is_finished = bool(getattr(self.original, "use_cfg_plus_plus", False))
-        chains = self._guided(cond_scale, rescaled_phi, len(classes), finished=is_finished)
+        runner = self._guided(cond_scale, rescaled_phi, len(classes), finished=is_finished)
         if is_finished:
             rows = cfg_plus_plus_rows(self._buffers(), plan)
-            cond["times"] = torch.tensor(plan.model_time, device=chains.device)
-            cond["rows"] = torch.tensor(rows, device=chains.device)
+            cond["times"] = torch.tensor(plan.model_time, device=runner.device)
+            cond["rows"] = torch.tensor(rows, device=runner.device)
             plan = finished_plan(plan)
-        return self._class_images(chains, plan, shape, cond, **options)
+        return self._class_images(runner, plan, shape, cond, **options)
 
     def interpolate(  # type: ignore[override]
         self,
@@ -112,9 +113,9 @@ class FastGuidedLucidrains(FastLucidrains):
         progress: bool = True,
     ) -> Tensor:
         """As of `FastLucidrains.interpolate`, with ``classes (B,)`` and the default guidance."""
-        chains = self._guided(6.0, 0.7, len(classes))
-        cond = {"classes": classes.to(chains.device)}
-        return self._interpolated(x1, x2, t, lam, chains, cond, progress)
+        runner = self._guided(6.0, 0.7, len(classes))
+        cond = {"classes": classes.to(runner.device)}
+        return self._interpolated(x1, x2, t, lam, runner, cond, progress)
 
     def report(self) -> Report:
         """What became of the original: network, engine, noise, what is fused and what is not."""
@@ -128,7 +129,7 @@ class FastGuidedLucidrains(FastLucidrains):
 
     def _class_images(
         self,
-        chains: Chains,
+        runner: Runner,
         plan: Plan,
         shape: Sequence[int],
         cond: dict[str, Tensor],
@@ -141,14 +142,14 @@ class FastGuidedLucidrains(FastLucidrains):
             raise ValueError(
                 f"classes: {len(cond['classes'])} given for {shape[0]} images; one each accepted"
             )
-        source = chains.source(int(shape[0]), seeds=seeds, generator=generator)
-        batch = chains.batch(shape, source, cond={**cond, "classes": cond["classes"].to(chains.device)})
-        return (chains.run(plan, batch, progress=progress) + 1) * 0.5
+        source = self.settings.source(int(shape[0]), runner.device, seeds=seeds, generator=generator)
+        batch = make_batch(shape, source, cond={**cond, "classes": cond["classes"].to(runner.device)})
+        return (runner.run(plan, batch, progress=progress) + 1) * 0.5
 
     def _guided(
         self, cond_scale: float, rescaled_phi: float, count: int, *, finished: bool = False
-    ) -> Chains:
-        """The chains for a pair of scales."""
+    ) -> Runner:
+        """The runner for a pair of scales."""
         if cond_scale == 1 and finished:
             raise ValueError(
                 "cond_scale: 1 given under CFG++, where the original fails; another number accepted"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fastddpm.engine import ENGINES, Engine
+from fastddpm.network import Model
 from fastddpm.plans.plan import check_choice
 from fastddpm.precision import PRECISIONS, Precision
+from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
+from fastddpm.runner import Runner
 
 NoiseKind = Literal["torch", "philox"]
 NetworkChoice = Literal["auto", "original", "ours"]
@@ -44,6 +49,36 @@ class Settings:
             check_choice("precision", self.precision, PRECISIONS)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype: {self.dtype!r} given, None, float32, float16 or bfloat16 accepted")
+
+    def runner(
+        self,
+        model: Model,
+        *,
+        capacity: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Runner:
+        """Runs chains of a model so; ``dtype`` is what it takes x in, the rest is as of `Runner`."""
+        return Runner(
+            model,
+            device=device,
+            dtype=dtype,
+            engine=self.engine,
+            precision=self.precision,
+            capacity=capacity,
+        )
+
+    def source(
+        self,
+        count: int,
+        device: torch.device,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+        generator: Generators | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> PhiloxNoise | TorchNoise:
+        """Where the noise of ``count`` images comes from, as of `fastddpm.randomness.noise_source`."""
+        return noise_source(self.noise, count, device, seeds=seeds, generator=generator, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)

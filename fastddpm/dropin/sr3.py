@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.batch import make_batch
+from fastddpm.dropin.alterations import warn_if_random
+from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, holds
-from fastddpm.dropin.runner import Runner, warn_if_random
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.plan import Plan, check_choice
 from fastddpm.plans.sr3 import STORED, from_sr3
@@ -72,9 +74,9 @@ class FastSR3(DropIn):
     def __init__(self, original: Any, settings: Settings, network: NetworkChoice) -> None:
         super().__init__(original)
         self.settings, self._choice = settings, network
-        self._last: Runner | None = None
+        self._last: PeerNetwork | None = None
         if self._has_schedule:
-            self._runner()
+            self._network()
 
     def super_resolution(self, x_in: Tensor, continous: bool = False, **options: Any) -> Tensor:
         """Images from low-resolution ones; as :meth:`p_sample_loop`, whose other arguments it has."""
@@ -125,18 +127,18 @@ class FastSR3(DropIn):
             ValueError: naming the argument, what was given and what is accepted.
         """
         plan = self._plan(**method)
-        runner = self._runner()
-        chains = runner.chains
+        network = self._network()
+        runner = network.runner
         is_conditional = bool(self.original.conditional)
-        shape, condition = _checked(x_in, is_conditional, chains.device)
-        source = chains.source(shape[0], seeds=seeds)
-        batch = chains.batch(shape, source, condition=condition)
-        runner.refresh()
+        shape, condition = _checked(x_in, is_conditional, runner.device)
+        source = self.settings.source(shape[0], runner.device, seeds=seeds)
+        batch = make_batch(shape, source, condition=condition)
+        network.refresh()
 
         steps, frames, x = len(plan), [] if condition is None else [condition], None
         interval = 1 | (steps // 10)
         every_step = continous or callback is not None
-        for done, x, _ in chains.walk(plan, batch, every_step=every_step, progress=progress):
+        for done, x, _ in runner.walk(plan, batch, every_step=every_step, progress=progress):
             if callback is not None and done:
                 callback(done - 1, int(plan.timesteps[done - 1]), x)
             is_frame = (steps - done) % interval == 0 if done else condition is None
@@ -152,15 +154,14 @@ class FastSR3(DropIn):
     def report(self) -> Report:
         """What became of the original: network, engine, noise, what is fused and what is not."""
         drawn = self.settings.noise == "philox"
-        is_ready = self._has_schedule
-        runner = self._runner() if is_ready else None
-        variant = "" if runner is None else f", {'ddpm' if self._levels is None else 'sr3'} variant"
+        network = self._network() if self._has_schedule else None
+        variant = "" if network is None else f", {'ddpm' if self._levels is None else 'sr3'} variant"
         return Report(
             peer=f"GaussianDiffusion of the SR3 repository{variant}",
-            network="waits for set_new_noise_schedule" if runner is None else runner.network,
-            engine=self.settings.engine if runner is None else runner.chains.engine_in_words(),
+            network="waits for set_new_noise_schedule" if network is None else network.words,
+            engine=self.settings.engine if network is None else network.runner.engine_in_words(),
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
-            precision="" if runner is None else runner.chains.computes_in(self.settings.dtype),
+            precision="" if network is None else network.runner.computes_in(self.settings.dtype),
             fused=(
                 "predict_start_from_noise",
                 "clamp",
@@ -186,8 +187,8 @@ class FastSR3(DropIn):
             raise ValueError("the model has no noise schedule yet; call set_new_noise_schedule first")
         return from_sr3({name: getattr(self.original, name) for name in STORED}, self._levels, **method)
 
-    def _runner(self) -> Runner:
-        """The network's runner, made anew where the network is another one, or was moved."""
+    def _network(self) -> PeerNetwork:
+        """The network, read anew where it is another one, or was moved."""
         source = self.original.denoise_fn
         if isinstance(source, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             source = source.module
@@ -195,7 +196,7 @@ class FastSR3(DropIn):
         call = _call_at_time if levels is None else _call_at_level
         if self._last is None or self._last.call is not call or not self._last.fits(source):
             times = torch.arange(len(self.original.betas)) if levels is None else levels[1:].float()
-            self._last = Runner(source, call, sr3, self.settings, choice=self._choice, times=times)
+            self._last = PeerNetwork(source, call, sr3, self.settings, choice=self._choice, times=times)
         return self._last
 
 

@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fastddpm.engine.watch import Offence, Watch
+from fastddpm.facts import model_facts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
 from fastddpm.plans.methods import TIME_INPUTS
 from fastddpm.plans.plan import check_choice
 from fastddpm.tabulated import bind
-from fastddpm.unet import UNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def check_capturable(
         raise ValueError(f"shape: {tuple(shape)} given, (C, H, W) accepted")
     check_choice("time_input", time_input, TIME_INPUTS)
     if class_labels is None:
-        class_labels = isinstance(model, UNet) and model.config.num_classes is not None
+        class_labels = bool(model_facts(model).takes_labels)
     device, dtype = torch.device("cuda"), dtype or model_device_dtype(model)[1]
     rows = batch_size * (2 if guided else 1)
     image = (rows, condition_channels, *tuple(shape)[1:])

@@ -28,6 +28,21 @@ class EngineUnavailable(RuntimeError):
     """An engine was asked for by name that this machine or model cannot run."""
 
 
+class EngineChoice:
+    """The engine that runs, which a failed capture changes for all loops that share it.
+
+    Args:
+        engine: a resolved name.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def fall_back(self) -> None:
+        """Eager steps from here on."""
+        self.engine = "eager"
+
+
 class Executor(Protocol):
     """Advances a loop's state."""
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fastddpm.engine.executors import Engine, compile_network, make_executor
+from fastddpm.engine.executors import Engine, EngineChoice, compile_network, make_executor
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.heap import keep_heap
 from fastddpm.engine.parcel import Parcel
@@ -30,8 +30,8 @@ from fastddpm.weights import Inventory
 from fastddpm_kernels import normal
 
 if TYPE_CHECKING:
+    from fastddpm.batch import Batch
     from fastddpm.copies import Copies
-    from fastddpm.request import Batch
 
 
 class Loop:
@@ -153,7 +153,7 @@ class Loops:
     Args:
         engine: resolved engine name.
         limit: loops kept; the one unused for longest goes first.
-        on_fallback: called when a capture failed; None makes that an error.
+        may_fall_back: go on eagerly once a capture has failed, instead of raising.
         steps_per_graph: steps in one captured graph; None for all of the first plan, at most 64.
     """
 
@@ -162,13 +162,19 @@ class Loops:
         engine: Engine,
         *,
         limit: int = 4,
-        on_fallback: Callable[[], None] | None = None,
+        may_fall_back: bool = False,
         steps_per_graph: int | None = None,
     ) -> None:
-        self.engine, self.limit = engine, limit
-        self._on_fallback, self._steps_per_graph = on_fallback, steps_per_graph
+        self.limit = limit
+        self._choice, self._may_fall_back = EngineChoice(engine), may_fall_back
+        self._steps_per_graph = steps_per_graph
         self._loops: OrderedDict[tuple[Any, ...], Loop] = OrderedDict()
         self._inventories: dict[int, Inventory] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that runs: eager once a capture has failed that may."""
+        return self._choice.engine
 
     def get(
         self,
@@ -213,7 +219,7 @@ class Loops:
             form=form,
         )
         ask = None
-        if type(network) is Network and self._on_fallback is not None:
+        if type(network) is Network and self._may_fall_back:
             options = {"dtype": dtype, "guided": case.guided, "time_dtype": time_dtype}
             # The loop's own, x_self_cond, among them.
             ask = functools.partial(
@@ -225,7 +231,7 @@ class Loops:
             capacity,
             self.engine,
             steps_per_graph=self._steps_per_graph or min(n_steps, LONGEST_GRAPH),
-            on_fallback=self._on_fallback,
+            on_fallback=self._choice.fall_back if self._may_fall_back else None,
             refusal=ask,
         )
         return self._loops[key]

@@ -15,7 +15,7 @@ from fastddpm.export.network import NetworkCall, plain_copy
 from fastddpm.export.table import TableOptions
 from fastddpm.plans import METHODS, Plan, make_plan
 from fastddpm.plans.plan import check_choice
-from fastddpm.request import image_shape, null_label, whole
+from fastddpm.request import image_shape, whole
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
@@ -72,10 +72,8 @@ class Settings:
     @property
     def sizes(self) -> tuple[int, int] | None:
         """(multiple, padding): height and width plus the padding are multiples; None where they are fixed."""
-        model = self.sampler.model
-        if not isinstance(model, UNet):
-            return None
-        return model.config.size_multiple, 2 * model.config.initial_pad
+        facts = self.sampler.facts
+        return None if facts.size_multiple is None else (facts.size_multiple, facts.padding)
 
 
 def resolve(
@@ -105,7 +103,7 @@ def resolve(
     plan = sampler.plan
     _check_plan(plan, sampler.schedule)
     classes = _num_classes(network, num_classes)
-    null = null_label(sampler)
+    null = sampler.facts.null_label
     if null is not None and classes is None:
         raise ValueError(f"null_label: {null} given with a network without classes; num_classes is missing")
     call = NetworkCall(

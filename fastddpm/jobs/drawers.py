@@ -144,7 +144,7 @@ class TorchDrawer:
         """ValueError where the model does not know these labels, or the guidance."""
         some = None if labels is None else np.unique(labels).tolist()
         seeds = range(1 if some is None else len(some))
-        make_batches(self._sampler, seeds=seeds, class_labels=some, guidance_scale=self._guidance_scale)
+        make_batches(self._sampler.facts, seeds=seeds, class_labels=some, guidance_scale=self._guidance_scale)
 
     def draw(self, seeds: Int64, labels: Int64 | None) -> Pixels:
         """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels."""

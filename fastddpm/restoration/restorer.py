@@ -16,7 +16,6 @@ from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
 from fastddpm.tasks import Colorize, Inpaint, SuperResolve, Task, read_task
 from fastddpm.tasks.degradations import rescaled
-from fastddpm.unet import UNet
 
 # Of a tile's side, shared with the next tile.
 OVERLAP = 0.25
@@ -36,12 +35,13 @@ class Restorer:
     """
 
     def __init__(self, sampler: Sampler, task: Task) -> None:
-        if sampler.shape is None or not isinstance(sampler.model, UNet):
+        has = sampler.facts.in_channels
+        if sampler.shape is None or has is None:
             raise ValueError("sampler: one of a UNet with a shape accepted, to restore with")
         self.sampler, self.task = sampler, task
         self.channels, height, width = sampler.shape
         self.tile = min(height, width)
-        wanted, has = self.channels + task.channels(self.channels), sampler.model.config.in_channels
+        wanted = self.channels + task.channels(self.channels)
         if has != wanted:
             raise ValueError(
                 f"sampler: a network of {has} input channels given, {wanted} accepted for this task "

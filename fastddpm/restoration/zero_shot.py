@@ -17,7 +17,6 @@ from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.restorer import BATCH_PIXELS, OVERLAP
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
-from fastddpm.unet import UNet
 
 # ddim with eta 1: the model in the box corrects its own errors by it (see its card).
 DEFAULTS: dict[str, Any] = {"method": "ddim", "eta": 1.0}
@@ -57,9 +56,10 @@ class ZeroShotInpainter:
         chosen = DEFAULTS if method is None else {"method": method, "eta": 0.0}
         options |= chosen if steps is None else {**chosen, "num_inference_steps": steps}
         sampler = load(source, **options)
-        if sampler.shape is None or not isinstance(sampler.model, UNet):
+        condition_channels = sampler.facts.condition_channels
+        if condition_channels is None:
             raise CheckpointError(f"{source}: no shape in its sampler.json, a model folder with one accepted")
-        if sampler.model.config.in_channels != sampler.shape[0]:
+        if condition_channels:
             raise CheckpointError(
                 f"{source}: needs a condition; a model of images alone, or of inpainting, accepted"
             )
@@ -116,9 +116,7 @@ class ZeroShotInpainter:
     def _labels(self) -> int | None:
         if self.class_label is not None:
             return self.class_label
-        network = self.sampler.model
-        assert isinstance(network, UNet)
-        return network.config.num_classes if network.config.null_class else None
+        return self.sampler.facts.null_label
 
     def _sized(self, channels: int, tile: int, height: int, width: int) -> Sampler:
         if (height, width) == (tile, tile):

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastddpm.facts import ModelFacts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, unwrapped
 from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
-from fastddpm.request import null_label, whole
+from fastddpm.request import whole
 from fastddpm.score.schedule_sde import ScheduleSDE
 from fastddpm.score.sdes import SDE, like
-from fastddpm.unet import UNet
 
 if TYPE_CHECKING:
     from fastddpm.sampler import Sampler
@@ -113,7 +113,7 @@ def score_of(
         "prediction_type": sampler.plan.prediction_type,
         "noise_level": sampler.plan.model_time.dtype.kind == "f",
     }
-    null = null_label(sampler)
+    null = sampler.facts.null_label
     if class_labels is None:
         if guidance_scale != 1:
             raise ValueError("guidance_scale: not 1, but class_labels is None; guidance needs labels")
@@ -124,7 +124,7 @@ def score_of(
         labels = class_labels.to(sampler.device)
     else:
         labels = torch.tensor([whole("class_labels", class_labels, least=0)], device=sampler.device)
-    _check_labels(sampler.model, labels, null)
+    _check_labels(sampler.facts, labels)
     options["cond"] = {"class_labels": labels}
     if guidance_scale != 1:
         if null is None:
@@ -135,14 +135,14 @@ def score_of(
     )
 
 
-def _check_labels(model: Model, labels: Tensor, null: int | None) -> None:
+def _check_labels(facts: ModelFacts, labels: Tensor) -> None:
     """ValueError for labels that a network of ours has no row for."""
-    classes = model.config.num_classes if isinstance(model, UNet) else None
+    classes = facts.num_classes
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError(f"class_labels: {labels.dtype} {tuple(labels.shape)} given, int64 (B,) accepted")
-    if isinstance(model, UNet) and classes is None:
+    if facts.takes_labels is False:
         raise ValueError("class_labels: given, but this network has no classes; None accepted")
     for label in labels.tolist():
-        if label < 0 or (classes is not None and label >= classes and label != null):
+        if label < 0 or (classes is not None and label >= classes and label != facts.null_label):
             accepted = "at least 0" if classes is None else f"0 to {classes - 1}"
             raise ValueError(f"class_labels: {label} given, {accepted} accepted")

@@ -33,8 +33,7 @@ def test_replays(method, guidance_scale, monkeypatch, proof):
     options = {"num_inference_steps": 10, "clip_sample_range": 1.0, "shape": (3, 8, 8), "engine": "eager"}
     eager = Sampler(unet, NoiseSchedule.linear(1000), **{**options, **METHODS[method]})
     captured = eager.replace()
-    captured.engine = "cudagraph"
-    captured._loops = Loops("cudagraph")
+    captured.runner.loops = Loops("cudagraph")
 
     def difference(seeds, labels):
         call = {"seeds": seeds, "class_labels": labels, "guidance_scale": guidance_scale, "progress": False}

@@ -68,7 +68,7 @@ def label_tensors(unet: Any, class_labels: Any, count: int) -> dict[str, Tensor]
 
 
 class Translation:
-    """`fastddpm.unet.diffusers` as a `fastddpm.dropin.runner.Dialect`, of one network at a time."""
+    """`fastddpm.unet.diffusers` as a `fastddpm.dropin.comparison.Dialect`, of one network at a time."""
 
     config: UNetConfig | None = None
 
@@ -84,20 +84,18 @@ class Translation:
         return dialect.state_dict(theirs, self.config)
 
 
-class LogVariance:
-    """A network of variance_type "learned": its second half is the variance, and a plan's row takes its log.
+def call(unet: Any, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
+    """A UNet's output for x ``(B, C, H, W)`` and t ``(B,)``."""
+    return unet(x, t, **cond)
 
-    Args:
-        module: returns 2C channels.
-        channels: C.
+
+def call_with_log_variance(channels: int, unet: Any, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+    """Of a network of variance_type "learned", whose second half is the variance: a plan's row takes its log.
+
+    Returns:
+        float32 ``(B, 2C, H, W)``, C being ``channels``.
     """
-
-    def __init__(self, module: nn.Module, channels: int) -> None:
-        self.module, self.channels = module, channels
-
-    def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
-        """The output for x ``(B, C, H, W)`` and t ``(B,)``: float32 ``(B, 2C, H, W)``."""
-        return with_log_variance(unwrapped(self.module(x, t, **cond)), self.channels)
+    return with_log_variance(unwrapped(unet(x, t, **cond)), channels)
 
 
 def with_log_variance(m: Tensor, channels: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
-from fastddpm.dropin.settings import NETWORK_CHOICES
+from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_dpmsolver_scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
@@ -35,7 +35,7 @@ class Options:
 
     variance_type: str | None = None
     previous_timestep: str = "original"
-    network: str = "auto"
+    network: NetworkChoice = "auto"
 
     def __post_init__(self) -> None:
         check_choice("network", self.network, NETWORK_CHOICES)

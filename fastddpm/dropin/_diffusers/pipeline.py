@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastddpm.copies import Copied, InDtype
+from fastddpm.batch import Batch, make_batch
 from fastddpm.dropin._diffusers.generators import Generators, one_each
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.network import (
-    LogVariance,
     Translation,
+    call,
+    call_with_log_variance,
     check_network,
     image_shape,
     label_tensors,
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
-from fastddpm.dropin.arranged import ForGpu
-from fastddpm.dropin.chains import Chains
+from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn
-from fastddpm.dropin.runner import Runner, is_altered
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
-from fastddpm.request import Batch, whole
-from fastddpm.sampler import evenly_spread
+from fastddpm.request import whole
+from fastddpm.runner import Runner
+from fastddpm.trajectory import Trajectory
 
 Callback = Callable[[int, int, Tensor], None]
 _EXTRAS = ("class_labels", "seeds", "callback")
@@ -49,10 +50,8 @@ class FastPipeline(DropIn):
         super().__init__(original)
         self.settings, self.options = settings, options
         self._plans = Plans()
-        self._chains: Chains | None = None
-        self._chains_of: tuple[Any, ...] = ()
-        self._copied: Copied | None = None
-        self._runner: Runner | None = None
+        self._kept: PeerNetwork | None = None
+        self._was_learned = False
         self.check()
 
     def check(self) -> None:
@@ -86,71 +85,49 @@ class FastPipeline(DropIn):
             )
         return plan
 
-    def _network(self) -> Chains:
-        """The chains of the UNet as it is now."""
-        unet = self.unet
-        device, dtype = model_device_dtype(unet)
-        is_learned = (
+    def _network(self) -> PeerNetwork:
+        """The UNet as it is now."""
+        unet, is_learned = self.unet, self._is_learned()
+        kept = self._kept
+        if kept is None or is_learned != self._was_learned or not kept.fits(unet):
+            check_network(unet)
+            total = int(self.scheduler.config["num_train_timesteps"])
+            self._kept = kept = PeerNetwork(
+                unet,
+                functools.partial(call_with_log_variance, image_shape(unet)[0]) if is_learned else call,
+                Translation(),
+                self.settings,
+                choice=self.options.network,
+                # "trailing" can have a step more than there are timesteps.
+                times=torch.arange(total + 1),
+                tries_ours=not is_learned and self._is_faster_as_ours(*model_device_dtype(unet)),
+                casts="copy",
+            )
+            self._was_learned = is_learned
+        return kept
+
+    def _ready(self) -> Runner:
+        """The runner of the UNet, with its weights as they are now."""
+        network = self._network()
+        network.refresh()
+        return network.runner
+
+    def _is_learned(self) -> bool:
+        return (
             scheduler_kind(self.scheduler) == "DDPMScheduler"
             and variance_type_of(self.scheduler, self.options) == "learned"
         )
-        copies = None if self._copied is None else self._copied.copies()  # which may make the copy anew
-        copied = None if self._copied is None else self._copied.module
-        key = (unet, device, dtype, is_learned)
-        is_current = self._chains_of == (*key, copied) and (self._runner is None or self._runner.fits(unet))
-        if self._chains is None or not is_current:
-            check_network(unet)
-            wanted = self.settings.dtype or dtype
-            total = int(self.scheduler.config["num_train_timesteps"])
-            copies = copied = None
-            self._copied, self._runner = None, None
-            if self._may_be_ours(device, is_learned, wanted == dtype):
-                # "trailing" can have a step more than there are timesteps.
-                self._runner = self._our_runner(torch.arange(total + 1))
-            if self._runner is not None:
-                self._chains = self._runner.chains
-            else:
-                self._copied = self._copy(device, None if wanted == dtype else wanted)
-                if self._copied is not None:
-                    copies, copied = self._copied.copies(), self._copied.module
-                network: Any = unet if copied is None else copied
-                if is_learned:
-                    network = LogVariance(network, image_shape(unet)[0])
-                self._chains = Chains(network, self.settings, capacity=total + 1)
-            self._chains_of = (*key, copied)
-        if self._runner is not None:
-            self._runner.refresh()
-        elif copies is not None:
-            self._chains.copies = copies
-        return self._chains
 
-    def _may_be_ours(self, device: torch.device, is_learned: bool, same_dtype: bool) -> bool:
+    def _is_faster_as_ours(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether our UNet is to stand in for the original's, if it gives its outputs.
 
         On a GPU, and where chains are compiled on a CPU, it has a faster form (`fastddpm.tabulated`); in
         others on a CPU the original's operators give the original's images to the last bit.
         """
-        if is_learned or self.options.network == "original":
-            return False
-        compiles = resolve_engine(self.settings.engine, device) == "compile" and same_dtype
-        return self.options.network == "ours" or device.type == "cuda" or compiles
+        compiles = resolve_engine(self.settings.engine, device) == "compile"
+        return device.type == "cuda" or (compiles and self.settings.dtype in (None, dtype))
 
-    def _our_runner(self, times: Tensor) -> Runner | None:
-        """Chains of our UNet with a network's weights; None where it does not give the same outputs."""
-        try:
-            return Runner(self.unet, _call, Translation(), self.settings, choice="ours", times=times)
-        except ValueError:
-            if self.options.network == "ours":
-                raise
-            return None
-
-    def _copy(self, device: torch.device, dtype: torch.dtype | None) -> Copied | None:
-        """What runs in the original's place: a copy in another dtype or, on a GPU, in another order."""
-        if device.type == "cuda" and self.options.network == "auto" and not is_altered(self.unet):
-            return ForGpu(self.unet, dtype)
-        return None if dtype is None else InDtype(self.unet, dtype)
-
-    def _batch(self, chains: Chains, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Batch:
+    def _batch(self, runner: Runner, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Batch:
         """The batch that a call asks for; see `__call__`."""
         unknown = [name for name in extras if name not in _EXTRAS]
         if unknown:
@@ -161,17 +138,18 @@ class FastPipeline(DropIn):
         count = whole("batch_size", batch_size, least=1)
         if seeds is not None and count == 1:
             count = len(seeds)
-        source = chains.source(
+        source = self.settings.source(
             count,
+            runner.device,
             generator=one_each(generator, count, exactly=self.peer == "DDIMPipeline"),
             seeds=seeds,
-            dtype=self._dtype(),
+            dtype=model_device_dtype(self.unet)[1],
         )
         labels = label_tensors(self.unet, extras.get("class_labels"), count)
-        return chains.batch((count, *image_shape(self.unet)), source, cond=labels)
+        return make_batch((count, *image_shape(self.unet)), source, cond=labels)
 
     def _walk(
-        self, plan: Plan, chains: Chains, batch: Batch, **options: Any
+        self, plan: Plan, runner: Runner, batch: Batch, **options: Any
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Walks a chain under the progress bar that the original would show."""
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -181,33 +159,27 @@ class FastPipeline(DropIn):
         if "disable" not in config:
             config["disable"] = not _is_first_rank()
         if config["disable"] is True:
-            yield from chains.walk(plan, batch, progress=False, **options)
+            yield from runner.walk(plan, batch, progress=False, **options)
             return
         done = 0
         with tqdm(total=len(plan), **config) as bar:
-            for k, x, x0 in chains.walk(plan, batch, progress=False, **options):
+            for k, x, x0 in runner.walk(plan, batch, progress=False, **options):
                 bar.update(k - done)
                 done = k
                 yield k, x, x0
 
     def _images(self, plan: Plan, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Tensor:
         """The last state, float32 ``(B, C, H, W)``, a tensor of its own."""
-        chains = self._network()
-        batch = self._batch(chains, batch_size, generator, extras)
+        runner = self._ready()
+        batch = self._batch(runner, batch_size, generator, extras)
         callback: Callback | None = extras.get("callback")
         last: Tensor | None = None
-        for k, x, _ in self._walk(plan, chains, batch, every_step=callback is not None):
+        for k, x, _ in self._walk(plan, runner, batch, every_step=callback is not None):
             if callback is not None and k > 0:
                 callback(k - 1, int(plan.model_time[k - 1]), x)
             last = x
         assert last is not None
         return last
-
-    def _dtype(self) -> torch.dtype:
-        """Of the network that chains were last made for."""
-        dtype = self._chains_of[2]
-        assert isinstance(dtype, torch.dtype)
-        return dtype
 
     def sample_trajectory(
         self,
@@ -235,18 +207,12 @@ class FastPipeline(DropIn):
         """
         extras = {name: options.pop(name) for name in _EXTRAS if name in options}
         plan = self._plan(num_inference_steps, **options)
-        available = len(plan) + (0 if predicted else 1)
-        if frames is not None and not 2 <= frames <= available:
-            raise ValueError(f"frames: {frames!r} given, None or 2 to {available} accepted")
-        kept = set(evenly_spread(available, available if frames is None else frames))
-        chains = self._network()
-        batch = self._batch(chains, batch_size, generator, extras)
-        states = []
-        for k, x, x0 in self._walk(plan, chains, batch, every_step=True, keep_x0=predicted):
-            source = x0 if predicted else x
-            if source is not None and (k - 1 if predicted else k) in kept:
-                states.append(source.clone())
-        return torch.stack(states)
+        trajectory = Trajectory(len(plan), frames, predicted)
+        runner = self._ready()
+        batch = self._batch(runner, batch_size, generator, extras)
+        for k, x, x0 in self._walk(plan, runner, batch, every_step=True, keep_x0=predicted):
+            trajectory.look(k, x, x0)
+        return trajectory.taken()
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """tqdm's arguments for this object's bar, such as ``disable=True``; until then the original's."""
@@ -263,7 +229,7 @@ class FastPipeline(DropIn):
 
     def report(self) -> Report:
         """What became of the pipeline, with the engine that runs now."""
-        plan, chains = self._short_plan(), self._network()
+        plan, network = self._short_plan(), self._network()
         x0 = "x0" if plan.thresholding is None else "x0 after its threshold"
         fused = [
             f"{x0} from {plan.prediction_type}",
@@ -276,28 +242,17 @@ class FastPipeline(DropIn):
             noise = "one seed per image (noise spec v1), drawn in the step"
         if plan.thresholding is not None:
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
-        if isinstance(chains.model, LogVariance):
+        if self._is_learned():
             why.append("variance_type learned: the logarithm of the network's variance is a pass of its own")
-        dtype = "" if self._copied is None else f", copied to {chains.dtype} before each chain"
-        if isinstance(self._copied, ForGpu):
-            dtype = f", in channels_last, its norms fused{dtype if self.settings.dtype else ''}"
         return Report(
             peer=f"diffusers {self.peer} with {scheduler_kind(self.scheduler)}",
-            network=(
-                f"{type(self.unet).__name__}, the original module{dtype}"
-                if self._runner is None
-                else self._runner.network
-            ),
-            engine=chains.engine_in_words(),
+            network=network.words if network.unet else f"{type(self.unet).__name__}, {network.words}",
+            engine=network.runner.engine_in_words(),
             noise=noise,
-            precision=chains.computes_in(),
+            precision=network.runner.computes_in(),
             fused=tuple(fused),
             not_fused=tuple(why),
         )
-
-
-def _call(unet: Any, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
-    return unet(x, t, **cond)
 
 
 def _is_first_rank() -> bool:

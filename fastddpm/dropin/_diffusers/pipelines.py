@@ -8,6 +8,7 @@ from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.images import finished
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.pipeline import FastPipeline
+from fastddpm.network import model_device_dtype
 
 __all__ = ["FastDDIMPipeline", "FastDDPMPipeline", "FastPipeline"]
 
@@ -43,7 +44,7 @@ class FastDDPMPipeline(FastPipeline):
         """
         plan = self._plan(num_inference_steps)
         x = self._images(plan, batch_size, generator, extras)
-        return finished(self.original, x, self._dtype(), output_type, return_dict)
+        return finished(self.original, x, model_device_dtype(self.unet)[1], output_type, return_dict)
 
 
 class FastDDIMPipeline(FastPipeline):
@@ -93,4 +94,4 @@ class FastDDIMPipeline(FastPipeline):
             num_inference_steps, eta=eta, use_clipped_model_output=bool(use_clipped_model_output)
         )
         x = self._images(plan, batch_size, generator, extras)
-        return finished(self.original, x, self._dtype(), output_type, return_dict)
+        return finished(self.original, x, model_device_dtype(self.unet)[1], output_type, return_dict)

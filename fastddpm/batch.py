@@ -1,0 +1,63 @@
+"""One run of the loop: noise, conditioning and the state to start from, on the model's device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fastddpm.randomness import PhiloxNoise, TorchNoise
+from fastddpm.transfer import to_device
+
+
+@dataclasses.dataclass
+class Batch:
+    """One run of the loop.
+
+    Attributes:
+        shape: ``(B, C, H, W)`` of the state.
+        x: float32 ``(B, C, H, W)``, the state to start from; None for noise.
+        count: images asked for; rows beyond are padding.
+        source: where the noise comes from.
+        guidance: float32 ``(B,)`` on either side, or None without guidance.
+        cond: keyword tensors for the model, doubled under guidance, on the host or the device.
+        condition: ``(B, Cc, H, W)``, doubled under guidance, or None.
+    """
+
+    shape: tuple[int, int, int, int]
+    x: Tensor | None
+    count: int
+    source: PhiloxNoise | TorchNoise
+    guidance: Tensor | None
+    cond: dict[str, Tensor]
+    condition: Tensor | None
+
+    def initial(self) -> Tensor:
+        """The state to start from: ``x``, or noise drawn now."""
+        return self.source.initial(self.shape) if self.x is None else self.x
+
+    @property
+    def seeds(self) -> Tensor | None:
+        """One per image, int64 on the host; None with noise from torch generators."""
+        return self.source.host if isinstance(self.source, PhiloxNoise) else None
+
+    def start(self) -> Tensor | None:
+        """The same; None for noise that a loop draws itself, from its seeds."""
+        return None if self.x is None and isinstance(self.source, PhiloxNoise) else self.initial()
+
+
+def make_batch(
+    shape: Sequence[int],
+    source: PhiloxNoise | TorchNoise,
+    *,
+    x: Tensor | None = None,
+    cond: Mapping[str, Tensor] | None = None,
+    condition: Tensor | None = None,
+) -> Batch:
+    """A batch without padding or guidance, of shape ``(B, C, H, W)``; attributes as of `Batch`."""
+    count, channels, height, width = (int(n) for n in shape)
+    if x is not None:
+        x = to_device(x.detach(), source.device, torch.float32)
+    return Batch((count, channels, height, width), x, count, source, None, dict(cond or {}), condition)

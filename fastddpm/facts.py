@@ -1,0 +1,72 @@
+"""What sampling has to know of a model: seen in a network of this package, told or unknown of any other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from fastddpm.network import Model, model_device_dtype
+from fastddpm.unet import UNet
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """A model as `fastddpm.request` checks a caller's wishes against it.
+
+    Attributes:
+        device: where it runs.
+        dtype: what it takes x in.
+        shape: ``(C, H, W)`` of its images; None where nobody said.
+        takes_labels: whether it has classes; None where that cannot be seen.
+        num_classes: how many; None where it has none or that cannot be seen.
+        null_label: the label that means "no class"; None without one.
+        in_channels: of condition and image together; None where that cannot be seen.
+        size_multiple: what height and width, with ``padding``, are multiples of; None where that cannot be
+            seen.
+        padding: pixels that it adds to height and width.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    shape: tuple[int, int, int] | None = None
+    takes_labels: bool | None = None
+    num_classes: int | None = None
+    null_label: int | None = None
+    in_channels: int | None = None
+    size_multiple: int | None = None
+    padding: int = 0
+
+    @property
+    def condition_channels(self) -> int | None:
+        """Channels beyond the image's; None where that cannot be seen."""
+        if self.in_channels is None or self.shape is None:
+            return None
+        return self.in_channels - self.shape[0]
+
+
+def model_facts(
+    model: Model,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    shape: tuple[int, int, int] | None = None,
+    null_label: int | None = None,
+) -> ModelFacts:
+    """The facts of a model; what is given is taken, the rest is looked for in the model."""
+    seen_device, seen_dtype = model_device_dtype(model)
+    facts = ModelFacts(device or seen_device, dtype or seen_dtype, shape, null_label=null_label)
+    if not isinstance(model, UNet):
+        return facts
+    config = model.config
+    if null_label is None and config.null_class:
+        null_label = config.num_classes
+    return dataclasses.replace(
+        facts,
+        takes_labels=config.num_classes is not None,
+        num_classes=config.num_classes,
+        null_label=null_label,
+        in_channels=config.in_channels,
+        size_multiple=config.size_multiple,
+        padding=2 * config.initial_pad,
+    )
