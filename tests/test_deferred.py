@@ -205,11 +205,12 @@ def test_it_is_captured_and_replayed_by_every_engine_of_cuda(sampler, unet, as_o
     assert RecordingBackend.captures == 2  # ten steps, and one
 
 
-def test_a_hooked_network_runs_as_it_is(unet):
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hooked_network_runs_as_it_is(unet, register):
     class Cuda:
         type = "cuda"
 
     held = Loops("cudagraph").inventories(unet)
     assert loop.form_for("cudagraph", Cuda(), held) == "deferred"
-    unet.mid[0].register_forward_hook(lambda *_: None)
+    getattr(unet.mid[0], register)(lambda *_: None)
     assert loop.form_for("cudagraph", Cuda(), held) == "plain"

@@ -143,8 +143,9 @@ def test_what_has_hooks_or_serves_twice_is_left_alone():
     silu = nn.SiLU()
     shared = nn.Sequential(nn.GroupNorm(2, 4), silu, nn.GroupNorm(2, 4), silu)
     assert fastddpm.fuse_norms(shared).replaced == ["0", "2"]
-    hooked = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
-    hooked[0].register_forward_hook(lambda *_: None)
-    assert fastddpm.fuse_norms(hooked).replaced == []
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        hooked = nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU())
+        getattr(hooked[0], register)(lambda *_: None)
+        assert fastddpm.fuse_norms(hooked).replaced == []
     other = nn.Sequential(nn.GroupNorm(2, 4), nn.GELU())
     assert fastddpm.fuse_norms(other).replaced == ["0"]

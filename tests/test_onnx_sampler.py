@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -51,6 +53,26 @@ def test_the_images_are_those_of_pytorch(loop, options, guidance_scale):
     assert images.dtype == np.float32
     assert images.shape == (5, 3, 8, 8)
     assert expected.std() > 0.1
+    assert largest_difference(images, expected) < ACROSS_BACKENDS
+
+
+@pytest.mark.parametrize(
+    ("own", "options"),
+    [
+        ({"method": "ddim", "eta": 0.7}, {"method": "ddpm"}),
+        ({"method": "ddim", "eta": 0.7}, {"method": "dpmpp_2m"}),
+        ({"sigma_scale": 0.5}, {"method": "ddim"}),
+        ({"variance_type": "fixed_large"}, {"method": "ddim", "eta": 0.6}),
+    ],
+)
+def test_another_method_leaves_the_options_of_the_folders(loop, own, options, tmp_path):
+    folder = shutil.copytree(exported("classes"), tmp_path / "export")
+    description = json.loads((folder / "export.json").read_text())
+    description["defaults"] |= own
+    (folder / "export.json").write_text(json.dumps(description))
+    call = {"seeds": SEEDS, "class_labels": LABELS, "progress": False}
+    images = OnnxSampler(folder, "cpu", threads=1, loop=loop).sample(**options, **call)
+    expected = tiny_sampler("classes").replace(**options).sample(**call)
     assert largest_difference(images, expected) < ACROSS_BACKENDS
 
 

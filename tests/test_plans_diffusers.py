@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastddpm.plans import ddim_plan
+from fastddpm.plans import ddim_plan, dpmpp_2m_plan
 from fastddpm.plans.diffusers import (
     from_ddim_scheduler,
     from_ddpm_scheduler,
@@ -278,6 +278,19 @@ def test_dpmsolver_options(options, spacing):
     for steps in (7, 20):
         scheduler.set_timesteps(steps)
         hold_steps(scheduler, from_dpmsolver_scheduler(scheduler, steps))
+
+
+@pytest.mark.parametrize(("steps", "is_few"), [(14, True), (15, False)])
+def test_the_last_of_few_steps_is_first_order(steps, is_few):
+    """Above zero noise, where nothing but the number of steps decides."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
+    scheduler.set_timesteps(steps)
+    plan = from_dpmsolver_scheduler(scheduler, steps)
+    hold_steps(scheduler, plan)
+    native = dpmpp_2m_plan(NoiseSchedule.linear(), steps, final_alpha_cumprod=0.9999)
+    for one in (plan, native):
+        assert (one.table[-1, Column.H] == 0) == is_few
+        assert (one.table[1:-1, Column.H] != 0).all()
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])

@@ -49,6 +49,18 @@ def test_packed_convolutions(options):
         torch.testing.assert_close(form(x), conv(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_weight_is_packed_once_for_each_shape():
+    form = following(nn.Conv2d(5, 7, 3, padding=1))
+    one, other = torch.Size((2, 5, 6, 7)), torch.Size((2, 5, 9, 8))
+    packed = form.packed(one)
+    assert form.packed(one) is packed
+    assert form.packed(other) is not packed
+    assert form.packed(one) is not packed
+    packed = form.packed(one)
+    form.refresh()
+    assert form.packed(one) is not packed
+
+
 def test_the_operator_is_well_formed():
     conv = nn.Conv2d(5, 7, 3, padding=1)
     form = following(conv)
@@ -145,11 +157,15 @@ def hooked(unet):
     unet.mid[0].register_forward_hook(lambda *_: None)
 
 
+def hooked_before(unet):
+    unet.mid[0].register_forward_pre_hook(lambda *_: None)
+
+
 def parametrised(unet):
     nn.utils.parametrizations.weight_norm(unet.conv_in)
 
 
-@pytest.mark.parametrize("change", [exchanged, hooked, parametrised])
+@pytest.mark.parametrize("change", [exchanged, hooked, hooked_before, parametrised])
 def test_a_changed_network_runs_as_it_is(change):
     unet = make_unet()
     assert can_be_rearranged(unet)

@@ -72,6 +72,38 @@ def test_it_learns_and_leaves_a_model(tmp_path):
         assert (tmp_path / name).stat().st_size > 500
 
 
+def test_resuming_goes_on_with_the_gradient_scaler(tmp_path):
+    """That of fp16, whose scale grows after every three steps without an overflow."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    def scaled(run):
+        one = trainer(run, steps=8, checkpoint_every=4, grad_clip=None)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=3)
+        one.accelerator.scaler = scaler
+        one.optimizer = AcceleratedOptimizer(one.optimizer.optimizer, scaler=scaler)
+        return one, scaler
+
+    whole, scaler = scaled(tmp_path / "whole")
+    whole.train(progress=False)
+    assert scaler.get_scale() == 2.0**6
+    cut, _ = scaled(tmp_path / "cut")
+    optimize = cut._optimize
+
+    def stopping():
+        if cut.step == 4:
+            raise RuntimeError("the power is gone")
+        return optimize()
+
+    cut._optimize = stopping
+    with pytest.raises(RuntimeError, match="power"):
+        cut.train(progress=False)
+    resumed, second = scaled(tmp_path / "cut")
+    resumed.train(progress=False)
+    assert second.state_dict() == scaler.state_dict()
+    for one, other in zip(whole.unet.parameters(), resumed.unet.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_the_average_is_the_recursion_of_its_definition(tmp_path):
     one = trainer(tmp_path, ema_decay=0.9)
     expected = None
