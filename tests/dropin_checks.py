@@ -9,7 +9,7 @@ import sys
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fastddpm.dropin.runner
+import fastddpm.dropin.network
 import fastddpm.engine.loop
 import fastddpm.engine.step
 from fastddpm.network import model_device_dtype
@@ -85,11 +85,7 @@ def taken_for_cuda(monkeypatch):
     def taken(model):
         return torch.device("cuda"), model_device_dtype(model)[1]
 
-    deciding = [
-        module
-        for name, module in sys.modules.items()
-        if name.startswith("fastddpm.dropin.") and name != "fastddpm.dropin.chains"
-    ]
+    deciding = [module for name, module in sys.modules.items() if name.startswith("fastddpm.dropin.")]
     for module in deciding:
         if getattr(module, "model_device_dtype", None) is model_device_dtype:
             monkeypatch.setattr(module, "model_device_dtype", taken)

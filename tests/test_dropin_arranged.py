@@ -201,7 +201,7 @@ def test_new_weights_are_used(library, change, captured, monkeypatch):
     """Also where steps, and the copying before them, are replayed."""
     diffusion = library.make()
     if captured:
-        monkeypatch.setattr("fastddpm.dropin.chains.resolve_engine", lambda engine, device: "cudagraph")
+        monkeypatch.setattr("fastddpm.runner.resolve_engine", lambda engine, device: "cudagraph")
         monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
     fast = fastddpm.optimize(diffusion)
     before = [hold(library, diffusion, fast) for _ in range(3)][-1]

@@ -63,6 +63,9 @@ class PeerNetwork:
         self._dialect, self._settings, self._casts = dialect, settings, casts
         self._inventory = Inventory([source])
         self._signature = signature(self._inventory, source)
+        # Whatever its parts and hooks become, on this device it is the original that runs.
+        on_gpu = self._signature[0].type == "cuda"
+        self._is_settled = choice == "original" or (choice == "auto" and not tries_ours and not on_gpu)
         self.unet: UNet | None = None
         self._merged: frozenset[str] = frozenset()
         self._places: int | None = None
@@ -100,7 +103,7 @@ class PeerNetwork:
         """Whether this still is the one for a network, whatever its weights are."""
         if source is not self.source:
             return False
-        if self.unet is None and not isinstance(self._copied, ForGpu):
+        if self._is_settled:
             return model_device_dtype(source) == self._signature[:2]
         return signature(self._inventory, source) == self._signature
 
