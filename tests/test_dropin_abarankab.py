@@ -203,7 +203,7 @@ def test_weights_are_shared_and_replaced_ones_left_alone():
     fast.sample(1, "cpu")
     assert torch.equal(old, kept)
     assert (
-        fast._runner("ema_model").unet.conv_out.weight.data_ptr()
+        fast._network("ema_model").unet.conv_out.weight.data_ptr()
         == diffusion.ema_model.out_conv.weight.data_ptr()
     )
 
