@@ -58,14 +58,14 @@ $(VENV)/.core: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml
+$(VENV)/.dev: pyproject.toml benchmarks/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable benchmarks
 	touch $@ $(VENV)/.core
 
-$(VENV)-torch211/.test: pyproject.toml
+$(VENV)-torch211/.test: pyproject.toml benchmarks/pyproject.toml
 	$(PYTHON_TORCH211) -m venv $(VENV)-torch211
-	$(VENV)-torch211/bin/pip install --quiet --no-compile --disable-pip-version-check --editable '.[test-torch]' torch==2.11.0
+	$(VENV)-torch211/bin/pip install --quiet --no-compile --disable-pip-version-check --editable '.[test-torch]' --editable benchmarks torch==2.11.0
 	touch $@
 
 $(VENV)-torch29/.core: pyproject.toml

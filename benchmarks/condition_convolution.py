@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastddpm.bench import machine
-from fastddpm.bench.statistics import ratio_of_medians, summary
-from fastddpm.bench.timing import CpuClock, Effort, interleaved
 from fastddpm.files import write_json
+from fastddpm.timing import CpuClock, Effort, interleaved
+from fastddpm_bench import machine
+from fastddpm_bench.statistics import ratio_of_medians, summary
 
 Step = Callable[[Tensor], Tensor]
 EFFORT = Effort(seconds=5.0, least=15, most=60)

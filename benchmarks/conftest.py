@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastddpm.bench.contest import Contest, LeftOut, Settings, assemble
-from fastddpm.bench.subjects import contests
 from fastddpm.precision import forced
+from fastddpm_bench.contest import Contest, LeftOut, Settings, assemble
+from fastddpm_bench.subjects import contests
 
 
 def pytest_addoption(parser):

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastddpm.bench import machine
 from fastddpm.data import open_dataset
 from fastddpm.files import write_json
+from fastddpm_bench import machine
 
 FILES = 200
 BATCH = 128

@@ -78,7 +78,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     from diffusers import DDIMPipeline, DDIMScheduler
 
     import fastddpm
-    from fastddpm.bench.workloads import CIFAR10, MNIST
+    from fastddpm_bench.workloads import CIFAR10, MNIST
 
     for workload in (MNIST, CIFAR10):
         unet = workload.unet(torch.device("cpu"))
@@ -151,8 +151,8 @@ def main() -> None:
     for _ in range(arguments.processes):
         for name, checkout in checkouts.items():
             runs[name].append(in_a_process(checkout))
-    from fastddpm.bench import machine
     from fastddpm.files import write_json
+    from fastddpm_bench import machine
 
     document = {
         "command": f"python benchmarks/host_time.py --processes {arguments.processes} --against FOLDER",

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 import fastddpm
-from fastddpm.bench import machine
 from fastddpm.files import write_json
 from fastddpm.jobs import TorchDrawer
 from fastddpm.jobs.shards import FORMATS, digest, shard_name, write_shard
+from fastddpm_bench import machine
 
 IMAGES = 128
 BLOCK = 64

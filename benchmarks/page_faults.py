@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from fastddpm.bench import machine
-from fastddpm.bench.workloads import CIFAR10, MNIST, Workload
 from fastddpm.files import write_json
+from fastddpm_bench import machine
+from fastddpm_bench.workloads import CIFAR10, MNIST, Workload
 
 CASES: dict[str, tuple[Workload, int]] = {"mnist": (MNIST, 8), "cifar10": (CIFAR10, 2)}
 LIMITS = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}

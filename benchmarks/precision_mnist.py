@@ -12,7 +12,7 @@ model in the box, of the small networks that the tests use (random weights) and 
 (random weights). The limits of checks that run in TF32 are derived from these: `tests/tolerances.py`,
 `fastddpm/doctor/chains.py`.
 
-All are emulated (`fastddpm.bench.emulation`). TF32: inputs of convolutions and products are rounded to 10
+All are emulated (`fastddpm_bench.emulation`). TF32: inputs of convolutions and products are rounded to 10
 bits of mantissa, to the nearest, ties away from zero, and for chains by truncation too; sums are float32's.
 bfloat16 and float16: weights and the result of every operator are rounded. The state, the tables and the
 noise are float32 in all of them.
@@ -23,24 +23,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import quality_mnist
 import torch
 from torch import Tensor
 
 import fastddpm
-from fastddpm.bench import machine
-from fastddpm.bench.emulation import EmulatedTF32, InDtype
-from fastddpm.bench.tables import markdown_table
-from fastddpm.bench.workloads import CIFAR10
+import quality_mnist
 from fastddpm.doctor import chains
 from fastddpm.files import write_json
 from fastddpm.images import to_uint8
+from fastddpm_bench import machine
+from fastddpm_bench.emulation import EmulatedTF32, InDtype
+from fastddpm_bench.tables import markdown_table
+from fastddpm_bench.tiny import make_unet
+from fastddpm_bench.workloads import CIFAR10
 
 SETTING = quality_mnist.SETTINGS["ddim-50"]
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
@@ -150,8 +150,6 @@ def boxed_pass(precision: str) -> Tensor:
 
 def small(method: str, seed: int) -> Callable[[str], Tensor]:
     """A chain of `tests/test_gpu_engine.py`."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from networks import make_unet
 
     def draw(precision: str) -> Tensor:
         unet = in_precision(make_unet(seed=seed), precision)

@@ -15,9 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import quality_mnist
-
 import fastddpm
+import quality_mnist
 from fastddpm.files import replacing, write_json
 
 SAMPLES = 250

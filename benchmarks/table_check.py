@@ -20,9 +20,9 @@ import pyarrow
 import torch
 from pyarrow import ipc, parquet
 
-from fastddpm.bench import machine
 from fastddpm.data.soundness import check_tables
 from fastddpm.files import write_json
+from fastddpm_bench import machine
 
 ROWS, BYTES, ROUNDS = 10_000, 50_000, 5
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
-from fastddpm.bench.machine import describe
 from fastddpm.files import write_json
+from fastddpm_bench.machine import describe
 
 PROGRAM = """
 import sys, torch, fastddpm

@@ -39,7 +39,7 @@ done
 PARTS=${PARTS:-$ALL}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 2
 KIT=$PWD/scripts/card
-export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/kernels${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 DIFFUSERS_VERBOSITY=error
 # The compiled engines take cuDNN's and cuBLAS's kernels alone, which compile in seconds instead of minutes.
 export TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS=ATEN TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS=ATEN

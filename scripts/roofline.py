@@ -3,7 +3,7 @@
     python scripts/roofline.py
 
 Nothing is measured: the network runs on meta tensors, every operator's operations and bytes are counted
-(fastddpm.bench.costs), and each takes the longer of its operations at peak rate and its bytes at peak
+(fastddpm_bench.costs), and each takes the longer of its operations at peak rate and its bytes at peak
 bandwidth. What the kernels fuse is counted as fused: a norm with its activation and the bias before it reads
 a map and writes one, the reverse step moves x twice in float32 and reads the output in bfloat16.
 """
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from fastddpm import UNet
-from fastddpm.bench.costs import OpCost, watched
 from fastddpm.unet import diffusers
+from fastddpm_bench.costs import OpCost, watched
 
 CARDS = {"A100": (312e12, 2.039e12), "H100": (989.4e12, 3.35e12)}
 """Dense bfloat16 FLOP/s and bytes/s of the SXM cards of 80 GB: NVIDIA's data sheets."""

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from fastddpm.bench import runner
-from fastddpm.bench.contest import Contest, Contestant, LeftOut, ParityError, Settings, assemble
-from fastddpm.bench.costs import OpCost
-from fastddpm.bench.limits import Limits
-from fastddpm.bench.results import Document
-from fastddpm.bench.subjects import SUBJECTS, contests
-from fastddpm.bench.timing import Effort
+from fastddpm.timing import Effort
+from fastddpm_bench import runner
+from fastddpm_bench.contest import Contest, Contestant, LeftOut, ParityError, Settings, assemble
+from fastddpm_bench.costs import OpCost
+from fastddpm_bench.limits import Limits
+from fastddpm_bench.results import Document
+from fastddpm_bench.subjects import SUBJECTS, contests
 
 CPU = torch.device("cpu")
 EFFORT = Effort(seconds=0.0, least=3, most=3, warm_up=0)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from networks import make_unet
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastddpm.bench.costs import OpCost, Watch, watched
-from fastddpm.bench.light import speed_of_light
-from fastddpm.bench.limits import Limits
+from fastddpm_bench.costs import OpCost, Watch, watched
+from fastddpm_bench.light import speed_of_light
+from fastddpm_bench.limits import Limits
 
 LIMITS = Limits(copies=((1000, 1e9), (1_000_000, 1e8)), gemm=2e9, convolution=1e9, threads=1)
 

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from fastddpm.bench.contest import LeftOut, ParityError, Settings
-from fastddpm.bench.isolation import Worker, WorkersClock, assemble_isolated, close
-from fastddpm.bench.subjects import contests
-from fastddpm.bench.timing import Effort, interleaved
+from fastddpm.timing import Effort, interleaved
+from fastddpm_bench.contest import LeftOut, ParityError, Settings
+from fastddpm_bench.isolation import Worker, WorkersClock, assemble_isolated, close
+from fastddpm_bench.subjects import contests
 
 QUICK = Settings(torch.device("cpu"), quick=True)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fastddpm.bench.statistics import ratio_of_medians, ratio_of_ratios, summary
+from fastddpm_bench.statistics import ratio_of_medians, ratio_of_ratios, summary
 
 
 def test_quartiles_of_known_numbers():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastddpm.bench import machine
-from fastddpm.bench.statistics import ratio_of_medians
-from fastddpm.bench.timing import CpuClock, Effort, interleaved, order, processor_seconds
+from fastddpm.timing import CpuClock, Effort, interleaved, order, processor_seconds
+from fastddpm_bench import machine
+from fastddpm_bench.statistics import ratio_of_medians
 
 EFFORT = Effort(seconds=1.0, least=15, most=15, warm_up=1)
 

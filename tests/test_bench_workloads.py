@@ -7,15 +7,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastddpm
-from fastddpm.bench.contest import Settings, assemble
-from fastddpm.bench.costs import watched
-from fastddpm.bench.subjects import pipelines, restated, variants
-from fastddpm.bench.subjects.training import Batch
-from fastddpm.bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload
 from fastddpm.data import open_dataset
 from fastddpm.evaluation import load_digit_classifier
 from fastddpm.unet import UNet
 from fastddpm.unet import diffusers as dialect
+from fastddpm_bench.contest import Settings, assemble
+from fastddpm_bench.costs import watched
+from fastddpm_bench.subjects import pipelines, restated, variants
+from fastddpm_bench.subjects.training import Batch
+from fastddpm_bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload
 
 CPU = torch.device("cpu")
 TINY = Workload(
@@ -87,7 +87,7 @@ def test_every_way_of_sampling_gives_the_same_images(method):
 
 def test_first_losses_agree():
     shared = Batch(TINY, 3, CPU)
-    from fastddpm.bench.subjects import training
+    from fastddpm_bench.subjects import training
 
     contest = training.contests(Settings(CPU, quick=True))[0]
     field = assemble(contest, shared)

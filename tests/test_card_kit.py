@@ -14,8 +14,9 @@ SCRIPT = ROOT / "scripts" / "card.sh"
 sys.path.insert(0, str(ROOT / "scripts" / "card"))
 
 import goals  # noqa: E402
-import results  # noqa: E402
 import tables  # noqa: E402
+
+import results  # noqa: E402
 
 
 def run(*words):

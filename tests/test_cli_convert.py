@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
+import goldens
 import numpy as np
-import peers_abarankab
-import peers_sr3
 import pytest
 import torch
 from networks import make_unet
@@ -37,7 +36,7 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def pth(tmp_path):
-    golden = peers_abarankab.golden("linear")[0]
+    golden = goldens.abarankab("linear")[0]
     path = tmp_path / "run.pth"
     torch.save({k.removeprefix("state."): v for k, v in golden.items() if k.startswith("state.")}, path)
     (tmp_path / "given.json").write_text(json.dumps(GIVEN))
@@ -126,7 +125,7 @@ def test_a_full_disk_leaves_what_was_there(run, tmp_path, monkeypatch):
 
 
 def test_super_resolution_converts_and_needs_its_condition(run, tmp_path):
-    golden = peers_sr3.golden("sr3")[0]
+    golden = goldens.sr3("sr3")[0]
     path = tmp_path / "I1_E1_gen.pth"
     torch.save({k.removeprefix("state."): v for k, v in golden.items() if k.startswith("state.")}, path)
     (tmp_path / "c.json").write_text('{"num_groups": 8, "image_size": 16} // 8 groups')

@@ -99,7 +99,7 @@ def begins(monkeypatch, tmp_path):
         "fastddpm.training.trainer.Trainer.train",
         "fastddpm.jobs.job.Job._begin",
         "fastddpm.cli.evaluate.score",
-        "fastddpm.bench.runner.run",
+        "fastddpm_bench.runner.run",
     ):
         monkeypatch.setattr(place, reached)
 

@@ -11,8 +11,8 @@ import copy
 import itertools
 import types
 
+import goldens
 import numpy as np
-import peers_abarankab as peer
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import nn
 
 import fastddpm
 from fastddpm.dropin import abarankab
+from fastddpm_bench.peers import abarankab as peer
 
 NETWORKS = ("original", "ours")
 
@@ -58,7 +59,7 @@ def labels_for(diffusion, count):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_restatement_gives_the_repositorys_outputs(schedule):
-    stored, diffusion = peer.golden(schedule)
+    stored, diffusion = goldens.abarankab(schedule)
     with torch.no_grad():
         assert (
             relative(diffusion.model(stored["io.x"], stored["io.t"], stored["io.y"]), stored["io.eps"]) < 1e-5
@@ -70,7 +71,7 @@ def test_the_restatement_gives_the_repositorys_outputs(schedule):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_repositorys_own_images(schedule, network):
-    stored, diffusion = peer.golden(schedule)
+    stored, diffusion = goldens.abarankab(schedule)
     fast = fastddpm.optimize(diffusion, network=network)
     images, _ = seeded(123, fast.sample, 3, "cpu", stored["io.y"])
     assert relative(images, stored["io.sample_seed123_ema"]) <= GOLDEN_RELATIVE

@@ -7,16 +7,16 @@ import gc
 import weakref
 
 import numpy as np
-import peers_guided_diffusion as peer
 import pytest
 import torch
 from dropin_checks import Watched, fingerprint
-from peers_guided_diffusion import ModelMeanType, ModelVarType
 from tolerances import DROP_IN
 from torch import nn
 
 from fastddpm.dropin.guided_diffusion import build, recognises
 from fastddpm.dropin.settings import Settings
+from fastddpm_bench.peers import guided_diffusion as peer
+from fastddpm_bench.peers.guided_diffusion import ModelMeanType, ModelVarType
 
 SHAPE = (2, 3, 6, 7)
 CLASSES = torch.tensor([1, 4])

@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import types
 
+import goldens
 import numpy as np
-import peers_sr3 as peer
 import pytest
 import torch
 from dropin_checks import Watched, difference, fingerprint, seeded
@@ -19,6 +19,7 @@ from torch import nn
 
 import fastddpm
 from fastddpm.dropin import abarankab, sr3
+from fastddpm_bench.peers import sr3 as peer
 
 KINDS = ("sr3", "ddpm")
 NETWORKS = ("original", "ours")
@@ -42,7 +43,7 @@ def low_resolution(diffusion, count, size=(8, 8)):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_restatement_gives_the_repositorys_outputs(kind):
-    stored, diffusion = peer.golden(kind)
+    stored, diffusion = goldens.sr3(kind)
     with torch.no_grad():
         given = torch.cat([stored["io.cond"], stored["io.x"]], dim=1)
         assert difference(diffusion.denoise_fn(given, stored["io.time"]), stored["io.eps"]) <= 1e-5
@@ -54,7 +55,7 @@ def test_the_restatement_gives_the_repositorys_outputs(kind):
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_repositorys_own_images(kind, network):
-    stored, diffusion = peer.golden(kind)
+    stored, diffusion = goldens.sr3(kind)
     fast = fastddpm.optimize(diffusion, network=network)
     for continous, name in ((False, "as_returned"), (True, "continous")):
         images, _ = seeded(123, fast.super_resolution, stored["io.cond"], continous)

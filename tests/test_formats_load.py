@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import goldens
 import numpy as np
-import peers_abarankab
-import peers_sr3
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +15,8 @@ from tolerances import GOLDEN_RELATIVE, NETWORK
 from fastddpm import CheckpointError, NoiseSchedule, UNet, load
 from fastddpm.inputs import without_comments
 from fastddpm.unet import abarankab, sr3
+from fastddpm_bench.peers import abarankab as peers_abarankab
+from fastddpm_bench.peers import sr3 as peers_sr3
 
 GIVEN = {"activation": "silu", "num_groups": 8, "time_scale": 1.0, "image_size": 16}
 
@@ -34,7 +35,7 @@ def state_of(golden) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(params=["linear", "cosine"])
 def stored(request):
-    return peers_abarankab.golden(request.param)[0]
+    return goldens.abarankab(request.param)[0]
 
 
 @pytest.mark.parametrize("as_file", [False, True])
@@ -192,12 +193,8 @@ def configuration(kind, stored, path: Path, **changes) -> Path:
 
 @pytest.fixture
 def golden(kind):
-    tensors = dict(peers_sr3.golden(kind)[0])
-    from safetensors import safe_open
-
-    with safe_open(peers_sr3.GOLDEN / f"sr3repo_{kind}_public.safetensors", "pt") as file:
-        tensors["config"] = json.loads(file.metadata()["config"])
-    return tensors
+    tensors, config = goldens.stored(f"sr3repo_{kind}_public")
+    return {**tensors, "config": config}
 
 
 def super_resolved(sampler, golden):

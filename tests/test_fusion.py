@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import peers_sr3
 import pytest
 import torch
 from networks import make_unet
@@ -12,6 +11,7 @@ from torch import nn
 
 import fastddpm
 from fastddpm import fusion
+from fastddpm_bench.peers import sr3 as peers_sr3
 from fastddpm_kernels.group_norm_silu.reference import group_norm_silu as reference
 
 diffusers = pytest.importorskip("diffusers")

@@ -42,8 +42,11 @@ def test_diffusers_imports_from_the_repository_root():
     )
 
 
-def test_wheel_holds_two_packages_with_their_data(tmp_path):
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of the tracked files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, files.stdout.split("\0")):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +58,16 @@ def test_wheel_holds_two_packages_with_their_data(tmp_path):
         "--wheel",
         "--no-isolation",
         "--outdir",
-        str(tmp_path),
+        str(folder),
         str(source),
     ]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_wheel_holds_two_packages_with_their_data(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
@@ -76,6 +83,30 @@ def test_wheel_holds_two_packages_with_their_data(tmp_path):
         assert needed in names
     # Models in the box are below 5 MB each.
     assert wheel.stat().st_size < 5e6 * sum(name.endswith("model.safetensors") for name in names)
+
+
+def test_wheel_holds_the_command_of_the_benchmarks_and_nothing_else_of_them(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+        names = archive.namelist()
+    assert [name for name in names if "bench" in name or "peers" in name] == ["fastddpm/cli/bench.py"]
+    metadata = next(tmp_path.glob("*.dist-info/METADATA")).read_text()
+    assert "pytest-benchmark" not in metadata
+    code = (
+        "sys.modules['fastddpm_bench'] = None  # importing it raises, looking for it finds nothing\n"
+        "import fastddpm\n"
+        "from fastddpm.cli import main\n"
+        f"assert fastddpm.__file__.startswith({str(tmp_path)!r}), fastddpm.__file__\n"
+        "for words in (['bench', '--quick'], ['sample', '--steps', '2', '--out', 'digits.png']):\n"
+        "    sys.argv = ['fastddpm', *words]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as ended:\n"
+        "        print(words[0], ended.code)"
+    )
+    lines = python(code, cwd=tmp_path, path=str(tmp_path)).splitlines()
+    assert {line for line in lines if line.split()[0] in ("bench", "sample")} == {"bench 2", "sample 0"}
+    assert (tmp_path / "digits.png").is_file()
 
 
 def test_everything_but_the_kernels_works_without_triton():
@@ -114,7 +145,7 @@ def test_kernel_package_does_not_import_the_library():
     assert python(code) == "False"
 
 
-@pytest.mark.parametrize("extra", ["train", "onnx", "onnx-gpu", "diffusers", "bench", "test", "dev"])
+@pytest.mark.parametrize("extra", ["train", "onnx", "onnx-gpu", "diffusers", "test", "dev"])
 def test_extras_are_declared(extra):
     from importlib.metadata import metadata
 

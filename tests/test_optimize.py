@@ -8,8 +8,6 @@ import subprocess
 import sys
 import types
 
-import peers_abarankab
-import peers_sr3
 import pytest
 import torch
 from torch import nn
@@ -17,6 +15,8 @@ from torch import nn
 import fastddpm
 from fastddpm.dropin import PEERS, Report, Settings, Unrecognised
 from fastddpm.engine import Loops
+from fastddpm_bench.peers import abarankab as peers_abarankab
+from fastddpm_bench.peers import sr3 as peers_sr3
 
 
 class Hostile:

@@ -16,8 +16,8 @@ from tolerances import BF16_PASS, FP16_PASS, SAME_OPS, TF32_PASS
 
 import fastddpm
 from fastddpm import NoiseSchedule, Sampler, precision
-from fastddpm.bench.emulation import EmulatedTF32, rounded
 from fastddpm.precision import computing_in, described, dtype_of, forced
+from fastddpm_bench.emulation import EmulatedTF32, rounded
 
 CPU = torch.device("cpu")
 REQUEST = {"seeds": [3, 2**32 + 5], "class_labels": [0, 3], "progress": False}

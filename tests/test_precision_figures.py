@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,12 @@ import torch
 from networks import make_unet
 from tolerances import BF16_PASS, FP16_PASS, TF32_PASS
 
-from fastddpm.bench.emulation import InDtype
+import precision_mnist
 from fastddpm.doctor import chains
+from fastddpm_bench.emulation import InDtype
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "benchmarks" / "results" / "precision_mnist.json"
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import precision_mnist  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import fastddpm_kernels
-from fastddpm.bench.timing import Effort, interleaved, make_clock
+from fastddpm.timing import Effort, interleaved, make_clock
 
 SHAPE = (256, 3, 128, 128)
 """48 MiB in float32 to a tensor: larger together than the caches of today's cards."""

@@ -13,10 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from workload import Part, arguments, network, workload
 
 import fastddpm
-from fastddpm.bench.timing import make_clock
-from fastddpm.bench.workloads import unet2d
 from fastddpm.plans import ddim_plan
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.timing import make_clock
+from fastddpm_bench.workloads import unet2d
 
 MOST_ROWS = 30
 

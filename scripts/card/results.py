@@ -18,9 +18,9 @@ from typing import Any
 import goals
 import torch
 
-from fastddpm.bench import machine
-from fastddpm.bench.runner import now
 from fastddpm.files import write_json
+from fastddpm_bench import machine
+from fastddpm_bench.runner import now
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "benchmarks" / "results" / "cards"

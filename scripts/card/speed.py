@@ -25,7 +25,10 @@ from torch import Tensor
 from workload import Part, arguments, network, workload
 
 import fastddpm
-from fastddpm.bench.subjects.variants import (
+from fastddpm.plans import ddim_plan
+from fastddpm.schedule import NoiseSchedule
+from fastddpm.unet import UNet
+from fastddpm_bench.subjects.variants import (
     AS_IT_COMES,
     CHANNELS_LAST,
     REDUCED,
@@ -33,10 +36,7 @@ from fastddpm.bench.subjects.variants import (
     arranged,
     in_bfloat16,
 )
-from fastddpm.bench.workloads import unet2d
-from fastddpm.plans import ddim_plan
-from fastddpm.schedule import NoiseSchedule
-from fastddpm.unet import UNet
+from fastddpm_bench.workloads import unet2d
 
 GFLOP = 12.44  # of one evaluation for one image: scripts/roofline.py
 PEAK = 989.4e12  # dense bfloat16 of an H100 SXM, NVIDIA's data sheet

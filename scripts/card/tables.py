@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastddpm.bench.tables import markdown_table
 from fastddpm.files import replacing
+from fastddpm_bench.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "benchmarks" / "results" / "cards"

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from fastddpm.bench.timing import make_clock, replayed
-from fastddpm.bench.workloads import CIFAR10, Workload
 from fastddpm.files import write_json
+from fastddpm.timing import make_clock, replayed
 from fastddpm.unet import UNet
+from fastddpm_bench.workloads import CIFAR10, Workload
 
 SMALL = {
     "sample_size": 8,

@@ -16,8 +16,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from fastddpm.bench.costs import Watch
 from fastddpm.engine.step import StepBuffers, StepCase, step
+from fastddpm_bench.costs import Watch
 
 SCRIPT = Path(__file__).with_name("interpreted.py")
 

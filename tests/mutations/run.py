@@ -35,7 +35,8 @@ def copy_tree(target: Path) -> None:
 
 def run_tests(copy: Path, tests: list[str], interpreter: bool, *options: str) -> tuple[int, list[str], str]:
     """Runs tests in a copy of the repository: pytest's exit code, the tests that failed, what it said."""
-    environment = {**os.environ, "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'kernels'}"}
+    places = [copy, copy / "kernels", copy / "benchmarks"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
     environment.pop("TRITON_INTERPRET", None)
     if interpreter:
         environment["TRITON_INTERPRET"] = "1"
