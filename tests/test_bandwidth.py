@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import types
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fastddpm_kernels
@@ -53,13 +55,13 @@ def visited(monkeypatch):
     return seen
 
 
-def every():
+def every(device=CPU):
     maps = ((64, 8), (32, 4))
     return [
-        *movements.steps(SHAPE, CPU),
-        *movements.training(SHAPE, CPU),
-        *movements.norms(maps, 2, CPU),
-        *movements.plain_norms(maps, 2, CPU),
+        *movements.steps(SHAPE, device),
+        *movements.training(SHAPE, device),
+        *movements.norms(maps, 2, device),
+        *movements.plain_norms(maps, 2, device),
     ]
 
 
@@ -103,6 +105,31 @@ def test_a_rotation_visits_as_many_bytes_before_one_is_visited_again(movement, v
     assert all(sum(one.values()) == movement.footprint for one in visited)
     run()
     assert len(visited) == 20
+
+
+class Operators(TorchDispatchMode):
+    """How often each of our operators was dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        if operator.namespace == "fastddpm":
+            self.counts[operator._opname] += 1
+        return operator(*arguments, **(options or {}))
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
+def test_on_a_card_each_is_one_of_our_operators(fake_cuda):
+    """On fake CUDA tensors; beside it only the mean of the loss over the batch is left."""
+    with fake_cuda:
+        found = every(fake_cuda)
+        rotations = [bandwidth.rotation(movement, 3 * movement.footprint) for movement in found]
+        for movement, (run, count) in zip(found, rotations, strict=True):
+            with Operators() as operators:
+                run()
+            assert sum(operators.counts.values()) == (0 if movement.name.startswith("torch's") else count)
 
 
 def test_layouts_and_kinds_of_steps(visited, monkeypatch):

@@ -120,7 +120,7 @@ class Runner:
             self.network = f"the original module ({reason})"
             if choice == "auto" and model_device_dtype(source)[0].type == "cuda" and not is_altered(source):
                 self._arranged = ForGpu(source)
-                self.network += ", in channels_last, its norms fused"
+                self.network += f", {self._arranged.words}"
             adapter = Adapter(source if self._arranged is None else self._arranged.module, call, dtype)
             self.chains = Chains(adapter, replace(settings, dtype=None), capacity=len(times))
 

@@ -280,7 +280,7 @@ class FastPipeline(DropIn):
             why.append("variance_type learned: the logarithm of the network's variance is a pass of its own")
         dtype = "" if self._copied is None else f", copied to {chains.dtype} before each chain"
         if isinstance(self._copied, ForGpu):
-            dtype = f", in channels_last, its norms fused{dtype if self.settings.dtype else ''}"
+            dtype = f", {self._copied.words}{dtype if self.settings.dtype else ''}"
         return Report(
             peer=f"diffusers {self.peer} with {scheduler_kind(self.scheduler)}",
             network=(
