@@ -256,6 +256,27 @@ def test_in_bfloat16_the_copy_runs_under_autocast(library, ran):
     assert {parameter.dtype for parameter in diffusion.parameters()} == {torch.float32}
 
 
+def test_norms_that_disagree_once_fused_run_as_they_are(library, ran, monkeypatch):
+    """The weights' order stays, the report says why, and no norm of the copy is replaced."""
+    norm = fusion.group_norm_silu
+    monkeypatch.setattr(fusion, "group_norm_silu", lambda x, *given, **more: norm(x, *given, **more) + 1e-2)
+    diffusion = library.make()
+    before = fingerprint(diffusion)
+    fast = fastddpm.optimize(diffusion)
+    found = str(fast.report())
+    assert "in channels_last, its norms not fused (" in found
+    assert ": another output once fused" in found
+    ran.update(convolutions=[], norms=0)
+    hold(library, diffusion, fast)
+    assert ran["norms"] == 0
+    own = [(part, weight) for part, weight in ran["convolutions"] if part not in set(diffusion.modules())]
+    assert len(own) == STEPS * count(getattr(diffusion, library.name), nn.Conv2d)
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for _, weight in own)
+    in_place(library, diffusion)
+    hold(library, diffusion, fast)
+    assert fingerprint(diffusion)[1:] == before[1:]
+
+
 def test_modes_are_those_of_a_chain(library):
     """The copy of a network in training mode runs in eval mode; the original stays in its own."""
     diffusion = library.make()

@@ -684,6 +684,35 @@ def test_a_network_that_is_not_ours_runs_as_on_a_gpu(learned, monkeypatch):
     hold(pipeline, fast=fast, num_inference_steps=5)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_network_whose_norms_disagree_once_fused_runs_unfused(dtype, monkeypatch):
+    """A block that holds what diffusers' does and computes something else; on a GPU as above."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    from fastddpm.dropin._diffusers import pipeline as module
+
+    class Halved(ResnetBlock2D):
+        def forward(self, *given, **options):
+            return 0.5 * super().forward(*given, **options)
+
+    pipeline = ddpm()
+    pipeline.unet.mid_block.resnets[0].__class__ = Halved
+    fast, plain = (fastddpm.optimize(pipeline, dtype=dtype) for _ in range(2))
+    expected = plain(2, generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="pt")
+    seen = module.model_device_dtype
+    monkeypatch.setattr(module, "model_device_dtype", lambda unet: (torch.device("cuda"), seen(unet)[1]))
+    monkeypatch.setattr(module, "resolve_engine", lambda engine, device: "eager")
+    found = str(fast.report())
+    assert "the original module, in channels_last, its norms not fused (mid_block.resnets.0: another" in found
+    assert ("copied to torch.bfloat16" in found) == (dtype is not None)
+    images = fast(2, generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="pt")
+    # Convolutions of bfloat16 may sum in another order in channels_last.
+    limit = TOLERANCE if dtype is None else 0.05
+    assert (images.images - expected.images).abs().max() <= limit
+    assert fast._copied.fused.replaced == []
+    assert not any("forward" in part.__dict__ for part in fast._copied.module.modules())
+
+
 def test_weights_that_convolutions_share_stay_one():
     from fastddpm.dropin.arranged import ForGpu
 

@@ -69,7 +69,7 @@ def _show(found: Examination, console: Console) -> None:
     console.print(checks)
 
     if found.rates:
-        rates = Table("kernel", "GB/s", "of the copy")
+        rates = Table("kernel", "GB/s", "of a copy")
         for name, rate, share in found.rates:
             rates.add_row(name, f"{rate / 1e9:.0f}", f"{share:.0%}")
         console.print(rates)

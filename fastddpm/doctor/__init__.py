@@ -1,6 +1,7 @@
 """What `fastddpm doctor` examines: the environment, the kernels, whole chains, and on a GPU their bandwidth.
 
-Data flows `environment`, `kernels`, `chains`, `bandwidth` -> `report` -> a table and `doctor.json`.
+Data flows `environment`, `kernels`, `chains`, `movements`, `bandwidth` -> `report` -> a table and
+`doctor.json`.
 """
 
 from fastddpm.doctor.report import Check, Examination, examine

@@ -1,64 +1,96 @@
-"""How fast the kernels move memory on a card, beside a copy of the same card in the same minute."""
+"""How fast the kernels move memory on a card, beside a copy of as many bytes, both in the same rounds.
+
+Calls rotate over buffers of their own, more of them together than any card's second-level cache holds, so
+that small maps are read from memory as well; on a card a rotation is one graph, since the host could not
+launch small calls as fast as they run. Serves `fastddpm doctor` and scripts/card.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import statistics
+from collections.abc import Iterator
 
 import torch
 
-import fastddpm_kernels
-from fastddpm.timing import Effort, interleaved, make_clock
+from fastddpm.doctor import movements
+from fastddpm.doctor.movements import Call, Movement
+from fastddpm.timing import Effort, interleaved, make_clock, replayed
 
-SHAPE = (256, 3, 128, 128)
-"""48 MiB in float32 to a tensor: larger together than the caches of today's cards."""
+BEYOND_ANY_CACHE = 256 * 2**20
+"""Twice the largest second-level cache of a card, 126 MB (NVIDIA's B200)."""
 
-ROW = {"p": 1.1, "q": -0.5, "r": 1.0, "a": 0.4, "b": 0.6, "c": 0.1, "linear_x": 1.0, "linear_m": -0.2}
+EFFORT = Effort(0.1, least=5, most=60, warm_up=1)
 
 
-def measure(device: torch.device) -> list[tuple[str, float, float]]:
-    """(name, bytes a second, share of the copy's) of each kernel; the copy is first.
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """What was measured of a movement.
 
-    The bytes are those that an operator must read and write, each once.
+    Attributes:
+        name: of the movement.
+        n_bytes: that a call must move.
+        seconds: of a call, the median of the rounds.
+        copied: seconds of a copy of as many bytes, in the same rounds.
     """
-    calls = _calls(device)
-    times = interleaved(
-        {name: call for name, (call, _) in calls.items()}, make_clock(device), Effort(3.0, least=10, most=200)
+
+    name: str
+    n_bytes: int
+    seconds: float
+    copied: float
+
+    @property
+    def bytes_per_second(self) -> float:
+        """What a call reads and writes."""
+        return self.n_bytes / self.seconds
+
+    @property
+    def share(self) -> float:
+        """Of the copy's bandwidth."""
+        return self.copied / self.seconds
+
+
+def working_set(device: torch.device) -> int:
+    """Bytes that a rotation visits at least: twice what the device's second-level cache holds, or any's."""
+    if device.type != "cuda":
+        return BEYOND_ANY_CACHE
+    held = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
+    return max(2 * int(held), BEYOND_ANY_CACHE)
+
+
+def rotation(movement: Movement, together: int) -> tuple[Call, int]:
+    """One call after the other, each on buffers of its own, and how many.
+
+    They visit ``together`` bytes before one is visited again, and are two at least. What they return is kept
+    until the last has run: freed before, it would be the memory that the next one writes to.
+    """
+    calls = [movement.make() for _ in range(max(2, -(-together // movement.footprint)))]
+    return lambda: [call() for call in calls], len(calls)
+
+
+def measure(movement: Movement, device: torch.device, together: int, effort: Effort = EFFORT) -> Rate:
+    """A movement beside the copy of as many bytes; ``together`` as of `rotation`."""
+    copied = movements.copy(movement.n_bytes, device)
+    runs: dict[str, Call] = {}
+    counts: dict[str, int] = {}
+    with torch.no_grad():
+        for name, one in (("kernel", movement), ("copy", copied)):
+            run, counts[name] = rotation(one, together)
+            runs[name] = replayed(run, warm_up=1) if device.type == "cuda" else run
+        times = interleaved(runs, make_clock(device), effort)
+    seconds = {name: statistics.median(each.wall) / counts[name] for name, each in times.items()}
+    return Rate(
+        movement.name,
+        movement.n_bytes,
+        seconds["kernel"],
+        seconds["copy"] * movement.n_bytes / copied.n_bytes,
     )
-    rates = {name: calls[name][1] / sorted(each.wall)[len(each.wall) // 2] for name, each in times.items()}
-    copy = rates["copy"]
-    return [(name, rate, rate / copy) for name, rate in rates.items()]
 
 
-def _calls(device: torch.device) -> dict[str, tuple[Callable[[], Any], int]]:
-    """What is timed, with the bytes that it moves."""
-    batch = SHAPE[0]
-    x, m, target = (torch.randn(SHAPE, device=device) for _ in range(3))
-    n_bytes = x.numel() * x.element_size()
-    table = torch.zeros(1, fastddpm_kernels.N_COLUMNS)
-    for name, value in ROW.items():
-        table[0, fastddpm_kernels.Column[name.upper()]] = value
-    table = table.to(device)
-    counter = torch.zeros(2, dtype=torch.int64, device=device)
-    seeds = torch.arange(batch, device=device)
-    half = m.bfloat16()
-    pixels = half.to(memory_format=torch.channels_last)
-    pair = torch.cat((m, m))
-    scales = torch.ones(batch, device=device)
-    signal = torch.linspace(0.9, 0.1, 10, device=device)
-
-    def step(output: torch.Tensor, **options: Any) -> Callable[[], Any]:
-        return lambda: fastddpm_kernels.reverse_step(x, output, table, counter, **options)
-
-    return {
-        "copy": (lambda: target.copy_(m), 2 * n_bytes),
-        "reverse_step": (step(m, noise=seeds, clip=True), 3 * n_bytes),
-        "reverse_step, bfloat16 m": (step(half, noise=seeds, clip=True), n_bytes * 5 // 2),
-        "reverse_step, bfloat16 channels_last m": (step(pixels, noise=seeds, clip=True), n_bytes * 5 // 2),
-        "reverse_step, guidance": (step(pair, noise=seeds, clip=True, guidance=scales), 4 * n_bytes),
-        "reverse_step, 2M": (step(m, x0=target, clip=True, multistep=True), 5 * n_bytes),
-        "q_sample": (
-            lambda: fastddpm_kernels.q_sample(m, seeds % 10, signal, signal, seeds=seeds, ordinals=seeds),
-            2 * n_bytes,
-        ),
-    }
+def examined(device: torch.device) -> Iterator[Movement]:
+    """What `fastddpm doctor` measures: a copy, and each of the four kernels."""
+    shape = (256, 3, 128, 128)
+    yield movements.copy(2 * 4 * 256 * 3 * 128 * 128, device)
+    yield from movements.steps(shape, device)
+    yield from movements.training(shape, device)
+    yield from movements.norms(movements.CIFAR10_MAPS, 64, device)

@@ -59,7 +59,8 @@ class Examination:
         precision: what the checks ran in.
         parts: of the environment.
         checks: the comparisons.
-        rates: kernels' bandwidths as (name, bytes a second, share of the card's copy); none on a CPU.
+        rates: kernels' bandwidths as (name, bytes a second, share of a copy's of as many bytes); none on a
+            CPU.
     """
 
     device: str
@@ -119,8 +120,11 @@ def examine(device: torch.device, tell: Callable[[str], None] = lambda line: Non
         found.checks.append(Check("kernels and bandwidth", "skipped", note="triton is not installed"))
         return found
     if device.type == "cuda":
-        tell("bandwidth")
-        found.rates = bandwidth.measure(device)
+        together = bandwidth.working_set(device)
+        for movement in bandwidth.examined(device):
+            tell(movement.name)
+            rate = bandwidth.measure(movement, device, together)
+            found.rates.append((rate.name, rate.bytes_per_second, rate.share))
         return found
     tell("kernels in Triton's interpreter")
     found.checks += kernels.interpreted()

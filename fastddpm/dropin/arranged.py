@@ -9,18 +9,23 @@ import torch
 from torch import nn
 
 from fastddpm.copies import Copied
-from fastddpm.fusion import fuse_norms
+from fastddpm.fusion import FusedNorms, fuse_norms
 from fastddpm.weights import Inventory
 
 
 class ForGpu(Copied):
     """A network with its convolutions' weights copied into channels_last order, each norm one kernel.
 
-    Everything else is shared with the original, whose structure is copied and which stays as it is.
+    Everything else is shared with the original, whose structure is copied and which stays as it is. Where a
+    norm cannot be fused, or does not give its output once it is, all of them run as they are.
 
     Args:
         original: left as it is.
         dtype: of the copy, which shares nothing then; None for the original's.
+
+    Attributes:
+        fused: the norms that are.
+        words: what was done, for a report.
     """
 
     def __init__(self, original: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -39,5 +44,11 @@ class ForGpu(Copied):
                     own = weight.detach().contiguous(memory_format=torch.channels_last)
                     moved[weight] = nn.Parameter(own, requires_grad=False)
                 part.weight = moved.get(weight, weight)
-        self.fused = fuse_norms(module)
+        self.words = "in channels_last, its norms fused"
+        try:
+            self.fused = fuse_norms(module)
+        except (RuntimeError, TypeError, ValueError) as error:
+            self.fused = FusedNorms()
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            self.words = f"in channels_last, its norms not fused ({why})"
         return module

@@ -91,7 +91,7 @@ class PeerNetwork:
         self.words = "the original module" + (f" ({reason})" if reason else "")
         self._copied = copied_for(self.source, device, copy_dtype, may_arrange=choice == "auto")
         if isinstance(self._copied, ForGpu):
-            self.words += ", in channels_last, its norms fused"
+            self.words += f", {self._copied.words}"
         if copy_dtype is not None:
             self.words += f", copied to {copy_dtype} before each chain"
         autocast = wanted if self._casts == "autocast" else None
