@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from fastddpm.dropin.settings import NoiseKind, Report, Settings
+from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import Engine
 from fastddpm.precision import Precision, dtype_of
+from fastddpm.randomness import NoiseKind
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 

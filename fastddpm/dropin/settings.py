@@ -10,8 +10,8 @@ import torch
 from fastddpm.engine import ENGINES, Engine
 from fastddpm.plans.plan import check_choice
 from fastddpm.precision import PRECISIONS, Precision
+from fastddpm.randomness import NoiseKind
 
-NoiseKind = Literal["torch", "philox"]
 NetworkChoice = Literal["auto", "original", "ours"]
 NETWORK_CHOICES = ("auto", "original", "ours")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

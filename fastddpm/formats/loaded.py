@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastddpm.formats.files import CheckpointError
 from fastddpm.inputs import MAX_SIDE
+from fastddpm.options import SamplerOptions
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble, infer
@@ -49,7 +50,7 @@ class Loaded:
 
     model: nn.Module
     schedule: NoiseSchedule
-    options: dict[str, Any]
+    options: SamplerOptions
 
 
 def ask(given: Mapping[str, Any], wanted: Mapping[str, str], what: str) -> None:

@@ -18,7 +18,7 @@ from fastddpm.inputs import (
     whole_number,
 )
 from fastddpm.onnx.errors import OnnxFolderError
-from fastddpm.plans import make_plan
+from fastddpm.plans import Method
 from fastddpm.schedule import NoiseSchedule
 
 FORMAT = "fastddpm-onnx"
@@ -43,8 +43,7 @@ class ModelFolder:
         null_label: the label that means "no class", or None.
         condition_channels: channels of the condition image; 0 without.
         schedule: the noise schedule.
-        options: arguments of `fastddpm.plans.make_plan`: what is fixed in the files, and the defaults of the
-            rest.
+        method: what is fixed in the files, and the defaults of the rest.
     """
 
     path: Path
@@ -53,7 +52,7 @@ class ModelFolder:
     null_label: int | None
     condition_channels: int
     schedule: NoiseSchedule
-    options: Mapping[str, Any]
+    method: Method
 
     def file(self, name: str) -> Path:
         """The path of one of its files."""
@@ -80,13 +79,15 @@ def read_folder(folder: str | Path) -> ModelFolder:
             null_label=_optional(content, "null_label", 0, MAX_LABEL),
             condition_channels=_optional(content, "condition_channels", 0) or 0,
             schedule=NoiseSchedule.from_dict(content["schedule"]),
-            options={
-                **content["defaults"],
-                "prediction_type": content["prediction_type"],
-                "time_input": TIMES[content["time"]],
-            },
+            method=Method.from_dict(
+                {
+                    **content["defaults"],
+                    "prediction_type": content["prediction_type"],
+                    "time_input": TIMES[content["time"]],
+                }
+            ),
         )
-        make_plan(found.schedule, **found.options)  # an option that no run could use is found here
+        found.method.plan(found.schedule)  # an option that no run could use is found here
         return found
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error

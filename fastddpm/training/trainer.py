@@ -21,6 +21,7 @@ from torch import Tensor
 from fastddpm.checkpoint import CheckpointError, save_folder
 from fastddpm.data.order import indices_for
 from fastddpm.locks import exclusive
+from fastddpm.options import SamplerOptions
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
@@ -69,7 +70,7 @@ class Trainer:
         run: str | Path,
         *,
         validation: TrainingData | None = None,
-        sampler: dict[str, Any] | None = None,
+        sampler: SamplerOptions | None = None,
         task: Task | None = None,
     ) -> None:
         from accelerate import Accelerator, PartialState
@@ -98,7 +99,7 @@ class Trainer:
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
         null = model.num_classes if model.null_class else None
-        self.sampler_options = dict(sampler or {})
+        self.sampler_options: SamplerOptions = {**(sampler or {})}
         noiser: dict[str, Any] = {"seed": config.seed, "null_label": null, "task": task}
         noiser["time_input"] = self.sampler_options.get("time_input", "timestep")
         noiser["device"] = self.device
