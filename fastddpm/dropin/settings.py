@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 
@@ -15,6 +15,22 @@ from fastddpm.randomness import NoiseKind
 NetworkChoice = Literal["auto", "original", "ours"]
 NETWORK_CHOICES = ("auto", "original", "ours")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class PeerOptions(TypedDict, total=False):
+    """What some drop-ins are told besides `Settings`; docs/dropin.md says which, each refuses the others.
+
+    Attributes:
+        network: ``auto``, ``original`` or ``ours``.
+        variance_type: of diffusers, in place of a DDPMScheduler's.
+        previous_timestep: of diffusers: ``original`` or ``consistent``.
+        repair: of denoising-diffusion-pytorch's guidance: each image its own prediction at cond_scale 1.
+    """
+
+    network: NetworkChoice
+    variance_type: str | None
+    previous_timestep: str
+    repair: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,18 +37,23 @@ TimeInput = Literal["timestep", "noise_level"]
 TIME_INPUTS: tuple[TimeInput, ...] = ("timestep", "noise_level")
 
 
-class MethodOptions(TypedDict, total=False):
-    """The fields of `Method` as keyword arguments, of which any may be left out."""
+class StepOptions(TypedDict, total=False):
+    """Of a `Method`, those that another library's sampler is given: the rest is as that library has it."""
 
     method: MethodName
     num_inference_steps: int | None
+    timestep_spacing: TimestepSpacing
+    eta: float
+
+
+class MethodOptions(StepOptions, total=False):
+    """The fields of `Method` as keyword arguments, of which any may be left out."""
+
     prediction_type: PredictionType
     variance_type: VarianceType
     sigma_scale: float
     clip_sample_range: float | None
-    timestep_spacing: TimestepSpacing
     timesteps: Timesteps | None
-    eta: float
     time_input: TimeInput
 
 
