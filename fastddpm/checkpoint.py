@@ -84,7 +84,7 @@ def save_folder(
     return folder
 
 
-def _as_json(document: Mapping[str, Any]) -> str:
+def _as_json(document: Mapping[str, object]) -> str:
     for name, value in document.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -97,7 +97,7 @@ def load(
     source: Source = "mnist",
     *,
     format: str = "auto",
-    config: Mapping[str, Any] | str | Path | None = None,
+    config: Mapping[str, object] | str | Path | None = None,
     ema: bool = True,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -140,7 +140,7 @@ def load(
 
 
 def read(
-    source: Source, *, format: str = "auto", config: Mapping[str, Any] | None = None, ema: bool = True
+    source: Source, *, format: str = "auto", config: Mapping[str, object] | None = None, ema: bool = True
 ) -> Loaded:
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
     check_choice("format", format, FORMATS)
@@ -223,7 +223,7 @@ def _read_ours(state: dict[str, Tensor], given: dict[str, Any]) -> Loaded:
     return Loaded(unet, schedule, {"shape": [unet.config.image_channels, height, width]})
 
 
-def _configuration(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+def _configuration(config: Mapping[str, object] | str | Path | None) -> dict[str, Any]:
     if config is None:
         return {}
     if isinstance(config, (str, Path)):

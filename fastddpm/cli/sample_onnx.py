@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastddpm.onnx.request import PlanOptions
 
 
-def refuse_torch_options(*, engine: str, dtype: str, **given: Any) -> None:
+def refuse_torch_options(*, engine: str, dtype: str, **given: object) -> None:
     """ValueError where an option was given that an export has fixed or does not know."""
     given |= {"engine": None if engine == "auto" else engine, "dtype": None if dtype == "float32" else dtype}
     for name, value in given.items():

@@ -53,7 +53,7 @@ class Loaded:
     options: SamplerOptions
 
 
-def ask(given: Mapping[str, Any], wanted: Mapping[str, str], what: str) -> None:
+def ask(given: Mapping[str, object], wanted: Mapping[str, str], what: str) -> None:
     """CheckpointError naming everything in ``wanted`` (name -> what is accepted) that is not given."""
     missing = [name for name in wanted if given.get(name) is None]
     if missing:
@@ -65,14 +65,14 @@ def ask(given: Mapping[str, Any], wanted: Mapping[str, str], what: str) -> None:
         )
 
 
-def known(given: Mapping[str, Any], names: Sequence[str]) -> None:
+def known(given: Mapping[str, object], names: Sequence[str]) -> None:
     """CheckpointError for a name in ``given`` that is not among ``names``."""
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise CheckpointError(f"config: {unknown[0]!r} given; known are {', '.join(sorted(names))}")
 
 
-def network(state: Mapping[str, Tensor], given: Mapping[str, Any], fixed: Mapping[str, Any]) -> UNet:
+def network(state: Mapping[str, Tensor], given: Mapping[str, object], fixed: Mapping[str, object]) -> UNet:
     """Our network from tensors under our names.
 
     Args:
@@ -122,7 +122,7 @@ def _inferred(state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise CheckpointError(f"state dict: {error}") from error
 
 
-def square(size: Any) -> tuple[int, int]:
+def square(size: object) -> tuple[int, int]:
     """``(H, W)`` of an image size given as one side or as two."""
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in sides)

@@ -293,7 +293,7 @@ def _reopened(folder: Path, provider: str, settings: dict[str, Any]) -> OnnxDraw
     return OnnxDrawer(folder, provider, **settings)
 
 
-def _digest_of_model(model: Any) -> str:
+def _digest_of_model(model: object) -> str:
     """SHA-256 over the tensors of a network by name, and the code's name where there are none."""
     digest = hashlib.sha256(getattr(model, "__qualname__", type(model).__qualname__).encode())
     digest.update(repr(getattr(model, "config", "")).encode())

@@ -109,7 +109,7 @@ def _description(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
+def _check_versions(path: Path, content: Mapping[str, object]) -> None:
     for name, accepted in (("version", VERSIONS), ("noise_spec", NOISE_SPECS), ("opset", OPSETS)):
         found = content.get(name)
         if isinstance(found, bool) or found not in accepted:
@@ -119,7 +119,7 @@ def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
             )
 
 
-def _check_files(path: Path, content: Mapping[str, Any]) -> None:
+def _check_files(path: Path, content: Mapping[str, object]) -> None:
     files = content.get("files")
     if not isinstance(files, Mapping):
         raise OnnxFolderError(f"{path / DESCRIPTION}: no list of files")
@@ -131,7 +131,7 @@ def _check_files(path: Path, content: Mapping[str, Any]) -> None:
         _check_file(path, name, stored)
 
 
-def _check_file(path: Path, name: str, stored: Any) -> None:
+def _check_file(path: Path, name: str, stored: object) -> None:
     try:
         file = member(path, name)
     except InputError:
@@ -154,7 +154,7 @@ def _check_file(path: Path, name: str, stored: Any) -> None:
         )
 
 
-def _optional(content: Mapping[str, Any], name: str, low: int, high: int = MAX_SIDE) -> int | None:
+def _optional(content: Mapping[str, object], name: str, low: int, high: int = MAX_SIDE) -> int | None:
     return None if content[name] is None else whole_number(name, content[name], low, high)
 
 

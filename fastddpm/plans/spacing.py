@@ -88,7 +88,7 @@ def check_steps(num_train_timesteps: int, num_inference_steps: Any) -> None:
         )
 
 
-def check_timesteps(num_train_timesteps: int, timesteps: Any) -> Int64:
+def check_timesteps(num_train_timesteps: int, timesteps: object) -> Int64:
     """`timesteps` as int64, or ValueError unless strictly descending integers in 0 .. T-1."""
     accepted = f"strictly descending integers in 0 .. {num_train_timesteps - 1}"
     visited = np.asarray(timesteps)
