@@ -10,6 +10,7 @@ precision are Hugging Face accelerate's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from pathlib import Path
@@ -100,11 +101,18 @@ class Trainer:
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
         null = model.num_classes if model.null_class else None
         self.sampler_options: SamplerOptions = {**(sampler or {})}
-        noiser: dict[str, Any] = {"seed": config.seed, "null_label": null, "task": task}
-        noiser["time_input"] = self.sampler_options.get("time_input", "timestep")
-        noiser["device"] = self.device
-        self.noiser = Noiser(schedule, config.objective, class_dropout=config.class_dropout, **noiser)
-        self.validation_noiser = Noiser(schedule, config.objective, **noiser)
+        noiser = functools.partial(
+            Noiser,
+            schedule,
+            config.objective,
+            seed=config.seed,
+            null_label=null,
+            task=task,
+            time_input=self.sampler_options.get("time_input", "timestep"),
+            device=self.device,
+        )
+        self.noiser = noiser(class_dropout=config.class_dropout)
+        self.validation_noiser = noiser()
         self.log: report.Log | None = None  # of the main process, while it trains
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
