@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from fastddpm.plans.method import MethodOptions
 
@@ -56,7 +56,7 @@ class SourceOptions(ChainOptions, total=False):
     """Of `fastddpm.load`, without a method's."""
 
     format: str
-    config: Mapping[str, Any] | str | Path | None
+    config: Mapping[str, object] | str | Path | None
     ema: bool
     device: str | torch.device
     dtype: torch.dtype
