@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastddpm.export import export_onnx
     from fastddpm.finite import NonFiniteSamples
     from fastddpm.fusion import fuse_norms
-    from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
+    from fastddpm.plans import Method, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
     from fastddpm.sampler import Sampler
     from fastddpm.schedule import NoiseSchedule
     from fastddpm.unet import UNet, UNetConfig
@@ -33,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "EngineUnavailable",
+    "Method",
     "NoiseSchedule",
     "NonFiniteSamples",
     "Plan",
@@ -52,6 +53,7 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "checkpoint",
     "EngineUnavailable": "engine",
+    "Method": "plans",
     "NoiseSchedule": "schedule",
     "NonFiniteSamples": "finite",
     "Plan": "plans",

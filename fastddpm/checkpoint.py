@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -21,11 +21,15 @@ from fastddpm.formats import abarankab, diffusers, sr3
 from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors, tensors_of
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
 from fastddpm.interruption import postponed
+from fastddpm.options import ModelOptions, SamplerOptions
 from fastddpm.plans.plan import check_choice
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = ("mnist", "mnist_sr", "mnist_deblur", "photo_sr")
@@ -37,7 +41,7 @@ __all__ = ["CheckpointError", "load", "read", "save_folder"]
 
 
 def save_folder(
-    folder: str | Path, model: UNet, schedule: NoiseSchedule, sampler: Mapping[str, Any] | None = None
+    folder: str | Path, model: UNet, schedule: NoiseSchedule, sampler: SamplerOptions | None = None
 ) -> Path:
     """Writes a model folder.
 
@@ -57,7 +61,7 @@ def save_folder(
         OSError: it cannot be written.
     """
     folder = Path(folder)
-    options = dict(sampler or {})
+    options: SamplerOptions = {**(sampler or {})}
     Sampler(model, schedule, **options)  # an option that cannot be read back fails here
     documents = {
         "config.json": _as_json(model.config.to_dict()),
@@ -80,7 +84,7 @@ def save_folder(
     return folder
 
 
-def _as_json(document: Mapping[str, Any]) -> str:
+def _as_json(document: Mapping[str, object]) -> str:
     for name, value in document.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -93,11 +97,11 @@ def load(
     source: Source = "mnist",
     *,
     format: str = "auto",
-    config: Mapping[str, Any] | str | Path | None = None,
+    config: Mapping[str, object] | str | Path | None = None,
     ema: bool = True,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    **options: Any,
+    **options: Unpack[ModelOptions],
 ) -> Sampler:
     """Reads a model into a sampler with the network at ``.model``.
 
@@ -122,8 +126,9 @@ def load(
         ValueError: an option that is not accepted.
     """
     given = _configuration(config)
-    if options.get("shape") is not None and "model" not in given:
-        given.setdefault("image_size", list(options["shape"])[-2:])
+    shape = options.get("shape")
+    if shape is not None and "model" not in given:
+        given.setdefault("image_size", list(shape)[-2:])
     loaded = read(source, format=format, config=given, ema=ema)
     model = loaded.model.to(torch.device(device), dtype).to(memory_format=torch.channels_last)
     try:
@@ -135,7 +140,7 @@ def load(
 
 
 def read(
-    source: Source, *, format: str = "auto", config: Mapping[str, Any] | None = None, ema: bool = True
+    source: Source, *, format: str = "auto", config: Mapping[str, object] | None = None, ema: bool = True
 ) -> Loaded:
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
     check_choice("format", format, FORMATS)
@@ -154,7 +159,8 @@ def read(
     known(given, ("image_size",))
     model = _read_model(path)
     schedule = _parsed(path / "schedule.json", NoiseSchedule.from_dict)
-    return Loaded(model, schedule, read_json(path / "sampler.json"))
+    stored = cast("SamplerOptions", read_json(path / "sampler.json"))  # which `Sampler` checks
+    return Loaded(model, schedule, stored)
 
 
 def _path(source: str | Path) -> Path:
@@ -217,7 +223,7 @@ def _read_ours(state: dict[str, Tensor], given: dict[str, Any]) -> Loaded:
     return Loaded(unet, schedule, {"shape": [unet.config.image_channels, height, width]})
 
 
-def _configuration(config: Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
+def _configuration(config: Mapping[str, object] | str | Path | None) -> dict[str, Any]:
     if config is None:
         return {}
     if isinstance(config, (str, Path)):

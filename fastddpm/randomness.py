@@ -22,6 +22,7 @@ TASK_STREAM = 4
 RING_BYTES = 256 * 2**20
 MAX_SEED = 2**63 - 1
 
+NoiseKind = Literal["torch", "philox"]
 Generators = torch.Generator | Sequence[torch.Generator]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +19,22 @@ from fastddpm.engine import Engine
 from fastddpm.facts import ModelFacts, model_facts
 from fastddpm.finite import check_finite
 from fastddpm.network import Model, model_device_dtype, without_grad
-from fastddpm.plans import Plan, make_plan
+from fastddpm.options import ConditionArguments, RunOptions, SampleArguments, SamplerOptions
+from fastddpm.plans import Method, Plan
+from fastddpm.plans.ddpm import VarianceType
+from fastddpm.plans.method import MethodName, MethodOptions, TimeInput
+from fastddpm.plans.plan import PredictionType
+from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 from fastddpm.precision import Precision, described, dtype_of
 from fastddpm.progress import progress_bar
+from fastddpm.randomness import NoiseKind
 from fastddpm.request import image_shape, make_batches, whole
 from fastddpm.runner import Runner
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Callback = Callable[[int, int, Tensor], None]
 # What `sample_trajectory` and `sample_from` pass on.
@@ -38,7 +47,6 @@ SHARED_ARGUMENTS = (
     "condition",
     "noise",
     "generator",
-    "x_T",
     "max_batch",
 )
 
@@ -78,28 +86,33 @@ class Sampler:
         steps_per_graph: steps that a captured engine records in one CUDA graph; None for all of the first
             call's, at most 64.
 
+    Attributes:
+        method: the method's options (`fastddpm.plans.Method`); None of a sampler with a given plan.
+        plan: what to do at each step.
+
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
         EngineUnavailable: ``cudagraph`` or ``max`` without a CUDA device.
     """
 
-    _options: dict[str, Any]
+    method: Method | None
+    _options: RunOptions
 
     def __init__(
         self,
         model: Model,
         schedule: NoiseSchedule,
         *,
-        method: str = "ddpm",
+        method: MethodName = "ddpm",
         num_inference_steps: int | None = None,
-        prediction_type: str = "epsilon",
-        variance_type: str = "fixed_small",
+        prediction_type: PredictionType = "epsilon",
+        variance_type: VarianceType = "fixed_small",
         sigma_scale: float = 1.0,
         clip_sample_range: float | None = None,
-        timestep_spacing: str = "leading",
-        timesteps: Sequence[int] | None = None,
+        timestep_spacing: TimestepSpacing = "leading",
+        timesteps: Timesteps | None = None,
         eta: float = 0.0,
-        time_input: str = "timestep",
+        time_input: TimeInput = "timestep",
         null_label: int | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
@@ -108,26 +121,35 @@ class Sampler:
         engine: Engine = "auto",
         steps_per_graph: int | None = None,
     ) -> None:
-        method_options: dict[str, Any] = {
-            "method": method,
-            "num_inference_steps": num_inference_steps,
-            "prediction_type": prediction_type,
-            "variance_type": variance_type,
-            "sigma_scale": sigma_scale,
-            "clip_sample_range": clip_sample_range,
-            "timestep_spacing": timestep_spacing,
-            "timesteps": timesteps,
-            "eta": eta,
-            "time_input": time_input,
-        }
-        plan = make_plan(schedule, **method_options)
-        options: dict[str, Any] = {"null_label": null_label, "shape": shape, "device": device, "dtype": dtype}
-        options |= {"precision": precision, "engine": engine, "steps_per_graph": steps_per_graph}
-        self._set_up(model, schedule, plan, **options)
-        self._options = {**method_options, **self._options}
+        self.method = Method(
+            method=method,
+            num_inference_steps=num_inference_steps,
+            prediction_type=prediction_type,
+            variance_type=variance_type,
+            sigma_scale=sigma_scale,
+            clip_sample_range=clip_sample_range,
+            timestep_spacing=timestep_spacing,
+            timesteps=timesteps,
+            eta=eta,
+            time_input=time_input,
+        )
+        self._set_up(
+            model,
+            schedule,
+            self.method.plan(schedule),
+            null_label=null_label,
+            shape=shape,
+            device=device,
+            dtype=dtype,
+            precision=precision,
+            engine=engine,
+            steps_per_graph=steps_per_graph,
+        )
 
     @classmethod
-    def from_plan(cls, model: Model, schedule: NoiseSchedule, plan: Plan, **options: Any) -> Sampler:
+    def from_plan(
+        cls, model: Model, schedule: NoiseSchedule, plan: Plan, **options: Unpack[RunOptions]
+    ) -> Sampler:
         """A sampler that walks a plan made elsewhere (`fastddpm.plans`), such as a peer's arithmetic.
 
         Args:
@@ -138,6 +160,7 @@ class Sampler:
                 ``steps_per_graph``, as in the constructor.
         """
         sampler = cls.__new__(cls)
+        sampler.method = None
         sampler._set_up(model, schedule, plan, **options)
         return sampler
 
@@ -200,24 +223,25 @@ class Sampler:
             self.model, device=self.device, dtype=self.dtype, shape=self.shape, null_label=self.null_label
         )
 
-    def replace(self, **changes: Any) -> Sampler:
+    def replace(self, **changes: Unpack[SamplerOptions]) -> Sampler:
         """A sampler on the same model with some arguments of the constructor changed."""
-        if "method" not in self._options and set(changes) - set(self._options):
-            raise ValueError(
-                f"replace: this sampler has a given plan; only {', '.join(self._options)} change"
-            )
-        unknown = sorted(set(changes) - set(self._options))
+        options = self.options
+        unknown = sorted(set(changes) - set(options))
+        if unknown and self.method is None:
+            raise ValueError(f"replace: this sampler has a given plan; only {', '.join(options)} change")
         if unknown:
-            raise ValueError(f"{unknown[0]}: not an option of Sampler; known: {', '.join(self._options)}")
-        options = {**self._options, **changes}
-        if "method" not in options:
-            return Sampler.from_plan(self.model, self.schedule, self.plan, **options)
+            raise ValueError(f"{unknown[0]}: not an option of Sampler; known: {', '.join(options)}")
+        options.update(changes)
+        if self.method is None:
+            given = cast("RunOptions", options)
+            return Sampler.from_plan(self.model, self.schedule, self.plan, **given)
         return Sampler(self.model, self.schedule, **options)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The constructor's keyword arguments."""
-        return dict(self._options)
+    def options(self) -> SamplerOptions:
+        """The constructor's keyword arguments; those of the method are not among a given plan's."""
+        method: MethodOptions = {} if self.method is None else self.method.to_dict()
+        return {**method, **self._options}
 
     def memory(self) -> int:
         """Bytes in the buffers and CUDA graphs of loops kept for another call."""
@@ -252,7 +276,7 @@ class Sampler:
         class_labels: int | Sequence[int] | Tensor | None = None,
         guidance_scale: float = 1.0,
         condition: Tensor | None = None,
-        noise: str = "philox",
+        noise: NoiseKind = "philox",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         x_T: Tensor | None = None,
         max_batch: int | None = None,
@@ -315,22 +339,25 @@ class Sampler:
         *,
         frames: int | None = None,
         predicted: bool = False,
+        x_T: Tensor | None = None,
         progress: bool = True,
-        **request: Any,
+        **request: Unpack[SampleArguments],
     ) -> Tensor:
         """Draws images and keeps the way there.
 
         Args:
-            batch_size: as in :meth:`sample`, whose other arguments are taken too.
+            batch_size: as in :meth:`sample`.
             frames: states kept, evenly spread, the first and the last among them; None for all S + 1.
             predicted: keep the predicted clean image of each step instead of the state (S frames at most).
+            x_T: as in :meth:`sample`.
             progress: show a progress bar.
-            **request: further arguments of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``noise``,
+                ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(F, B, C, H, W)``; the last frame is what :meth:`sample` returns.
         """
-        batches = self._batches({"batch_size": batch_size, **request})
+        batches = self._batches(request, batch_size=batch_size, x=x_T)
         trajectory = Trajectory(len(self.plan), frames, predicted)
         pieces: list[Tensor] = []
         bar = progress_bar(progress, len(batches) * len(self.plan))
@@ -352,10 +379,11 @@ class Sampler:
         images: Tensor,
         timestep: int,
         *,
+        batch_size: int | None = None,
         progress: bool = True,
         callback: Callback | None = None,
         callback_every: int = 1,
-        **request: Any,
+        **request: Unpack[SampleArguments],
     ) -> Tensor:
         """Variations of given images (SDEdit, Meng et al. 2022): noised to a timestep, then sampled from it.
 
@@ -363,26 +391,44 @@ class Sampler:
             images: float ``(B, C, H, W)`` in the model's range.
             timestep: in [0, T); the larger, the freer. The chain starts at the plan's first timestep that is
                 not above it.
+            batch_size: None, or the number of images.
             progress: show a progress bar.
             callback: as in :meth:`sample`.
             callback_every: likewise.
-            **request: further arguments of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``noise``,
+                ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(B, C, H, W)``.
         """
         row = self._row_of(timestep)
-        batches = self._batches({"x_T": images, **request})
+        batches = self._batches(request, batch_size=batch_size, x=images)
         t = int(self.plan.timesteps[row])
         # q(x_t | x_0): Ho et al. 2020, eq. 4
         scale, sigma = self.schedule.sqrt_alphas_cumprod[t], self.schedule.sqrt_one_minus_alphas_cumprod[t]
         for batch in batches:
             batch.x = float(scale) * batch.initial() + float(sigma) * batch.source.encoding(batch.shape, row)
-        options: dict[str, Any] = {"callback_every": callback_every, "progress": progress}
-        return self._run(batches, self.plan.restarted(row), row=row, callback=callback, **options)
+        return self._run(
+            batches,
+            self.plan.restarted(row),
+            row=row,
+            callback=callback,
+            callback_every=callback_every,
+            progress=progress,
+        )
 
     def interpolate(
-        self, first: Tensor, second: Tensor, timestep: int, *, steps: int = 8, seed: int = 0, **request: Any
+        self,
+        first: Tensor,
+        second: Tensor,
+        timestep: int,
+        *,
+        steps: int = 8,
+        seed: int = 0,
+        progress: bool = True,
+        callback: Callback | None = None,
+        callback_every: int = 1,
+        **request: Unpack[ConditionArguments],
     ) -> Tensor:
         """A row of images from one to another (Ho et al. 2020, section 4.3).
 
@@ -396,7 +442,11 @@ class Sampler:
             timestep: as in :meth:`sample_from`; a large one lets intermediate images be real ones.
             steps: images in the row, at least 2; the ends are variations of the two images.
             seed: of the noise.
-            **request: further arguments of :meth:`sample`.
+            progress: show a progress bar.
+            callback: as in :meth:`sample`.
+            callback_every: likewise.
+            **request: ``class_labels``, ``guidance_scale``, ``condition`` and ``max_batch`` of
+                :meth:`sample`.
 
         Returns:
             float32 ``(steps, C, H, W)``.
@@ -410,7 +460,15 @@ class Sampler:
             raise ValueError(f"steps: {steps!r} given, an integer of at least 2 accepted")
         weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
-        return self.sample_from(row_of_images, timestep, seeds=[seed] * steps, **request)
+        return self.sample_from(
+            row_of_images,
+            timestep,
+            seeds=[seed] * steps,
+            progress=progress,
+            callback=callback,
+            callback_every=callback_every,
+            **request,
+        )
 
     # ------------------------------------------------------------------ running
 
@@ -472,14 +530,12 @@ class Sampler:
                 f"precision: {precision!r} given for {weights} weights, float32 or {self.dtype} ones accepted"
             )
 
-    def _batches(self, request: dict[str, Any]) -> list[Batch]:
+    def _batches(self, request: SampleArguments, *, batch_size: int | None, x: Tensor | None) -> list[Batch]:
         """The batches for keyword arguments of :meth:`sample`, given to another method."""
         unknown = sorted(set(request) - set(SHARED_ARGUMENTS))
         if unknown:
             raise ValueError(f"{unknown[0]}: not accepted here; accepted are {', '.join(SHARED_ARGUMENTS)}")
-        given = dict(request)
-        x = given.pop("x_T", None)
-        return make_batches(self.facts, x=x, **given)
+        return make_batches(self.facts, batch_size=batch_size, x=x, **request)
 
     def _row_of(self, timestep: int) -> int:
         if (

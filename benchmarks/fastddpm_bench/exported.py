@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastddpm.plans.method import MethodName
 from fastddpm.sampler import Sampler
 from fastddpm_bench.workloads import Workload
 
@@ -63,7 +64,7 @@ def network(workload: Workload) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def chain(
-    workload: Workload, method: str, steps: int, loop: Literal["file", "steps"]
+    workload: Workload, method: MethodName, steps: int, loop: Literal["file", "steps"]
 ) -> Callable[[Sequence[int]], Tensor]:
     """``seeds -> images`` by `fastddpm.onnx.OnnxSampler`: the whole chain in one run, or a run a step."""
     from fastddpm.onnx import OnnxSampler

@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from torch import Tensor
 
 from fastddpm.cli.arguments import parse_device
+from fastddpm.engine import executors
+from fastddpm.options import ModelOptions
+from fastddpm.plans.method import MethodName
 from fastddpm.randomness import MAX_SEED
 from fastddpm.restoration import Picture, Restorer, load_restorer, read_picture
 from fastddpm.restoration.files import Pair, in_and_out, read_mask, sample_paths
@@ -148,9 +151,9 @@ def inpaint(
         jump=jump,
         resample=resample,
         steps=steps,
-        method=method,
+        method=cast("MethodName | None", method),  # as typed, as is the engine; the sampler checks them
         device=parse_device(device),
-        engine=engine,
+        engine=cast("executors.Engine", engine),
     )
     _restore(inpainter, source, out, drawing, mask)
 
@@ -158,9 +161,9 @@ def inpaint(
 def _restorer(
     task: str, model: str, steps: int | None, method: str | None, device: str | None, engine: str
 ) -> Restorer:
-    given = {"num_inference_steps": steps, "method": method}
-    options = {name: value for name, value in given.items() if value is not None}
-    restorer = load_restorer(model, device=parse_device(device), engine=engine, **options)
+    given = {"num_inference_steps": steps, "method": method, "engine": engine}
+    options = cast("ModelOptions", {name: value for name, value in given.items() if value is not None})
+    restorer = load_restorer(model, device=parse_device(device), **options)
     if not isinstance(restorer.task, TASKS[task]):
         is_for = next(name for name, kind in TASKS.items() if isinstance(restorer.task, kind))
         raise ValueError(f"--model: {model} is for the task {is_for}, one for {task} accepted")

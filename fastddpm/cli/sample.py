@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from torch import Tensor
@@ -14,10 +14,15 @@ from fastddpm.cli.arguments import choose_labels, parse_device, parse_dtype, par
 from fastddpm.cli.outputs import Outputs, summary
 from fastddpm.cli.sample_job import JobOptions, onnx_drawer, run_job, torch_drawer
 from fastddpm.cli.sample_onnx import refuse_condition, refuse_torch_options, sample_onnx
-from fastddpm.engine import EngineUnavailable
+from fastddpm.engine import Engine, EngineUnavailable
+from fastddpm.options import ModelOptions, SampleArguments
+from fastddpm.plans.method import MethodOptions
 from fastddpm.plans.plan import check_choice
-from fastddpm.precision import described
+from fastddpm.precision import Precision, described
 from fastddpm.sampler import Sampler
+
+if TYPE_CHECKING:
+    from fastddpm.onnx.request import PlanOptions
 
 LONGEST_ANIMATION = 40
 
@@ -84,40 +89,51 @@ def sample(
     if backend == "onnx":
         given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config}
         refuse_torch_options(engine=engine, dtype=dtype, **given)
-        request: dict[str, Any] = {"method": method, "num_inference_steps": steps, "eta": eta}
+        chosen = cast("PlanOptions", {"method": method, "num_inference_steps": steps, "eta": eta})  # as typed
         if is_job:
-            export = onnx_drawer(model, job, device=device, guidance=guidance, plan=request)
+            export = onnx_drawer(model, job, device=device, guidance=guidance, plan=chosen)
             refuse_condition(model, export.condition_channels)
             labels = choose_labels(export.num_classes, classes, seed_list)
             run_job(export, job, seed_list, labels, batch=batch)
             return
-        request |= {"guidance_scale": guidance, "max_batch": batch}
-        sample_onnx(model, outputs, seed_list, classes=classes, device=device, request=request)
+        sample_onnx(
+            model,
+            outputs,
+            seed_list,
+            classes=classes,
+            device=device,
+            guidance=guidance,
+            batch=batch,
+            plan=chosen,
+        )
         return
     image_shape = None if shape is None else parse_shape(shape)
-    options: dict[str, Any] = {} if image_shape is None else {"shape": image_shape}
+    options: ModelOptions = {} if image_shape is None else {"shape": image_shape}
     if precision is not None:
-        options["precision"] = precision
+        options["precision"] = cast("Precision", precision)  # as typed
     # The device of a job may be another machine's: its workers move the model there.
     here = "cpu" if is_job else parse_device(device)
     sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **options)
     _refuse_condition(model, sampler)
-    sampler = sampler.replace(**_changes(sampler, method, steps, eta, "auto" if is_job else engine))
+    typed_engine = cast("Engine", engine)
+    sampler = sampler.replace(
+        **_method(sampler, method, steps, eta), engine="auto" if is_job else typed_engine
+    )
     labels = choose_labels(sampler.facts.num_classes, classes, seed_list)
     if is_job:
         place = job.device(device)
-        drawer = torch_drawer(sampler, job, guidance=guidance, device=place, engine=engine)
+        drawer = torch_drawer(sampler, job, guidance=guidance, device=place, engine=typed_engine)
         run_job(drawer, job, seed_list, labels, batch=batch)
         return
-    request = {
+    image_shape = image_shape or sampler.shape
+    request: SampleArguments = {
         "seeds": seed_list,
         "class_labels": labels,
         "guidance_scale": guidance,
         "max_batch": batch,
-        "shape": image_shape or sampler.shape,
+        "shape": image_shape,
     }
-
-    with outputs.ready(seed_list, request["shape"][0] if request["shape"] else None):
+    with outputs.ready(seed_list, image_shape[0] if image_shape else None):
         began = time.perf_counter()
         frames = _draw(sampler, request, animated=trajectory is not None)
         seconds = time.perf_counter() - began
@@ -128,21 +144,16 @@ def sample(
     print(summary(frames[-1], where, seconds, written))
 
 
-def _changes(
-    sampler: Sampler, method: str | None, steps: int | None, eta: float | None, engine: str
-) -> dict[str, Any]:
-    """What was given, and with another method than the folder's the neutral values of that one's options."""
-    given = {"method": method, "num_inference_steps": steps, "eta": eta, "engine": engine}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if method not in (None, sampler.options["method"]):
-        neutral: dict[str, Any] = {"eta": 0.0, "sigma_scale": 1.0}
-        if sampler.options["variance_type"] != "learned_range":  # which is the network's, not the method's
-            neutral["variance_type"] = "fixed_small"
-        changes = {**neutral, **changes}
-    return changes
+def _method(sampler: Sampler, method: str | None, steps: int | None, eta: float | None) -> MethodOptions:
+    """What was given, and what goes with it where it is another method than the folder's."""
+    assert sampler.method is not None
+    given = {"method": method, "num_inference_steps": steps, "eta": eta}
+    # As typed; `Sampler` checks them.
+    changes = cast("MethodOptions", {name: value for name, value in given.items() if value is not None})
+    return sampler.method.adapted(**changes).to_dict()
 
 
-def _draw(sampler: Sampler, request: dict[str, Any], *, animated: bool) -> Tensor:
+def _draw(sampler: Sampler, request: SampleArguments, *, animated: bool) -> Tensor:
     """The states kept, float32 ``(F, B, C, H, W)``: the last alone, or those of an animation."""
     try:
         if animated:

@@ -6,18 +6,22 @@ import dataclasses
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 import typer
 
 from fastddpm.cli.arguments import parse_device
+from fastddpm.engine import Engine
 from fastddpm.jobs import Drawer, Job, OnnxDrawer, TorchDrawer
 from fastddpm.jobs.errors import FirstProcessFailed
 from fastddpm.jobs.merging import merged_file
 from fastddpm.jobs.ray_workers import cluster_device
 from fastddpm.request import whole
 from fastddpm.sampler import Sampler
+
+if TYPE_CHECKING:
+    from fastddpm.onnx.request import PlanOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,7 @@ class JobOptions:
 
 
 def torch_drawer(
-    sampler: Sampler, options: JobOptions, *, guidance: float, device: str, engine: str
+    sampler: Sampler, options: JobOptions, *, guidance: float, device: str, engine: Engine
 ) -> TorchDrawer:
     """A drawer of a sampler, which is on the CPU where its device may be another machine's."""
     return TorchDrawer(
@@ -90,7 +94,7 @@ def torch_drawer(
 
 
 def onnx_drawer(
-    folder: str, options: JobOptions, *, device: str | None, guidance: float, plan: dict[str, Any]
+    folder: str, options: JobOptions, *, device: str | None, guidance: float, plan: PlanOptions
 ) -> OnnxDrawer:
     """A drawer of an export. ``plan`` has the method, steps and eta given."""
     if find_spec("onnxruntime") is None:

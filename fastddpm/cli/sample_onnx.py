@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastddpm.cli.arguments import choose_labels
 from fastddpm.cli.outputs import Outputs, summary
 
+if TYPE_CHECKING:
+    from fastddpm.onnx.request import PlanOptions
 
-def refuse_torch_options(*, engine: str, dtype: str, **given: Any) -> None:
+
+def refuse_torch_options(*, engine: str, dtype: str, **given: object) -> None:
     """ValueError where an option was given that an export has fixed or does not know."""
     given |= {"engine": None if engine == "auto" else engine, "dtype": None if dtype == "float32" else dtype}
     for name, value in given.items():
@@ -40,7 +42,9 @@ def sample_onnx(
     *,
     classes: str | None,
     device: str | None,
-    request: Mapping[str, Any],
+    guidance: float,
+    batch: int,
+    plan: PlanOptions,
 ) -> None:
     """Draws an image per seed and writes them.
 
@@ -50,7 +54,9 @@ def sample_onnx(
         seeds: one per image.
         classes: as typed; None for all in turn.
         device: cpu, cuda or cuda:N; None for CUDA where it starts, else the CPU.
-        request: further arguments of `OnnxSampler.sample`; None for what was exported.
+        guidance: scale of classifier-free guidance; 1 is none.
+        batch: images at a time.
+        plan: the method, steps and eta; None for what was exported.
     """
     try:
         from fastddpm.onnx import OnnxSampler
@@ -65,9 +71,12 @@ def sample_onnx(
     labels = choose_labels(sampler.folder.num_classes, classes, seeds)
     with outputs.ready(seeds, sampler.image_shape[0]):
         began = time.perf_counter()
-        images = torch.from_numpy(sampler.sample(seeds=seeds, class_labels=labels, **request))
+        drawn = sampler.sample(
+            seeds=seeds, class_labels=labels, guidance_scale=guidance, max_batch=batch, **plan
+        )
+        images = torch.from_numpy(drawn)
         seconds = time.perf_counter() - began
         written = outputs.write(images[None], seeds, labels)
-    plan = sampler.plan(**{name: request[name] for name in ("method", "num_inference_steps", "eta")})
-    how = f"{plan.method}, {len(plan)} steps, ONNX Runtime {sampler.provider}, loop {sampler.loop}"
+    rows = sampler.plan(**plan)
+    how = f"{rows.method}, {len(rows)} steps, ONNX Runtime {sampler.provider}, loop {sampler.loop}"
     print(summary(images, how, seconds, written))

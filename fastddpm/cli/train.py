@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from fastddpm.cli.arguments import parse_ranges
+from fastddpm.options import SamplerOptions
+from fastddpm.plans.method import TimeInput
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import TASKS, Task, make_task
 from fastddpm.unet import UNetConfig
@@ -134,12 +136,12 @@ def train(
             f"size: images of {height}x{width} given, multiples of {model.size_multiple} accepted by "
             f"a network of {len(levels)} levels (--size, --mults)"
         )
-    sampler = {
+    sampler: SamplerOptions = {
         "method": "ddim",
         "num_inference_steps": 50,
         "timestep_spacing": "trailing",
-        "prediction_type": prediction,
-        "time_input": time_input,
+        "prediction_type": config.objective.prediction_type,
+        "time_input": cast("TimeInput", time_input),  # as typed; the trainer checks it
         "clip_sample_range": 1.0 if chosen is None or chosen.gain is None else chosen.gain,
         "shape": [n_channels, height, width],
     }

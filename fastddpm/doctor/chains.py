@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import load
 from fastddpm.doctor.report import Comparison
+from fastddpm.engine import Engine
+from fastddpm.plans.method import MethodOptions
+from fastddpm.precision import Precision
 from fastddpm.sampler import Sampler
 from fastddpm_kernels import compat
 
@@ -21,12 +24,12 @@ SAME_KERNELS = 1e-5
 OTHER_SUMS = 1e-3
 """Sums in another order, by another batch size or compiled: one uint8 level over a chain in [-1, 1]."""
 
-PRECISIONS = {"tf32": 2e-2, "bf16": 7e-2, "fp16": 7e-3}
+PRECISIONS: dict[Precision, float] = {"tf32": 2e-2, "bf16": 7e-2, "fp16": 7e-3}
 """One evaluation against float32 with TF32 off: twice the largest difference of the network's output that
 `benchmarks/precision_mnist.py` found, with TF32 emulated, inputs rounded or truncated. Over whole chains such
 differences grow a hundredfold, to another digit in a few images, so chains in TF32 are held to nothing."""
 
-METHODS: dict[str, dict[str, Any]] = {
+METHODS: dict[str, MethodOptions] = {
     "ddpm": {"method": "ddpm", "num_inference_steps": 50},
     "ddim": {"method": "ddim", "num_inference_steps": 50},
     "dpmpp_2m": {"method": "dpmpp_2m", "num_inference_steps": 20},
@@ -45,7 +48,7 @@ def comparisons(device: torch.device) -> list[Comparison]:
         ]
         # TF32 is CUDA's.
         return short + [_precision(sampler, name) for name in PRECISIONS if name != "tf32"]
-    engines = {"cudagraph": SAME_KERNELS}
+    engines: dict[Engine, float] = {"cudagraph": SAME_KERNELS}
     if compat.HAS_TRITON:  # without it nothing is compiled for a card
         engines["compile"] = OTHER_SUMS
     found = [_precision(sampler, name) for name in PRECISIONS]
@@ -61,16 +64,21 @@ def comparisons(device: torch.device) -> list[Comparison]:
     return found
 
 
-def _precision(sampler: Any, name: str) -> Comparison:
+def _precision(sampler: Callable[[], Sampler], name: Precision) -> Comparison:
     def run() -> float:
-        one = {"method": "ddim", "num_inference_steps": None, "timesteps": [500]}
-        full, other = (sampler().replace(precision=given, **one) for given in ("highest", name))
+        one: MethodOptions = {"method": "ddim", "num_inference_steps": None, "timesteps": [500]}
+        full, other = (
+            sampler().replace(precision="highest", **one),
+            sampler().replace(precision=name, **one),
+        )
         return _difference(_draw(other, SEEDS, LABELS, 1.0), _draw(full, SEEDS, LABELS, 1.0))
 
     return Comparison(f"{name} against float32, one evaluation", PRECISIONS[name], run)
 
 
-def _engines(sampler: Any, method: dict[str, Any], engine: str, scale: float) -> Any:
+def _engines(
+    sampler: Callable[[], Sampler], method: MethodOptions, engine: Engine, scale: float
+) -> Callable[[], float]:
     def run() -> float:
         eager = _draw(sampler().replace(engine="eager", **method), SEEDS, LABELS, scale)
         other = sampler().replace(engine=engine, **method)
@@ -82,9 +90,10 @@ def _engines(sampler: Any, method: dict[str, Any], engine: str, scale: float) ->
     return run
 
 
-def _alone(sampler: Any, method: dict[str, Any], steps: int) -> Any:
+def _alone(sampler: Callable[[], Sampler], method: MethodOptions, steps: int | None) -> Callable[[], float]:
     def run() -> float:
-        eager = sampler().replace(**{**method, "num_inference_steps": steps, "engine": "auto"})
+        options: MethodOptions = {**method, "num_inference_steps": steps}
+        eager = sampler().replace(engine="auto", **options)
         together = _draw(eager, SEEDS, LABELS, 1.0)
         alone = [_draw(eager, [s], [y], 1.0) for s, y in zip(SEEDS, LABELS, strict=True)]
         return _difference(torch.cat(alone), together)

@@ -8,15 +8,22 @@ module, so code copied into someone's project is recognised too.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from fastddpm.dropin.settings import NoiseKind, Report, Settings
+from fastddpm.dropin.settings import PeerOptions, Report, Settings
 from fastddpm.engine import Engine
+from fastddpm.network import Model
+from fastddpm.plans.method import MethodOptions
 from fastddpm.precision import Precision, dtype_of
+from fastddpm.randomness import NoiseKind
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # In the order in which they are asked; a plain callable with a schedule comes after them.
 PEERS = (
@@ -45,6 +52,40 @@ class Unrecognised(TypeError):
     """`optimize` was given an object that it does not know."""
 
 
+class NetworkOptions(MethodOptions, total=False):
+    """Of `fastddpm.Sampler`, those that `optimize` takes with a bare network and its schedule."""
+
+    null_label: int | None
+    shape: Sequence[int] | None
+    device: torch.device | str | None
+    steps_per_graph: int | None
+
+
+@overload
+def optimize(
+    obj: Model,
+    *,
+    schedule: NoiseSchedule,
+    noise: NoiseKind = "torch",
+    engine: Engine = "auto",
+    dtype: torch.dtype | None = None,
+    precision: Precision | None = None,
+    **options: Unpack[NetworkOptions],
+) -> Sampler: ...
+
+
+@overload
+def optimize(
+    obj: Any,
+    *,
+    noise: NoiseKind = "torch",
+    engine: Engine = "auto",
+    dtype: torch.dtype | None = None,
+    precision: Precision | None = None,
+    **options: Unpack[PeerOptions],
+) -> Any: ...
+
+
 def optimize(
     obj: Any,
     *,
@@ -67,7 +108,8 @@ def optimize(
         dtype: what the network runs in; None for what the original runs in.
         precision: what it computes in, as of :class:`fastddpm.Sampler`: ``highest``, ``tf32``, or ``bf16``
             and ``fp16``, which are the same as a ``dtype``; None as the original, by torch's settings.
-        **options: of the library's drop-in, in docs/dropin.md.
+        **options: of the library's drop-in, in docs/dropin.md; with any other callable ``schedule``, and
+            options of :class:`fastddpm.Sampler`, which it becomes.
 
     Raises:
         Unrecognised: listing what is known, and how to use `Sampler` instead.
@@ -91,7 +133,9 @@ def optimize(
     )
 
 
-def _sampler(model: Any, settings: Settings, *, schedule: NoiseSchedule, **options: Any) -> Sampler:
+def _sampler(
+    model: Model, settings: Settings, *, schedule: NoiseSchedule, **options: Unpack[NetworkOptions]
+) -> Sampler:
     """A bare network has no call to keep: it becomes a `Sampler`, whose ``sample`` takes ``noise=``."""
-    options |= {"engine": settings.engine, "dtype": settings.dtype, "precision": settings.precision}
-    return Sampler(model, schedule, **options)
+    engine, dtype, precision = settings.engine, settings.dtype, settings.precision
+    return Sampler(model, schedule, engine=engine, dtype=dtype, precision=precision, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,13 @@ from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, check_device, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
+from fastddpm.plans.method import StepOptions
 from fastddpm.plans.plan import check_choice
 from fastddpm.request import whole
 from fastddpm.unet import abarankab
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = "abarankab/DDPM GaussianDiffusion"
 
@@ -76,7 +80,7 @@ class FastAbarankab(DropIn):
         seeds: Sequence[int] | Tensor | None = None,
         callback: Callback | None = None,
         progress: bool = True,
-        **method: Any,
+        **method: Unpack[StepOptions],
     ) -> Tensor:
         """Draws images.
 
@@ -112,10 +116,24 @@ class FastAbarankab(DropIn):
         device: torch.device | str,
         y: Tensor | None = None,
         use_ema: bool = True,
-        **options: Any,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+        **method: Unpack[StepOptions],
     ) -> list[Tensor]:
         """Draws images and keeps every state: S + 1 tensors as of :meth:`sample`, whose arguments it has."""
-        states = self._states(batch_size, device, y, use_ema, every_step=True, **options)
+        states = self._states(
+            batch_size,
+            device,
+            y,
+            use_ema,
+            seeds=seeds,
+            callback=callback,
+            progress=progress,
+            every_step=True,
+            **method,
+        )
         return [x.to("cpu", copy=True) for x in states]
 
     def report(self) -> Report:
@@ -144,7 +162,7 @@ class FastAbarankab(DropIn):
         callback: Callback | None = None,
         progress: bool = True,
         every_step: bool = False,
-        **method: Any,
+        **method: Unpack[StepOptions],
     ) -> Iterator[Tensor]:
         """The live state at the start of a chain and after each of its steps or segments."""
         if y is not None and batch_size != len(y):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastddpm.dropin._diffusers.kinds import pipeline_kind
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline, FastPipeline
 from fastddpm.dropin.alterations import warn_if_random
-from fastddpm.dropin.settings import Settings
+from fastddpm.dropin.settings import PeerOptions, Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = "diffusers DDPMPipeline and DDIMPipeline"
 
@@ -18,7 +21,7 @@ def recognises(obj: Any) -> bool:
     return pipeline_kind(obj) is not None
 
 
-def build(obj: Any, settings: Settings, **options: Any) -> FastPipeline:
+def build(obj: Any, settings: Settings, **options: Unpack[PeerOptions]) -> FastPipeline:
     """The drop-in for a pipeline that `recognises`.
 
     Args:

@@ -5,11 +5,14 @@ diffusers is imported when a scheduler is built or one of the two classes is ask
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.options import Options
-from fastddpm.dropin.settings import Settings
+from fastddpm.dropin.settings import PeerOptions, Settings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = "diffusers DDPMScheduler and DDIMScheduler"
 
@@ -19,7 +22,7 @@ def recognises(obj: Any) -> bool:
     return scheduler_kind(obj) in ("DDPMScheduler", "DDIMScheduler")
 
 
-def build(obj: Any, settings: Settings, **options: Any) -> Any:
+def build(obj: Any, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     """A FastDDPMScheduler or FastDDIMScheduler with the scheduler's configuration, tables and timesteps.
 
     Args:

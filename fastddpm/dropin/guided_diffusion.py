@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -113,6 +113,31 @@ class DdimRequest(Request):
     eta: float = 0.0
 
 
+P = ParamSpec("P")
+R = TypeVar("R", bound=Request)
+Given = TypeVar("Given")
+
+
+def _with_arguments_of(
+    request: Callable[P, R],
+) -> Callable[
+    [Callable[[FastGuidedDiffusion, R], Given]], Callable[Concatenate[FastGuidedDiffusion, P], Given]
+]:
+    """Makes a method of a request one of its fields."""
+
+    def spread(
+        method: Callable[[FastGuidedDiffusion, R], Given],
+    ) -> Callable[Concatenate[FastGuidedDiffusion, P], Given]:
+        def called(self: FastGuidedDiffusion, /, *args: P.args, **kwargs: P.kwargs) -> Given:
+            return method(self, request(*args, **kwargs))
+
+        called.__name__, called.__qualname__ = method.__name__, method.__qualname__
+        called.__doc__ = method.__doc__
+        return called
+
+    return spread
+
+
 class FastGuidedDiffusion(DropIn):
     """``p_sample_loop``, ``ddim_sample_loop`` and their progressive forms as there, by our loop.
 
@@ -133,24 +158,28 @@ class FastGuidedDiffusion(DropIn):
         self._precision = "that of the module given with each call"
         self.process()
 
-    def p_sample_loop(self, *args: Any, **kwargs: Any) -> Tensor:
+    @_with_arguments_of(Request)
+    def p_sample_loop(self, request: Request) -> Tensor:
         """Draws images: float32 ``(B, C, H, W)`` on the network's device. Arguments as of `Request`."""
-        return self._last(self._steps(Request(*args, **kwargs), every_step=False))
+        return self._last(self._steps(request, every_step=False))
 
-    def ddim_sample_loop(self, *args: Any, **kwargs: Any) -> Tensor:
+    @_with_arguments_of(DdimRequest)
+    def ddim_sample_loop(self, request: DdimRequest) -> Tensor:
         """Draws images by DDIM; arguments as of `DdimRequest`."""
-        return self._last(self._steps(DdimRequest(*args, **kwargs), every_step=False))
+        return self._last(self._steps(request, every_step=False))
 
-    def p_sample_loop_progressive(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, Tensor]]:
+    @_with_arguments_of(Request)
+    def p_sample_loop_progressive(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """Draws images; yields after each step its ``sample`` and ``pred_xstart``, float32 ``(B, C, H, W)``.
 
         Arguments as of `Request`. The network is in eval mode from the first step to the last.
         """
-        return self._states(Request(*args, **kwargs))
+        return self._states(request)
 
-    def ddim_sample_loop_progressive(self, *args: Any, **kwargs: Any) -> Iterator[dict[str, Tensor]]:
+    @_with_arguments_of(DdimRequest)
+    def ddim_sample_loop_progressive(self, request: DdimRequest) -> Iterator[dict[str, Tensor]]:
         """As of `p_sample_loop_progressive`, by DDIM; arguments as of `DdimRequest`."""
-        return self._states(DdimRequest(*args, **kwargs))
+        return self._states(request)
 
     def clear(self) -> None:
         """Lets go of the kept networks, buffers and graphs."""

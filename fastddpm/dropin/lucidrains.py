@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from fastddpm.plans.plan import check_choice
 from fastddpm.randomness import PhiloxNoise
 from fastddpm.request import whole
 from fastddpm.runner import Runner
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = "denoising-diffusion-pytorch (lucidrains) GaussianDiffusion"
 
@@ -51,7 +54,7 @@ def recognises(obj: Any) -> bool:
     return holds(obj, tensors=BUFFERS, anything=_HELD) and obj.objective in tuple(OBJECTIVES)
 
 
-def build(obj: Any, settings: Settings, **options: Any) -> FastLucidrains:
+def build(obj: Any, settings: Settings, **options: bool) -> FastLucidrains:
     """The drop-in for an object that `recognises`.
 
     Args:
@@ -78,6 +81,14 @@ def build(obj: Any, settings: Settings, **options: Any) -> FastLucidrains:
     return FastLucidrains(obj, settings)
 
 
+class DrawOptions(TypedDict, total=False):
+    """Of `FastLucidrains.sample`, those that are ours."""
+
+    seeds: Sequence[int] | Tensor | None
+    generator: torch.Generator | None
+    progress: bool
+
+
 class FastLucidrains(DropIn):
     """``sample``, ``p_sample_loop``, ``ddim_sample`` and ``interpolate`` as in the library, by our loop.
 
@@ -92,7 +103,9 @@ class FastLucidrains(DropIn):
         self._runners: dict[Any, Runner] = {}
         self._plain()
 
-    def sample(self, batch_size: int = 16, return_all_timesteps: bool = False, **options: Any) -> Tensor:
+    def sample(
+        self, batch_size: int = 16, return_all_timesteps: bool = False, **options: Unpack[DrawOptions]
+    ) -> Tensor:
         """Draws images, by DDIM if the original's sampling_timesteps are fewer than its timesteps.
 
         Args:
@@ -113,12 +126,14 @@ class FastLucidrains(DropIn):
         return loop((batch_size, self.original.channels, *self._size()), return_all_timesteps, **options)
 
     def p_sample_loop(
-        self, shape: Sequence[int], return_all_timesteps: bool = False, **options: Any
+        self, shape: Sequence[int], return_all_timesteps: bool = False, **options: Unpack[DrawOptions]
     ) -> Tensor:
         """`sample` for a shape ``(B, C, H, W)``, with every timestep."""
         return self._images(self.ancestral_plan(), shape, return_all_timesteps, **options)
 
-    def ddim_sample(self, shape: Sequence[int], return_all_timesteps: bool = False, **options: Any) -> Tensor:
+    def ddim_sample(
+        self, shape: Sequence[int], return_all_timesteps: bool = False, **options: Unpack[DrawOptions]
+    ) -> Tensor:
         """`sample` for a shape ``(B, C, H, W)``, by DDIM with the original's sampling_timesteps."""
         return self._images(self.ddim_plan(), shape, return_all_timesteps, **options)
 

@@ -11,18 +11,21 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
-from fastddpm.dropin.lucidrains import FastLucidrains
+from fastddpm.dropin.lucidrains import DrawOptions, FastLucidrains
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
 from fastddpm.plans.lucidrains import OBJECTIVES, cfg_plus_plus_rows
 from fastddpm.runner import Runner
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DESCRIPTION = "denoising-diffusion-pytorch (lucidrains) GaussianDiffusion with classifier-free guidance"
 
@@ -45,7 +48,11 @@ class FastGuidedLucidrains(FastLucidrains):
         super().__init__(original, settings)
 
     def sample(  # type: ignore[override]
-        self, classes: Tensor, cond_scale: float = 6.0, rescaled_phi: float = 0.7, **options: Any
+        self,
+        classes: Tensor,
+        cond_scale: float = 6.0,
+        rescaled_phi: float = 0.7,
+        **options: Unpack[DrawOptions],
     ) -> Tensor:
         """Draws one image of each class given.
 
@@ -77,7 +84,7 @@ class FastGuidedLucidrains(FastLucidrains):
         shape: Sequence[int],
         cond_scale: float = 6.0,
         rescaled_phi: float = 0.7,
-        **options: Any,
+        **options: Unpack[DrawOptions],
     ) -> Tensor:
         """`sample` for a shape ``(B, C, H, W)``, with every timestep."""
         runner = self._guided(cond_scale, rescaled_phi, len(classes))
@@ -89,7 +96,7 @@ class FastGuidedLucidrains(FastLucidrains):
         shape: Sequence[int],
         cond_scale: float = 6.0,
         rescaled_phi: float = 0.7,
-        **options: Any,
+        **options: Unpack[DrawOptions],
     ) -> Tensor:
         """`sample` for a shape ``(B, C, H, W)``, by DDIM with the original's sampling_timesteps."""
         plan, cond = self.ddim_plan(), {"classes": classes}

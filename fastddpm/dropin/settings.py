@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,13 +13,28 @@ from fastddpm.engine import ENGINES, Engine
 from fastddpm.network import Model
 from fastddpm.plans.plan import check_choice
 from fastddpm.precision import PRECISIONS, Precision
-from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
+from fastddpm.randomness import Generators, NoiseKind, PhiloxNoise, TorchNoise, noise_source
 from fastddpm.runner import Runner
 
-NoiseKind = Literal["torch", "philox"]
 NetworkChoice = Literal["auto", "original", "ours"]
 NETWORK_CHOICES = ("auto", "original", "ours")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class PeerOptions(TypedDict, total=False):
+    """What some drop-ins are told besides `Settings`; docs/dropin.md says which, each refuses the others.
+
+    Attributes:
+        network: ``auto``, ``original`` or ``ours``.
+        variance_type: of diffusers, in place of a DDPMScheduler's.
+        previous_timestep: of diffusers: ``original`` or ``consistent``.
+        repair: of denoising-diffusion-pytorch's guidance: each image its own prediction at cond_scale 1.
+    """
+
+    network: NetworkChoice
+    variance_type: str | None
+    previous_timestep: str
+    repair: bool
 
 
 @dataclasses.dataclass(frozen=True)

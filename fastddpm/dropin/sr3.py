@@ -8,7 +8,7 @@ again: everything is read anew by each call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,28 @@ from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
+from fastddpm.plans.method import StepOptions
 from fastddpm.plans.plan import Plan, check_choice
 from fastddpm.plans.sr3 import STORED, from_sr3
 from fastddpm.request import whole
 from fastddpm.transfer import to_device
 from fastddpm.unet import sr3
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 DESCRIPTION = "GaussianDiffusion of Janspiry's SR3 repository (sr3 and ddpm variants)"
 
 Callback = Callable[[int, int, Tensor], None]
+
+
+class LoopOptions(StepOptions, total=False):
+    """Of `FastSR3.p_sample_loop`, those that are ours."""
+
+    batched: bool
+    seeds: Sequence[int] | Tensor | None
+    callback: Callback | None
+    progress: bool
 
 
 def recognises(obj: Any) -> bool:
@@ -78,11 +91,13 @@ class FastSR3(DropIn):
         if self._has_schedule:
             self._network()
 
-    def super_resolution(self, x_in: Tensor, continous: bool = False, **options: Any) -> Tensor:
+    def super_resolution(
+        self, x_in: Tensor, continous: bool = False, **options: Unpack[LoopOptions]
+    ) -> Tensor:
         """Images from low-resolution ones; as :meth:`p_sample_loop`, whose other arguments it has."""
         return self.p_sample_loop(x_in, continous, **options)
 
-    def sample(self, batch_size: int = 1, continous: bool = False, **options: Any) -> Tensor:
+    def sample(self, batch_size: int = 1, continous: bool = False, **options: Unpack[LoopOptions]) -> Tensor:
         """Images of an unconditional model; further arguments of :meth:`p_sample_loop`.
 
         Raises:
@@ -102,7 +117,7 @@ class FastSR3(DropIn):
         seeds: Sequence[int] | Tensor | None = None,
         callback: Callback | None = None,
         progress: bool = True,
-        **method: Any,
+        **method: Unpack[StepOptions],
     ) -> Tensor:
         """Walks the reverse process.
 
@@ -182,7 +197,7 @@ class FastSR3(DropIn):
         levels = getattr(self.original, "sqrt_alphas_cumprod_prev", None)
         return None if levels is None else torch.as_tensor(levels, dtype=torch.float64, device="cpu")
 
-    def _plan(self, **method: Any) -> Plan:
+    def _plan(self, **method: Unpack[StepOptions]) -> Plan:
         if not self._has_schedule:
             raise ValueError("the model has no noise schedule yet; call set_new_noise_schedule first")
         return from_sr3({name: getattr(self.original, name) for name in STORED}, self._levels, **method)

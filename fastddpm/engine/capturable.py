@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from fastddpm.engine.watch import Offence, Watch
 from fastddpm.facts import model_facts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
-from fastddpm.plans.methods import TIME_INPUTS
+from fastddpm.plans.method import TIME_INPUTS, TimeInput
 from fastddpm.plans.plan import check_choice
 from fastddpm.tabulated import bind
 
@@ -56,7 +56,7 @@ def check_capturable(
     class_labels: bool | None = None,
     guided: bool = False,
     condition_channels: int = 0,
-    time_input: str = "timestep",
+    time_input: TimeInput = "timestep",
     dtype: torch.dtype | None = None,
 ) -> CaptureReport:
     """Runs one prediction of a model on fake CUDA tensors and names what would break a capture.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -38,8 +38,12 @@ from fastddpm.export.readme import readme  # noqa: E402
 from fastddpm.export.settings import Settings, resolve  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
+from fastddpm.options import ExportOptions  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
 from fastddpm.schedule import NoiseSchedule  # noqa: E402
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ExportError", "export_onnx"]
 
@@ -54,7 +58,7 @@ def export_onnx(
     verify: bool = True,
     num_classes: int | None = None,
     condition_channels: int | None = None,
-    **options: Any,
+    **options: Unpack[ExportOptions],
 ) -> Path:
     """Writes a model as ONNX: denoiser.onnx, step.onnx, sampler.onnx, noise.onnx, export.json and README.md.
 
@@ -75,7 +79,7 @@ def export_onnx(
         num_classes: of a module that takes ``class_labels``; known of our UNet.
         condition_channels: channels that a condition puts in front of the image; known of our UNet and of
             UNet2DModel, else 0 unless given.
-        **options: options of :class:`Sampler`.
+        **options: those of a method (`fastddpm.plans.Method`) and ``null_label``, as of :class:`Sampler`.
 
     Returns:
         The folder.
@@ -97,7 +101,7 @@ def export_onnx(
     with new_export(destination) as temporary:
         assert isinstance(settings.sampler.model, nn.Module)
         network = export_network(settings.sampler.model, settings.call)
-        learned = settings.defaults["variance_type"] == "learned_range"
+        learned = settings.method.variance_type == "learned_range"
         if learned and network.out_channels == settings.call.channels:
             raise ValueError(
                 f"variance_type: learned_range given, but the model returns {network.out_channels} channels "
@@ -132,9 +136,9 @@ def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] 
         "num_classes": call.num_classes,
         "null_label": call.null_label,
         "condition_channels": call.condition_channels,
-        "prediction_type": settings.defaults["prediction_type"],
+        "prediction_type": settings.method.prediction_type,
         "time": "noise_level" if call.noise_level else "index",
-        "learned_range": settings.defaults["variance_type"] == "learned_range",
+        "learned_range": settings.method.variance_type == "learned_range",
         "network_dtype": dtype,
         "num_train_timesteps": len(settings.schedule),
         "schedule": settings.schedule.to_dict(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,9 @@ from torch import nn
 
 from fastddpm.export.network import NetworkCall, plain_copy
 from fastddpm.export.table import TableOptions
-from fastddpm.plans import METHODS, Plan, make_plan
+from fastddpm.options import ExportOptions
+from fastddpm.plans import METHODS, Method, Plan
+from fastddpm.plans.method import MethodOptions
 from fastddpm.plans.plan import check_choice
 from fastddpm.request import image_shape, whole
 from fastddpm.sampler import Sampler
@@ -22,17 +23,6 @@ from fastddpm.unet import UNet
 from fastddpm_kernels.table import Column
 
 DTYPES = ("float32", "float16")
-DEFAULTS = (
-    "method",
-    "num_inference_steps",
-    "prediction_type",
-    "variance_type",
-    "sigma_scale",
-    "clip_sample_range",
-    "timestep_spacing",
-    "timesteps",
-    "eta",
-)
 SAME_TABLE = 1e-3
 """How far a given plan may be from ours, relative to a column's largest value, to count as the same method;
 peers keep theirs in float32. Verification then holds the images to the given plan's."""
@@ -45,12 +35,12 @@ class Settings:
     Attributes:
         sampler: the sampler in float32 on the CPU around a copy of the network: what the files are held to.
         call: how the network is called.
-        defaults: options of the sampler, as JSON values.
+        method: how the sampler draws, unless told otherwise.
     """
 
     sampler: Sampler
     call: NetworkCall
-    defaults: dict[str, Any]
+    method: Method
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -58,14 +48,21 @@ class Settings:
         return self.sampler.schedule
 
     @property
+    def defaults(self) -> MethodOptions:
+        """The method as JSON values; what the network is told is no default but fixed."""
+        options = self.method.to_dict()
+        del options["time_input"]
+        return options
+
+    @property
     def table(self) -> TableOptions:
         """What of the plans is fixed."""
-        clip = self.defaults["clip_sample_range"]
+        clip = self.method.clip_sample_range
         return TableOptions(
             alphas_cumprod=self.schedule.alphas_cumprod,
-            prediction_type=self.defaults["prediction_type"],
-            variance_type=self.defaults["variance_type"],
-            sigma_scale=self.defaults["sigma_scale"],
+            prediction_type=self.method.prediction_type,
+            variance_type=self.method.variance_type,
+            sigma_scale=self.method.sigma_scale,
             clip=math.inf if clip is None else clip,
         )
 
@@ -84,7 +81,7 @@ def resolve(
     dtype: str,
     num_classes: int | None,
     condition_channels: int | None,
-    options: Mapping[str, Any],
+    options: ExportOptions,
 ) -> Settings:
     """The settings for the arguments of `fastddpm.export_onnx`.
 
@@ -116,13 +113,7 @@ def resolve(
         noise_level=plan.model_time.dtype.kind == "f",
         half=dtype == "float16",
     )
-    given = sampler.options
-    defaults = {name: given[name] for name in DEFAULTS} if "method" in given else _inferred(plan, sampler)
-    if defaults["timesteps"] is not None:
-        defaults["timesteps"] = [int(t) for t in defaults["timesteps"]]
-    defaults = {
-        name: option.item() if isinstance(option, np.generic) else option for name, option in defaults.items()
-    }
+    method = sampler.method or _inferred(plan, sampler)
     reference = Sampler.from_plan(
         plain_copy(network, torch.float32),
         sampler.schedule,
@@ -133,12 +124,10 @@ def resolve(
         dtype=torch.float32,
         engine="eager",
     )
-    return Settings(reference, call, defaults)
+    return Settings(reference, call, method)
 
 
-def _sampler(
-    model: nn.Module | Sampler, schedule: NoiseSchedule | None, options: Mapping[str, Any]
-) -> Sampler:
+def _sampler(model: nn.Module | Sampler, schedule: NoiseSchedule | None, options: ExportOptions) -> Sampler:
     if isinstance(model, Sampler):
         if schedule is not None:
             raise ValueError("schedule: given with a sampler, which has its own; None accepted")
@@ -165,10 +154,11 @@ def _check_plan(plan: Plan, schedule: NoiseSchedule) -> None:
         )
 
 
-def _inferred(plan: Plan, sampler: Sampler) -> dict[str, Any]:
-    """The options with which `make_plan` gives this plan."""
-    known: dict[str, Any] = {
+def _inferred(plan: Plan, sampler: Sampler) -> Method:
+    """The method that gives this plan."""
+    known = {
         "method": plan.method,
+        "time_input": "noise_level" if plan.model_time.dtype.kind == "f" else "timestep",
         "prediction_type": plan.prediction_type,
         "clip_sample_range": float(plan.table[0, Column.R]) if plan.clip else None,
         "timesteps": plan.timesteps.tolist(),
@@ -180,15 +170,17 @@ def _inferred(plan: Plan, sampler: Sampler) -> dict[str, Any]:
     for variance_type in variances:
         options = {**known, "variance_type": variance_type, "sigma_scale": 1.0, "eta": 0.0}
         if amount is not None:
-            noise = make_plan(sampler.schedule, **{**options, amount: 1.0}).table[:, Column.C]
+            full = Method.from_dict({**options, amount: 1.0})
+            noise = full.plan(sampler.schedule).table[:, Column.C]
             if noise.max() > 0:
                 options[amount] = float(plan.table[noise.argmax(), Column.C] / noise.max())
         try:
-            ours = make_plan(sampler.schedule, **options)
+            method = Method.from_dict(options)
+            ours = method.plan(sampler.schedule)
         except ValueError:
             continue
         if _same(plan, ours):
-            return {**options, "num_inference_steps": None, "timestep_spacing": "leading"}
+            return method
     raise ValueError(
         f"plan: the sampler's table is not that of {plan.method} with any options; a sampler made with "
         "options, or with a plan of make_plan, accepted"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fastddpm.export.nodes import BOOL, DOUBLE, END, FLOAT, INT32, INT64, Graph
 from fastddpm.plans.dpmpp import SMALLEST_ALPHA_CUMPROD
-from fastddpm.plans.methods import METHODS
+from fastddpm.plans.method import METHODS
 from fastddpm.plans.plan import LARGEST_RECIPROCAL
 from fastddpm_kernels.table import N_COLUMNS, Column
 

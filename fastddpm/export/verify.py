@@ -22,7 +22,7 @@ from fastddpm.export.compose import NOISE_ELEMENTS
 from fastddpm.export.errors import ExportError
 from fastddpm.export.network import Whole
 from fastddpm.export.settings import Settings
-from fastddpm.plans import METHODS, Plan, make_plan
+from fastddpm.plans import METHODS, Plan
 from fastddpm.sampler import Sampler
 from fastddpm_kernels import N_COLUMNS, Column
 from fastddpm_kernels.noise import reference
@@ -205,23 +205,17 @@ def _check_noise(folder: Path) -> None:
 def _chains(settings: Settings) -> Iterator[tuple[Plan, float, float]]:
     """(plan, eta, guidance scale) of the chains that are run: the default one, and a short one per method."""
     guidance = GUIDANCE if settings.call.null_label is not None else 1.0
-    defaults, schedule = settings.defaults, settings.schedule
-    yield settings.sampler.plan, defaults["eta"], 1.0
-    names = ("prediction_type", "clip_sample_range", "variance_type")
-    for method in METHODS:
-        options = {name: defaults[name] for name in names}
-        if method != "ddpm" and options["variance_type"] == "fixed_large":
-            options["variance_type"] = "fixed_small"
-        if method == "ddpm":
-            options["sigma_scale"] = defaults["sigma_scale"]
-        eta = 0.5 if method == "ddim" else 0.0
-        steps = min(FEW_STEPS, len(schedule))
+    yield settings.sampler.plan, settings.method.eta, 1.0
+    steps = min(FEW_STEPS, len(settings.schedule))
+    for name in METHODS:
+        eta = 0.5 if name == "ddim" else 0.0
+        method = settings.method.adapted(
+            method=name, num_inference_steps=steps, timestep_spacing="leading", eta=eta
+        )
         try:
-            plan = make_plan(schedule, method=method, num_inference_steps=steps, eta=eta, **options)
+            plan = method.plan(settings.schedule)
         except ValueError:
             continue  # zero terminal SNR, which this method cannot start from with these options
-        if settings.call.noise_level:
-            plan = plan.with_noise_levels(schedule)
         yield plan, eta, guidance
 
 

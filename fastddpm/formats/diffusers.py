@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fastddpm.betas import MAX_STEPS
 from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors
 from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of, square
 from fastddpm.inputs import InputError, member, whole_number
+from fastddpm.options import SamplerOptions
 from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, float32_betas
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import diffusers as dialect
@@ -120,7 +121,7 @@ def _loaded(
     sides = square(size)
     schedule = given.get("schedule")
     try:
-        sampler = sampler_options(scheduler) if scheduler else {"method": "ddpm"}
+        sampler: SamplerOptions = sampler_options(scheduler) if scheduler else {"method": "ddpm"}
         schedule = schedule_of(schedule) if schedule is not None else noise_schedule(scheduler)
     except CheckpointError:
         raise
@@ -179,7 +180,7 @@ def _check_limits(options: Mapping[str, Any]) -> None:
         raise CheckpointError(f"config: {error}") from error
 
 
-def sampler_options(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+def sampler_options(scheduler: Mapping[str, Any]) -> SamplerOptions:
     """Options of :class:`fastddpm.Sampler` from a scheduler's configuration.
 
     Raises:
@@ -211,10 +212,11 @@ def sampler_options(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     }
     if method == "ddpm":
         options["variance_type"] = _variance_type(config["variance_type"])
-    return {name: value for name, value in options.items() if value is not None}
+    # `Sampler` checks them.
+    return cast("SamplerOptions", {name: value for name, value in options.items() if value is not None})
 
 
-def _variance_type(name: str) -> str:
+def _variance_type(name: object) -> str:
     # fixed_large_log gives NaN in diffusers.
     types = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small"}
     types |= {"fixed_large": "fixed_large", "learned_range": "learned_range"}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastddpm.formats.files import CheckpointError
 from fastddpm.inputs import MAX_SIDE
+from fastddpm.options import SamplerOptions
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble, infer
@@ -49,10 +50,10 @@ class Loaded:
 
     model: nn.Module
     schedule: NoiseSchedule
-    options: dict[str, Any]
+    options: SamplerOptions
 
 
-def ask(given: Mapping[str, Any], wanted: Mapping[str, str], what: str) -> None:
+def ask(given: Mapping[str, object], wanted: Mapping[str, str], what: str) -> None:
     """CheckpointError naming everything in ``wanted`` (name -> what is accepted) that is not given."""
     missing = [name for name in wanted if given.get(name) is None]
     if missing:
@@ -64,14 +65,14 @@ def ask(given: Mapping[str, Any], wanted: Mapping[str, str], what: str) -> None:
         )
 
 
-def known(given: Mapping[str, Any], names: Sequence[str]) -> None:
+def known(given: Mapping[str, object], names: Sequence[str]) -> None:
     """CheckpointError for a name in ``given`` that is not among ``names``."""
     unknown = sorted(set(given) - set(names))
     if unknown:
         raise CheckpointError(f"config: {unknown[0]!r} given; known are {', '.join(sorted(names))}")
 
 
-def network(state: Mapping[str, Tensor], given: Mapping[str, Any], fixed: Mapping[str, Any]) -> UNet:
+def network(state: Mapping[str, Tensor], given: Mapping[str, object], fixed: Mapping[str, object]) -> UNet:
     """Our network from tensors under our names.
 
     Args:
@@ -121,7 +122,7 @@ def _inferred(state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise CheckpointError(f"state dict: {error}") from error
 
 
-def square(size: Any) -> tuple[int, int]:
+def square(size: object) -> tuple[int, int]:
     """``(H, W)`` of an image size given as one side or as two."""
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in sides)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastddpm.formats.files import CheckpointError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.options import SamplerOptions
 from fastddpm.unet import sr3 as dialect
 
 _PREFIX = "denoise_fn."
@@ -62,7 +63,7 @@ def read(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
     ask(options, asked, "a state dict of the SR3 repository")
     schedule, (height, width) = schedule_of(options.pop("schedule")), square(options.pop("image_size"))
     unet = network(ours, {**shown, **options}, {"time_activation": variant == "ddpm", "activation": "silu"})
-    defaults: dict[str, Any] = {"method": "ddpm", "clip_sample_range": 1.0}
+    defaults: SamplerOptions = {"method": "ddpm", "clip_sample_range": 1.0}
     if variant == "sr3":
         defaults["time_input"] = "noise_level"
     return Loaded(unet, schedule, {**defaults, "shape": [unet.config.image_channels, height, width]})

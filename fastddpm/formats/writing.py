@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ import numpy as np
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
 from fastddpm.interruption import postponed
+from fastddpm.options import SamplerOptions
+from fastddpm.plans.method import FIELDS, Method
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
 from fastddpm.unet import diffusers as dialect
@@ -23,9 +24,7 @@ _NEUTRAL = {"sigma_scale": 1.0, "time_input": "timestep", "timesteps": None, "et
 _SHAPES = {"linear": "linear", "scaled_linear": "scaled_linear", "quad": "scaled_linear"}
 
 
-def save_pipeline(
-    folder: str | Path, unet: UNet, schedule: NoiseSchedule, options: Mapping[str, Any]
-) -> Path:
+def save_pipeline(folder: str | Path, unet: UNet, schedule: NoiseSchedule, options: SamplerOptions) -> Path:
     """Writes a folder that ``DDPMPipeline.from_pretrained`` or ``DDIMPipeline.from_pretrained`` reads.
 
     Args:
@@ -46,7 +45,8 @@ def save_pipeline(
         raise ValueError("shape: None given, (C, H, W) accepted; a pipeline's folder holds the size")
     height, width = shape[-2:]
     theirs["sample_size"] = height if height == width else [height, width]
-    scheduler = scheduler_config(schedule, options)
+    fields = {name: value for name, value in options.items() if name in FIELDS}
+    scheduler = scheduler_config(schedule, Method.from_dict(fields))
     name = scheduler["_class_name"]
     version = {"_diffusers_version": VERSION}
     documents = {
@@ -77,37 +77,39 @@ def save_pipeline(
     return folder
 
 
-def scheduler_config(schedule: NoiseSchedule, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's configuration for a schedule and options of :class:`fastddpm.Sampler`.
+def scheduler_config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
+    """A scheduler's configuration for a schedule and a method.
 
     Raises:
         ValueError: an option that diffusers' schedulers have not.
     """
-    method = options.get("method", "ddpm")
     names = {ours: theirs for theirs, ours in SCHEDULERS.items()}
-    if method not in names:
-        raise ValueError(f"method: {method!r} given, {' or '.join(names)} fits a pipeline of diffusers")
-    for name, neutral in _NEUTRAL.items():
-        if options.get(name, neutral) != neutral:
-            raise ValueError(f"{name}: {options[name]!r}, which diffusers' pipelines have not")
-    clip = options.get("clip_sample_range")
+    if method.method not in names:
+        raise ValueError(
+            f"method: {method.method!r} given, {' or '.join(names)} fits a pipeline of diffusers"
+        )
+    for name, value in method.to_dict().items():
+        if value != _NEUTRAL.get(name, value):
+            raise ValueError(f"{name}: {value!r}, which diffusers' pipelines have not")
+    clip = method.clip_sample_range
     config: dict[str, Any] = {
-        "_class_name": names[method],
+        "_class_name": names[method.method],
         "_diffusers_version": VERSION,
         "num_train_timesteps": len(schedule),
         **_betas(schedule),
-        "prediction_type": options.get("prediction_type", "epsilon"),
-        "timestep_spacing": options.get("timestep_spacing", "leading"),
+        "prediction_type": method.prediction_type,
+        "timestep_spacing": method.timestep_spacing,
         "clip_sample": clip is not None,
         "clip_sample_range": 1.0 if clip is None else float(clip),
         "thresholding": False,
         "steps_offset": 0,
     }
-    variance = options.get("variance_type", "fixed_small")
-    if method == "ddpm":
-        config["variance_type"] = variance
-    elif variance != "fixed_small":
-        raise ValueError(f"variance_type: {variance!r} with ddim, which diffusers' DDIMScheduler has not")
+    if method.method == "ddpm":
+        config["variance_type"] = method.variance_type
+    elif method.variance_type != "fixed_small":
+        raise ValueError(
+            f"variance_type: {method.variance_type!r} with ddim, which diffusers' DDIMScheduler has not"
+        )
     else:
         config["set_alpha_to_one"] = True
     return config

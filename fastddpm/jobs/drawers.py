@@ -9,7 +9,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,15 @@ from torch import nn
 
 from fastddpm.engine import Engine, resolve_engine
 from fastddpm.images import Pixels, to_uint8
+from fastddpm.network import Model
+from fastddpm.options import RunOptions
 from fastddpm.plans import Plan
 from fastddpm.request import make_batches, whole
 from fastddpm.sampler import Sampler
+from fastddpm.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from fastddpm.onnx.request import PlanOptions
 
 Int64 = npt.NDArray[np.int64]
 
@@ -88,7 +94,7 @@ class TorchDrawer:
         guidance_scale: float = 1.0,
         threads: int = 1,
         device: str | None = None,
-        engine: str | None = None,
+        engine: Engine | None = None,
     ) -> None:
         if sampler.shape is None:
             raise ValueError("sampler: has no shape; one made with shape=(C, H, W) accepted")
@@ -102,10 +108,11 @@ class TorchDrawer:
     def __reduce__(self) -> tuple[Callable[..., TorchDrawer], tuple[Any, ...]]:
         """What another process needs: model, schedule and plan; no buffers, no captured graphs."""
         sampler = self._sampler
-        options = {name: sampler.options[name] for name in ("null_label", "shape", "dtype", "precision")}
-        settings = {"guidance_scale": self._guidance_scale, "threads": self.threads, "engine": self._asked}
-        settings["device"] = self._place.type
-        return _rebuilt, (sampler.model, sampler.schedule, sampler.plan, options, settings)
+        given = sampler.options
+        options: RunOptions = {"null_label": given["null_label"], "shape": given["shape"]}
+        options |= {"dtype": given["dtype"], "precision": given["precision"]}
+        settings = (self._guidance_scale, self.threads, self._place.type, self._asked)
+        return _rebuilt, (sampler.model, sampler.schedule, sampler.plan, options, *settings)
 
     @property
     def device(self) -> str:
@@ -115,12 +122,10 @@ class TorchDrawer:
     def describe(self) -> dict[str, Any]:
         """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
         sampler = self._sampler
-        options = {name: value for name, value in sampler.options.items() if name not in PLACES}
+        options: dict[str, Any] = {k: v for k, v in sampler.options.items() if k not in PLACES}
         options |= {"dtype": str(sampler.dtype).removeprefix("torch."), "shape": list(self.image_shape)}
         if options["precision"] is None:  # so that a job begun before there was this option goes on
             del options["precision"]
-        if options.get("timesteps") is not None:
-            options["timesteps"] = [int(t) for t in options["timesteps"]]
         return {
             "backend": f"torch {torch.__version__.split('+')[0]}",
             "model": _digest_of_model(sampler.model),
@@ -172,9 +177,17 @@ class TorchDrawer:
 
 
 def _rebuilt(
-    model: Any, schedule: Any, plan: Plan, options: Mapping[str, Any], settings: dict[str, Any]
+    model: Model,
+    schedule: NoiseSchedule,
+    plan: Plan,
+    options: RunOptions,
+    guidance_scale: float,
+    threads: int,
+    device: str,
+    engine: Engine,
 ) -> TorchDrawer:
-    return TorchDrawer(Sampler.from_plan(model, schedule, plan, **options), **settings)
+    sampler = Sampler.from_plan(model, schedule, plan, **options)
+    return TorchDrawer(sampler, guidance_scale=guidance_scale, threads=threads, device=device, engine=engine)
 
 
 class OnnxDrawer:
@@ -197,14 +210,15 @@ class OnnxDrawer:
         *,
         guidance_scale: float = 1.0,
         threads: int = 1,
-        options: Mapping[str, Any] | None = None,
+        options: PlanOptions | None = None,
         provider_options: Mapping[str, str] | None = None,
     ) -> None:
         # Here and not above: without the extra `onnx` there is still TorchDrawer.
         from fastddpm.onnx import OnnxSampler
 
         self.threads = checked_threads(threads)
-        self._guidance_scale, self._options = guidance_scale, dict(options or {})
+        self._guidance_scale = guidance_scale
+        self._options: PlanOptions = {**(options or {})}
         self._provider_options = provider_options
         self._sampler = OnnxSampler(folder, provider, threads=threads, provider_options=provider_options)
         self.image_shape = self._sampler.image_shape
@@ -228,12 +242,12 @@ class OnnxDrawer:
         import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
         sampler = self._sampler
-        options = {**sampler.options, **{k: v for k, v in self._options.items() if v is not None}}
+        eta = self._options.get("eta")
         return {
             "backend": f"onnxruntime {onnxruntime.__version__}",
             # export.json lists the SHA-256 of every other file.
             "model": hashlib.sha256(sampler.folder.file("export.json").read_bytes()).hexdigest(),
-            "eta": float(options.get("eta") or 0.0),
+            "eta": float(sampler.options["eta"] if eta is None else eta),
             "shape": list(self.image_shape),
             "method": self.plan.method,
             "num_inference_steps": len(self.plan),
@@ -279,7 +293,7 @@ def _reopened(folder: Path, provider: str, settings: dict[str, Any]) -> OnnxDraw
     return OnnxDrawer(folder, provider, **settings)
 
 
-def _digest_of_model(model: Any) -> str:
+def _digest_of_model(model: object) -> str:
     """SHA-256 over the tensors of a network by name, and the code's name where there are none."""
     digest = hashlib.sha256(getattr(model, "__qualname__", type(model).__qualname__).encode())
     digest.update(repr(getattr(model, "config", "")).encode())

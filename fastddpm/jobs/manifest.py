@@ -40,7 +40,7 @@ def check_place(folder: Path) -> None:
         )
 
 
-def open_manifest(folder: Path, settings: Mapping[str, Any]) -> None:
+def open_manifest(folder: Path, settings: Mapping[str, object]) -> None:
     """Begins a job's manifest, or finds that it is one of the same job.
 
     Args:
@@ -119,7 +119,7 @@ def intact(folder: Path) -> set[str]:
     return {name for name, record in read_records(folder).items() if _is_intact(folder, record)}
 
 
-def close_manifest(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+def close_manifest(folder: Path, records: Mapping[str, Mapping[str, object]]) -> None:
     """Puts the records of all shards into the manifest."""
     shards = [records[name] for name in sorted(records, key=lambda name: (len(name), name))]
     _write(folder, {"settings": read_manifest(folder)["settings"], "shards": shards})
@@ -149,11 +149,11 @@ def _check_record(folder: Path, record: object) -> None:
         raise ValueError(f"sha256: {record.get('sha256')!r} given, a string accepted")
 
 
-def _write(folder: Path, document: Mapping[str, Any]) -> None:
+def _write(folder: Path, document: Mapping[str, object]) -> None:
     write_json(folder / MANIFEST, document)
 
 
-def _difference(found: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+def _difference(found: Mapping[str, object], given: Mapping[str, object]) -> str:
     names = [name for name in {**found, **given} if found.get(name) != given.get(name)]
     # A digest says nothing where an option that a person set says it all.
     name = next((name for name in names if name not in ("plan", "model")), names[0])

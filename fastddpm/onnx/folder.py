@@ -18,7 +18,7 @@ from fastddpm.inputs import (
     whole_number,
 )
 from fastddpm.onnx.errors import OnnxFolderError
-from fastddpm.plans import make_plan
+from fastddpm.plans import Method
 from fastddpm.schedule import NoiseSchedule
 
 FORMAT = "fastddpm-onnx"
@@ -43,8 +43,7 @@ class ModelFolder:
         null_label: the label that means "no class", or None.
         condition_channels: channels of the condition image; 0 without.
         schedule: the noise schedule.
-        options: arguments of `fastddpm.plans.make_plan`: what is fixed in the files, and the defaults of the
-            rest.
+        method: what is fixed in the files, and the defaults of the rest.
     """
 
     path: Path
@@ -53,7 +52,7 @@ class ModelFolder:
     null_label: int | None
     condition_channels: int
     schedule: NoiseSchedule
-    options: Mapping[str, Any]
+    method: Method
 
     def file(self, name: str) -> Path:
         """The path of one of its files."""
@@ -80,13 +79,15 @@ def read_folder(folder: str | Path) -> ModelFolder:
             null_label=_optional(content, "null_label", 0, MAX_LABEL),
             condition_channels=_optional(content, "condition_channels", 0) or 0,
             schedule=NoiseSchedule.from_dict(content["schedule"]),
-            options={
-                **content["defaults"],
-                "prediction_type": content["prediction_type"],
-                "time_input": TIMES[content["time"]],
-            },
+            method=Method.from_dict(
+                {
+                    **content["defaults"],
+                    "prediction_type": content["prediction_type"],
+                    "time_input": TIMES[content["time"]],
+                }
+            ),
         )
-        make_plan(found.schedule, **found.options)  # an option that no run could use is found here
+        found.method.plan(found.schedule)  # an option that no run could use is found here
         return found
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
@@ -108,7 +109,7 @@ def _description(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
+def _check_versions(path: Path, content: Mapping[str, object]) -> None:
     for name, accepted in (("version", VERSIONS), ("noise_spec", NOISE_SPECS), ("opset", OPSETS)):
         found = content.get(name)
         if isinstance(found, bool) or found not in accepted:
@@ -118,7 +119,7 @@ def _check_versions(path: Path, content: Mapping[str, Any]) -> None:
             )
 
 
-def _check_files(path: Path, content: Mapping[str, Any]) -> None:
+def _check_files(path: Path, content: Mapping[str, object]) -> None:
     files = content.get("files")
     if not isinstance(files, Mapping):
         raise OnnxFolderError(f"{path / DESCRIPTION}: no list of files")
@@ -130,7 +131,7 @@ def _check_files(path: Path, content: Mapping[str, Any]) -> None:
         _check_file(path, name, stored)
 
 
-def _check_file(path: Path, name: str, stored: Any) -> None:
+def _check_file(path: Path, name: str, stored: object) -> None:
     try:
         file = member(path, name)
     except InputError:
@@ -153,7 +154,7 @@ def _check_file(path: Path, name: str, stored: Any) -> None:
         )
 
 
-def _optional(content: Mapping[str, Any], name: str, low: int, high: int = MAX_SIDE) -> int | None:
+def _optional(content: Mapping[str, object], name: str, low: int, high: int = MAX_SIDE) -> int | None:
     return None if content[name] is None else whole_number(name, content[name], low, high)
 
 

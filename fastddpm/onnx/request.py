@@ -7,21 +7,34 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fastddpm.onnx.folder import ModelFolder
+from fastddpm.plans import Method
+from fastddpm.plans.method import MethodName, MethodOptions
 from fastddpm.plans.plan import check_choice
+from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 
 MAX_SEED = 2**63 - 1
 OUTPUTS = ("float", "uint8")
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+
+
+class PlanOptions(TypedDict, total=False):
+    """Of `OnnxSampler.sample`, those that its plan is made from; None for what was exported."""
+
+    method: MethodName | None
+    num_inference_steps: int | None
+    timestep_spacing: TimestepSpacing | None
+    timesteps: Timesteps | None
+    eta: float | None
 
 
 @dataclass(frozen=True)
@@ -51,23 +64,14 @@ class Batch:
         return Batch(self.seeds[index], labels, self.guidance_scale, condition)
 
 
-def resolved_options(folder: ModelFolder, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `make_plan`: what was given (None is not), over what the folder was exported with.
+def resolved_method(folder: ModelFolder, given: PlanOptions) -> Method:
+    """What was given (None is not), over what the folder was exported with; see `Method.adapted`.
 
-    With another method than the folder's, options that belong to a method begin at their neutral values; a
-    number of steps or a spacing takes the place of the folder's timesteps.
+    Raises:
+        ValueError: a name that is no option of a method, or a value that is not accepted.
     """
-    options = dict(folder.options)
     changes = {name: value for name, value in given.items() if value is not None}
-    if changes.get("method", options["method"]) != options["method"]:
-        options |= {"eta": 0.0, "sigma_scale": 1.0}
-        if options.get("variance_type") == "fixed_large":
-            options["variance_type"] = "fixed_small"
-    if "timesteps" in changes:
-        options["num_inference_steps"] = None
-    elif {"num_inference_steps", "timestep_spacing"} & set(changes):
-        options["timesteps"] = None
-    return {**options, **changes}
+    return folder.method.adapted(**cast("MethodOptions", changes))
 
 
 def make_batch(

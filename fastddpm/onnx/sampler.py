@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,23 @@ from fastddpm.onnx.providers import CPU, CUDA, choose_provider
 from fastddpm.onnx.request import (
     Batch,
     Float32,
+    PlanOptions,
     check_output,
     make_batch,
-    resolved_options,
+    resolved_method,
     to_uint8,
     whole,
 )
 from fastddpm.onnx.self_test import check_images, check_noise
 from fastddpm.onnx.step_loop import SLOTS, StepLoop
-from fastddpm.plans import METHODS, Plan, make_plan
+from fastddpm.plans import METHODS, Plan
+from fastddpm.plans.method import MethodName, MethodOptions
 from fastddpm.plans.plan import check_choice
+from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 from fastddpm.progress import progress_bar
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 LOOPS = ("auto", "file", "steps")
 FILE_INPUTS = {"seeds", "timesteps", "method", "eta"}
@@ -99,16 +105,16 @@ class OnnxSampler:
         return self.folder.image_shape
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> MethodOptions:
         """What was exported: the method, its steps and its options."""
-        return dict(self.folder.options)
+        return self.folder.method.to_dict()
 
     def __repr__(self) -> str:
         return f"OnnxSampler({str(self.folder.path)!r}, provider={self.provider!r}, loop={self.loop!r})"
 
-    def plan(self, **given: Any) -> Plan:
+    def plan(self, **given: Unpack[PlanOptions]) -> Plan:
         """The plan for method, num_inference_steps, timestep_spacing, timesteps and eta, as of `sample`."""
-        return make_plan(self.folder.schedule, **resolved_options(self.folder, given))
+        return resolved_method(self.folder, given).plan(self.folder.schedule)
 
     def sample(
         self,
@@ -118,10 +124,10 @@ class OnnxSampler:
         class_labels: int | Sequence[int] | npt.ArrayLike | None = None,
         guidance_scale: float = 1.0,
         condition: Float32 | None = None,
-        method: str | None = None,
+        method: MethodName | None = None,
         num_inference_steps: int | None = None,
-        timestep_spacing: str | None = None,
-        timesteps: Sequence[int] | npt.ArrayLike | None = None,
+        timestep_spacing: TimestepSpacing | None = None,
+        timesteps: Timesteps | None = None,
         eta: float | None = None,
         max_batch: int | None = None,
         output: str = "float",
@@ -155,14 +161,15 @@ class OnnxSampler:
                 FloatingPointError that names their seeds.
         """
         check_output(output)
-        given = {
+        given: PlanOptions = {
             "method": method,
             "num_inference_steps": num_inference_steps,
             "timestep_spacing": timestep_spacing,
             "timesteps": timesteps,
             "eta": eta,
         }
-        plan = self.plan(**given)
+        chosen = resolved_method(self.folder, given)
+        plan = chosen.plan(self.folder.schedule)
         every = make_batch(
             self.folder,
             batch_size=batch_size,
@@ -172,13 +179,12 @@ class OnnxSampler:
             condition=condition,
         )
         size = len(every) if max_batch is None else min(whole("max_batch", max_batch), len(every))
-        eta_used = float(resolved_options(self.folder, given)["eta"])
         pieces = []
         with progress_bar(progress, -(-len(every) // size) * len(plan)) as advance:
             for start in range(0, len(every), size):
                 batch = every.rows(start, min(start + size, len(every)))
                 if self.loop == "file":
-                    pieces.append(self._run_file(plan, eta_used, batch))
+                    pieces.append(self._run_file(plan, float(chosen.eta), batch))
                     advance(len(plan))
                 else:
                     pieces.append(self._run_steps(plan, batch, advance))
@@ -257,8 +263,7 @@ class OnnxSampler:
         """Holds two steps of sampler.onnx, whose noise the provider computes, to step.onnx with NumPy's."""
         folder = self.folder
         last = len(folder.schedule) - 1
-        given = {"method": "ddpm", "timesteps": sorted({last, last // 2}, reverse=True)}
-        plan = make_plan(folder.schedule, **resolved_options(folder, given))
+        plan = self.plan(method="ddpm", timesteps=sorted({last, last // 2}, reverse=True))
         channels, (_, height, width) = folder.condition_channels, folder.image_shape
         batch = make_batch(
             folder,

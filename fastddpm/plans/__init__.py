@@ -6,12 +6,13 @@ One module per family; `fastddpm.plans.diffusers` repeats the arithmetic of diff
 from fastddpm.plans.ddim import ddim_plan
 from fastddpm.plans.ddpm import ddpm_plan
 from fastddpm.plans.dpmpp import dpmpp_2m_plan
-from fastddpm.plans.methods import METHODS, make_plan
+from fastddpm.plans.method import METHODS, Method, make_plan
 from fastddpm.plans.plan import Plan
 from fastddpm.plans.spacing import spaced_timesteps
 
 __all__ = [
     "METHODS",
+    "Method",
     "Plan",
     "ddim_plan",
     "ddpm_plan",

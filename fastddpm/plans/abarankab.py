@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from fastddpm.plans.methods import make_plan
+from fastddpm.plans.method import MethodName, make_plan
 from fastddpm.plans.plan import Float64, Plan, build_table, prediction_columns
+from fastddpm.plans.spacing import TimestepSpacing
 from fastddpm.schedule import NoiseSchedule
 
 STORED = ("betas", "alphas_cumprod", "reciprocal_sqrt_alphas", "remove_noise_coeff", "sigma")
@@ -18,10 +19,10 @@ STORED = ("betas", "alphas_cumprod", "reciprocal_sqrt_alphas", "remove_noise_coe
 def from_abarankab(
     stored: Mapping[str, Tensor],
     *,
-    method: str = "ddpm",
+    method: MethodName = "ddpm",
     num_inference_steps: int | None = None,
     eta: float = 0.0,
-    timestep_spacing: str = "leading",
+    timestep_spacing: TimestepSpacing = "leading",
 ) -> Plan:
     """The steps of ``GaussianDiffusion.sample``, or another method or number of steps on its schedule.
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-import numpy.typing as npt
 
 from fastddpm.plans.ddpm import consecutive_alphas_cumprod
 from fastddpm.plans.plan import (
@@ -19,7 +16,7 @@ from fastddpm.plans.plan import (
     check_number,
     prediction_columns,
 )
-from fastddpm.plans.spacing import resolve_timesteps
+from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
 
 
@@ -30,8 +27,8 @@ def ddim_plan(
     eta: float = 0.0,
     prediction_type: PredictionType = "epsilon",
     clip_sample_range: float | None = None,
-    timestep_spacing: str = "leading",
-    timesteps: Sequence[int] | npt.ArrayLike | None = None,
+    timestep_spacing: TimestepSpacing = "leading",
+    timesteps: Timesteps | None = None,
     use_clipped_model_output: bool = False,
     final_alpha_cumprod: float = 1.0,
 ) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,11 @@ from fastddpm.plans.plan import (
     check_number,
     prediction_columns,
 )
-from fastddpm.plans.spacing import resolve_timesteps
+from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
 
-VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned_range")
+VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
+VARIANCE_TYPES: tuple[VarianceType, ...] = ("fixed_small", "fixed_large", "learned_range")
 
 
 def ddpm_plan(
@@ -29,11 +30,11 @@ def ddpm_plan(
     num_inference_steps: int | None = None,
     *,
     prediction_type: PredictionType = "epsilon",
-    variance_type: str = "fixed_small",
+    variance_type: VarianceType = "fixed_small",
     sigma_scale: float = 1.0,
     clip_sample_range: float | None = None,
-    timestep_spacing: str = "leading",
-    timesteps: Sequence[int] | npt.ArrayLike | None = None,
+    timestep_spacing: TimestepSpacing = "leading",
+    timesteps: Timesteps | None = None,
     final_alpha_cumprod: float = 1.0,
 ) -> Plan:
     """DDPM (Ho et al. 2020, equations 6, 7 and 11), respaced as in Nichol and Dhariwal 2021, section 4.

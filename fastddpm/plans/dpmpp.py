@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +16,7 @@ from fastddpm.plans.plan import (
     check_clip_range,
     prediction_columns,
 )
-from fastddpm.plans.spacing import resolve_timesteps
+from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
 
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
@@ -34,8 +32,8 @@ def dpmpp_2m_plan(
     *,
     prediction_type: PredictionType = "epsilon",
     clip_sample_range: float | None = None,
-    timestep_spacing: str = "leading",
-    timesteps: Sequence[int] | npt.ArrayLike | None = None,
+    timestep_spacing: TimestepSpacing = "leading",
+    timesteps: Timesteps | None = None,
     lower_order_final: bool = True,
     final_alpha_cumprod: float = 1.0,
 ) -> Plan:

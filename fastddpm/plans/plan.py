@@ -223,7 +223,7 @@ def prediction_columns(
     return p, -sigma * p
 
 
-def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
+def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
     """ValueError unless `value` is one of `accepted`."""
     if value not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
@@ -247,7 +247,7 @@ def check_clip_range(clip_sample_range: Any) -> float:
     return float(clip_sample_range)
 
 
-def _check_descending(timesteps: Any, *, least: int) -> None:
+def _check_descending(timesteps: object, *, least: int) -> None:
     """ValueError unless `timesteps` are integers, at least one, strictly descending, none below `least`."""
     given = np.asarray(timesteps)
     accepted = f"at least one integer, strictly descending and none below {least}"

@@ -7,7 +7,7 @@ with its rounding (half to even). All return int64 [S], descending.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,15 @@ import numpy.typing as npt
 from fastddpm.plans.plan import check_choice
 from fastddpm.schedule import NoiseSchedule
 
-SPACINGS = ("leading", "linspace", "trailing")
+TimestepSpacing = Literal["leading", "linspace", "trailing"]
+SPACINGS: tuple[TimestepSpacing, ...] = ("leading", "linspace", "trailing")
 
 Int64 = npt.NDArray[np.int64]
+Timesteps = Sequence[int] | npt.ArrayLike
 
 
 def spaced_timesteps(
-    num_train_timesteps: int, num_inference_steps: int, spacing: str, *, skip_last: bool = False
+    num_train_timesteps: int, num_inference_steps: int, spacing: TimestepSpacing, *, skip_last: bool = False
 ) -> Int64:
     """S of the timesteps T-1 .. 0.
 
@@ -56,8 +58,8 @@ def spaced_timesteps(
 def resolve_timesteps(
     schedule: NoiseSchedule,
     num_inference_steps: int | None,
-    spacing: str,
-    timesteps: Sequence[int] | npt.ArrayLike | None,
+    spacing: TimestepSpacing,
+    timesteps: Timesteps | None,
     *,
     skip_last: bool = False,
 ) -> Int64:
@@ -86,13 +88,13 @@ def check_steps(num_train_timesteps: int, num_inference_steps: Any) -> None:
         )
 
 
-def check_timesteps(num_train_timesteps: int, timesteps: Any) -> Int64:
+def check_timesteps(num_train_timesteps: int, timesteps: object) -> Int64:
     """`timesteps` as int64, or ValueError unless strictly descending integers in 0 .. T-1."""
     accepted = f"strictly descending integers in 0 .. {num_train_timesteps - 1}"
     visited = np.asarray(timesteps)
     if visited.ndim != 1 or len(visited) == 0 or visited.dtype.kind not in "iu":
-        raise ValueError(f"timesteps must be {accepted}, got {timesteps!r}")
+        raise ValueError(f"timesteps must be {accepted}, got {visited.tolist()!r}")
     visited = visited.astype(np.int64)
     if visited.min() < 0 or visited.max() >= num_train_timesteps or np.any(np.diff(visited) >= 0):
-        raise ValueError(f"timesteps must be {accepted}, got {timesteps!r}")
+        raise ValueError(f"timesteps must be {accepted}, got {visited.tolist()!r}")
     return visited

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastddpm.plans.methods import make_plan
+from fastddpm.plans.method import MethodName, make_plan
 from fastddpm.plans.plan import Plan, build_table
+from fastddpm.plans.spacing import TimestepSpacing
 from fastddpm.schedule import NoiseSchedule
 
 STORED = (
@@ -29,10 +30,10 @@ def from_sr3(
     stored: Mapping[str, Tensor],
     levels: Tensor | npt.NDArray[np.float64] | None = None,
     *,
-    method: str = "ddpm",
+    method: MethodName = "ddpm",
     num_inference_steps: int | None = None,
     eta: float = 0.0,
-    timestep_spacing: str = "leading",
+    timestep_spacing: TimestepSpacing = "leading",
 ) -> Plan:
     """The steps of ``p_sample_loop``, or another method or number of steps on the same schedule.
 

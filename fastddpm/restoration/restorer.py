@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import ASSETS, BUNDLED, CheckpointError, load
 from fastddpm.images import to_uint8
+from fastddpm.options import LoadOptions, SamplerOptions
 from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
 from fastddpm.tasks import Colorize, Inpaint, SuperResolve, Task, read_task
 from fastddpm.tasks.degradations import rescaled
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Of a tile's side, shared with the next tile.
 OVERLAP = 0.25
@@ -147,11 +151,11 @@ class Restorer:
         if (height, width) == (self.tile, self.tile):
             return self.sampler.replace(shape=(self.channels, height, width))
         model = TiledModel(self.sampler.model, self.tile, int(OVERLAP * self.tile))  # type: ignore[arg-type]
-        options = {**self.sampler.options, "shape": (self.channels, height, width)}
+        options: SamplerOptions = {**self.sampler.options, "shape": (self.channels, height, width)}
         return Sampler(model, self.sampler.schedule, **options)
 
 
-def load_restorer(source: str | Path, **options: Any) -> Restorer:
+def load_restorer(source: str | Path, **options: Unpack[LoadOptions]) -> Restorer:
     """A restorer from a model folder with a `task.json`, or of a bundled model by name.
 
     Args:

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError, load
 from fastddpm.images import to_uint8
+from fastddpm.options import SamplerOptions, SourceOptions
+from fastddpm.plans.method import MethodName, MethodOptions
 from fastddpm.repaint import repaint
 from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.restorer import BATCH_PIXELS, OVERLAP
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 # ddim with eta 1: the model in the box corrects its own errors by it (see its card).
-DEFAULTS: dict[str, Any] = {"method": "ddim", "eta": 1.0}
+DEFAULTS: MethodOptions = {"method": "ddim", "eta": 1.0}
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,14 @@ class ZeroShotInpainter:
         jump: int = 5,
         resample: int = 4,
         steps: int | None = None,
-        method: str | None = None,
-        **options: Any,
+        method: MethodName | None = None,
+        **options: Unpack[SourceOptions],
     ) -> ZeroShotInpainter:
         """From a model folder or a bundled model; ``options`` are those of :func:`fastddpm.load`."""
-        chosen = DEFAULTS if method is None else {"method": method, "eta": 0.0}
-        options |= chosen if steps is None else {**chosen, "num_inference_steps": steps}
-        sampler = load(source, **options)
+        chosen: MethodOptions = {**DEFAULTS} if method is None else {"method": method, "eta": 0.0}
+        if steps is not None:
+            chosen["num_inference_steps"] = steps
+        sampler = load(source, **options, **chosen)
         condition_channels = sampler.facts.condition_channels
         if condition_channels is None:
             raise CheckpointError(f"{source}: no shape in its sampler.json, a model folder with one accepted")
@@ -122,7 +128,7 @@ class ZeroShotInpainter:
         if (height, width) == (tile, tile):
             return self.sampler.replace(shape=(channels, height, width))
         model = TiledModel(self.sampler.model, tile, int(OVERLAP * tile))  # type: ignore[arg-type]
-        options = {**self.sampler.options, "shape": (channels, height, width)}
+        options: SamplerOptions = {**self.sampler.options, "shape": (channels, height, width)}
         return Sampler(model, self.sampler.schedule, **options)
 
     def _picture(self, image: Tensor, source: Picture, mask: Tensor | None) -> Picture:

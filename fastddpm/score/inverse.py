@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fastddpm.score.predictor_corrector import sample_pc
+from fastddpm.score.predictor_corrector import PassOptions, sample_pc
 from fastddpm.score.sdes import SDE, Score, like
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class KnownPart:
@@ -65,7 +68,7 @@ class KnownPart:
 
 
 def inpaint(
-    score: Score, image: Tensor, mask: Tensor, seeds: Sequence[int] | Tensor, **options: Any
+    score: Score, image: Tensor, mask: Tensor, seeds: Sequence[int] | Tensor, **options: Unpack[PassOptions]
 ) -> Tensor:
     """Fills in what is missing of an image.
 
@@ -74,7 +77,8 @@ def inpaint(
         image: ``(B, C, H, W)``, or ``(1, C, H, W)`` for one image in several ways.
         mask: bool, true where the image is known; broadcasts to it.
         seeds: one per result, which depends on it and on the image alone.
-        **options: of `sample_pc`: ``steps``, ``predictor``, ``corrector_steps``, ``snr``, ``spacing``.
+        **options: of `sample_pc`: ``steps``, ``predictor``, ``corrector_steps``, ``snr``, ``spacing`` and
+            ``denoise``.
 
     Returns:
         float32 ``(len(seeds), C, H, W)``, the known pixels as they were.
@@ -85,7 +89,9 @@ def inpaint(
     return _constrained(score, image, KnownPart(image, mask), seeds, options)
 
 
-def colourise(score: Score, grey: Tensor, seeds: Sequence[int] | Tensor, **options: Any) -> Tensor:
+def colourise(
+    score: Score, grey: Tensor, seeds: Sequence[int] | Tensor, **options: Unpack[PassOptions]
+) -> Tensor:
     """Colours for grey images: grey is the mean of the three channels.
 
     In the coordinates of `COLOURS` the first is (R + G + B)/sqrt(3), which is known, and the two others are
@@ -122,7 +128,7 @@ COLOURS = torch.tensor(
 
 
 def _constrained(
-    score: Score, image: Tensor, known: KnownPart, seeds: Sequence[int] | Tensor, options: dict[str, Any]
+    score: Score, image: Tensor, known: KnownPart, seeds: Sequence[int] | Tensor, options: PassOptions
 ) -> Tensor:
     count = len(seeds)
     if len(image) not in (1, count):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -66,6 +66,17 @@ PREDICTORS: dict[str, Predictor] = {
     "reverse_diffusion": reverse_diffusion,
     "euler_maruyama": euler_maruyama,
 }
+
+
+class PassOptions(TypedDict, total=False):
+    """Of `sample_pc`: which passes there are."""
+
+    steps: int
+    predictor: str
+    corrector_steps: int
+    snr: float
+    spacing: Spacing
+    denoise: bool
 
 
 @torch.no_grad()

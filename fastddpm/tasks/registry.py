@@ -21,7 +21,7 @@ TASKS: dict[str, type[Task]] = {
 TASK_FILE = "task.json"
 
 
-def make_task(name: str, **parameters: Any) -> Task:
+def make_task(name: str, **parameters: object) -> Task:
     """A task by name.
 
     Args:
@@ -33,7 +33,7 @@ def make_task(name: str, **parameters: Any) -> Task:
     """
     check_choice("task", name, list(TASKS))
     known = [field.name for field in dataclasses.fields(TASKS[name]) if field.init]
-    given = {key: value for key, value in parameters.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in parameters.items() if value is not None}
     for key in given:
         if key not in known:
             has = ", ".join(known) or "no parameters"

@@ -51,7 +51,7 @@ def explained(run: Path) -> Iterator[None]:
 
 
 def save(
-    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, object], keep: int
 ) -> Path:
     """Writes the checkpoint of a step and removes old ones.
 

@@ -67,7 +67,7 @@ def make_run(run: Path) -> None:
         check_writable(run)
 
 
-def begin_run(run: Path, document: Mapping[str, Any]) -> None:
+def begin_run(run: Path, document: Mapping[str, object]) -> None:
     """Writes a run's `train.json`.
 
     Raises:
@@ -87,7 +87,7 @@ def _explained(run: Path) -> Iterator[None]:
         ) from error
 
 
-def check_same_run(run: Path, document: Mapping[str, Any]) -> None:
+def check_same_run(run: Path, document: Mapping[str, object]) -> None:
     """Refuses to go on with a run under other options.
 
     Raises:

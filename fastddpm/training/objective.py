@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastddpm.plans.methods import TIME_INPUTS
+from fastddpm.plans.method import TIME_INPUTS, TimeInput
 from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks.task import Task
@@ -155,7 +155,7 @@ class Noiser:
         class_dropout: float = 0.0,
         null_label: int | None = None,
         task: Task | None = None,
-        time_input: str = "timestep",
+        time_input: TimeInput = "timestep",
         device: torch.device | None = None,
     ) -> None:
         check_choice("time_input", time_input, TIME_INPUTS)

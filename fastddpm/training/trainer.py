@@ -10,6 +10,7 @@ precision are Hugging Face accelerate's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from fastddpm.checkpoint import CheckpointError, save_folder
 from fastddpm.data.order import indices_for
 from fastddpm.locks import exclusive
+from fastddpm.options import SamplerOptions
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
@@ -69,7 +71,7 @@ class Trainer:
         run: str | Path,
         *,
         validation: TrainingData | None = None,
-        sampler: dict[str, Any] | None = None,
+        sampler: SamplerOptions | None = None,
         task: Task | None = None,
     ) -> None:
         from accelerate import Accelerator, PartialState
@@ -98,12 +100,19 @@ class Trainer:
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
         null = model.num_classes if model.null_class else None
-        self.sampler_options = dict(sampler or {})
-        noiser: dict[str, Any] = {"seed": config.seed, "null_label": null, "task": task}
-        noiser["time_input"] = self.sampler_options.get("time_input", "timestep")
-        noiser["device"] = self.device
-        self.noiser = Noiser(schedule, config.objective, class_dropout=config.class_dropout, **noiser)
-        self.validation_noiser = Noiser(schedule, config.objective, **noiser)
+        self.sampler_options: SamplerOptions = {**(sampler or {})}
+        noiser = functools.partial(
+            Noiser,
+            schedule,
+            config.objective,
+            seed=config.seed,
+            null_label=null,
+            task=task,
+            time_input=self.sampler_options.get("time_input", "timestep"),
+            device=self.device,
+        )
+        self.noiser = noiser(class_dropout=config.class_dropout)
+        self.validation_noiser = noiser()
         self.log: report.Log | None = None  # of the main process, while it trains
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)

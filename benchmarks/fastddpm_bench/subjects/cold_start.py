@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import save_folder
+from fastddpm.options import SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.timing import Call, Effort
 from fastddpm_bench import exported, processes
@@ -21,7 +22,7 @@ from fastddpm_bench.workloads import MNIST
 SEED = 1
 EFFORT = Effort(seconds=60.0, least=5, most=15, warm_up=0)
 QUICK = Effort(seconds=1.0, least=5, most=5, warm_up=0)
-SAMPLER: dict[str, Any] = {
+SAMPLER: SamplerOptions = {
     "method": "ddim",
     "prediction_type": MNIST.prediction_type,
     "clip_sample_range": 1.0,
@@ -38,7 +39,7 @@ class Programs:
         self.home = tempfile.TemporaryDirectory(prefix="fastddpm-bench-")
         root = Path(self.home.name)
         unet = MNIST.unet(torch.device("cpu"))
-        options = {**SAMPLER, "num_inference_steps": steps}
+        options: SamplerOptions = {**SAMPLER, "num_inference_steps": steps}
         self.sampler = Sampler(unet, MNIST.schedule, **options)
         self.variables: dict[str, Any] = {
             "folder": str(save_folder(root / "ours", unet, MNIST.schedule, options)),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
-from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice
+from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, PeerOptions
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_dpmsolver_scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
@@ -42,13 +42,13 @@ class Options:
         check_choice("previous_timestep", self.previous_timestep, PREVIOUS_TIMESTEPS)
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> Options:
+    def of(cls, given: PeerOptions) -> Options:
         """The options given to `optimize`; ValueError for names that are none."""
         names = [field.name for field in dataclasses.fields(cls)]
         unknown = [name for name in given if name not in names]
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: given, options of this drop-in are {', '.join(names)}")
-        return cls(**given)
+        return cls(**given)  # type: ignore[misc]  # of other names there is none
 
 
 def variance_type_of(scheduler: Any, options: Options) -> str:
@@ -105,14 +105,28 @@ class Plans:
     def __init__(self) -> None:
         self._kept: list[tuple[Any, Any, dict[str, Tensor], Plan]] = []
 
-    def get(self, scheduler: Any, num_inference_steps: int, options: Options, **how: Any) -> Plan:
+    def get(
+        self,
+        scheduler: Any,
+        num_inference_steps: int,
+        options: Options,
+        *,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+    ) -> Plan:
         """The plan of :func:`plan_of`, with its arguments and errors."""
-        request = (scheduler_kind(scheduler), num_inference_steps, options, tuple(sorted(how.items())))
+        request = (scheduler_kind(scheduler), num_inference_steps, options, eta, use_clipped_model_output)
         config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
         for kept in self._kept:
             if kept[0] == request and _same(kept[1], config) and _equal(kept[2], tensors):
                 return kept[3]
-        plan = plan_of(scheduler, num_inference_steps, options, **how)
+        plan = plan_of(
+            scheduler,
+            num_inference_steps,
+            options,
+            eta=eta,
+            use_clipped_model_output=use_clipped_model_output,
+        )
         held = {name: value.clone() for name, value in tensors.items()}
         self._kept = [(request, copy.deepcopy(config), held, plan), *self._kept[: _KEPT_PLANS - 1]]
         return plan

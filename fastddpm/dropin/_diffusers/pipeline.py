@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -31,8 +31,19 @@ from fastddpm.request import whole
 from fastddpm.runner import Runner
 from fastddpm.trajectory import Trajectory
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Callback = Callable[[int, int, Tensor], None]
 _EXTRAS = ("class_labels", "seeds", "callback")
+
+
+class Extras(TypedDict, total=False):
+    """What a call takes beyond the original's arguments."""
+
+    class_labels: int | Sequence[int] | Tensor | None
+    seeds: Sequence[int] | Tensor | None
+    callback: Callback | None
 
 
 class FastPipeline(DropIn):
@@ -73,10 +84,18 @@ class FastPipeline(DropIn):
         """Two steps, or what there are: one may be the last, which is special."""
         return self._plan(min(2, int(self.scheduler.config["num_train_timesteps"])))
 
-    def _plan(self, num_inference_steps: int, **options: Any) -> Plan:
+    def _plan(
+        self, num_inference_steps: int, *, eta: float = 0.0, use_clipped_model_output: bool = False
+    ) -> Plan:
         whole("num_inference_steps", num_inference_steps, least=1)
         scheduler, unet = self.scheduler, self.unet
-        plan = self._plans.get(scheduler, num_inference_steps, self.options, **options)
+        plan = self._plans.get(
+            scheduler,
+            num_inference_steps,
+            self.options,
+            eta=eta,
+            use_clipped_model_output=use_clipped_model_output,
+        )
         widened = unet.config.out_channels == 2 * unet.config.in_channels
         if widened and scheduler_kind(scheduler) == "DDPMScheduler" and not plan.learned_range:
             raise ValueError(
@@ -127,7 +146,7 @@ class FastPipeline(DropIn):
         compiles = resolve_engine(self.settings.engine, device) == "compile"
         return device.type == "cuda" or (compiles and self.settings.dtype in (None, dtype))
 
-    def _batch(self, runner: Runner, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Batch:
+    def _batch(self, runner: Runner, batch_size: int, generator: Generators, extras: Extras) -> Batch:
         """The batch that a call asks for; see `__call__`."""
         unknown = [name for name in extras if name not in _EXTRAS]
         if unknown:
@@ -149,7 +168,7 @@ class FastPipeline(DropIn):
         return make_batch((count, *image_shape(self.unet)), source, cond=labels)
 
     def _walk(
-        self, plan: Plan, runner: Runner, batch: Batch, **options: Any
+        self, plan: Plan, runner: Runner, batch: Batch, *, every_step: bool, keep_x0: bool = False
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Walks a chain under the progress bar that the original would show."""
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
@@ -159,20 +178,21 @@ class FastPipeline(DropIn):
         if "disable" not in config:
             config["disable"] = not _is_first_rank()
         if config["disable"] is True:
-            yield from runner.walk(plan, batch, progress=False, **options)
+            yield from runner.walk(plan, batch, every_step=every_step, keep_x0=keep_x0, progress=False)
             return
         done = 0
         with tqdm(total=len(plan), **config) as bar:
-            for k, x, x0 in runner.walk(plan, batch, progress=False, **options):
+            steps = runner.walk(plan, batch, every_step=every_step, keep_x0=keep_x0, progress=False)
+            for k, x, x0 in steps:
                 bar.update(k - done)
                 done = k
                 yield k, x, x0
 
-    def _images(self, plan: Plan, batch_size: int, generator: Generators, extras: dict[str, Any]) -> Tensor:
+    def _images(self, plan: Plan, batch_size: int, generator: Generators, extras: Extras) -> Tensor:
         """The last state, float32 ``(B, C, H, W)``, a tensor of its own."""
         runner = self._ready()
         batch = self._batch(runner, batch_size, generator, extras)
-        callback: Callback | None = extras.get("callback")
+        callback = extras.get("callback")
         last: Tensor | None = None
         for k, x, _ in self._walk(plan, runner, batch, every_step=callback is not None):
             if callback is not None and k > 0:
@@ -189,24 +209,28 @@ class FastPipeline(DropIn):
         *,
         frames: int | None = None,
         predicted: bool = False,
-        **options: Any,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        **extras: Unpack[Extras],
     ) -> Tensor:
         """Draws images and keeps the way there.
 
         Args:
-            batch_size: as of the call, as are the next two and, of options, eta, use_clipped_model_output,
-                class_labels and seeds.
+            batch_size: as of the call.
             generator: as of the call.
             num_inference_steps: as of the call.
             frames: states kept, evenly spread, the first and the last among them; None for all S + 1.
             predicted: keep the predicted clean image of each step instead of the state (S frames at most).
-            **options: further arguments of the call.
+            eta: as of `FastDDIMPipeline`, as is the next.
+            use_clipped_model_output: None is False.
+            **extras: ``class_labels`` and ``seeds``, as of the call.
 
         Returns:
             float32 ``(F, B, C, H, W)`` in [-1, 1], unclamped: the call returns the last frame / 2 + 0.5.
         """
-        extras = {name: options.pop(name) for name in _EXTRAS if name in options}
-        plan = self._plan(num_inference_steps, **options)
+        plan = self._plan(
+            num_inference_steps, eta=eta, use_clipped_model_output=bool(use_clipped_model_output)
+        )
         trajectory = Trajectory(len(plan), frames, predicted)
         runner = self._ready()
         batch = self._batch(runner, batch_size, generator, extras)

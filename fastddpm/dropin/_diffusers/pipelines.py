@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.images import finished
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
-from fastddpm.dropin._diffusers.pipeline import FastPipeline
+from fastddpm.dropin._diffusers.pipeline import Extras, FastPipeline
 from fastddpm.network import model_device_dtype
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["FastDDIMPipeline", "FastDDPMPipeline", "FastPipeline"]
 
@@ -25,7 +28,7 @@ class FastDDPMPipeline(FastPipeline):
         num_inference_steps: int = 1000,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        **extras: Any,
+        **extras: Unpack[Extras],
     ) -> Any:
         """Draws images, as the original.
 
@@ -72,7 +75,7 @@ class FastDDIMPipeline(FastPipeline):
         use_clipped_model_output: bool | None = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
-        **extras: Any,
+        **extras: Unpack[Extras],
     ) -> Any:
         """Draws images, as the original.
 

@@ -8,13 +8,18 @@ the spacing and its noise in the last step. For plans without those habits use `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy.typing as npt
 
 from fastddpm.plans.diffusers.config import read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
 from fastddpm.plans.diffusers.dpmsolver import from_dpmsolver_scheduler
 from fastddpm.plans.plan import Plan, check_choice
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _BUILDERS: dict[str, Callable[..., Plan]] = {
     "DDPMScheduler": from_ddpm_scheduler,
@@ -25,7 +30,20 @@ _BUILDERS: dict[str, Callable[..., Plan]] = {
 __all__ = ["from_ddim_scheduler", "from_ddpm_scheduler", "from_dpmsolver_scheduler", "from_scheduler"]
 
 
-def from_scheduler(scheduler: Mapping[str, Any] | Any, num_inference_steps: int, **options: Any) -> Plan:
+class SchedulerOptions(TypedDict, total=False):
+    """What the three functions take besides a scheduler and its steps; each refuses the others'."""
+
+    timesteps: npt.ArrayLike | None
+    variance_type: str | None
+    log_variance: bool
+    eta: float
+    use_clipped_model_output: bool
+    previous_timestep: str
+
+
+def from_scheduler(
+    scheduler: Mapping[str, Any] | Any, num_inference_steps: int, **options: Unpack[SchedulerOptions]
+) -> Plan:
     """The plan of a diffusers scheduler or its configuration, whichever of the three it is.
 
     A configuration says which by its "_class_name". `options` go to the function for that class.

@@ -1,0 +1,232 @@
+"""A method: the options that say how a chain is sampled, and the plan that they give on a schedule.
+
+`Method` holds them checked, for a sampler and the files of models, exports and jobs; `MethodOptions` are the
+same as keyword arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Literal, TypedDict, cast
+
+import numpy as np
+
+from fastddpm.plans.ddim import ddim_plan
+from fastddpm.plans.ddpm import VARIANCE_TYPES, VarianceType, ddpm_plan
+from fastddpm.plans.dpmpp import dpmpp_2m_plan
+from fastddpm.plans.plan import (
+    PREDICTION_TYPES,
+    Plan,
+    PredictionType,
+    check_choice,
+    check_clip_range,
+    check_number,
+)
+from fastddpm.plans.spacing import SPACINGS, Timesteps, TimestepSpacing
+from fastddpm.schedule import NoiseSchedule
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MethodName = Literal["ddpm", "ddim", "dpmpp_2m"]
+METHODS: tuple[MethodName, ...] = ("ddpm", "ddim", "dpmpp_2m")
+TimeInput = Literal["timestep", "noise_level"]
+TIME_INPUTS: tuple[TimeInput, ...] = ("timestep", "noise_level")
+
+
+class StepOptions(TypedDict, total=False):
+    """Of a `Method`, those that another library's sampler is given: the rest is as that library has it."""
+
+    method: MethodName
+    num_inference_steps: int | None
+    timestep_spacing: TimestepSpacing
+    eta: float
+
+
+class MethodOptions(StepOptions, total=False):
+    """The fields of `Method` as keyword arguments, of which any may be left out."""
+
+    prediction_type: PredictionType
+    variance_type: VarianceType
+    sigma_scale: float
+    clip_sample_range: float | None
+    timesteps: Timesteps | None
+    time_input: TimeInput
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a chain is sampled: everything but the network and its schedule that a `Plan` is made from.
+
+    Two of the same values are equal, and have the same hash. NumPy's numbers become Python's.
+
+    Attributes:
+        method: "ddpm" (Ho et al. 2020), "ddim" (Song et al. 2021) or "dpmpp_2m" (DPM-Solver++(2M), Lu et al.
+            2022).
+        num_inference_steps: S in 1 .. T; None is T, or as many as the timesteps given.
+        prediction_type: what the network predicts: "epsilon", "sample" or "v_prediction".
+        variance_type: "fixed_small" (the posterior variance), "fixed_large" (beta) or "learned_range" (2C
+            output channels). "fixed_large" belongs to ddpm; "learned_range" describes the network too, and
+            other methods leave its second half unused.
+        sigma_scale: factor on ddpm's sigma, >= 0; 1 with another method.
+        clip_sample_range: bound of |x0|, above 0; None for no clip.
+        timestep_spacing: "leading", "linspace" or "trailing"; see `spaced_timesteps`.
+        timesteps: the timesteps themselves instead, strictly descending integers in 0 .. T-1; held as a tuple
+            of Python's integers.
+        eta: of ddim, in [0, 1]: 0 deterministic, 1 as noisy as ddpm; 0 with another method.
+        time_input: what the network is told: "timestep" t, int64, or "noise_level" sqrt(alphas_cumprod[t]),
+            float32 (SR3).
+
+    Raises:
+        ValueError: naming the field, what was given and what is accepted; an option that belongs to another
+            method. What depends on T is checked by `plan`.
+    """
+
+    method: MethodName = "ddpm"
+    num_inference_steps: int | None = None
+    prediction_type: PredictionType = "epsilon"
+    variance_type: VarianceType = "fixed_small"
+    sigma_scale: float = 1.0
+    clip_sample_range: float | None = None
+    timestep_spacing: TimestepSpacing = "leading"
+    timesteps: Timesteps | None = None
+    eta: float = 0.0
+    time_input: TimeInput = "timestep"
+
+    def __post_init__(self) -> None:
+        """Checks what no schedule is needed for, and makes the values those that JSON and a hash can take."""
+        if self.method not in METHODS:
+            raise ValueError(f"method: {self.method!r} given, one of {', '.join(METHODS)} accepted")
+        check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
+        check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
+        check_choice("timestep_spacing", self.timestep_spacing, SPACINGS)
+        check_choice("time_input", self.time_input, TIME_INPUTS)
+        self._check_owner("ddim", "eta", self.eta, 0)
+        self._check_owner("ddpm", "sigma_scale", self.sigma_scale, 1)
+        if self.method != "ddpm" and self.variance_type == "fixed_large":
+            raise ValueError(
+                f"variance_type: {self.variance_type!r} given with method {self.method!r}; fixed_large "
+                "belongs to ddpm, fixed_small or learned_range accepted here"
+            )
+        check_number("eta", self.eta, low=0.0, high=1.0)
+        check_number("sigma_scale", self.sigma_scale, low=0.0)
+        check_clip_range(self.clip_sample_range)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, field.name, value.item())
+        if self.timesteps is not None and np.ndim(self.timesteps) == 1:
+            object.__setattr__(self, "timesteps", tuple(np.asarray(self.timesteps).tolist()))
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, object]) -> Method:
+        """A method from values that a file holds; what is left out is as in the constructor.
+
+        Raises:
+            ValueError: a name that is no field, or a value as in the constructor.
+        """
+        unknown = sorted(set(options) - set(FIELDS))
+        if unknown:
+            raise ValueError(f"{unknown[0]}: not an option of a method; known: {', '.join(FIELDS)}")
+        return cls(**cast("MethodOptions", options))
+
+    def to_dict(self) -> MethodOptions:
+        """All fields as JSON values, which are keyword arguments too; timesteps are a list."""
+        options = cast("MethodOptions", {name: getattr(self, name) for name in FIELDS})
+        if self.timesteps is not None:
+            options["timesteps"] = np.asarray(self.timesteps).tolist()
+        return options
+
+    def adapted(self, **changes: Unpack[MethodOptions]) -> Method:
+        """The method with some fields changed, and what does not go with them.
+
+        A method of another name begins at neutral values of the options that belong to a method: eta 0,
+        sigma_scale 1, and fixed_small in the place of fixed_large. Timesteps and a number of steps or spacing
+        exclude each other: those that are given take the place of the others.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        options = self.to_dict()
+        if changes.get("method", self.method) != self.method:
+            options |= {"eta": 0.0, "sigma_scale": 1.0}
+            if self.variance_type == "fixed_large":  # learned_range is the network's, not the method's
+                options["variance_type"] = "fixed_small"
+        if "timesteps" in changes:
+            options["num_inference_steps"] = None
+        elif {"num_inference_steps", "timestep_spacing"} & set(changes):
+            options["timesteps"] = None
+        return Method.from_dict({**options, **changes})
+
+    def plan(self, schedule: NoiseSchedule) -> Plan:
+        """The plan on a schedule.
+
+        "ddim" computes eps anew from the clipped x0 (`use_clipped_model_output` of `ddim_plan`), so that x0
+        and eps still make up x_t; without a clip it changes nothing. The pipelines of diffusers take the
+        network's eps, and `fastddpm.plans.diffusers` keeps their form.
+
+        Raises:
+            ValueError: steps or timesteps that the schedule has not, or an x0 that would be infinite
+                (epsilon, no clip, alphas_cumprod 0).
+        """
+        plan = self._timestep_plan(schedule)
+        if self.method != "ddpm":
+            plan = dataclasses.replace(plan, learned_range=self.variance_type == "learned_range")
+        return plan.with_noise_levels(schedule) if self.time_input == "noise_level" else plan
+
+    def _timestep_plan(self, schedule: NoiseSchedule) -> Plan:
+        """The plan for a network that is told t."""
+        prediction, clip, steps = self.prediction_type, self.clip_sample_range, self.num_inference_steps
+        if self.method == "ddpm":
+            return ddpm_plan(
+                schedule,
+                steps,
+                prediction_type=prediction,
+                variance_type=self.variance_type,
+                sigma_scale=self.sigma_scale,
+                clip_sample_range=clip,
+                timestep_spacing=self.timestep_spacing,
+                timesteps=self.timesteps,
+            )
+        if self.method == "ddim":
+            return ddim_plan(
+                schedule,
+                steps,
+                eta=self.eta,
+                prediction_type=prediction,
+                clip_sample_range=clip,
+                timestep_spacing=self.timestep_spacing,
+                timesteps=self.timesteps,
+                use_clipped_model_output=True,
+            )
+        return dpmpp_2m_plan(
+            schedule,
+            steps,
+            prediction_type=prediction,
+            clip_sample_range=clip,
+            timestep_spacing=self.timestep_spacing,
+            timesteps=self.timesteps,
+        )
+
+    def _check_owner(self, owner: MethodName, name: str, value: object, neutral: int) -> None:
+        """ValueError where an option of one method is given, other than `neutral`, with another."""
+        if self.method != owner and not (isinstance(value, Real) and value == neutral):
+            raise ValueError(
+                f"{name}: {value!r} given with method {self.method!r}; {name} belongs to {owner}, "
+                f"{neutral} accepted here"
+            )
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Method))
+
+
+def make_plan(schedule: NoiseSchedule, **options: Unpack[MethodOptions]) -> Plan:
+    """The plan on a schedule for the options of a `Method`: `Method(**options).plan(schedule)`.
+
+    Raises:
+        ValueError: as of `Method` and its `plan`; a name that is no field of it.
+    """
+    return Method.from_dict(options).plan(schedule)
