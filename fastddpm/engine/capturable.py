@@ -127,7 +127,7 @@ def run_on_fakes(
         device: a CUDA device.
         cond: see `fastddpm.network.Network`; only shapes and dtypes are used.
         condition: likewise.
-        **options: further arguments of `fastddpm.network.bind`.
+        **options: further arguments of `fastddpm.tabulated.bind`.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode(False), torch.no_grad():
         fake = functools.partial(torch.empty, device=device)
