@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,17 @@ def test_wheel_holds_the_command_of_the_benchmarks_and_nothing_else_of_them(whee
     lines = python(code, cwd=tmp_path, path=str(tmp_path)).splitlines()
     assert {line for line in lines if line.split()[0] in ("bench", "sample")} == {"bench 2", "sample 0"}
     assert (tmp_path / "digits.png").is_file()
+
+
+def test_only_the_command_knows_the_benchmarks():
+    """What the library imports is in its wheel."""
+    knowing = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("fastddpm", "kernels")
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(r"^\s*(from|import) fastddpm_bench\b", file.read_text(), re.MULTILINE)
+    }
+    assert knowing == {"fastddpm/cli/bench.py"}
 
 
 def test_everything_but_the_kernels_works_without_triton():
