@@ -12,7 +12,8 @@ import torch
 
 from fastddpm.cli import app as cli
 from fastddpm.doctor import chains, environment, examine, kernels
-from fastddpm.doctor.report import Comparison, Examination, compared
+from fastddpm.doctor.comparison import Comparison, compared
+from fastddpm.doctor.report import Examination
 from fastddpm_kernels import compat
 
 

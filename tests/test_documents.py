@@ -1,4 +1,4 @@
-"""What documents name is there, and what the architecture calls the whole of it gives the sampler's images."""
+"""What documents name is there; what the architecture calls the whole of it gives the sampler's images."""
 
 from __future__ import annotations
 

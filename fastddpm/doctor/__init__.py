@@ -4,6 +4,7 @@ Data flows `environment`, `kernels`, `chains`, `movements`, `bandwidth` -> `repo
 `doctor.json`.
 """
 
-from fastddpm.doctor.report import Check, Examination, examine
+from fastddpm.doctor.comparison import Check
+from fastddpm.doctor.report import Examination, examine
 
 __all__ = ["Check", "Examination", "examine"]

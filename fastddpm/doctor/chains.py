@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import load
-from fastddpm.doctor.report import Comparison
+from fastddpm.doctor.comparison import Comparison
 from fastddpm.engine import Engine
 from fastddpm.plans.method import MethodOptions
 from fastddpm.precision import Precision

@@ -19,7 +19,7 @@ from torch import Tensor
 import fastddpm_kernels
 from fastddpm.doctor import layers
 from fastddpm.doctor.cases import SEEDS, SHAPES, STEP_LIMIT, Case, cases, error, on
-from fastddpm.doctor.report import Check, Comparison
+from fastddpm.doctor.comparison import Check, Comparison
 from fastddpm_kernels import compat
 from fastddpm_kernels.noise import normal, words
 from fastddpm_kernels.noise import reference as noise_spec

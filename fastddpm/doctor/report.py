@@ -5,49 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from fastddpm.doctor import bandwidth, chains, environment, kernels
+from fastddpm.doctor.comparison import Check, compared
 from fastddpm.doctor.environment import Part
 from fastddpm.files import write_json
 from fastddpm.precision import forced
 from fastddpm_kernels import compat
 
-Status = Literal["passed", "failed", "skipped"]
 EXACT = "float32 with TF32 off, whatever torch is set to; checks named after another precision run in that"
 """What checks run in: two right TF32 kernels differ by more over a chain than exact checks accept."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One comparison.
-
-    Attributes:
-        name: what was compared.
-        status: ``failed`` too where it could not be run.
-        error: largest absolute difference, or None where nothing was compared.
-        limit: the largest difference accepted.
-        note: why it failed or was skipped.
-    """
-
-    name: str
-    status: Status
-    error: float | None = None
-    limit: float | None = None
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A check to be made: ``run`` returns the largest absolute difference, which may be up to ``limit``.
-
-    A NaN is a failure.
-    """
-
-    name: str
-    limit: float
-    run: Callable[[], float]
 
 
 @dataclasses.dataclass
@@ -87,19 +57,6 @@ class Examination:
         write_json(path, self.to_dict())
 
 
-def compared(comparison: Comparison) -> Check:
-    """Runs a comparison. What it raises is its failure, so that one broken part does not hide the others."""
-    name, limit = comparison.name, comparison.limit
-    try:
-        error = comparison.run()
-    except Exception as failure:
-        words = str(failure).strip().splitlines() or [""]
-        return Check(name, "failed", None, limit, f"{type(failure).__name__}: {words[0]}")
-    if error <= limit:
-        return Check(name, "passed", error, limit)
-    return Check(name, "failed", error, limit, "not a number" if error != error else "")
-
-
 def examine(device: torch.device, tell: Callable[[str], None] = lambda line: None) -> Examination:
     """Examines this machine.
 
@@ -108,8 +65,6 @@ def examine(device: torch.device, tell: Callable[[str], None] = lambda line: Non
             if it is installed, and CUDA graphs and bandwidths are left out.
         tell: called with the name of each check before it runs.
     """
-    from fastddpm.doctor import bandwidth, chains, environment, kernels
-
     found = Examination(str(device), parts=environment.parts())
     comparisons = [*kernels.references(), *kernels.comparisons(device), *chains.comparisons(device)]
     with forced("highest"):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
-from fastddpm.dropin.lucidrains import DrawOptions, FastLucidrains
+from fastddpm.dropin.lucidrains_loops import DrawOptions, FastLucidrains
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
