@@ -213,8 +213,17 @@ def test_the_working_set_is_larger_than_any_cache(monkeypatch):
     assert bandwidth.working_set(cuda) == 256 * 2**20
 
 
-def test_a_share_is_that_of_a_copy_of_as_many_bytes(monkeypatch):
-    """Each divided by the calls of its own rotation: a step visits less than it moves."""
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_share_is_that_of_a_copy_of_as_many_bytes(kind, monkeypatch):
+    """Each divided by the calls of its own rotation: a step visits less than it moves. A card replays."""
+    copied, replays = movements.copy, []
+
+    def replayed(run, warm_up):
+        replays.append(run)
+        return run
+
+    monkeypatch.setattr(bandwidth, "replayed", replayed)
+    monkeypatch.setattr(movements, "copy", lambda n_bytes, device: copied(n_bytes, CPU))
     movement = named(movements.steps(SHAPE, CPU), "reverse_step, m float32, ddpm,")
     together = 12 * 4 * ELEMENTS
     ran = []
@@ -225,8 +234,9 @@ def test_a_share_is_that_of_a_copy_of_as_many_bytes(monkeypatch):
         return {"kernel": Times(wall=[7.0, 60.0, 6.0]), "copy": Times(wall=[4.0, 2.0, 9.0])}
 
     monkeypatch.setattr(bandwidth, "interleaved", interleaved)
-    rate = bandwidth.measure(movement, CPU, together)
+    rate = bandwidth.measure(movement, torch.device(kind), together)
     assert ran == [6, 4]
+    assert len(replays) == (2 if kind == "cuda" else 0)
     assert (rate.seconds, rate.copied) == (7.0 / 6, 1.0)
     assert rate.share == pytest.approx(6 / 7)
     assert rate.bytes_per_second == pytest.approx(12 * ELEMENTS * 6 / 7)
