@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 
-import peers_abarankab
-import peers_sr3
 import pytest
 import torch
 from dropin_checks import difference, fingerprint, seeded, taken_for_cuda
@@ -20,6 +18,8 @@ from torch import nn
 import fastddpm
 from fastddpm import fusion
 from fastddpm.engine import executors
+from fastddpm_bench.peers import abarankab as peers_abarankab
+from fastddpm_bench.peers import sr3 as peers_sr3
 
 STEPS = 4
 
