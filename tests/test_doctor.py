@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastddpm.cli import app as cli
-from fastddpm.doctor import chains, environment, examine, kernels
+from fastddpm.doctor import cases, chains, environment, examine, kernels
 from fastddpm.doctor.comparison import Comparison, compared
 from fastddpm.doctor.report import Examination
 from fastddpm_kernels import compat
@@ -112,6 +112,14 @@ def test_an_unwritable_path_is_found_before_any_work(run, monkeypatch):
 def test_limits(error, status):
     check = compared(Comparison("it", 0.5, lambda: error))
     assert check.status == status
+
+
+def test_kernels_are_held_against_float64():
+    """Which float32, rounded, differs from: a reference in float32 would pass on its own rounding."""
+    for case in cases.cases((3, 5, 2)):
+        for expected in case.expected:
+            assert expected.dtype == torch.float64
+            assert not torch.equal(expected, expected.float().double())
 
 
 def test_what_a_check_raises_is_its_failure():

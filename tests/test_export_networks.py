@@ -405,6 +405,14 @@ def test_float16_inside_float32_outside(tmp_path):
     assert 1e-5 < error < verify.LIMITS["float16"]["sampler.onnx"]
 
 
+def test_noise_that_differs_a_little_is_found(exported, monkeypatch):
+    folder, normal = exported("plain").folder, verify.reference.normal
+    verify._check_noise(folder)
+    monkeypatch.setattr(verify.reference, "normal", lambda *given: normal(*given) + 1e-5)
+    with pytest.raises(ExportError, match=r"noise.onnx does not give the noise"):
+        verify._check_noise(folder)
+
+
 def test_files_that_differ_from_pytorch_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("fastddpm.export.noise.KEY_INCREMENTS", (0x9E3779B8, 0xBB67AE85))
     with pytest.raises(ExportError, match=r"noise.onnx does not give the noise"):

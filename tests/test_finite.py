@@ -81,6 +81,15 @@ def test_trajectories_variations_and_rows_of_images_too():
         sampler().interpolate(*images[:2], 500, steps=2, seed=3, class_labels=1, **QUIET)
 
 
+def test_nothing_of_it_is_left_to_the_next_chain():
+    """The first row of DPM-Solver++ multiplies the x0 before it by 0, which makes no NaN a number."""
+    one = sampler(method="dpmpp_2m")
+    with pytest.raises(NonFiniteSamples, match=FOUND):
+        one.sample(seeds=SEEDS, class_labels=LABELS, **QUIET)
+    images = one.sample(seeds=SEEDS, class_labels=0, **QUIET)
+    assert torch.equal(images, sampler(method="dpmpp_2m").sample(seeds=SEEDS, class_labels=0, **QUIET))
+
+
 def test_without_seeds_the_places_are_named():
     with pytest.raises(NonFiniteSamples, match=r"2 of 5 hold NaN or infinity \(at places 1, 4\)"):
         sampler().sample(5, class_labels=LABELS, noise="torch", generator=torch.Generator(), **QUIET)

@@ -21,6 +21,7 @@ from fastddpm import NoiseSchedule, Sampler, UNetConfig
 from fastddpm.jobs import Blocks, Job, JobStopped, OtherSettingsError, TorchDrawer
 from fastddpm.jobs.blocks import as_ranges
 from fastddpm.jobs.npz import write_npz
+from fastddpm.jobs.shards import digest, write_shard
 from fastddpm.locks import LOCK, FolderInUse, exclusive
 
 
@@ -149,6 +150,14 @@ def test_only_what_is_missing_or_damaged_is_drawn_again(tmp_path, format):
     damaged.write_bytes(content)
     assert drawn(tiny_job(folder, format=format)) == [5, 11]
     assert contents(folder) == before
+
+
+def test_a_picture_under_another_name_is_damage(tmp_path):
+    """Its name is its seed. Order and contents stay what they were."""
+    write_shard(tmp_path / "00000", "png", np.zeros((2, 4, 4, 3), np.uint8), np.array([3, 5]), None)
+    before = digest(tmp_path / "00000")
+    (tmp_path / "00000" / "000005.png").rename(tmp_path / "00000" / "000007.png")
+    assert digest(tmp_path / "00000") != before
 
 
 def test_the_manifest_says_what_is_there(tmp_path):

@@ -152,6 +152,17 @@ def test_more_or_fewer_steps_than_a_chunk_and_buffers_used_again():
             np.testing.assert_array_equal(images, fresh)
 
 
+def test_nothing_of_a_chain_that_ended_in_nan_is_left():
+    """The first row of DPM-Solver++ multiplies the x0 before it by 0, which makes no NaN a number."""
+    sampler = OnnxSampler(exported("classes"), "cpu", threads=1, loop="steps")
+    call = {"method": "dpmpp_2m", "num_inference_steps": 3, "seeds": SEEDS, "progress": False}
+    images = sampler.sample(**call)
+    (loop,) = sampler._step_loops.values()
+    for buffer in (*loop._states, *loop._cleans):
+        buffer.update_inplace(np.full(buffer.shape(), np.nan, dtype=np.float32))
+    np.testing.assert_array_equal(sampler.sample(**call), images)
+
+
 def test_torch_is_not_needed():
     code = f"""
         import sys

@@ -165,6 +165,12 @@ def test_tiles_are_blended_along_a_ramp():
     blended = TiledModel(TileMean(), 8, 4)(x, torch.zeros(1))
     expected = torch.tensor([0.0] * 4 + [0.2, 0.4, 0.6, 0.8] + [1.0] * 4)
     torch.testing.assert_close(blended[0, 0], expected.expand(8, 12))
+    # In 10 columns they share 6, more than the 2 asked for, over which they rise: 3:1, 3:2, 3:3 and back.
+    x = torch.zeros(1, 1, 8, 10)
+    x[..., 8:] = 4.0
+    blended = TiledModel(TileMean(), 8, 2)(x, torch.zeros(1))
+    expected = torch.tensor([0.0] * 2 + [1 / 4, 2 / 5, 1 / 2, 1 / 2, 3 / 5, 3 / 4] + [1.0] * 2)
+    torch.testing.assert_close(blended[0, 0], expected.expand(8, 10))
 
 
 class Labelled(nn.Module):
@@ -252,6 +258,15 @@ def test_samples_depend_on_their_own_seeds():
     mean = restorer.restore_mean(picture, seeds=[4, 5])
     expected = (both[0].pixels.double() + both[1].pixels.double()) / 2
     assert (mean.pixels - expected).abs().max() <= 1
+
+
+def test_restored_images_stay_in_their_range():
+    """So that a mean of several is one of pictures. A white one cannot become lighter."""
+    restorer = Restorer(random_restorer().sampler, Deblur(gain=2.0))
+    white = Picture(torch.full((1, 20, 30), 255, dtype=torch.uint8))
+    [images] = restorer.draws(restorer.condition(white), [4, 5])
+    assert images.abs().max() == 1
+    assert images.min() < 0.9
 
 
 def test_inpainting_needs_a_mask_of_the_size():

@@ -377,6 +377,22 @@ def test_functions_around_a_module_follow_its_device_dtype_and_mode(sampler):
         Sampler(make_unet().double(), sampler.schedule)
 
 
+def test_labels_given_in_one_call_and_not_in_the_next(sampler):
+    """Of a network that takes them or not: neither call runs in the loop of the other."""
+
+    def model(x, t, class_labels=None):
+        return 0.1 * x if class_labels is None else 0.1 * x + class_labels[:, None, None, None]
+
+    def fresh():
+        return Sampler(model, sampler.schedule, **{**sampler.options, "engine": "eager", "device": "cpu"})
+
+    one, two = fresh(), fresh()
+    plain, labelled = one.sample(seeds=[1], **QUIET), two.sample(seeds=[1], class_labels=2, **QUIET)
+    assert not torch.equal(plain, labelled)
+    assert torch.equal(one.sample(seeds=[1], class_labels=2, **QUIET), labelled)
+    assert torch.equal(two.sample(seeds=[1], **QUIET), plain)
+
+
 def test_a_generator_per_image_survives_cutting(sampler):
     def generators():
         return [torch.Generator().manual_seed(i) for i in range(5)]
@@ -484,6 +500,11 @@ def test_options_that_do_not_exist_are_refused(sampler):
         Sampler(make_unet(UNetConfig(in_channels=3)), sampler.schedule, shape=(3, 8, 8)).sample(
             class_labels=1
         )
+    without_null = Sampler(
+        make_unet(dataclasses.replace(TINY, null_class=False)), sampler.schedule, shape=(3, 8, 8)
+    )
+    with pytest.raises(ValueError, match="class_labels: 4 given, 0 to 3 accepted"):
+        without_null.sample(class_labels=4)
     for timestep in (-1, 1000, 1.5):
         with pytest.raises(ValueError, match=f"timestep: {timestep} given"):
             sampler.sample_from(torch.zeros(1, 3, 8, 8), timestep)

@@ -21,6 +21,7 @@ from fastddpm.score import (
     denoised,
     inpaint,
     on_denoised,
+    sample_pc,
 )
 from fastddpm.score.inverse import COLOURS
 
@@ -228,6 +229,22 @@ def test_an_inpainted_image_depends_on_its_own_seed_alone():
     together = inpaint(field, image, mask, [3, 4], steps=5)
     torch.testing.assert_close(inpaint(field, image, mask, [4], steps=5), together[1:], rtol=1e-4, atol=1e-4)
     assert float((together[0] - together[1]).abs().max()) > 0.1
+
+
+def test_noise_of_what_is_known_is_fresh_each_time():
+    """After the predictor and after every pass of the corrector."""
+    seen = []
+
+    class Recorder:
+        def __call__(self, sde, x, t, noise):
+            seen.append(noise.clone())
+            return x
+
+        def final(self, x_0):
+            return x_0
+
+    sample_pc(two_blobs(VPSDE()), [3], (2,), steps=3, corrector_steps=2, constraint=Recorder())
+    assert len(torch.unique(torch.cat(seen), dim=0)) == len(seen) == 9
 
 
 def test_bad_arguments_are_named():

@@ -11,11 +11,12 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_cases import MODEL, Bars, Broken, config, trainer
+from training_cases import MODEL, SCHEDULE, Bars, Broken, config, trainer
 
-from fastddpm import CheckpointError, UNetConfig, load
+from fastddpm import CheckpointError, UNet, UNetConfig, load
 from fastddpm.training import Objective, TrainConfig, TrainingDiverged, checkpoints
 from fastddpm.training.interruption import Interrupted
+from fastddpm.training.objective import Noiser
 
 
 def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
@@ -127,6 +128,30 @@ def test_accumulated_micro_batches_are_the_batch(tmp_path):
         gradients.append(one.unet.conv_in.weight.grad.clone())
     assert gradients[0].abs().max() > 1e-3
     assert (gradients[0] - gradients[1]).abs().max() < 1e-5
+
+
+def test_gradients_are_clipped_to_their_norm(tmp_path):
+    one = trainer(tmp_path, grad_clip=1e-3)
+    one.optimizer.zero_grad = lambda: None
+    one._optimize()
+    norms = torch.stack([parameter.grad.norm() for parameter in one.unet.parameters()])
+    assert norms.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_validation_loss_is_the_averages_on_noise_of_its_own(tmp_path):
+    """Without dropout, of units or of classes, and on ordinals that no run reaches."""
+    one = trainer(tmp_path, class_dropout=0.9)
+    for step in range(3):
+        one.step = step
+        one._optimize()
+    found = one._validate(0.0)["validation_loss"]
+    x_0, labels = Bars().batch(torch.arange(16))
+    batch = Noiser(SCHEDULE, one.config.objective, seed=0)(x_0, labels, 2**48 + torch.arange(16))
+    averaged = UNet(MODEL).eval()
+    averaged.load_state_dict(one.ema.module.state_dict())
+    with torch.no_grad():
+        expected = torch.nn.functional.mse_loss(averaged(batch.x_t, batch.t, labels), batch.target)
+    assert found == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_learning_rates():
