@@ -184,7 +184,6 @@ OF_ANYTHING = {
     "dropin/_diffusers/pipeline.py: set_progress_bar_config",
     "dropin/_diffusers/pipeline.py: to",
     "dropin/_diffusers/schedulers.py: set_timesteps",
-    "dropin/chains.py: run",
     "engine/capturable.py: run_on_fakes",
     "engine/refusal.py: refusal",
     "export/nodes.py: subgraphs",
