@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastddpm.checks import seed_list
 from fastddpm.plans import Plan
 from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
@@ -31,14 +32,7 @@ def checked_seeds(seeds: Sequence[int] | Tensor | np.ndarray, name: str = "seeds
     Raises:
         ValueError: not a flat, non-empty list of integers in [0, 2**63).
     """
-    values = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else list(seeds)
-    if not values:
-        raise ValueError(f"{name}: none given, at least one accepted")
-    for value in values:
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or not 0 <= value <= MAX_SEED:
-            raise ValueError(f"{name}: {value!r} given, integers in [0, 2**63) accepted")
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(seed_list(seeds, name), dtype=torch.int64)
 
 
 def random_seeds(count: int, generator: torch.Generator | None = None) -> Tensor:

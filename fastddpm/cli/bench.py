@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastddpm.plans.plan import check_choice
+from fastddpm.checks import check_choice
 
 if TYPE_CHECKING:
     from fastddpm.bench.results import Document

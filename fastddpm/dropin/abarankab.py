@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import check_choice, whole
 from fastddpm.dropin.peer import DropIn, check_device, holds
 from fastddpm.dropin.runner import Runner, warn_if_random
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
-from fastddpm.plans.plan import check_choice
-from fastddpm.request import whole
 from fastddpm.unet import abarankab
 
 DESCRIPTION = "abarankab/DDPM GaussianDiffusion"

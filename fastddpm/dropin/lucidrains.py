@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument, check_choice, whole
 from fastddpm.dropin.chains import Chains
 from fastddpm.dropin.peer import DropIn, holds
 from fastddpm.dropin.runner import Adapter, warn_if_random
@@ -21,9 +22,7 @@ from fastddpm.engine import Engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES, Habits, ancestral_plan, ddim_plan
-from fastddpm.plans.plan import check_choice
 from fastddpm.randomness import PhiloxNoise
-from fastddpm.request import whole
 
 DESCRIPTION = "denoising-diffusion-pytorch (lucidrains) GaussianDiffusion"
 
@@ -63,17 +62,17 @@ def build(obj: Any, settings: Settings, **options: Any) -> FastLucidrains:
     """
     for name, reason in _REFUSED.items():
         if hasattr(obj, name):
-            raise ValueError(f"obj: {reason}; accepted are {DESCRIPTION}, with or without guidance")
+            raise BadArgument("obj", reason, f"{DESCRIPTION}, with or without guidance,")
     for name, reason in _REFUSED_ARGUMENTS.items():
         if name in _parameters(obj.sample) or name in _parameters(getattr(obj, "p_sample", obj.sample)):
-            raise ValueError(f"obj: {reason}; accepted are {DESCRIPTION}, with or without guidance")
+            raise BadArgument("obj", reason, f"{DESCRIPTION}, with or without guidance,")
     warn_if_random(obj.model, "model")
     if hasattr(obj.model, "forward_with_cond_scale"):
         from fastddpm.dropin.lucidrains_guidance import FastGuidedLucidrains
 
         return FastGuidedLucidrains(obj, settings, **options)
     if options:
-        raise ValueError(f"{', '.join(options)}: given, no options accepted for {DESCRIPTION}")
+        raise BadArgument(", ".join(options), "an option", f"none for {DESCRIPTION}")
     return FastLucidrains(obj, settings)
 
 
@@ -216,14 +215,14 @@ class FastLucidrains(DropIn):
     ) -> Tensor:
         total = self.original.num_timesteps
         t = total - 1 if t is None else t
-        whole("t", t, least=0)
-        if t >= total:
-            raise ValueError(f"t: {t} given, 0 .. {total - 1} accepted")
+        whole("t", t, least=0, most=total - 1)
         if x1.shape != x2.shape:
-            raise ValueError(f"x2: shape {tuple(x2.shape)} given, that of x1, {tuple(x1.shape)}, accepted")
+            raise BadArgument("x2", f"shape {tuple(x2.shape)}", f"that of x1, {tuple(x1.shape)}")
         source = chains.source(len(x1))
         if isinstance(source, PhiloxNoise):
-            raise ValueError('noise: interpolate draws its noise as the original does; "torch" accepted')
+            raise BadArgument(
+                "noise", "'philox' to interpolate, which draws its noise as the original does,", "'torch'"
+            )
         at = torch.full((len(x1),), t, device=x1.device)
         with torch.no_grad():
             noised = [self.original.q_sample(x, t=at) for x in (x1, x2)]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument, check_count
 from fastddpm.dropin.chains import Chains
 from fastddpm.dropin.lucidrains import FastLucidrains
 from fastddpm.dropin.settings import Report, Settings
@@ -65,7 +66,7 @@ class FastGuidedLucidrains(FastLucidrains):
             ValueError: naming the argument, what was given and what is accepted.
         """
         if not isinstance(classes, Tensor) or classes.dim() != 1 or len(classes) == 0:
-            raise ValueError(f"classes: {classes!r} given, an int64 tensor (B,) accepted")
+            raise BadArgument("classes", repr(classes), "an int64 tensor (B,)")
         loop = self.ddim_sample if self.original.is_ddim_sampling else self.p_sample_loop
         shape = (len(classes), self.original.channels, *self._size())
         return loop(classes, shape, cond_scale, rescaled_phi, **options)
@@ -137,10 +138,7 @@ class FastGuidedLucidrains(FastLucidrains):
         generator: torch.Generator | None = None,
         progress: bool = True,
     ) -> Tensor:
-        if len(cond["classes"]) != shape[0]:
-            raise ValueError(
-                f"classes: {len(cond['classes'])} given for {shape[0]} images; one each accepted"
-            )
+        check_count("classes", len(cond["classes"]), shape[0])
         source = chains.source(int(shape[0]), seeds=seeds, generator=generator)
         batch = chains.batch(shape, source, cond={**cond, "classes": cond["classes"].to(chains.device)})
         return (chains.run(plan, batch, progress=progress) + 1) * 0.5
@@ -150,9 +148,7 @@ class FastGuidedLucidrains(FastLucidrains):
     ) -> Chains:
         """The chains for a pair of scales."""
         if cond_scale == 1 and finished:
-            raise ValueError(
-                "cond_scale: 1 given under CFG++, where the original fails; another number accepted"
-            )
+            raise BadArgument("cond_scale", "1 under CFG++, where the original fails,", "another number")
         # Versions without CFG++ do not unpack a pair.
         mixes = cond_scale == 1 and count == 2 and hasattr(self.original, "use_cfg_plus_plus")
         mixes = mixes and not self.repair

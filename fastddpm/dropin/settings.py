@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.engine import ENGINES, Engine
-from fastddpm.plans.plan import check_choice
 from fastddpm.precision import PRECISIONS, Precision
 
 NoiseKind = Literal["torch", "philox"]
@@ -43,7 +43,7 @@ class Settings:
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS)
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype: {self.dtype!r} given, None, float32, float16 or bfloat16 accepted")
+            raise BadArgument("dtype", repr(self.dtype), "None, float32, float16 or bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)

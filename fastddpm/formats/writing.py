@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastddpm.checks import BadArgument
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
 from fastddpm.interruption import postponed
@@ -43,7 +44,7 @@ def save_pipeline(
     theirs = dialect.their_config(unet.config)
     shape = options.get("shape")
     if shape is None:
-        raise ValueError("shape: None given, (C, H, W) accepted; a pipeline's folder holds the size")
+        raise BadArgument("shape", "None", "(C, H, W), for a pipeline's folder holds the size,")
     height, width = shape[-2:]
     theirs["sample_size"] = height if height == width else [height, width]
     scheduler = scheduler_config(schedule, options)
@@ -86,10 +87,10 @@ def scheduler_config(schedule: NoiseSchedule, options: Mapping[str, Any]) -> dic
     method = options.get("method", "ddpm")
     names = {ours: theirs for theirs, ours in SCHEDULERS.items()}
     if method not in names:
-        raise ValueError(f"method: {method!r} given, {' or '.join(names)} fits a pipeline of diffusers")
+        raise BadArgument("method", repr(method), f"{' or '.join(names)} by a pipeline of diffusers")
     for name, neutral in _NEUTRAL.items():
         if options.get(name, neutral) != neutral:
-            raise ValueError(f"{name}: {options[name]!r}, which diffusers' pipelines have not")
+            raise BadArgument(name, repr(options[name]), f"{neutral!r} by a pipeline of diffusers")
     clip = options.get("clip_sample_range")
     config: dict[str, Any] = {
         "_class_name": names[method],
@@ -107,7 +108,9 @@ def scheduler_config(schedule: NoiseSchedule, options: Mapping[str, Any]) -> dic
     if method == "ddpm":
         config["variance_type"] = variance
     elif variance != "fixed_small":
-        raise ValueError(f"variance_type: {variance!r} with ddim, which diffusers' DDIMScheduler has not")
+        raise BadArgument(
+            "variance_type", f"{variance!r} with ddim", "fixed_small by a DDIMScheduler of diffusers"
+        )
     else:
         config["set_alpha_to_one"] = True
     return config

@@ -10,24 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import check_choice, whole
 from fastddpm.finite import check_finite
 from fastddpm.forks import ForkLock
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 from fastddpm.onnx.folder import read_folder
 from fastddpm.onnx.providers import CPU, CUDA, choose_provider
-from fastddpm.onnx.request import (
-    Batch,
-    Float32,
-    check_output,
-    make_batch,
-    resolved_options,
-    to_uint8,
-    whole,
-)
+from fastddpm.onnx.request import Batch, Float32, check_output, make_batch, resolved_options, to_uint8
 from fastddpm.onnx.self_test import check_images, check_noise
 from fastddpm.onnx.step_loop import SLOTS, StepLoop
 from fastddpm.plans import METHODS, Plan, make_plan
-from fastddpm.plans.plan import check_choice
 from fastddpm.progress import progress_bar
 
 LOOPS = ("auto", "file", "steps")
@@ -68,7 +60,7 @@ class OnnxSampler:
     ) -> None:
         check_choice("loop", loop, LOOPS)
         if threads is not None:
-            whole("threads", threads)
+            whole("threads", threads, least=1)
         self.folder = read_folder(folder)
         noise_file = self.folder.file("noise.onnx")
         self._provider = choose_provider(provider, noise_file, threads=threads, options=provider_options)
@@ -171,7 +163,7 @@ class OnnxSampler:
             guidance_scale=guidance_scale,
             condition=condition,
         )
-        size = len(every) if max_batch is None else min(whole("max_batch", max_batch), len(every))
+        size = len(every) if max_batch is None else min(whole("max_batch", max_batch, least=1), len(every))
         eta_used = float(resolved_options(self.folder, given)["eta"])
         pieces = []
         with progress_bar(progress, -(-len(every) // size) * len(plan)) as advance:

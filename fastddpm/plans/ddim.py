@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import check_choice, check_number
 from fastddpm.plans.ddpm import consecutive_alphas_cumprod
 from fastddpm.plans.plan import (
     PREDICTION_TYPES,
@@ -14,9 +15,7 @@ from fastddpm.plans.plan import (
     Plan,
     PredictionType,
     build_table,
-    check_choice,
     check_clip_range,
-    check_number,
     prediction_columns,
 )
 from fastddpm.plans.spacing import resolve_timesteps

@@ -6,10 +6,11 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.ddim import ddim_plan
 from fastddpm.plans.ddpm import VARIANCE_TYPES, ddpm_plan
 from fastddpm.plans.dpmpp import dpmpp_2m_plan
-from fastddpm.plans.plan import Plan, check_choice
+from fastddpm.plans.plan import Plan
 from fastddpm.schedule import NoiseSchedule
 
 METHODS = ("ddpm", "ddim", "dpmpp_2m")
@@ -48,8 +49,7 @@ def make_plan(
     Raises:
         ValueError: unknown method, a bad value, or an option that belongs to another method.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: {method!r} given, one of {', '.join(METHODS)} accepted")
+    check_choice("method", method, METHODS)
     check_choice("variance_type", variance_type, VARIANCE_TYPES)
     check_choice("time_input", time_input, TIME_INPUTS)
     _check_owner("ddim", "eta", eta, 0, method)
@@ -61,9 +61,10 @@ def make_plan(
         )
         return plan.with_noise_levels(schedule) if time_input == "noise_level" else plan
     if variance_type == "fixed_large":
-        raise ValueError(
-            f"variance_type: {variance_type!r} given with method {method!r}; fixed_large belongs to ddpm, "
-            "fixed_small or learned_range accepted here"
+        raise BadArgument(
+            "variance_type",
+            f"{variance_type!r}, which belongs to ddpm, with method {method!r}",
+            "fixed_small or learned_range",
         )
     if method == "ddim":
         plan = ddim_plan(schedule, num_inference_steps, eta=eta, use_clipped_model_output=True, **common)
@@ -76,7 +77,4 @@ def make_plan(
 def _check_owner(owner: str, name: str, value: Any, neutral: int, method: str) -> None:
     """ValueError where an option of one method is given, other than `neutral`, with another."""
     if method != owner and not (isinstance(value, Real) and value == neutral):
-        raise ValueError(
-            f"{name}: {value!r} given with method {method!r}; {name} belongs to {owner}, "
-            f"{neutral} accepted here"
-        )
+        raise BadArgument(name, f"{value!r}, which belongs to {owner}, with method {method!r}", str(neutral))

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 
 from fastddpm.bench.contest import Contest, Settings
-from fastddpm.plans.plan import check_choice
+from fastddpm.checks import check_choice
 
 SUBJECTS = (
     "reverse_step",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, whole
 from fastddpm.copies import Copied, InDtype
 from fastddpm.dropin._diffusers.generators import Generators, one_each
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
@@ -27,7 +28,7 @@ from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
-from fastddpm.request import Batch, whole
+from fastddpm.request import Batch
 from fastddpm.sampler import evenly_spread
 
 Callback = Callable[[int, int, Tensor], None]
@@ -80,9 +81,10 @@ class FastPipeline(DropIn):
         plan = self._plans.get(scheduler, num_inference_steps, self.options, **options)
         widened = unet.config.out_channels == 2 * unet.config.in_channels
         if widened and scheduler_kind(scheduler) == "DDPMScheduler" and not plan.learned_range:
-            raise ValueError(
-                f"variance_type: {variance_type_of(scheduler, self.options)} given, but the UNet returns "
-                "twice the channels; learned_range or learned accepted"
+            raise BadArgument(
+                "variance_type",
+                f"{variance_type_of(scheduler, self.options)} with a UNet that returns twice the channels",
+                "learned_range or learned",
             )
         return plan
 
@@ -237,7 +239,7 @@ class FastPipeline(DropIn):
         plan = self._plan(num_inference_steps, **options)
         available = len(plan) + (0 if predicted else 1)
         if frames is not None and not 2 <= frames <= available:
-            raise ValueError(f"frames: {frames!r} given, None or 2 to {available} accepted")
+            raise BadArgument("frames", repr(frames), f"None or 2 to {available}")
         kept = set(evenly_spread(available, available if frames is None else frames))
         chains = self._network()
         batch = self._batch(chains, batch_size, generator, extras)

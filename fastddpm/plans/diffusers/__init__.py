@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fastddpm.checks import check_choice
 from fastddpm.plans.diffusers.config import read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
 from fastddpm.plans.diffusers.dpmsolver import from_dpmsolver_scheduler
-from fastddpm.plans.plan import Plan, check_choice
+from fastddpm.plans.plan import Plan
 
 _BUILDERS: dict[str, Callable[..., Plan]] = {
     "DDPMScheduler": from_ddpm_scheduler,
