@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.chain import Turn, Walker, without_grad
+from fastddpm.checks import BadArgument, image_shape, whole
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine, Loops, resolve_engine
 from fastddpm.finite import check_finite
@@ -22,7 +23,7 @@ from fastddpm.network import Model, model_device_dtype
 from fastddpm.plans import Plan, make_plan
 from fastddpm.precision import Precision, check_dtype, described, dtype_of
 from fastddpm.progress import progress_bar
-from fastddpm.request import Batch, image_shape, make_batches, whole
+from fastddpm.request import Batch, make_batches
 from fastddpm.schedule import NoiseSchedule
 
 Callback = Callable[[int, int, Tensor], None]
@@ -160,7 +161,7 @@ class Sampler:
         self.device = seen_device if device is None else torch.device(device)
         self.dtype = dtype_of(precision, dtype) or seen_dtype
         if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"model: {self.dtype} weights given, float32, float16 or bfloat16 accepted")
+            raise BadArgument("model", f"{self.dtype} weights", "float32, float16 or bfloat16")
         check_dtype(precision, self.dtype)
         self.precision = precision
         self._cast: InDtype | None = None
@@ -195,12 +196,12 @@ class Sampler:
     def replace(self, **changes: Any) -> Sampler:
         """A sampler on the same model with some arguments of the constructor changed."""
         if "method" not in self._options and set(changes) - set(self._options):
-            raise ValueError(
-                f"replace: this sampler has a given plan; only {', '.join(self._options)} change"
+            raise BadArgument(
+                "replace", "other options with a sampler of a given plan", f"only {', '.join(self._options)}"
             )
         unknown = sorted(set(changes) - set(self._options))
         if unknown:
-            raise ValueError(f"{unknown[0]}: not an option of Sampler; known: {', '.join(self._options)}")
+            raise BadArgument(unknown[0], "no option of Sampler", ", ".join(self._options))
         options = {**self._options, **changes}
         if "method" not in options:
             return Sampler.from_plan(self.model, self.schedule, self.plan, **options)
@@ -325,7 +326,7 @@ class Sampler:
         batches = self._batches({"batch_size": batch_size, **request})
         available = len(self.plan) + (0 if predicted else 1)
         if frames is not None and not 2 <= frames <= available:
-            raise ValueError(f"frames: {frames!r} given, None or 2 to {available} accepted")
+            raise BadArgument("frames", repr(frames), f"None or 2 to {available}")
         kept = set(evenly_spread(available, available if frames is None else frames))
         pieces: list[Tensor] = []
         with self._turn.taken(), progress_bar(progress, len(batches) * len(self.plan)) as advance:
@@ -399,12 +400,13 @@ class Sampler:
             float32 ``(steps, C, H, W)``.
         """
         if first.ndim != 3 or first.shape != second.shape:
-            raise ValueError(
-                f"first, second: shapes {tuple(first.shape)} and {tuple(second.shape)} given, "
-                "one common (C, H, W) accepted"
+            raise BadArgument(
+                "first, second",
+                f"shapes {tuple(first.shape)} and {tuple(second.shape)}",
+                "one common (C, H, W)",
             )
         if steps < 2:
-            raise ValueError(f"steps: {steps!r} given, an integer of at least 2 accepted")
+            raise BadArgument("steps", repr(steps), "an integer of at least 2")
         weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
         return self.sample_from(row_of_images, timestep, seeds=[seed] * steps, **request)
@@ -458,20 +460,21 @@ class Sampler:
 
     def _check_cast(self, precision: str, weights: torch.dtype) -> None:
         if not isinstance(self.model, torch.nn.Module):
-            raise ValueError(
-                f"precision: {precision!r} given for a model that is no torch Module and cannot be cast; "
-                "highest, tf32 or None accepted, and dtype= for a model that takes x in another dtype"
+            raise BadArgument(
+                "precision",
+                f"{precision!r} for a model that is no torch Module and cannot be cast",
+                "highest, tf32 or None, and dtype= for a model that takes x in another dtype,",
             )
         if weights != torch.float32:
-            raise ValueError(
-                f"precision: {precision!r} given for {weights} weights, float32 or {self.dtype} ones accepted"
+            raise BadArgument(
+                "precision", f"{precision!r} for {weights} weights", f"float32 or {self.dtype} ones"
             )
 
     def _batches(self, request: dict[str, Any]) -> list[Batch]:
         """The batches for keyword arguments of :meth:`sample`, given to another method."""
         unknown = sorted(set(request) - set(SHARED_ARGUMENTS))
         if unknown:
-            raise ValueError(f"{unknown[0]}: not accepted here; accepted are {', '.join(SHARED_ARGUMENTS)}")
+            raise BadArgument(unknown[0], "an argument that is none here", ", ".join(SHARED_ARGUMENTS))
         given = dict(request)
         x = given.pop("x_T", None)
         return make_batches(self, x=x, **given)
@@ -482,9 +485,7 @@ class Sampler:
             or not isinstance(timestep, int)
             or not 0 <= timestep < len(self.schedule)
         ):
-            raise ValueError(
-                f"timestep: {timestep!r} given, an integer from 0 to {len(self.schedule) - 1} accepted"
-            )
+            raise BadArgument("timestep", repr(timestep), f"an integer from 0 to {len(self.schedule) - 1}")
         return self.plan.row_of(timestep)
 
 

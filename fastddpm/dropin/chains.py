@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.chain import Turn, Walker, without_grad
+from fastddpm.checks import BadArgument, check_count
 from fastddpm.copies import Copies
 from fastddpm.dropin.settings import Settings
 from fastddpm.engine import Loops, resolve_engine
@@ -77,13 +78,16 @@ class Chains:
         """
         if self.settings.noise == "torch":
             if seeds is not None:
-                raise ValueError('seeds: given, but this object has noise="torch"; optimize it with "philox"')
+                raise BadArgument(
+                    "seeds", 'seeds to an object with noise="torch"', 'None, or optimize with "philox",'
+                )
             return TorchNoise(generator, self.device, dtype)
         if generator is not None and not isinstance(generator, torch.Generator):
-            raise ValueError('generator: a list given with noise="philox"; seeds are per image there')
+            raise BadArgument(
+                "generator", 'a list with noise="philox", where seeds are per image,', "one torch.Generator"
+            )
         values = random_seeds(count, generator) if seeds is None else checked_seeds(seeds)
-        if len(values) != count:
-            raise ValueError(f"seeds: {len(values)} given for {count} images; one each accepted")
+        check_count("seeds", len(values), count)
         return PhiloxNoise(values, self.device)
 
     def batch(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.chain import without_grad
+from fastddpm.checks import BadArgument
 from fastddpm.copies import Copies
 from fastddpm.dropin.arranged import ForGpu
 from fastddpm.dropin.chains import Chains
@@ -108,7 +109,7 @@ class Runner:
         if choice != "original":
             self.unet, reason = same_network(source, Adapter(source, call), dialect, times)
         if choice == "ours" and self.unet is None:
-            raise ValueError(f"network: 'ours' given, but {reason}; auto or original accepted")
+            raise BadArgument("network", f"'ours', but {reason},", "auto or original")
         if self.unet is not None:
             self.network = f"our UNet with its weights, {reason}"
             self._merged = self._not_shared()
