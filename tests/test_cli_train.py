@@ -121,7 +121,7 @@ def test_bad_data_is_one_line_and_writes_nothing(run, pictures, tmp_path, capsys
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", str(tmp_path / "empty"), "no images in this folder", "at least one")
     Image.new("RGB", (8, 6)).save(pictures / "red" / "wide.png")
-    refused(pictures, "images of 2 sizes", "6x8 (1, such as red/wide.png)", "one size accepted")
+    refused(pictures, "images of 2 sizes", "6x8 (1, such as red/wide.png)", "one size, or size=")
     cells = [{"bytes": (pictures / "red" / "0.png").read_bytes(), "path": None}] * 3
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = datasets.Dataset.from_dict({"image": cells, "label": [0, -1, 1]}, features=features)
