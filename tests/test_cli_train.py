@@ -127,7 +127,7 @@ def test_bad_data_is_one_line_and_writes_nothing(run, pictures, tmp_path, capsys
     rows = datasets.Dataset.from_dict({"image": cells, "label": [0, -1, 1]}, features=features)
     rows.to_parquet(tmp_path / "rows.parquet")
     capsys.readouterr()  # its progress
-    refused(tmp_path / "rows.parquet", "-1 given in row 1 of 'label'", "integers in [0, 2)")
+    refused(tmp_path / "rows.parquet", "-1 in row 1 of 'label'", "integers in [0, 2)")
 
 
 def test_a_run_folder_of_something_else_is_one_line(run, pictures, tmp_path):

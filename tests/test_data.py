@@ -498,7 +498,7 @@ def test_mixed_sizes(tmp_path):
     save(tmp_path / "b.png", noise_image(0, 6, 8))
     save(tmp_path / "c.png", noise_image(0, 8, 6))
     with pytest.raises(
-        ValueError, match=r"2 sizes given.*6x8 \(2, such as a\.png\), 8x6 \(1, such as c\.png\)"
+        ValueError, match=r"images of 2 sizes.*6x8 \(2, such as a\.png\), 8x6 \(1, such as c\.png\)"
     ):
         open_dataset(tmp_path)
     assert open_dataset(tmp_path, size=6).shape == (3, 6, 6)
@@ -511,8 +511,8 @@ def test_mixed_sizes(tmp_path):
         ({"size": 0}, "size: 0 given"),
         ({"split": "tests"}, "split: 'tests' given"),
         ({"shift": -1}, "shift: -1 given"),
-        ({"image_column": "image"}, "image_column: 'image' given .* Hugging Face data only"),
-        ({"label_column": "label"}, "label_column: 'label' given .* Hugging Face data only"),
+        ({"image_column": "image"}, "image_column: 'image' for .* Hugging Face data only"),
+        ({"label_column": "label"}, "label_column: 'label' for .* Hugging Face data only"),
     ],
 )
 def test_options_are_checked(tmp_path, options, message):
