@@ -511,8 +511,8 @@ def test_mixed_sizes(tmp_path):
         ({"size": 0}, "size: 0 given"),
         ({"split": "tests"}, "split: 'tests' given"),
         ({"shift": -1}, "shift: -1 given"),
-        ({"image_column": "image"}, "image_column: 'image' for .* Hugging Face data only"),
-        ({"label_column": "label"}, "label_column: 'label' for .* Hugging Face data only"),
+        ({"image_column": "image"}, "image_column: 'image' for .* Hugging Face data, accepted"),
+        ({"label_column": "label"}, "label_column: 'label' for .* Hugging Face data, accepted"),
     ],
 )
 def test_options_are_checked(tmp_path, options, message):
