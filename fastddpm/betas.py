@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import BadArgument, check_number, whole
+
 Array = npt.NDArray[np.float64]
 MAX_STEPS = 1_000_000
 """Training timesteps: a file may ask for any number of them, and networks are trained with a few thousand."""
@@ -40,7 +42,7 @@ def cosine(num_train_timesteps: int, s: float, max_beta: float) -> Array:
     Nichol and Dhariwal 2021, equation 17.
     """
     count = _count(num_train_timesteps)
-    s = _number("s", s, low=0.0, high=math.inf)
+    s = check_number("s", s, low=0)
     f = np.cos((np.arange(count + 1) / count + s) / (1 + s) * math.pi / 2) ** 2
     betas: Array = np.minimum(1 - f[1:] / f[:-1], _unit("max_beta", max_beta))
     return betas
@@ -54,13 +56,11 @@ def sigmoid(num_train_timesteps: int, start: float, end: float, tau: float, max_
     end, that moves its last values by 1e-4 relative, so it is repeated here.
     """
     count = _count(num_train_timesteps)
-    start = _number("start", start, low=-math.inf, high=math.inf)
-    end = _number("end", end, low=-math.inf, high=math.inf)
-    tau = _number("tau", tau, low=0.0, high=math.inf)
+    start = check_number("start", start)
+    end = check_number("end", end)
+    tau = check_number("tau", tau, above=0)
     if not start < end:
-        raise ValueError(f"start must be below end, got start={start!r} and end={end!r}")
-    if tau == 0.0:
-        raise ValueError("tau must be above 0, got 0.0")
+        raise BadArgument("start, end", f"{start!r}, {end!r}", "start < end")
     v_start, v_end = (float(np.float32(_sigmoid(v / tau))) for v in (start, end))
     i = np.arange(count + 1) / count
     abar = (v_end - _sigmoid((i * (end - start) + start) / tau)) / (v_end - v_start)
@@ -71,7 +71,7 @@ def sigmoid(num_train_timesteps: int, start: float, end: float, tau: float, max_
 def warmup(fraction: float, num_train_timesteps: int, beta_start: float, beta_end: float) -> Array:
     """Linear from beta_start to beta_end over the first int(T * fraction) steps, then beta_end."""
     count, start, end = _range(num_train_timesteps, beta_start, beta_end)
-    rising = int(count * _number("fraction", fraction, low=0.0, high=1.0))
+    rising = int(count * check_number("fraction", fraction, low=0, high=1))
     return np.concatenate([np.linspace(start, end, rising), np.full(count - rising, end)])
 
 
@@ -92,8 +92,8 @@ def rescaled_zero_terminal_snr(alphas_cumprod: Array) -> Array:
     Lin et al. 2023, algorithm 1.
     """
     if len(alphas_cumprod) < 2:
-        raise ValueError(
-            f"zero terminal SNR needs num_train_timesteps of at least 2, got {len(alphas_cumprod)}"
+        raise BadArgument(
+            "num_train_timesteps", str(len(alphas_cumprod)), "at least 2 with zero terminal SNR"
         )
     root = np.sqrt(alphas_cumprod)
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
@@ -108,19 +108,21 @@ def checked(betas: Any) -> Array:
         array = np.array(betas.tolist() if hasattr(betas, "tolist") else betas, dtype=np.float64)
     except (TypeError, ValueError) as error:
         given = textwrap.shorten(repr(betas), 200)
-        raise ValueError(f"betas must be a one-dimensional sequence of numbers, got {given}") from error
+        raise BadArgument("betas", given, "a one-dimensional sequence of numbers") from error
     if array.ndim != 1 or not 0 < len(array) <= MAX_STEPS:
-        raise ValueError(
-            f"betas must be a non-empty one-dimensional sequence of at most {MAX_STEPS:,}, "
-            f"got shape {array.shape}"
+        raise BadArgument(
+            "betas", f"shape {array.shape}", f"a non-empty one-dimensional sequence of at most {MAX_STEPS:,}"
         )
     allowed = (array > 0.0) & (array < 1.0)
     allowed[-1] |= array[-1] == 1.0
     allowed[0] &= 1.0 - array[0] < 1.0  # a first step that adds no noise divides 0 by 0
     if not allowed.all():
         i = int(np.argmin(allowed))
-        accepted = "in (0, 1], 1 only as the last, and the first above 1e-16"
-        raise ValueError(f"betas must lie {accepted}, got betas[{i}] = {array[i]} of {len(array)}")
+        raise BadArgument(
+            "betas",
+            f"betas[{i}] = {array[i]} of {len(array)}",
+            "numbers in (0, 1], 1 only as the last, and the first above 1e-16",
+        )
     array.setflags(write=False)
     return array
 
@@ -129,30 +131,13 @@ def _sigmoid(x: Any) -> Any:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _number(name: str, value: Any, *, low: float, high: float) -> float:
-    """`value` as a finite float in [low, high]."""
-    if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name} must be a finite number in [{low:g}, {high:g}], got {value!r}")
-    return float(value)
-
-
 def _unit(name: str, value: Any) -> float:
     """`value` as a float in (0, 1]."""
-    if not _is_number(value) or not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} must be a number in (0, 1], got {value!r}")
-    return float(value)
+    return check_number(name, value, above=0, high=1)
 
 
 def _count(value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"num_train_timesteps must be an integer of at least 1, got {value!r}")
-    if value > MAX_STEPS:
-        raise ValueError(f"num_train_timesteps must be at most {MAX_STEPS:,}, got {value!r}")
-    return int(value)
+    return whole("num_train_timesteps", value, least=1, most=MAX_STEPS)
 
 
 def _range(count: Any, beta_start: Any, beta_end: Any) -> tuple[int, float, float]:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats import abarankab, diffusers, sr3
 from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors, tensors_of
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
 from fastddpm.interruption import postponed
 from fastddpm.options import ModelOptions, SamplerOptions
-from fastddpm.plans.plan import check_choice
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
@@ -89,7 +89,7 @@ def _as_json(document: Mapping[str, object]) -> str:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: {value!r} given, a value that JSON can hold accepted") from error
+            raise BadArgument(name, repr(value), "a value that JSON can hold") from error
     return json.dumps(document, indent=2) + "\n"
 
 
@@ -229,7 +229,7 @@ def _configuration(config: Mapping[str, object] | str | Path | None) -> dict[str
     if isinstance(config, (str, Path)):
         return read_json(Path(config))
     if not isinstance(config, Mapping):
-        raise ValueError(f"config: {type(config).__name__} given, a mapping or a JSON file accepted")
+        raise BadArgument("config", type(config).__name__, "a mapping or a JSON file")
     return dict(config)
 
 

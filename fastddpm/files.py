@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastddpm.checks import BadArgument
 from fastddpm.temporaries import remove, temporary_name
 
 if TYPE_CHECKING:
@@ -155,9 +156,10 @@ def check_replaceable(folder: Path, names: Iterable[str], weights: Path) -> None
     """
     there = sorted(name for name in names if (folder / name).exists())
     if there and not _is_ours(weights):
-        raise ValueError(
-            f"folder: {str(folder)!r} given, which holds {there[0]} of something else; a new folder, or one "
-            "that was written here, accepted"
+        raise BadArgument(
+            "folder",
+            f"{str(folder)!r}, which holds {there[0]} of something else,",
+            "a new folder, or one that was written here,",
         )
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.betas import Array
+from fastddpm.checks import BadArgument
 from fastddpm.schedule import NoiseSchedule
 
 
@@ -104,11 +105,11 @@ def posterior_variance(schedule: NoiseSchedule, x_t: Tensor, t: Tensor) -> Tenso
 def extract(values: Array, t: Tensor, x: Tensor) -> Tensor:
     """values[t] as (B, 1, ...), to multiply x (B, ...), in x's dtype and on its device."""
     if t.dtype.is_floating_point or t.dtype == torch.bool or t.shape != x.shape[:1]:
-        raise ValueError(
-            f"t must be an integer tensor of shape {tuple(x.shape[:1])}, got {t.dtype} {tuple(t.shape)}"
+        raise BadArgument(
+            "t", f"{t.dtype} {tuple(t.shape)}", f"an integer tensor of shape {tuple(x.shape[:1])}"
         )
     if t.device.type == "cpu" and len(t) and not 0 <= int(t.min()) <= int(t.max()) < len(values):
-        raise ValueError(f"t must lie in 0 .. {len(values) - 1}, got {int(t.min())} .. {int(t.max())}")
+        raise BadArgument("t", f"{int(t.min())} .. {int(t.max())}", f"in 0 .. {len(values) - 1}")
     table = torch.tensor(values, device=x.device, dtype=x.dtype)
     return table[t.to(x.device)].reshape(-1, *([1] * (x.dim() - 1)))
 

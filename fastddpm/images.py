@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.files import replacing
 
 Pixels = npt.NDArray[np.uint8]
@@ -25,7 +26,7 @@ ANIMATION_WIDTH = 280
 def to_uint8(images: Tensor) -> Pixels:
     """``(..., C, H, W)`` in [-1, 1] -> uint8 ``(..., H, W, C)``; values outside are clamped, NaN refused."""
     if images.isnan().any():
-        raise ValueError("images: NaN among the values, numbers accepted")
+        raise BadArgument("images", "NaN among the values", "numbers")
     levels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()
     pixels: Pixels = levels.movedim(-3, -1).to("cpu").numpy().astype(np.uint8)
     return pixels

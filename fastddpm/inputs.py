@@ -155,17 +155,6 @@ def member(folder: Path, name: object) -> Path:
     return folder / name
 
 
-def whole_number(name: str, value: object, low: int, high: int = MAX_SIDE) -> int:
-    """An integer from a file.
-
-    Raises:
-        ValueError: naming it, what was given and what is accepted.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name}: {value!r} given, an integer in [{low}, {high}] accepted")
-    return value
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastddpm.checks import BadArgument
+
 LOCK = ".fastddpm-lock"
 
 
-class FolderInUse(ValueError):
+class FolderInUse(BadArgument):
     """Another process writes into the folder."""
 
 
@@ -34,8 +36,9 @@ def exclusive(folder: Path, argument: str, work: str) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise FolderInUse(
-            f"{argument}: {str(folder)!r} given, where another {work} is running; another folder, or this "
-            "one when that has ended, accepted"
+            argument,
+            f"{str(folder)!r}, where another {work} is running,",
+            "another folder, or this one when that has ended,",
         ) from None
     try:
         yield

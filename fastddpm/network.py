@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.forks import ForkLock
 from fastddpm.weights import Inventory
 from fastddpm_kernels.compat import compiled
@@ -34,9 +35,10 @@ def unwrapped(output: Any) -> Tensor:
         return tensor
     if isinstance(output, (tuple, list)) and len(output) == 1 and isinstance(output[0], Tensor):
         return output[0]
-    raise ValueError(
-        f"model: returned {type(output).__name__}; a tensor, an object with a tensor `.sample`, "
-        "or a tuple of one tensor is accepted"
+    raise BadArgument(
+        "model",
+        f"one that returned {type(output).__name__}",
+        "one that returns a tensor, an object with a tensor `.sample`, or a tuple of one tensor",
     )
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import torch
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.forks import ForkLock
-from fastddpm.plans.plan import check_choice
 
 Precision = Literal["highest", "tf32", "bf16", "fp16"]
 PRECISIONS = ("highest", "tf32", "bf16", "fp16")
@@ -35,16 +35,14 @@ def dtype_of(precision: str | None, dtype: torch.dtype | None) -> torch.dtype | 
     check_choice("precision", precision, PRECISIONS)
     wanted = DTYPES.get(precision, torch.float32)
     if dtype not in (None, wanted):
-        raise ValueError(f"dtype: {dtype} given with precision {precision!r}, None or {wanted} accepted")
+        raise BadArgument("dtype", f"{dtype} with precision {precision!r}", f"None or {wanted}")
     return DTYPES.get(precision, dtype)
 
 
 def check_dtype(precision: str | None, dtype: torch.dtype) -> None:
     """ValueError where float32's precision is chosen for a network that runs in another dtype."""
     if precision in ("highest", "tf32") and dtype != torch.float32:
-        raise ValueError(
-            f"precision: {precision!r} given for a network in {dtype}, None or float32 weights accepted"
-        )
+        raise BadArgument("precision", f"{precision!r} for a network in {dtype}", "None or float32 weights")
 
 
 def described(precision: str | None, dtype: torch.dtype, device: torch.device) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_count, seed_list
 from fastddpm.plans import Plan
 from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
@@ -32,14 +33,7 @@ def checked_seeds(seeds: Sequence[int] | Tensor | np.ndarray, name: str = "seeds
     Raises:
         ValueError: not a flat, non-empty list of integers in [0, 2**63).
     """
-    values = seeds.tolist() if isinstance(seeds, (Tensor, np.ndarray)) else list(seeds)
-    if not values:
-        raise ValueError(f"{name}: none given, at least one accepted")
-    for value in values:
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or not 0 <= value <= MAX_SEED:
-            raise ValueError(f"{name}: {value!r} given, integers in [0, 2**63) accepted")
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(seed_list(seeds, name), dtype=torch.int64)
 
 
 def random_seeds(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -72,20 +66,21 @@ def noise_source(
     """
     if noise == "torch":
         if seeds is not None:
-            raise ValueError('seeds: given with noise="torch", which draws from generators; None accepted')
+            raise BadArgument("seeds", 'seeds with noise="torch", which draws from generators,', "None")
         generators = generator if isinstance(generator, (list, tuple)) else [generator]
         if not all(one is None or isinstance(one, torch.Generator) for one in generators):
-            raise ValueError(f"generator: {generator!r} given, a torch.Generator or one per image accepted")
+            raise BadArgument("generator", repr(generator), "a torch.Generator or one per image")
         return TorchNoise(generator, device, dtype)
     if noise != "philox":
-        raise ValueError(f"noise: {noise!r} given, 'philox' or 'torch' accepted")
+        raise BadArgument("noise", repr(noise), "'philox' or 'torch'")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise ValueError('generator: a list given with noise="philox"; seeds are per image there')
+        raise BadArgument(
+            "generator", 'a list with noise="philox", where seeds are per image,', "one torch.Generator"
+        )
     if generator is not None and seeds is not None:
-        raise ValueError('generator: given with seeds; with noise="philox" one of the two is accepted')
+        raise BadArgument("generator", 'one with seeds and noise="philox"', "one of the two")
     values = random_seeds(count, generator) if seeds is None else checked_seeds(seeds)
-    if len(values) != count:
-        raise ValueError(f"seeds: {len(values)} given for {count} images; one each accepted")
+    check_count("seeds", len(values), count)
     return PhiloxNoise(values, device)
 
 

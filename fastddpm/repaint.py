@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
+from fastddpm.checks import BadArgument, whole
 from fastddpm.finite import check_finite
 from fastddpm.network import without_grad
 from fastddpm.plans import Plan
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import TASK_STREAM, PhiloxNoise
-from fastddpm.request import make_batches, whole
+from fastddpm.request import make_batches
 from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
@@ -101,20 +102,18 @@ def repaint(
     """
     jump, resample = whole("jump", jump, least=1), whole("resample", resample, least=1)
     if sampler.plan.multistep:
-        raise ValueError(
-            f"method: {sampler.plan.method} given, ddpm or ddim accepted (going back needs steps that "
-            "remember nothing)"
+        raise BadArgument(
+            "method", sampler.plan.method, "ddpm or ddim (going back needs steps that remember nothing)"
         )
     count = len(seeds)
     known = _expanded("images", images, count)
     unknown = _expanded("mask", mask.float() if isinstance(mask, Tensor) else mask, count)
     if unknown.shape[1] != 1 or unknown.shape[2:] != known.shape[2:]:
-        raise ValueError(
-            f"mask: shape {tuple(mask.shape)} given, "
-            f"({count} or 1, 1, {known.shape[2]}, {known.shape[3]}) accepted"
+        raise BadArgument(
+            "mask", f"shape {tuple(mask.shape)}", f"({count} or 1, 1, {known.shape[2]}, {known.shape[3]})"
         )
     if not torch.all((unknown == 0) | (unknown == 1)):
-        raise ValueError("mask: values besides 0 and 1 given, those two accepted")
+        raise BadArgument("mask", "values besides 0 and 1", "those two")
     options: dict[str, Any] = {"class_labels": class_labels, "guidance_scale": guidance_scale}
     batches = make_batches(sampler.facts, seeds=seeds, shape=known.shape[1:], max_batch=max_batch, **options)
     order = visits(len(sampler.plan), jump, resample)
@@ -182,5 +181,5 @@ def levels(plan: Plan, schedule: NoiseSchedule) -> list[float]:
 def _expanded(name: str, values: Tensor, count: int) -> Tensor:
     if not isinstance(values, Tensor) or values.ndim != 4 or len(values) not in (1, count):
         given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{name}: {given} given, a tensor ({count} or 1, C, H, W) accepted")
+        raise BadArgument(name, given, f"a tensor ({count} or 1, C, H, W)")
     return values.float().expand(count, -1, -1, -1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
+from fastddpm.checks import BadArgument, check_values, image_shape, is_whole, whole
 from fastddpm.facts import ModelFacts
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
 from fastddpm.transfer import to_device
@@ -99,9 +100,9 @@ def _count(batch_size: int | None, seeds: Any, generator: Any, x: Tensor | None)
         batch_size = whole("batch_size", batch_size, least=1)
     if x is not None and (not isinstance(x, Tensor) or x.ndim != 4 or not x.numel()):
         what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x_T: {what} given, a tensor (B, C, H, W) accepted")
+        raise BadArgument("x_T", what, "a tensor (B, C, H, W)")
     if seeds is not None and not hasattr(seeds, "__len__"):
-        raise ValueError(f"seeds: {seeds!r} given, a list of integers accepted")
+        raise BadArgument("seeds", repr(seeds), "a list of integers")
     counts = {
         "batch_size": batch_size,
         "seeds": None if seeds is None else len(seeds),
@@ -110,9 +111,7 @@ def _count(batch_size: int | None, seeds: Any, generator: Any, x: Tensor | None)
     }
     given = {name: value for name, value in counts.items() if value is not None}
     if len(set(given.values())) > 1:
-        raise ValueError(
-            f"{', '.join(given)}: {', '.join(map(str, given.values()))} images given; one count accepted"
-        )
+        raise BadArgument(", ".join(given), f"{', '.join(map(str, given.values()))} images", "one count")
     return next(iter(given.values()), 1)
 
 
@@ -121,31 +120,26 @@ def _image_shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | Non
     if x is not None:
         given = tuple(x.shape[1:])
         if shape is not None and tuple(shape) != given:
-            raise ValueError(f"shape: {tuple(shape)} given with x_T of {given}; one shape accepted")
+            raise BadArgument("shape", f"{tuple(shape)} with x_T of {given}", "one shape")
         image = given
     if image is None:
-        raise ValueError("shape: none given and the sampler has no default; (C, H, W) accepted")
+        raise BadArgument("shape", "none, and no default of the sampler,", "(C, H, W)")
     return image_shape(image)
-
-
-def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """``(C, H, W)``, checked."""
-    values = tuple(shape)
-    if len(values) != 3 or not all(is_whole(v) and v >= 1 for v in values):
-        raise ValueError(f"shape: {values!r} given, three positive integers (C, H, W) accepted")
-    channels, height, width = (int(v) for v in values)
-    return channels, height, width
 
 
 def _is_guided(guidance_scale: float) -> bool:
     if not isinstance(guidance_scale, numbers.Real) or not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale: {guidance_scale!r} given, a finite number accepted")
+        raise BadArgument("guidance_scale", repr(guidance_scale), "a finite number")
     return guidance_scale != 1.0
 
 
 def _null_label(facts: ModelFacts) -> int:
     if facts.null_label is None:
-        raise ValueError("guidance_scale: not 1, but this model has no null label; give Sampler a null_label")
+        raise BadArgument(
+            "guidance_scale",
+            "a number other than 1 for a model without a null label",
+            "1, or a null_label of Sampler,",
+        )
     return facts.null_label
 
 
@@ -153,26 +147,26 @@ def _labels(facts: ModelFacts, class_labels: Any, count: int, guided: bool) -> T
     """int64 ``(count,)`` on the host, or None for a network without classes."""
     n_classes, null = facts.num_classes, facts.null_label
     if facts.takes_labels is False and (class_labels is not None or guided):
-        raise ValueError("class_labels, guidance_scale: this network has no classes; None and 1 accepted")
+        raise BadArgument(
+            "class_labels, guidance_scale", "labels or guidance for a network without classes", "None and 1"
+        )
     if class_labels is None:
         if guided:
-            raise ValueError("guidance_scale: not 1, but class_labels is None; guidance needs labels")
+            raise BadArgument("guidance_scale", "a number other than 1 without class_labels", "1, or labels,")
         if n_classes is None:
             return None
         if null is None:
-            raise ValueError(f"class_labels: None given, labels from 0 to {n_classes - 1} accepted")
+            raise BadArgument("class_labels", "None", f"labels from 0 to {n_classes - 1}")
         return torch.full((count,), null, dtype=torch.int64)
     values = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
     values = list(values) if isinstance(values, Iterable) else [values] * count
     if len(values) != count:
-        raise ValueError(
-            f"class_labels: {len(values)} given for {count} images; one for all, or one each accepted"
-        )
+        raise BadArgument("class_labels", f"{len(values)} for {count} images", "one for all, or one each,")
     for value in values:
         if not is_whole(value) or value < 0:
-            raise ValueError(f"class_labels: {value!r} given, integers of at least 0 accepted")
+            raise BadArgument("class_labels", repr(value), "integers of at least 0")
         if n_classes is not None and value >= n_classes and value != null:
-            raise ValueError(f"class_labels: {value} given, 0 to {n_classes - 1} accepted")
+            raise BadArgument("class_labels", str(value), f"0 to {n_classes - 1}")
     return torch.tensor(values, dtype=torch.int64)
 
 
@@ -182,11 +176,10 @@ def _condition(
     if condition is None:
         return None
     if not isinstance(condition, Tensor):
-        raise ValueError(f"condition: {type(condition).__name__} given, a tensor (B or 1, Cc, H, W) accepted")
+        raise BadArgument("condition", type(condition).__name__, "a tensor (B or 1, Cc, H, W)")
     if condition.ndim != 4 or condition.shape[0] not in (1, count) or condition.shape[2:] != image[1:]:
-        raise ValueError(
-            f"condition: shape {tuple(condition.shape)} given, "
-            f"({count} or 1, Cc, {image[1]}, {image[2]}) accepted"
+        raise BadArgument(
+            "condition", f"shape {tuple(condition.shape)}", f"({count} or 1, Cc, {image[1]}, {image[2]})"
         )
     return to_device(condition.detach(), device, torch.float32).expand(count, -1, -1, -1)
 
@@ -196,28 +189,17 @@ def _batch_size(max_batch: int | None, count: int, source: PhiloxNoise | TorchNo
         return count
     size = min(whole("max_batch", max_batch, least=1), count)
     if size < count and isinstance(source, TorchNoise) and not source.is_per_sample:
-        raise ValueError(
-            f'max_batch: {max_batch} given for {count} images with noise="torch" and one generator, which '
-            f"draws for all images at once; at least {count}, or a generator per image, accepted"
+        raise BadArgument(
+            "max_batch",
+            f'{max_batch} for {count} images with noise="torch" and one generator, which draws for '
+            "all at once,",
+            f"at least {count}, or a generator per image,",
         )
     return size
 
 
 def _start(x: Tensor, device: torch.device) -> Tensor:
     if not x.is_floating_point():
-        raise ValueError(f"x_T: {x.dtype} given, floating point in the model's range accepted")
-    if not x.isfinite().all():
-        raise ValueError("x_T: NaN or infinity among the values, finite numbers accepted")
+        raise BadArgument("x_T", str(x.dtype), "floating point in the model's range")
+    check_values("x_T", x)
     return to_device(x.detach(), device, torch.float32)
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is an integer, NumPy's included, and no bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
-
-
-def whole(name: str, value: Any, *, least: int) -> int:
-    """The integer, at least ``least``; ValueError naming the argument otherwise."""
-    if not is_whole(value) or value < least:
-        raise ValueError(f"{name}: {value!r} given, an integer of at least {least} accepted")
-    return int(value)

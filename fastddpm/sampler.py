@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
+from fastddpm.checks import BadArgument, image_shape, whole
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine
 from fastddpm.facts import ModelFacts, model_facts
@@ -28,7 +29,7 @@ from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 from fastddpm.precision import Precision, described, dtype_of
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import NoiseKind
-from fastddpm.request import image_shape, make_batches, whole
+from fastddpm.request import make_batches
 from fastddpm.runner import Runner
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.trajectory import Trajectory
@@ -185,7 +186,7 @@ class Sampler:
         self.device = seen_device if device is None else torch.device(device)
         self.dtype = dtype_of(precision, dtype) or seen_dtype
         if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"model: {self.dtype} weights given, float32, float16 or bfloat16 accepted")
+            raise BadArgument("model", f"{self.dtype} weights", "float32, float16 or bfloat16")
         self.precision = precision
         self._cast: InDtype | None = None
         if precision in ("bf16", "fp16") and seen_dtype != self.dtype:
@@ -228,9 +229,11 @@ class Sampler:
         options = self.options
         unknown = sorted(set(changes) - set(options))
         if unknown and self.method is None:
-            raise ValueError(f"replace: this sampler has a given plan; only {', '.join(options)} change")
+            raise BadArgument(
+                "replace", "other options with a sampler of a given plan", f"only {', '.join(options)}"
+            )
         if unknown:
-            raise ValueError(f"{unknown[0]}: not an option of Sampler; known: {', '.join(options)}")
+            raise BadArgument(unknown[0], "no option of Sampler", ", ".join(options))
         options.update(changes)
         if self.method is None:
             given = cast("RunOptions", options)
@@ -452,12 +455,13 @@ class Sampler:
             float32 ``(steps, C, H, W)``.
         """
         if first.ndim != 3 or first.shape != second.shape:
-            raise ValueError(
-                f"first, second: shapes {tuple(first.shape)} and {tuple(second.shape)} given, "
-                "one common (C, H, W) accepted"
+            raise BadArgument(
+                "first, second",
+                f"shapes {tuple(first.shape)} and {tuple(second.shape)}",
+                "one common (C, H, W)",
             )
         if steps < 2:
-            raise ValueError(f"steps: {steps!r} given, an integer of at least 2 accepted")
+            raise BadArgument("steps", repr(steps), "an integer of at least 2")
         weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
         return self.sample_from(
@@ -521,20 +525,21 @@ class Sampler:
 
     def _check_cast(self, precision: str, weights: torch.dtype) -> None:
         if not isinstance(self.model, torch.nn.Module):
-            raise ValueError(
-                f"precision: {precision!r} given for a model that is no torch Module and cannot be cast; "
-                "highest, tf32 or None accepted, and dtype= for a model that takes x in another dtype"
+            raise BadArgument(
+                "precision",
+                f"{precision!r} for a model that is no torch Module and cannot be cast",
+                "highest, tf32 or None, and dtype= for a model that takes x in another dtype,",
             )
         if weights != torch.float32:
-            raise ValueError(
-                f"precision: {precision!r} given for {weights} weights, float32 or {self.dtype} ones accepted"
+            raise BadArgument(
+                "precision", f"{precision!r} for {weights} weights", f"float32 or {self.dtype} ones"
             )
 
     def _batches(self, request: SampleArguments, *, batch_size: int | None, x: Tensor | None) -> list[Batch]:
         """The batches for keyword arguments of :meth:`sample`, given to another method."""
         unknown = sorted(set(request) - set(SHARED_ARGUMENTS))
         if unknown:
-            raise ValueError(f"{unknown[0]}: not accepted here; accepted are {', '.join(SHARED_ARGUMENTS)}")
+            raise BadArgument(unknown[0], "an argument that is none here", ", ".join(SHARED_ARGUMENTS))
         return make_batches(self.facts, batch_size=batch_size, x=x, **request)
 
     def _row_of(self, timestep: int) -> int:
@@ -543,7 +548,5 @@ class Sampler:
             or not isinstance(timestep, int)
             or not 0 <= timestep < len(self.schedule)
         ):
-            raise ValueError(
-                f"timestep: {timestep!r} given, an integer from 0 to {len(self.schedule) - 1} accepted"
-            )
+            raise BadArgument("timestep", repr(timestep), f"an integer from 0 to {len(self.schedule) - 1}")
         return self.plan.row_of(timestep)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm import betas as formulas
+from fastddpm.checks import BadArgument
 
 if TYPE_CHECKING:
     import torch
@@ -242,7 +243,7 @@ class NoiseSchedule:
 
         values = getattr(self, name, None)
         if not isinstance(values, np.ndarray):
-            raise ValueError(f"name must be one of the schedule's arrays, such as 'betas', got {name!r}")
+            raise BadArgument("name", repr(name), "one of the schedule's arrays, such as 'betas'")
         return torch.tensor(values, dtype=dtype or torch.float32, device=device)
 
     def to_dict(self) -> dict[str, Any]:
@@ -259,24 +260,30 @@ class NoiseSchedule:
     def from_dict(cls, content: Mapping[str, Any]) -> NoiseSchedule:
         """The schedule that `to_dict` described; ValueError for anything else."""
         if not isinstance(content, Mapping) or "name" not in content:
-            raise ValueError(f"a schedule is a mapping with a 'name', got {content!r}")
+            raise BadArgument("schedule", repr(content), "a mapping with a 'name'")
         name = content["name"]
         if name == "custom":
             _check_keys(content, {"name", "betas"}, required={"betas"})
             return cls.from_betas(content["betas"])
         if name not in _NAMED:
-            raise ValueError(f"schedule name must be one of {', '.join(_NAMED)} or custom, got {name!r}")
+            raise BadArgument(
+                "name", repr(name), f"one of {', '.join(_NAMED)} or custom as the name of a schedule"
+            )
         _check_keys(content, {"name", "parameters", "zero_terminal_snr"}, required=set())
         parameters = content.get("parameters", {})
         rescale = content.get("zero_terminal_snr", False)
         if not isinstance(parameters, Mapping):
-            raise ValueError(f"schedule parameters must be a mapping, got {parameters!r}")
+            raise BadArgument("parameters", repr(parameters), "a mapping")
         if not isinstance(rescale, bool):
-            raise ValueError(f"zero_terminal_snr must be true or false, got {rescale!r}")
+            raise BadArgument("zero_terminal_snr", repr(rescale), "true or false")
         try:
             schedule: NoiseSchedule = getattr(cls, name)(**parameters)
         except TypeError as error:
-            raise ValueError(f"schedule {name!r} does not take parameters {dict(parameters)!r}") from error
+            raise BadArgument(
+                "parameters",
+                f"{dict(parameters)!r} for a schedule named {name!r}",
+                "those of its constructor",
+            ) from error
         return schedule.rescaled_zero_terminal_snr() if rescale else schedule
 
     def __eq__(self, other: object) -> bool:
@@ -308,4 +315,4 @@ def _frozen(values: npt.NDArray[Any]) -> Array:
 def _check_keys(content: Mapping[str, Any], accepted: set[str], *, required: set[str]) -> None:
     if set(content) - accepted or required - set(content):
         name, keys = content["name"], sorted(accepted)
-        raise ValueError(f"a schedule named {name!r} has the keys {keys}, got {sorted(content)}")
+        raise BadArgument("schedule", f"the keys {sorted(content)}", f"{keys} by one named {name!r}")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.network import Model, Network
 from fastddpm.unet import UNet
 from fastddpm.unet.deferred import Deferred
@@ -136,10 +137,9 @@ def bind(model: Model, *, cond: Mapping[str, Tensor], form: Form = "plain", **bu
     if isinstance(model, UNet):
         has_classes = model.config.num_classes is not None
         if set(cond) != ({"class_labels"} if has_classes else set()):
-            raise ValueError(
-                "class_labels: needed by this class-conditional network"
-                if has_classes
-                else f"{', '.join(cond)}: given, but this network is unconditional"
-            )
+            names = "class_labels" if has_classes else ", ".join(cond)
+            accepted = "one each" if has_classes else "no condition"
+            kind = "class-conditional" if has_classes else "unconditional"
+            raise BadArgument(names, f"{', '.join(cond) or 'none'} to a network that is {kind}", accepted)
         return TabulatedUNet(model, class_labels=cond.get("class_labels"), form=form, **buffers)
     return Network(model, cond=cond, **buffers)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
+
 
 class Trajectory:
     """Keeps some states of a chain on its way.
@@ -26,7 +28,7 @@ class Trajectory:
     def __init__(self, steps: int, frames: int | None, predicted: bool) -> None:
         available = steps + (0 if predicted else 1)
         if frames is not None and not 2 <= frames <= available:
-            raise ValueError(f"frames: {frames!r} given, None or 2 to {available} accepted")
+            raise BadArgument("frames", repr(frames), f"None or 2 to {available}")
         kept = evenly_spread(available, available if frames is None else frames)
         self.predicted, self.stops = predicted, {k + predicted for k in kept}
         self._states: list[Tensor] = []

@@ -310,8 +310,8 @@ def test_regression_exits_with_1(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--subjects", "unet,nothing"], "--subjects must be one of reverse_step,"),
-        (["--device", "tpu"], "--device must be one of auto, cpu, cuda, got 'tpu'"),
+        (["--subjects", "unet,nothing"], "--subjects: 'nothing' given, one of reverse_step,"),
+        (["--device", "tpu"], "--device: 'tpu' given, one of auto, cpu, cuda accepted"),
         (["--compare", "no.json"], "No such file"),
         (["--from", "no.json"], "No such file"),
         (["--threads", "0"], "Invalid value for '--threads'"),

@@ -106,10 +106,13 @@ BAD = {
         "--method: 'euler' given, one of ddpm, ddim, dpmpp_2m accepted",
     ),
     "more steps than T": (["--steps", "1001"], "1000"),
-    "no steps": (["--steps", "0"], "--steps must be an integer in 1 .. 1000, got 0"),
-    "eta below 0": (["--eta", "-1"], "--eta must be"),
-    "eta is no number": (["--eta", "nan"], "--eta must be"),
-    "eta of another method": (["--method", "ddpm", "--eta", "0.5"], "eta belongs to ddim"),
+    "no steps": (["--steps", "0"], "--steps: 0 given, an integer in [1, 1000] accepted"),
+    "eta below 0": (["--eta", "-1"], "--eta: -1.0 given, a finite number in [0, 1] accepted"),
+    "eta is no number": (["--eta", "nan"], "--eta: nan given, a finite number in [0, 1] accepted"),
+    "eta of another method": (
+        ["--method", "ddpm", "--eta", "0.5"],
+        "--eta: 0.5, which belongs to ddim, with method",
+    ),
     "class out of range": (["--class", "4"], "0 to 3 accepted"),
     "reversed seeds": (["--seeds", "9-0"], "rising ranges such as 0-9,20"),
     "negative seeds": (["--seeds=-3"], "none below 0"),
@@ -117,13 +120,13 @@ BAD = {
     "words for seeds": (["--seeds", "one"], "rising ranges"),
     "NaN guidance": (["--guidance", "nan"], "--guidance: nan given, a finite number accepted"),
     "batch of none": (["--batch", "0"], "--batch: 0 given"),
-    "seeds twice": (["--seeds", "3-5,4"], "'3-5,4' given, with 4 more than once; every seed once accepted"),
+    "seeds twice": (["--seeds", "3-5,4"], "'3-5,4' with 4 more than once given, every seed once accepted"),
     "no shape": (["--shape", "3,8"], "--shape: '3,8' given, three positive integers C,H,W accepted"),
     "empty shape": (["--shape", "3,0,8"], "three positive integers C,H,W accepted"),
-    "no picture": (["--shape", "5,8,8"], "images of 5 channels are no pictures"),
+    "no picture": (["--shape", "5,8,8"], "images of 5 channels, which are no pictures, given"),
     "out of outdir": (
         ["--outdir", "new", "--out", "new/000001.png"],
-        "--out: 'new/000001.png' is a file of --outdir too",
+        "--out: 'new/000001.png', a file of --outdir too, given",
     ),
     "steps in words": (["--steps", "many"], "valid integer"),
     "unknown option": (["--sped", "3"], "--sped"),
@@ -169,8 +172,8 @@ def test_bad_models_are_one_line_and_write_nothing(run, folder, tmp_path):
     for words, accepted in (
         ([folder], "not a complete safetensors file"),
         ([tmp_path / "nowhere"], "a folder with config.json"),
-        ([unconditional, "--class", "1"], "no classes"),
-        ([unconditional, "--guidance", "2"], "no classes"),
+        ([unconditional, "--class", "1"], "--class: 1 with a model without classes given"),
+        ([unconditional, "--guidance", "2"], "--class, --guidance: labels or guidance for a network without"),
     ):
         code, out, err, files = run("sample", *words)
         assert (code, out, files) == (2, "", [])
@@ -194,7 +197,7 @@ def test_shape_for_a_folder_that_says_none(run, tmp_path):
     shapeless = save_folder(tmp_path / "plain", network, NoiseSchedule.linear(), {"num_inference_steps": 2})
     code, out, err, files = run("sample", shapeless, "--seeds", "1")
     assert (code, out, files) == (2, "", [])
-    assert err.startswith("fastddpm: error: --shape: none given")
+    assert err.startswith("fastddpm: error: --shape: none, and no default of the sampler, given")
     code, _, err, _ = run("sample", shapeless, "--seeds", "1", "--shape", "3, 8,16", "--out", "a.npz")
     assert (code, err) == (0, "")
     assert np.load("a.npz")["arr_0"].shape == (1, 8, 16, 3)
@@ -249,7 +252,7 @@ def test_a_folder_in_place_of_a_file_of_a_seed(run, folder, monkeypatch):
     words = ["sample", folder, "--seeds", "0-2", "--outdir", "there", "--out", "a.png"]
     code, out, err, files = run(*words)
     assert (code, out, files) == (2, "", ["there", "there/000001.png"])
-    assert "--outdir: 'there/000001.png' is a folder" in err
+    assert "--outdir: 'there/000001.png', which would be a file and is a folder, given" in err
 
 
 def test_a_failure_while_writing_leaves_nothing(run, folder, monkeypatch):

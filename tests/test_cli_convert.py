@@ -90,7 +90,7 @@ def test_classes_by_bias_do_not_become_a_pipeline(run, pth, tmp_path):
     words = ("convert", pth, tmp_path / "p", "--to", "diffusers", "--config", tmp_path / "given.json")
     code, _, err = run(*words)
     assert code == 2
-    assert "class_conditioning: 'bias', which diffusers' UNet2DModel has not" in err
+    assert "class_conditioning: 'bias', which diffusers' UNet2DModel has not, given" in err
     assert not (tmp_path / "p").exists()
 
 

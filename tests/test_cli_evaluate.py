@@ -152,14 +152,17 @@ def test_what_cannot_be_evaluated_is_named(run, digits, tmp_path):
     some = folder / "digits.npz"
     for words, message in (
         ((tmp_path / "nothing",), "a job's folder, a folder of pictures, an .npz file, or mnist accepted"),
-        ((tmp_path / "empty",), "no images, at least one accepted"),
+        ((tmp_path / "empty",), "no images given, at least one accepted"),
         ((tmp_path / "float.npz",), "arr_0 float32 (9, 28, 28, 1) found, uint8 (N, H, W, C) accepted"),
         ((tmp_path / "other.npz",), "no arr_0 can be read from it"),
         ((tmp_path / "three.npz", "--features", "digits"), "3 images given, at least 4 accepted"),
-        ((tmp_path / "job", "--features", "digits"), "images (3, 8, 8) given with digits, (1, 28, 28)"),
-        ((some, "--features", "clip"), "--features must be one of inception, digits, got 'clip'"),
-        ((some,), "--weights: None given; inception needs a file here, weights-inception-2015-12-05"),
-        ((some, "--weights", tmp_path / "no.pth"), "no.pth' given; inception needs a file"),
+        (
+            (tmp_path / "job", "--features", "digits"),
+            "images (3, 8, 8) with digits given, (1, 28, 28) accepted",
+        ),
+        ((some, "--features", "clip"), "--features: 'clip' given, one of inception, digits accepted"),
+        ((some,), "--weights: None given, for inception a file here, weights-inception-2015-12-05"),
+        ((some, "--weights", tmp_path / "no.pth"), "no.pth' given, for inception a file here"),
         ((some, "--batch", "0"), "--batch: 0 given"),
     ):
         code, out, err = run(*words)

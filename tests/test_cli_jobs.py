@@ -46,7 +46,9 @@ def test_a_job_is_drawn_merged_and_gone_on_with(run_sample, model, tmp_path):
 
     code, out, err, _ = run_sample(model, *SHARDED, "--guidance", "2")
     assert (code, out) == (2, "")
-    assert "--outdir: 'job' holds a job with guidance_scale 1.5, not 2.0; the same settings or another" in err
+    assert (
+        "--outdir: 'job', which holds a job with guidance_scale 1.5, not 2.0, given, the same settings" in err
+    )
 
 
 def test_the_same_images_by_onnx_runtime(run_sample, model, tmp_path):
@@ -94,21 +96,27 @@ def test_threads_are_those_asked_for_while_drawing_and_put_back(run_sample, mode
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--format", "zip", "--outdir", "d"), "--format must be one of npz, png, webdataset, got 'zip'"),
-        (("--format", "npz"), "--format: given without --outdir, the folder of the shards"),
-        (("--format", "npz", "--outdir", "d", "--out", "a.npz"), "--out: given with --format"),
-        (("--format", "npz", "--outdir", "d", "--trajectory", "a.gif"), "--trajectory: given with --format"),
-        (("--shard-size", "64"), "--shard-size: given without --format"),
-        (("--merge",), "--merge: given without --format"),
-        (("--workers", "ray", "--outdir", "d"), "--workers: given without --format"),
-        (("--format", "npz", "--outdir", "d", "--workers", "slurm"), "--workers must be one of local, ray"),
+        (("--format", "zip", "--outdir", "d"), "--format: 'zip' given, one of npz, png, webdataset accepted"),
+        (("--format", "npz"), "--format: 'npz' without --outdir, the folder of the shards, given"),
+        (("--format", "npz", "--outdir", "d", "--out", "a.npz"), "--out: 'a.npz' with --format"),
+        (
+            ("--format", "npz", "--outdir", "d", "--trajectory", "a.gif"),
+            "--trajectory: 'a.gif' with --format",
+        ),
+        (("--shard-size", "64"), "--shard-size: one without --format, which makes shards, given"),
+        (("--merge",), "--merge: one without --format, which makes shards, given"),
+        (("--workers", "ray", "--outdir", "d"), "--workers: one without --format, which makes shards, given"),
+        (
+            ("--format", "npz", "--outdir", "d", "--workers", "slurm"),
+            "--workers: 'slurm' given, one of local, ray",
+        ),
         (("--format", "npz", "--outdir", "d", "--shard-size", "100"), "--shard-size: 100 given, a multiple"),
         (("--format", "npz", "--outdir", "d", "--threads", "-1"), "--threads: -1 given"),
         (("--format", "npz", "--outdir", "d", "--engine", "cudagraph"), "--engine: 'cudagraph' needs a CUDA"),
         (("--format", "npz", "--outdir", "/proc/d"), "--outdir: '/proc/d' cannot be written"),
         (
             ("--format", "npz", "--outdir", "d", "--workers", "ray", "--device", "cuda:1"),
-            "--device: 'cuda:1' given with --workers ray, cpu or cuda accepted",
+            "--device: 'cuda:1' with --workers ray given, cpu or cuda accepted",
         ),
     ],
 )

@@ -50,16 +50,16 @@ def test_without_an_output_a_grid(run_sample):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--trajectory", "a.gif"), "--trajectory: 'a.gif' given with --backend onnx"),
-        (("--shape", "3,8,8"), "--shape: '3,8,8' given with --backend onnx"),
-        (("--engine", "compile"), "--engine: 'compile' given with --backend onnx"),
-        (("--dtype", "float16"), "--dtype: 'float16' given with --backend onnx"),
-        (("--config", "c.json"), "--config: 'c.json' given with --backend onnx"),
+        (("--trajectory", "a.gif"), "--trajectory: 'a.gif' with --backend onnx, where it is fixed"),
+        (("--shape", "3,8,8"), "--shape: '3,8,8' with --backend onnx, where it is fixed"),
+        (("--engine", "compile"), "--engine: 'compile' with --backend onnx, where it is fixed"),
+        (("--dtype", "float16"), "--dtype: 'float16' with --backend onnx, where it is fixed"),
+        (("--config", "c.json"), "--config: 'c.json' with --backend onnx, where it is fixed"),
         (("--device", "tpu"), "--device: 'tpu' given, cpu, cuda or cuda:N accepted"),
         (("--device", "cuda:1"), "onnxruntime-gpu"),
         (("--class", "7"), "--class: 7 given, 0 to 3 accepted"),
-        (("--steps", "0"), "--steps must be an integer in 1 .. 1000, got 0"),
-        (("--backend", "tensorflow"), "--backend must be one of torch, onnx, got 'tensorflow'"),
+        (("--steps", "0"), "--steps: 0 given, an integer in [1, 1000] accepted"),
+        (("--backend", "tensorflow"), "--backend: 'tensorflow' given, one of torch, onnx accepted"),
         (("--out", "a.bmp"), "--out: 'a.bmp' given, a file ending in .png or .npz"),
     ],
 )

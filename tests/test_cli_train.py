@@ -87,15 +87,15 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(popen, pictures, tmp_path):
 BAD = {
     "no steps": (["--steps", "0"], "--steps: 0 given"),
     "batch that does not divide": (["--accumulate", "3"], "--batch: 4 given, a multiple of 3"),
-    "unknown loss": (["--loss", "l3"], "--loss must be one of"),
+    "unknown loss": (["--loss", "l3"], "--loss: 'l3' given, one of"),
     "unknown schedule": (["--schedule", "exp"], "--schedule: 'exp' given, one of linear"),
-    "levels that do not fit": (["--mults", "1,1,1,1,1"], "multiples of 16 accepted"),
-    "no such data": (["--data", "/nowhere"], "--data: '/nowhere' given"),
-    "decay of 1": (["--ema", "1"], "--ema must be"),
+    "levels that do not fit": (["--mults", "1,1,1,1,1"], "multiples of 16 by a network"),
+    "no such data": (["--data", "/nowhere"], "--data: '/nowhere', which is not there, given"),
+    "decay of 1": (["--ema", "1"], "--ema: 1.0 given, a finite number in [0, 1"),
     "four channels": (["--channels", "4"], "--channels: 4 given, 1 (grey), 3 (RGB)"),
     "fp16 on a CPU": (
         ["--mixed-precision", "fp16"],
-        "--mixed-precision: 'fp16' given, 'no' or 'bf16' accepted",
+        "--mixed-precision: 'fp16' on a CPU given, 'no' or 'bf16' accepted",
     ),
 }
 
@@ -121,13 +121,13 @@ def test_bad_data_is_one_line_and_writes_nothing(run, pictures, tmp_path, capsys
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", str(tmp_path / "empty"), "no images in this folder", "at least one")
     Image.new("RGB", (8, 6)).save(pictures / "red" / "wide.png")
-    refused(pictures, "2 sizes given", "6x8 (1, such as red/wide.png)", "one size accepted")
+    refused(pictures, "images of 2 sizes", "6x8 (1, such as red/wide.png)", "one size, or size=")
     cells = [{"bytes": (pictures / "red" / "0.png").read_bytes(), "path": None}] * 3
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     rows = datasets.Dataset.from_dict({"image": cells, "label": [0, -1, 1]}, features=features)
     rows.to_parquet(tmp_path / "rows.parquet")
     capsys.readouterr()  # its progress
-    refused(tmp_path / "rows.parquet", "-1 given in row 1 of 'label'", "integers in [0, 2)")
+    refused(tmp_path / "rows.parquet", "-1 in row 1 of 'label'", "integers in [0, 2)")
 
 
 def test_a_run_folder_of_something_else_is_one_line(run, pictures, tmp_path):
@@ -136,8 +136,8 @@ def test_a_run_folder_of_something_else_is_one_line(run, pictures, tmp_path):
     before = {path: path.read_bytes() for path in sorted((tmp_path / "run").rglob("*")) if path.is_file()}
     newest = tmp_path / "run" / "checkpoints" / "step_00000006"
     cases = [
-        (["--base-channels", "16"], "--base-channels: 16 given, but the run in", "began with 8"),
-        (["--mults", "1,1"], "--mults: [1, 1] given, but the run in", "began with [1, 2]"),
+        (["--base-channels", "16"], "--base-channels: 16 for the run in", "began with 8"),
+        (["--mults", "1,1"], "--mults: [1, 1] for the run in", "began with [1, 2]"),
         (["--flip"], "--data: '16 images, first samples", "began with '16 images"),
     ]
     for changes, *parts in cases:

@@ -258,7 +258,7 @@ def test_generators(make):
         (expected, theirs), (got, ours) = pairs
         assert 2 * np.abs(got - expected).max() <= TOLERANCE
         assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
-    with pytest.raises(ValueError, match="generator: 2 given for 3 images"):
+    with pytest.raises(ValueError, match="generator: 2 for 3 images given"):
         fast(generator=generators(2), **call)
 
 
@@ -404,7 +404,7 @@ def test_class_labels():
     for bad in (5, -1, [1], [1, 2, 3], [0.5, 1.0], None):
         with pytest.raises(ValueError, match="class_labels"):
             fast(2, num_inference_steps=2, class_labels=bad)
-    with pytest.raises(ValueError, match="no classes"):
+    with pytest.raises(ValueError, match="without classes"):
         fastddpm.optimize(ddpm())(2, num_inference_steps=2, class_labels=1)
 
 
@@ -417,7 +417,7 @@ def test_seeds_and_philox():
     # Convolutions may sum in another order in another batch size.
     assert (both[1] - alone[0]).abs().max() <= 1e-3
     assert (both[0] - both[1]).abs().max() > 1e-2
-    with pytest.raises(ValueError, match="seeds: 2 given for 3 images"):
+    with pytest.raises(ValueError, match="seeds: 2 for 3 images given"):
         fast(3, seeds=[1, 2], **call)
     with pytest.raises(ValueError, match="seeds"):
         fastddpm.optimize(ddim())(seeds=[1], **call)
@@ -536,8 +536,8 @@ def test_options_for_what_the_original_gets_wrong():
     [
         (lambda: quiet(DDPMPipeline(make_unet(), diffusers.PNDMScheduler())), {}, "PNDMScheduler"),
         (lambda: ddpm(make_unet(2, 4)), {}, "variance_type: fixed_small"),
-        (ddpm, {"variance_type": "huge"}, "variance_type must be one of"),
-        (ddpm, {"previous_timestep": "next"}, "previous_timestep must be one of"),
+        (ddpm, {"variance_type": "huge"}, "variance_type: .* given, one of"),
+        (ddpm, {"previous_timestep": "next"}, "previous_timestep: .* given, one of"),
         (ddpm, {"steps": 3}, "options of this drop-in are variance_type, previous_timestep"),
         (
             lambda: ddpm(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing"),
@@ -627,7 +627,7 @@ def test_which_network_runs():
         fastddpm.optimize(ddpm(), network="mine")
     altered = ddpm()
     altered.unet.mid_block.attentions[0].rescale_output_factor = 2.0
-    with pytest.raises(ValueError, match=r"network: 'ours' given, but of another architecture"):
+    with pytest.raises(ValueError, match=r"network: 'ours', but of another architecture"):
         fastddpm.optimize(altered, network="ours").report()
 
 

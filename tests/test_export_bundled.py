@@ -103,7 +103,10 @@ def test_the_command_names_what_it_does_not_take(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.txt").write_text("x")
     cases = [
         (["--out", str(tmp_path)], "--out: .*holds other files"),
-        (["--out", str(tmp_path / "new"), "--dtype", "int8"], "--dtype must be one of float32, float16"),
+        (
+            ["--out", str(tmp_path / "new"), "--dtype", "int8"],
+            "--dtype: 'int8' given, one of float32, float16",
+        ),
         (["nowhere", "--out", str(tmp_path / "new")], "'nowhere': not found"),
         ([], "--out"),
     ]
@@ -173,11 +176,11 @@ def test_arguments_are_checked_before_any_work(tmp_path):
     unet = make_unet()
     cases = [
         ("schedule: none given", unet, {}),
-        ("schedule: given with a sampler", sampler(), {"schedule": SCHEDULE}),
-        ("shape: none given", unet, {"schedule": SCHEDULE}),
-        ("dtype must be one of", sampler(), {"dtype": "bfloat16"}),
+        ("schedule: one with a sampler, which has its own, given", sampler(), {"schedule": SCHEDULE}),
+        ("shape: none, and no default of the sampler, given", unet, {"schedule": SCHEDULE}),
+        ("dtype: .* given, one of", sampler(), {"dtype": "bfloat16"}),
         ("model: function given", Sampler(lambda x, t: x, SCHEDULE, shape=(1, 8, 8)), {}),
-        ("num_classes: 7 given, but the network has 4", sampler(), {"num_classes": 7}),
+        ("num_classes: 7 for a network of 4 given", sampler(), {"num_classes": 7}),
         ("shape, condition_channels: 3 channels and 2 given", sampler(), {"condition_channels": 2}),
         ("shape, condition_channels: 4 channels", sampler(), {"shape": (4, 8, 8)}),
         ("timesteps", unet, {"schedule": SCHEDULE, "shape": (3, 8, 8), "timesteps": [5, 5]}),
@@ -238,6 +241,6 @@ def test_a_network_that_ignores_the_time_is_exported(tmp_path):
 
 def test_learned_range_needs_a_network_of_twice_the_channels(tmp_path):
     options = {"schedule": SCHEDULE, "shape": (1, 4, 4), "variance_type": "learned_range"}
-    with pytest.raises(ValueError, match="learned_range given, but the model returns 1 channels"):
+    with pytest.raises(ValueError, match="learned_range with a model that returns 1 channels"):
         fastddpm.export_onnx(Deaf(), tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []

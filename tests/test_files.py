@@ -290,7 +290,7 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
     )
     assert other.stdout.readline() == "held\n"
     with (
-        pytest.raises(FolderInUse, match=r"outdir: .* given, where another job is running; another folder"),
+        pytest.raises(FolderInUse, match=r"outdir: .*, where another job is running, given, another folder"),
         exclusive(tmp_path, "outdir", "job"),
     ):
         pass

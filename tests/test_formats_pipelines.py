@@ -236,7 +236,7 @@ def test_diffusers_reads_what_is_written(tmp_path, case):
 @pytest.mark.parametrize(
     ("network_options", "options", "message"),
     [
-        ({"num_classes": 3}, {}, "class_conditioning: 'bias', which diffusers' UNet2DModel has not"),
+        ({"num_classes": 3}, {}, "class_conditioning: 'bias', which diffusers' UNet2DModel has not, given"),
         ({"initial_pad": 2}, {}, "initial_pad: 2, which"),
         ({"activation": "relu"}, {}, "activation: 'relu', which"),
         ({"time_scale": 2.0}, {}, "time_scale: 2.0, which"),

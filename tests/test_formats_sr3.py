@@ -99,5 +99,5 @@ def test_state_dict_round_trip_bit_for_bit(golden):
 def test_options_their_network_has_not(golden):
     unet = network(golden)
     unet.config = dataclasses.replace(unet.config, initial_pad=2)
-    with pytest.raises(ValueError, match="initial_pad: 2, which their network has not"):
+    with pytest.raises(ValueError, match="initial_pad: 2, which their network has not, given"):
         sr3.their_state_dict(unet)

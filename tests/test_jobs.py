@@ -248,7 +248,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     shutil.rmtree(tmp_path / ".oh-my-zsh")
     (tmp_path / ".pre-commit-config.yaml").unlink()
     (tmp_path / "manifest.json").write_text('{"settings": ')
-    with pytest.raises(ValueError, match=r"manifest.json' cannot be read as a job's manifest"):
+    with pytest.raises(ValueError, match=r"manifest.json', which cannot be read as a job's manifest"):
         tiny_job(tmp_path).run(progress=False)
 
 
@@ -277,7 +277,9 @@ def test_one_job_a_folder(tmp_path):
     """Of three equal ones at once one runs, the others say so, and run again they find all there."""
     with exclusive(tmp_path, "outdir", "job"):
         for _ in range(2):
-            with pytest.raises(FolderInUse, match=r"outdir: .* given, where another job is running; another"):
+            with pytest.raises(
+                FolderInUse, match=r"outdir: .*, where another job is running, given, another"
+            ):
                 tiny_job(tmp_path).run(progress=False)
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     assert tiny_job(tmp_path).run(progress=False) > 0
@@ -287,10 +289,10 @@ def test_one_job_a_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "zip"}, "format must be one of npz, png, webdataset, got 'zip'"),
-        ({"shard_size": 6}, "shard_size: 6 given, a multiple of the batch size, 4, accepted"),
+        ({"format": "zip"}, "format: 'zip' given, one of npz, png, webdataset accepted"),
+        ({"shard_size": 6}, "shard_size: 6 given, a multiple of the batch size, 4 accepted"),
         ({"batch_size": 0}, "batch_size: 0 given"),
-        ({"class_labels": [1, 2]}, "class_labels: 2 given for 90 seeds"),
+        ({"class_labels": [1, 2]}, "class_labels: 2 for 90 seeds given"),
         ({"class_labels": 5}, "class_labels: 5 given, 0 to 3 accepted"),
         ({"class_labels": "a"}, "class_labels: .* given, a flat list of integers"),
     ],
@@ -310,7 +312,9 @@ def test_bad_seeds_are_named(tmp_path, seeds):
 def test_images_of_five_channels_are_arrays_only(tmp_path):
     config = UNetConfig(**{**TINY.to_dict(), "in_channels": 5, "num_classes": None, "null_class": False})
     sampler = Sampler(make_unet(config), NoiseSchedule.linear(), num_inference_steps=1, shape=(5, 8, 8))
-    with pytest.raises(ValueError, match="format: 'png' given, images of 5 channels are no pictures"):
+    with pytest.raises(
+        ValueError, match="format: 'png' for images of 5 channels, which are no pictures, given"
+    ):
         Job(TorchDrawer(sampler), [1], tmp_path, format="png")
     Job(TorchDrawer(sampler), [1], tmp_path).run(merge=True, progress=False)
     arrays = np.load(tmp_path / "samples_1x8x8x5.npz")

@@ -24,7 +24,7 @@ def sampler(request):
 BAD = [
     ({"batch_size": 0}, "batch_size: 0 given, an integer of at least 1"),
     ({"batch_size": 2.0}, "batch_size: 2.0 given"),
-    ({"batch_size": 2, "seeds": [1]}, "batch_size, seeds: 2, 1 images given; one count"),
+    ({"batch_size": 2, "seeds": [1]}, "batch_size, seeds: 2, 1 images given, one count"),
     ({"seeds": 5}, "seeds: 5 given, a flat list"),
     ({"seeds": []}, r"seeds: \[\] given, a flat list of at least one"),
     ({"seeds": "12"}, "seeds: '12' given, a flat list"),
@@ -33,30 +33,36 @@ BAD = [
     ({"seeds": [True]}, "seeds: True given, integers"),
     ({"seeds": [-1]}, "seeds: -1 given, integers"),
     ({"seeds": [2**63]}, "seeds: 9223372036854775808 given, integers"),
-    ({"class_labels": 5}, "class_labels: 5 given, integers from 0 to 3 accepted, 4 for none"),
+    ({"class_labels": 5}, "class_labels: 5 given, integers from 0 to 3, 4 for none, accepted"),
     ({"class_labels": -1}, "class_labels: -1 given"),
-    ({"class_labels": [1, 2]}, "class_labels: 2 given for 1 images; one for all, or one each"),
+    ({"class_labels": [1, 2]}, "class_labels: 2 for 1 images given, one for all, or one each"),
     ({"class_labels": 1.0}, "class_labels: 1.0 given"),
     ({"class_labels": "3"}, "class_labels: '3' given"),
     ({"class_labels": np.array([[1]])}, r"class_labels: shape \(1, 1\) given, one label or \(1,\)"),
     ({"guidance_scale": float("nan"), "class_labels": 1}, "guidance_scale: nan given, a finite number"),
     ({"guidance_scale": "2", "class_labels": 1}, "guidance_scale: '2' given, a finite number"),
     ({"guidance_scale": np.ones(2), "class_labels": 1}, "guidance_scale: .* given, a finite number"),
-    ({"guidance_scale": 2.0}, "guidance_scale: not 1, but class_labels is None"),
-    ({"condition": np.zeros((1, 3, 8, 8), np.float32)}, "condition: given, but this network takes none"),
+    ({"guidance_scale": 2.0}, "guidance_scale: a number other than 1 without class_labels"),
+    ({"condition": np.zeros((1, 3, 8, 8), np.float32)}, "condition: one to a network that takes none"),
     ({"method": "euler"}, "method: 'euler' given, one of ddpm, ddim, dpmpp_2m accepted"),
-    ({"num_inference_steps": 0}, r"num_inference_steps must be an integer in 1 .. 1000, got 0"),
-    ({"num_inference_steps": 1001}, r"num_inference_steps must be an integer in 1 .. 1000, got 1001"),
-    ({"num_inference_steps": 5.0}, r"num_inference_steps must be an integer in 1 .. 1000, got 5.0"),
-    ({"timestep_spacing": "even"}, "timestep_spacing must be one of leading, linspace, trailing"),
-    ({"timesteps": [1, 2]}, r"timesteps must be strictly descending integers in 0 .. 999, got \[1, 2\]"),
-    ({"timesteps": [1000, 1]}, "timesteps must be strictly descending"),
-    ({"timesteps": [5.0, 1.0]}, "timesteps must be strictly descending"),
-    ({"timesteps": [5, 1], "num_inference_steps": 3}, "num_inference_steps must be None or the number"),
-    ({"eta": 0.5}, "eta: 0.5 given with method 'ddpm'; eta belongs to ddim"),
-    ({"method": "ddim", "eta": 1.5}, r"eta must be a finite number in \[0, 1\], got 1.5"),
+    ({"num_inference_steps": 0}, r"num_inference_steps: 0 given, an integer in \[1, 1000\]"),
+    ({"num_inference_steps": 1001}, r"num_inference_steps: 1001 given, an integer in \[1, 1000\]"),
+    ({"num_inference_steps": 5.0}, r"num_inference_steps: 5.0 given, an integer in \[1, 1000\]"),
+    ({"timestep_spacing": "even"}, "timestep_spacing: .* given, one of leading, linspace, trailing"),
+    (
+        {"timesteps": [1, 2]},
+        r"timesteps: \[1, 2\] given, at least one integer, strictly descending, in \[0, 999\]",
+    ),
+    ({"timesteps": [1000, 1]}, r"timesteps: \[1000, 1\] given, .*strictly descending"),
+    ({"timesteps": [5.0, 1.0]}, r"timesteps: \[5.0, 1.0\] given, .*strictly descending"),
+    (
+        {"timesteps": [5, 1], "num_inference_steps": 3},
+        "num_inference_steps: 3 given, None or the number of timesteps given, 2,? accepted",
+    ),
+    ({"eta": 0.5}, "eta: 0.5, which belongs to ddim, with method 'ddpm' given, 0 accepted"),
+    ({"method": "ddim", "eta": 1.5}, r"eta: 1.5 given, a finite number in \[0, 1\]"),
     ({"max_batch": 0}, "max_batch: 0 given, an integer of at least 1"),
-    ({"output": "int"}, "output must be one of float, uint8, got 'int'"),
+    ({"output": "int"}, "output: 'int' given, one of float, uint8 accepted"),
 ]
 
 
@@ -95,22 +101,22 @@ def test_a_condition_has_one_dtype_and_shape(condition, what):
 def test_a_network_without_classes():
     sampler = OnnxSampler(exported("superres"), "cpu", threads=1)
     condition = np.zeros((1, 3, 8, 8), np.float32)
-    with pytest.raises(ValueError, match="class_labels: 1 given, but this network has no classes"):
+    with pytest.raises(ValueError, match="class_labels: 1 to a network without classes given"):
         sampler.sample(class_labels=1, condition=condition)
-    with pytest.raises(ValueError, match="guidance_scale: 2 given to a network without a null label"):
+    with pytest.raises(ValueError, match="guidance_scale: 2 to a network without a null label given"):
         sampler.sample(guidance_scale=2, condition=condition)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loop": "while"}, "loop must be one of auto, file, steps, got 'while'"),
+        ({"loop": "while"}, "loop: 'while' given, one of auto, file, steps accepted"),
         ({"threads": 0}, "threads: 0 given, an integer of at least 1"),
-        ({"provider": "gpu"}, "provider: 'gpu' given, unknown; auto, cpu accepted"),
-        ({"provider": "cuda"}, "provider: 'cuda' given, .*; onnxruntime-gpu has it"),
+        ({"provider": "gpu"}, "provider: 'gpu', unknown, given, auto, cpu accepted"),
+        ({"provider": "cuda"}, "provider: 'cuda', .*; onnxruntime-gpu has it .* given"),
         (
             {"provider": "OpenVINOExecutionProvider"},
-            "onnxruntime-openvino has it .*and here auto, cpu accepted",
+            "onnxruntime-openvino has it .*given, auto, cpu accepted",
         ),
     ],
 )

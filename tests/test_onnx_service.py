@@ -156,7 +156,9 @@ def test_a_provider_that_does_not_start(monkeypatch):
     """ONNX Runtime would go on with the CPU in silence; without a card, its CUDA build does just this."""
     here = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: here)
-    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider does not start here.*cpu accepted"):
+    with pytest.raises(
+        ProviderError, match=r"CUDAExecutionProvider, which does not start here .*cpu accepted"
+    ):
         OnnxSampler(exported("classes"), "cuda")
     with pytest.warns(UserWarning, match=r"does not start here.*the CPU is used"):
         assert OnnxSampler(exported("classes")).provider == "CPUExecutionProvider"

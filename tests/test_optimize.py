@@ -123,8 +123,8 @@ def test_a_callable_with_a_schedule_becomes_a_sampler():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": "randn"}, "noise must be one of torch, philox, got 'randn'"),
-        ({"engine": "fast"}, "engine must be one of auto, eager, compile, cudagraph, max, got 'fast'"),
+        ({"noise": "randn"}, "noise: 'randn' given, one of torch, philox accepted"),
+        ({"engine": "fast"}, "engine: 'fast' given, one of auto, eager, compile, cudagraph, max accepted"),
         ({"dtype": torch.float64}, "dtype: torch.float64 given, None, float32, float16 or bfloat16 accepted"),
         ({"dtype": "bfloat16"}, "dtype: 'bfloat16' given"),
     ],

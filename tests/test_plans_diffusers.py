@@ -356,7 +356,7 @@ def test_from_scheduler_picks_by_class():
     assert from_scheduler({"_class_name": "DDIMScheduler"}, 10, eta=0.5).stochastic
     with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
         from_scheduler(diffusers.EulerDiscreteScheduler(), 10)
-    with pytest.raises(ValueError, match="scheduler must be"):
+    with pytest.raises(ValueError, match=r"scheduler: .* given, a diffusers scheduler"):
         from_scheduler(3, 10)
 
 
@@ -365,19 +365,23 @@ def test_from_scheduler_picks_by_class():
     [
         (from_ddpm_scheduler, {"variance_type": "fixed_large_log"}, "NaN"),
         (from_ddpm_scheduler, {"variance_type": "learned"}, "variance itself"),
-        (from_ddpm_scheduler, {"variance_type": "huge"}, "variance_type must be one of"),
-        (from_ddpm_scheduler, {"prediction_type": "score"}, "prediction_type must be one of"),
-        (from_ddpm_scheduler, {"beta_schedule": "quad"}, "beta_schedule must be one of"),
-        (from_ddpm_scheduler, {"trained_betas": [0.1, 0.2]}, "trained_betas must be 1000"),
-        (from_ddpm_scheduler, {"timestep_spacing": "even"}, "timestep_spacing must be one of"),
+        (from_ddpm_scheduler, {"variance_type": "huge"}, "variance_type: .* given, one of"),
+        (from_ddpm_scheduler, {"prediction_type": "score"}, "prediction_type: .* given, one of"),
+        (from_ddpm_scheduler, {"beta_schedule": "quad"}, "beta_schedule: .* given, one of"),
+        (
+            from_ddpm_scheduler,
+            {"trained_betas": [0.1, 0.2]},
+            r"trained_betas: shape \(2,\) given, 1000 numbers",
+        ),
+        (from_ddpm_scheduler, {"timestep_spacing": "even"}, "timestep_spacing: .* given, one of"),
         (from_ddpm_scheduler, {"clip_sample_range": -1.0}, "clip_sample_range"),
         (from_ddpm_scheduler, {"steps_offset": 200}, "steps_offset=200"),
-        (from_ddim_scheduler, {"beta_schedule": "laplace"}, "beta_schedule must be one of"),
-        (from_dpmsolver_scheduler, {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type must be one of"),
-        (from_dpmsolver_scheduler, {"solver_type": "euler"}, "solver_type must be one of"),
-        (from_dpmsolver_scheduler, {"solver_order": 3}, "solver_order must be 1 or 2"),
-        (from_dpmsolver_scheduler, {"use_karras_sigmas": True}, "use_karras_sigmas must be False"),
-        (from_dpmsolver_scheduler, {"final_sigmas_type": "none"}, "final_sigmas_type must be one of"),
+        (from_ddim_scheduler, {"beta_schedule": "laplace"}, "beta_schedule: .* given, one of"),
+        (from_dpmsolver_scheduler, {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type: .* given, one of"),
+        (from_dpmsolver_scheduler, {"solver_type": "euler"}, "solver_type: .* given, one of"),
+        (from_dpmsolver_scheduler, {"solver_order": 3}, "solver_order: 3 given, 1 or 2"),
+        (from_dpmsolver_scheduler, {"use_karras_sigmas": True}, "use_karras_sigmas: True given, False"),
+        (from_dpmsolver_scheduler, {"final_sigmas_type": "none"}, "final_sigmas_type: .* given, one of"),
     ],
 )
 def test_refused_configurations(build, config, message):
@@ -394,12 +398,12 @@ def test_refused_arguments():
     for eta in (float("nan"), float("inf"), 1.5):
         with pytest.raises(ValueError, match="eta"):
             from_ddim_scheduler({}, 10, eta=eta)
-    with pytest.raises(ValueError, match="previous_timestep must be one of original, consistent"):
+    with pytest.raises(ValueError, match=r"previous_timestep: .* given, one of original, consistent"):
         from_ddim_scheduler({}, 10, previous_timestep="next")
     for timesteps in ([3, 3], [2, 3], [3, -2], [1000, 3], [3.5, 1.0], []):
-        with pytest.raises(ValueError, match="timesteps must be strictly descending"):
+        with pytest.raises(ValueError, match=r"timesteps: .* given, strictly descending"):
             from_ddpm_scheduler({}, timesteps=timesteps)
-    with pytest.raises(ValueError, match="got both"):
+    with pytest.raises(ValueError, match="num_inference_steps, timesteps: both given"):
         from_ddpm_scheduler({}, 10, timesteps=[3, 2])
 
 

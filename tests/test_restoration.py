@@ -182,7 +182,7 @@ def test_tiles_of_a_pointwise_network_change_nothing():
     x, t, labels = torch.randn(3, 2, 30, 41), torch.full((3,), 3), torch.arange(3)
     ours = TiledModel(Labelled(), 16, 5)(x, t, class_labels=labels)
     torch.testing.assert_close(ours, Labelled()(x, t, labels), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="overlap: 16 given, 0 to 15"):
+    with pytest.raises(ValueError, match="overlap: 16 for tiles of 16 given, 0 to 15"):
         TiledModel(Labelled(), 16, 16)
 
 

@@ -143,7 +143,7 @@ def test_task_files(tmp_path):
         assert read_task(tmp_path) == task
     (tmp_path / "task.json").write_text('{"task": "sr", "sigma": 2}')
     with pytest.raises(
-        CheckpointError, match=r"task\.json: sigma: given with the task sr, which has gain, factor"
+        CheckpointError, match=r"task\.json: sigma: unknown to the task sr, given, gain, factor accepted"
     ):
         read_task(tmp_path)
 
@@ -151,11 +151,11 @@ def test_task_files(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "upscale"}, "task must be one of sr, deblur, inpaint, colorize, got 'upscale'"),
-        ({"name": "sr", "factor": 1}, "factor: 1 given, an integer from 2 to 16 accepted"),
-        ({"name": "deblur", "blur": "box"}, "blur must be one of gaussian, motion"),
-        ({"name": "deblur", "noise": -1}, "noise must be a finite number"),
-        ({"name": "inpaint", "gain": 2.0}, "gain: given with the task inpaint, which has no parameters"),
+        ({"name": "upscale"}, "task: 'upscale' given, one of sr, deblur, inpaint, colorize accepted"),
+        ({"name": "sr", "factor": 1}, r"factor: 1 given, an integer in \[2, 16\] accepted"),
+        ({"name": "deblur", "blur": "box"}, "blur: .* given, one of gaussian, motion"),
+        ({"name": "deblur", "noise": -1}, "noise: -1 given, a finite number"),
+        ({"name": "inpaint", "gain": 2.0}, "gain: unknown to the task inpaint, given, none accepted"),
     ],
 )
 def test_bad_tasks_are_refused(arguments, message):
@@ -164,7 +164,7 @@ def test_bad_tasks_are_refused(arguments, message):
 
 
 def test_a_factor_must_divide(images):
-    with pytest.raises(ValueError, match="factor: 16 given for images of 24x20"):
+    with pytest.raises(ValueError, match="factor: 16 for images of 24x20 given"):
         SuperResolve(factor=16).condition(images, torch.arange(3), 0)
 
 
@@ -239,7 +239,7 @@ def test_a_conditional_run_goes_on_exactly(tmp_path, monkeypatch):
     assert picture.std() > 0
     other = conditional_trainer(tmp_path / "whole")
     other.task = Deblur(sigma=1.0, noise=0.2)
-    with pytest.raises(ValueError, match=r"noise: 0\.2 given, but the run in"):
+    with pytest.raises(ValueError, match=r"noise: 0\.2 for the run in"):
         other.train(progress=False)
 
 

@@ -119,7 +119,7 @@ def test_dropout_acts_in_training_only():
 
 def test_config_round_trip_and_errors():
     assert UNetConfig.from_dict(TINY.to_dict()) == TINY
-    with pytest.raises(ValueError, match="unknown field 'width'; known fields are in_channels"):
+    with pytest.raises(ValueError, match="unknown field 'width' given, in_channels"):
         UNetConfig.from_dict({"width": 3})
     for field, value in {
         "base_channels": 7,
@@ -221,9 +221,9 @@ def test_dialects_tabulated(dialect):
 
 def test_labels_and_shapes_are_checked(unet):
     x, t, y = inputs()
-    with pytest.raises(ValueError, match="class_labels: none given"):
+    with pytest.raises(ValueError, match="class_labels: none to a class-conditional network given"):
         unet(x, t)
-    with pytest.raises(ValueError, match="class_labels: given, but the network has no classes"):
+    with pytest.raises(ValueError, match="class_labels: labels to a network without classes"):
         make_unet(UNetConfig(in_channels=3))(x, t, y)
     with pytest.raises(ValueError, match=r"x: shape \(3, 1, 8, 8\) given, \(B, 3, H, W\)"):
         unet(x[:, :1], t, y)

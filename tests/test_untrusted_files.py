@@ -278,7 +278,7 @@ def test_a_network_that_would_never_be_built_is_refused(tmp_path, field, value):
 
 
 def test_a_schedule_of_billions_of_steps_is_refused():
-    with pytest.raises(ValueError, match="num_train_timesteps must be at most 1,000,000"):
+    with pytest.raises(ValueError, match=r"num_train_timesteps: .* given, an integer in \[1, 1000000\]"):
         NoiseSchedule.linear(10**10)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fastddpm.checks import check_choice
 from fastddpm.files import replacing
-from fastddpm.plans.plan import check_choice
 from fastddpm.precision import described
 from fastddpm_bench import figures, machine, runner, subjects, tables
 from fastddpm_bench.comparison import compare

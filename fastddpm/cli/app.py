@@ -15,6 +15,7 @@ from fastddpm.cli.convert import convert
 from fastddpm.cli.doctor import doctor
 from fastddpm.cli.evaluate import evaluate
 from fastddpm.cli.export import export
+from fastddpm.cli.options import Command
 from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
@@ -23,64 +24,6 @@ from fastddpm.interruption import as_interrupts
 
 ENDED = {130: "interrupted", 129: "the terminal was closed", 143: "terminated"}
 """Exit codes of a command that a signal ended, and what is said then."""
-OPTIONS = {
-    "backend": "--backend",
-    "base_channels": "--base-channels",
-    "batch_size": "--batch",
-    "channel_mults": "--mults",
-    "channels": "--channels",
-    "checkpoint_every": "--checkpoint-every",
-    "class_dropout": "--class-dropout",
-    "class_labels": "--class",
-    "config": "--config",
-    "data": "--data",
-    "device": "--device",
-    "dropout": "--dropout",
-    "ema_decay": "--ema",
-    "engine": "--engine",
-    "dtype": "--dtype",
-    "eta": "--eta",
-    "factor": "--factor",
-    "features": "--features",
-    "format": "--format",
-    "folder": "--out",
-    "gradient_accumulation": "--accumulate",
-    "gain": "--gain",
-    "guidance_scale": "--guidance",
-    "jump": "--jump",
-    "length": "--length",
-    "loss": "--loss",
-    "lr": "--lr",
-    "lr_schedule": "--lr-schedule",
-    "max_batch": "--batch",
-    "method": "--method",
-    "mixed_precision": "--mixed-precision",
-    "noise": "--noise",
-    "num_inference_steps": "--steps",
-    "num_res_blocks": "--blocks",
-    "outdir": "--outdir",
-    "precision": "--precision",
-    "prediction_type": "--prediction",
-    "resample": "--resample",
-    "run": "--out",
-    "schedule": "--schedule",
-    "seed": "--seed",
-    "seeds": "--seeds",
-    "shape": "--shape",
-    "shard_size": "--shard-size",
-    "shift": "--shift",
-    "sigma": "--sigma",
-    "size": "--size",
-    "steps": "--steps",
-    "subjects": "--subjects",
-    "threads": "--threads",
-    "to": "--to",
-    "warmup_steps": "--warmup",
-    "weights": "--weights",
-    "weighting": "--weighting",
-    "workers": "--workers",
-}
-"""What the arguments of the library are called here."""
 
 app = typer.Typer(name="fastddpm", add_completion=False, pretty_exceptions_enable=False)
 
@@ -100,17 +43,17 @@ def _common_options(
     """Fast DDPM sampling: fused kernels around a trained noise-prediction network."""
 
 
-app.command("bench")(bench)
-app.command("export")(export)
-app.command("sample")(sample)
-app.command("evaluate")(evaluate)
-app.command("convert")(convert)
-app.command("train")(train)
-app.command("super-resolve")(super_resolve)
-app.command("deblur")(deblur)
-app.command("inpaint")(inpaint)
-app.command("colorize")(colorize)
-app.command("doctor")(doctor)
+app.command("bench", cls=Command)(bench)
+app.command("export", cls=Command)(export)
+app.command("sample", cls=Command)(sample)
+app.command("evaluate", cls=Command)(evaluate)
+app.command("convert", cls=Command)(convert)
+app.command("train", cls=Command)(train)
+app.command("super-resolve", cls=Command)(super_resolve)
+app.command("deblur", cls=Command)(deblur)
+app.command("inpaint", cls=Command)(inpaint)
+app.command("colorize", cls=Command)(colorize)
+app.command("doctor", cls=Command)(doctor)
 
 
 def main() -> None:
@@ -140,16 +83,7 @@ def _explain(error: Exception) -> None:
     if is_out_of_memory(error):
         _fail(f"out of memory ({_first_sentence(error)}); a smaller --batch, size or model accepted")
     if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable)):
-        _fail(in_options(str(error)))
-
-
-def in_options(message: str) -> str:
-    """A message of the library that begins with arguments, `max_batch: 0 given`, with the options instead."""
-    names = re.match(r"\w+(, \w+)*(?=:| must )", message)
-    if names is None:
-        return message
-    options = [OPTIONS.get(name, name) for name in names[0].split(", ")]
-    return ", ".join(options) + message[names.end() :]
+        _fail(str(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

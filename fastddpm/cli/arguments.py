@@ -7,6 +7,8 @@ from collections import Counter
 
 import torch
 
+from fastddpm.checks import BadArgument, check_choice
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LONGEST_RANGE = 10_000_000
 
@@ -22,11 +24,9 @@ def parse_ranges(text: str, name: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
-            raise ValueError(
-                f"{name}: {text!r} given; integers and rising ranges such as 0-9,20 accepted, none below 0"
-            )
+            raise BadArgument(name, repr(text), "integers and rising ranges such as 0-9,20, none below 0,")
         if last - first >= LONGEST_RANGE:
-            raise ValueError(f"{name}: {text!r} given; ranges of at most {LONGEST_RANGE:,} accepted")
+            raise BadArgument(name, repr(text), f"ranges of at most {LONGEST_RANGE:,}")
         values.extend(range(first, last + 1))
     return values
 
@@ -36,7 +36,7 @@ def parse_seeds(text: str) -> list[int]:
     seeds = parse_ranges(text, "--seeds")
     if len(set(seeds)) < len(seeds):
         twice = next(seed for seed, count in Counter(seeds).items() if count > 1)
-        raise ValueError(f"--seeds: {text!r} given, with {twice} more than once; every seed once accepted")
+        raise BadArgument("--seeds", f"{text!r} with {twice} more than once", "every seed once")
     return seeds
 
 
@@ -44,11 +44,11 @@ def choose_labels(n_classes: int | None, classes: str | None, seeds: list[int]) 
     """A label per seed: the given classes, or all of them, in turn by seed; None without classes."""
     if n_classes is None:
         if classes is not None:
-            raise ValueError("--class: given, but this model has no classes")
+            raise BadArgument("--class", f"{classes} with a model without classes", "no value")
         return None
     choices = list(range(n_classes)) if classes is None else parse_ranges(classes, "--class")
     if max(choices) >= n_classes:
-        raise ValueError(f"--class: {classes} given, 0 to {n_classes - 1} accepted")
+        raise BadArgument("--class", str(classes), f"0 to {n_classes - 1}")
     return [choices[seed % len(choices)] for seed in seeds]
 
 
@@ -57,15 +57,14 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     match = re.fullmatch(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*", text)
     sizes = tuple(map(int, match.groups())) if match else (0,)
     if min(sizes) < 1:
-        raise ValueError(f"--shape: {text!r} given, three positive integers C,H,W accepted")
+        raise BadArgument("--shape", repr(text), "three positive integers C,H,W")
     channels, height, width = sizes
     return channels, height, width
 
 
 def parse_dtype(text: str) -> torch.dtype:
     """``float32``, ``float16`` or ``bfloat16``."""
-    if text not in DTYPES:
-        raise ValueError(f"--dtype: {text!r} given, one of {', '.join(DTYPES)} accepted")
+    check_choice("--dtype", text, DTYPES)
     return DTYPES[text]
 
 
@@ -75,8 +74,8 @@ def parse_device(text: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::(\d+))?", text)
     if match is None:
-        raise ValueError(f"--device: {text!r} given, cpu, cuda or cuda:N accepted")
+        raise BadArgument("--device", repr(text), "cpu, cuda or cuda:N")
     if text != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise ValueError(f"--device: {text!r} given, but not there; {there} accepted here")
+        raise BadArgument("--device", f"{text!r}, which is not here,", there)
     return torch.device(text)

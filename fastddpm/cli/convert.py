@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from fastddpm.checkpoint import read, save_folder
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.formats.files import read_json
 from fastddpm.formats.writing import save_pipeline
-from fastddpm.plans.plan import check_choice
 from fastddpm.unet import UNet
 
 TARGETS = ("fastddpm", "diffusers")
@@ -34,8 +34,10 @@ def convert(
     given = None if config is None else read_json(config)
     loaded = read(source, format=format, config=given, ema=ema)
     if not isinstance(loaded.model, UNet):
-        raise ValueError(
-            f"IN: {source} is a UNet2DModel that our UNet does not fit, and stays with diffusers"
+        raise BadArgument(
+            "IN",
+            f"{source}, a UNet2DModel that our UNet does not fit and that stays with diffusers,",
+            "any other network",
         )
     save = save_pipeline if to == "diffusers" else save_folder
     save(target, loaded.model, loaded.schedule, loaded.options)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fastddpm.checks import whole
 from fastddpm.cli.arguments import parse_device
+from fastddpm.cli.options import Sets
 from fastddpm.evaluation.image_sets import open_images
 from fastddpm.evaluation.scores import score
 
@@ -27,15 +29,14 @@ def evaluate(
     weights: Annotated[
         Path | None, typer.Option(help="For inception: the file of weights that torch-fidelity publishes.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    batch: Annotated[int, typer.Option(help="Images at a time."), Sets("batch_size")] = 64,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; CUDA if any.")] = None,
 ) -> None:
     """Print FID, KID, precision and recall of drawn images, computed by torch-fidelity.
 
     Figures can be compared at equal numbers of images and equal features only.
     """
-    if not 1 <= batch <= LARGEST_BATCH:
-        raise ValueError(f"--batch: {batch} given, 1 to {LARGEST_BATCH} accepted")
+    whole("batch", batch, least=1, most=LARGEST_BATCH)
     generated, real = open_images(folder), open_images(reference)
     on_cuda = parse_device(device).type == "cuda"
     scores = score(generated, real, features=features, weights=weights, batch_size=batch, cuda=on_cuda)

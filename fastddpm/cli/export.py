@@ -10,11 +10,12 @@ import typer
 
 from fastddpm.checkpoint import load
 from fastddpm.cli.arguments import parse_shape
+from fastddpm.cli.options import Sets
 
 
 def export(
     model: Annotated[str, typer.Argument(help="Model folder, or mnist: the model in the box.")] = "mnist",
-    out: Annotated[Path, typer.Option(help="Folder for the ONNX files.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="Folder for the ONNX files."), Sets("folder")] = ...,  # type: ignore[assignment]
     dtype: Annotated[str, typer.Option(help="Of the network inside: float32 or float16.")] = "float32",
     shape: Annotated[
         str | None, typer.Option(help="Of an image, C,H,W; that of the model folder, if left out.")

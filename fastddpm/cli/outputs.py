@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.files import check_writable, made_folder, replacing
 from fastddpm.images import ANIMATION_WIDTH, Pixels, grid, save_gif, save_npz, save_png, to_uint8
 from fastddpm.interruption import postponed
@@ -47,14 +48,18 @@ class Outputs:
                 _check_file(self.trajectory, "--trajectory", (".gif", ".png"))
             for path in self._of_seeds(seeds):
                 if path.is_dir():
-                    raise ValueError(f"--outdir: {str(path)!r} is a folder; a file accepted there")
+                    raise BadArgument(
+                        "--outdir", f"{str(path)!r}, which would be a file and is a folder,", "a file there"
+                    )
                 if self.out is not None and self.out.resolve() == path.resolve():
-                    raise ValueError(f"--out: {str(self.out)!r} is a file of --outdir too; another accepted")
+                    raise BadArgument("--out", f"{str(self.out)!r}, a file of --outdir too,", "another")
             is_array = self.outdir is None and self.trajectory is None and _is_npz(self.out)
             if not is_array and channels not in (None, *PICTURE_CHANNELS):
-                raise ValueError(
-                    f"--out: images of {channels} channels are no pictures; .npz without --outdir and "
-                    f"--trajectory, or {', '.join(map(str, PICTURE_CHANNELS))} channels accepted"
+                raise BadArgument(
+                    "--out",
+                    f"images of {channels} channels, which are no pictures,",
+                    ".npz without --outdir and --trajectory, or "
+                    f"{', '.join(map(str, PICTURE_CHANNELS))} channels,",
                 )
             yield
 
@@ -113,9 +118,9 @@ def _is_npz(path: Path | None) -> bool:
 
 def _check_file(path: Path, name: str, suffixes: tuple[str, ...]) -> None:
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{name}: {str(path)!r} given, a file ending in {' or '.join(suffixes)} accepted")
+        raise BadArgument(name, repr(str(path)), f"a file ending in {' or '.join(suffixes)}")
     if path.is_dir():
-        raise ValueError(f"{name}: {str(path)!r} is a folder; a file accepted")
+        raise BadArgument(name, f"{str(path)!r}, a folder,", "a file")
     _check_writable(path.parent, name)
 
 
@@ -123,7 +128,7 @@ def _check_file(path: Path, name: str, suffixes: tuple[str, ...]) -> None:
 def _folder(path: Path, name: str) -> Iterator[None]:
     """Makes a folder and those above it that are not there; they go again if the body fails."""
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{name}: {str(path)!r} is a file; a folder accepted")
+        raise BadArgument(name, f"{str(path)!r}, a file,", "a folder")
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     _check_writable(nearest, name)
     with made_folder(path):
@@ -132,8 +137,10 @@ def _folder(path: Path, name: str) -> Iterator[None]:
 
 def _check_writable(folder: Path, name: str) -> None:
     if not folder.is_dir():
-        raise ValueError(f"{name}: folder {str(folder)!r} does not exist; an existing folder accepted")
+        raise BadArgument(name, f"folder {str(folder)!r}, which does not exist,", "an existing folder")
     try:
         check_writable(folder)
     except OSError as error:
-        raise ValueError(f"{name}: folder {str(folder)!r} cannot be written ({error.strerror})") from None
+        raise BadArgument(
+            name, f"folder {str(folder)!r}, which cannot be written ({error.strerror}),", "a writable folder"
+        ) from None

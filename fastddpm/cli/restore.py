@@ -11,7 +11,9 @@ from typing import Annotated, cast
 import typer
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, whole
 from fastddpm.cli.arguments import parse_device
+from fastddpm.cli.options import Sets
 from fastddpm.engine import executors
 from fastddpm.options import ModelOptions
 from fastddpm.plans.method import MethodName
@@ -27,7 +29,11 @@ Out = Annotated[Path, typer.Argument(help="Where the result goes: a file for a f
 Samples = Annotated[int, typer.Option(max=65536, help="Samples drawn of each image.")]
 Mean = Annotated[bool, typer.Option("--mean", help="Write the mean of the samples, not each.")]
 Seed = Annotated[int, typer.Option(help="Of the first sample; the others have the next ones.")]
-Steps = Annotated[int | None, typer.Option(help="Inference steps; the model folder's, if left out.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Inference steps; the model folder's, if left out."),
+    Sets("num_inference_steps"),
+]
 Method = Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")]
 Engine = Annotated[str, typer.Option(help="auto, eager, compile, cudagraph or max.")]
@@ -56,13 +62,10 @@ class Drawing:
 
     def check(self) -> None:
         """ValueError for numbers out of range."""
-        if self.samples < 1:
-            raise ValueError(f"--samples: {self.samples} given, 1 or more accepted")
+        whole("--samples", self.samples, least=1)
         if self.mean and self.samples < 2:
-            raise ValueError("--mean: given with one sample, --samples 2 or more accepted")
-        largest = MAX_SEED + 1 - self.samples
-        if not 0 <= self.seed <= largest:
-            raise ValueError(f"--seed: {self.seed} given, 0 to {largest} accepted")
+            raise BadArgument("--mean", "one sample to take it of", "--samples 2 or more")
+        whole("--seed", self.seed, least=0, most=MAX_SEED + 1 - self.samples)
 
 
 def super_resolve(
@@ -124,7 +127,9 @@ def inpaint(
         str, typer.Option(help="Model folder, of the task inpaint or of none (RePaint), or mnist.")
     ] = "mnist",
     label: Annotated[
-        int | None, typer.Option("--class", help="What to draw, for a model with classes.")
+        int | None,
+        typer.Option("--class", help="What to draw, for a model with classes."),
+        Sets("class_labels"),
     ] = None,
     jump: Annotated[int, typer.Option(max=1000, help="RePaint: steps that are taken back at a time.")] = 5,
     resample: Annotated[
@@ -142,7 +147,7 @@ def inpaint(
     drawing = Drawing(samples, mean, seed)
     if task_of(model) is not None:
         if label is not None:
-            raise ValueError("--class: given, but this model has no classes")
+            raise BadArgument("--class", f"{label} with a model without classes", "no value")
         _restore(_restorer("inpaint", model, steps, method, device, engine), source, out, drawing, mask)
         return
     inpainter = ZeroShotInpainter.load(
@@ -166,7 +171,7 @@ def _restorer(
     restorer = load_restorer(model, device=parse_device(device), **options)
     if not isinstance(restorer.task, TASKS[task]):
         is_for = next(name for name, kind in TASKS.items() if isinstance(restorer.task, kind))
-        raise ValueError(f"--model: {model} is for the task {is_for}, one for {task} accepted")
+        raise BadArgument("--model", f"{model}, which is for the task {is_for},", f"one for {task}")
     return restorer
 
 

@@ -10,14 +10,15 @@ import typer
 from torch import Tensor
 
 from fastddpm.checkpoint import load
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.cli.arguments import choose_labels, parse_device, parse_dtype, parse_seeds, parse_shape
+from fastddpm.cli.options import Sets
 from fastddpm.cli.outputs import Outputs, summary
 from fastddpm.cli.sample_job import JobOptions, onnx_drawer, run_job, torch_drawer
 from fastddpm.cli.sample_onnx import refuse_condition, refuse_torch_options, sample_onnx
 from fastddpm.engine import Engine, EngineUnavailable
 from fastddpm.options import ModelOptions, SampleArguments
 from fastddpm.plans.method import MethodOptions
-from fastddpm.plans.plan import check_choice
 from fastddpm.precision import Precision, described
 from fastddpm.sampler import Sampler
 
@@ -38,12 +39,17 @@ def sample(
     classes: Annotated[
         str | None,
         typer.Option("--class", help="Class, or classes 0-4,7 taken in turn by seed. All, if left out."),
+        Sets("class_labels"),
     ] = None,
     method: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Inference steps, 1 to T.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Inference steps, 1 to T."), Sets("num_inference_steps")
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 deterministic, 1 as ddpm.")] = None,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 is none.")] = 1.0,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance scale; 1 is none."), Sets("guidance_scale")
+    ] = 1.0,
+    batch: Annotated[int, typer.Option(help="Images at a time."), Sets("batch_size", "max_batch")] = 64,
     shape: Annotated[
         str | None, typer.Option(help="Of an image, C,H,W; that of the model folder, if left out.")
     ] = None,
@@ -175,7 +181,9 @@ def _draw(sampler: Sampler, request: SampleArguments, *, animated: bool) -> Tens
 def _refuse_condition(model: str, sampler: Sampler) -> None:
     channels = sampler.facts.condition_channels
     if channels is not None and channels > 0:
-        raise ValueError(
-            f"{model}: a super-resolution network, which needs an image of {channels} channels as its "
-            "condition; fastddpm.load(...).sample(condition=image) takes one"
+        raise BadArgument(
+            "MODEL",
+            f"{model}, a super-resolution network, which needs an image of {channels} channels as its "
+            "condition,",
+            "one without a condition (fastddpm.load(...).sample(condition=image) takes one)",
         )

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 import typer
 
+from fastddpm.checks import BadArgument, whole
 from fastddpm.cli.arguments import parse_device
 from fastddpm.engine import Engine
 from fastddpm.jobs import Drawer, Job, OnnxDrawer, TorchDrawer
 from fastddpm.jobs.errors import FirstProcessFailed
 from fastddpm.jobs.merging import merged_file
 from fastddpm.jobs.ray_workers import cluster_device
-from fastddpm.request import whole
 from fastddpm.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -51,16 +51,21 @@ class JobOptions:
             # 0 equals False, and was given all the same.
             given = [name for name in names if not any(getattr(self, name) is none for none in (None, False))]
             if given:
-                option = given[0].replace("_", "-")
-                raise ValueError(f"--{option}: given without --format, which makes shards; both accepted")
+                raise BadArgument(
+                    f"--{given[0].replace('_', '-')}", "one without --format, which makes shards,", "both"
+                )
             return False
         for name in ("out", "trajectory"):
             if others[name] is not None:
-                raise ValueError(
-                    f"--{name}: given with --format, whose images go into --outdir; left out accepted"
+                raise BadArgument(
+                    f"--{name}",
+                    f"{str(others[name])!r} with --format, whose images go into --outdir,",
+                    "no value",
                 )
         if self.outdir is None:
-            raise ValueError("--format: given without --outdir, the folder of the shards; both accepted")
+            raise BadArgument(
+                "--format", f"{self.format!r} without --outdir, the folder of the shards,", "both"
+            )
         return True
 
     @property
@@ -72,7 +77,7 @@ class JobOptions:
         """Where the worker draws: as typed; else CUDA where there is one, this process's own of several."""
         if self.workers == "ray":
             if text not in (None, "cpu", "cuda"):
-                raise ValueError(f"--device: {text!r} given with --workers ray, cpu or cuda accepted")
+                raise BadArgument("--device", f"{text!r} with --workers ray", "cpu or cuda")
             return text or cluster_device()
         device = parse_device(text)
         if device.type == "cuda" and device.index is None:
@@ -98,7 +103,7 @@ def onnx_drawer(
 ) -> OnnxDrawer:
     """A drawer of an export. ``plan`` has the method, steps and eta given."""
     if find_spec("onnxruntime") is None:
-        raise ValueError("--backend: onnx given, which needs onnxruntime: pip install 'fastddpm[onnx]'")
+        raise BadArgument("--backend", "onnx without onnxruntime (pip install 'fastddpm[onnx]')", "torch")
     kind, _, index = options.device(device).partition(":")
     return OnnxDrawer(
         folder,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastddpm.checks import BadArgument
 from fastddpm.cli.arguments import choose_labels
 from fastddpm.cli.outputs import Outputs, summary
 
@@ -20,18 +21,21 @@ def refuse_torch_options(*, engine: str, dtype: str, **given: object) -> None:
     given |= {"engine": None if engine == "auto" else engine, "dtype": None if dtype == "float32" else dtype}
     for name, value in given.items():
         if value is not None:
-            raise ValueError(
-                f"--{name}: {str(value)!r} given with --backend onnx, where it is fixed or there is none; "
-                "no value accepted"
+            raise BadArgument(
+                f"--{name}",
+                f"{str(value)!r} with --backend onnx, where it is fixed or there is none,",
+                "no value",
             )
 
 
 def refuse_condition(folder: str, channels: int) -> None:
     """ValueError where the network wants a condition image of so many channels; 0 is none."""
     if channels:
-        raise ValueError(
-            f"{folder}: a super-resolution network, which needs an image of {channels} channels as its "
-            "condition; fastddpm.onnx.OnnxSampler(...).sample(condition=image) takes one"
+        raise BadArgument(
+            "MODEL",
+            f"{folder}, a super-resolution network, which needs an image of {channels} channels as its "
+            "condition,",
+            "one without (fastddpm.onnx.OnnxSampler(...).sample(condition=image) takes one)",
         )
 
 
@@ -61,10 +65,10 @@ def sample_onnx(
     try:
         from fastddpm.onnx import OnnxSampler
     except ImportError as error:
-        raise ValueError(f"--backend: onnx given; {error}") from error
+        raise BadArgument("--backend", f"onnx, which fails here ({error}),", "torch") from error
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", device or "cpu")
     if match is None or (match[1] == "cpu" and match[2]):
-        raise ValueError(f"--device: {device!r} given, cpu, cuda or cuda:N accepted")
+        raise BadArgument("--device", repr(device), "cpu, cuda or cuda:N")
     options = {"device_id": match[2]} if match[2] else None
     sampler = OnnxSampler(folder, "auto" if device is None else match[1], provider_options=options)
     refuse_condition(folder, sampler.folder.condition_channels)

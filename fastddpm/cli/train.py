@@ -8,7 +8,9 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.cli.arguments import parse_ranges
+from fastddpm.cli.options import Sets
 from fastddpm.options import SamplerOptions
 from fastddpm.plans.method import TimeInput
 from fastddpm.schedule import NoiseSchedule
@@ -23,7 +25,9 @@ USES = {"sr": "super-resolve", "deblur": "deblur", "inpaint": "inpaint", "colori
 
 
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run; run again with the same options to go on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the run; run again with the same options to go on."), Sets("run")
+    ],
     data: Annotated[
         str, typer.Option(help="mnist, photographs, an image folder, or a Hugging Face path.")
     ] = "mnist",
@@ -34,15 +38,21 @@ def train(
     skip_broken: Annotated[bool, typer.Option(help="Leave broken image files out.")] = False,
     conditional: Annotated[bool, typer.Option(help="Learn the labels, where the data has them.")] = True,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
-    batch: Annotated[int, typer.Option(help="Samples per step.")] = 128,
-    accumulate: Annotated[int, typer.Option(help="Micro-batches per step.")] = 1,
+    batch: Annotated[int, typer.Option(help="Samples per step."), Sets("batch_size")] = 128,
+    accumulate: Annotated[
+        int, typer.Option(help="Micro-batches per step."), Sets("gradient_accumulation")
+    ] = 1,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     lr_schedule: Annotated[str, typer.Option(help="cosine, linear or constant.")] = "cosine",
-    warmup: Annotated[int, typer.Option(help="Steps of warm-up.")] = 200,
-    ema: Annotated[float, typer.Option(help="Decay of the moving average of the weights.")] = 0.999,
+    warmup: Annotated[int, typer.Option(help="Steps of warm-up."), Sets("warmup_steps")] = 200,
+    ema: Annotated[
+        float, typer.Option(help="Decay of the moving average of the weights."), Sets("ema_decay")
+    ] = 0.999,
     loss: Annotated[str, typer.Option(help="l2, l1 or huber.")] = "l2",
     weighting: Annotated[str, typer.Option(help="none, min_snr or p2.")] = "none",
-    prediction: Annotated[str, typer.Option(help="epsilon, sample or v_prediction.")] = "epsilon",
+    prediction: Annotated[
+        str, typer.Option(help="epsilon, sample or v_prediction."), Sets("prediction_type")
+    ] = "epsilon",
     schedule: Annotated[str, typer.Option(help=f"{', '.join(SCHEDULES)}.")] = "linear",
     class_dropout: Annotated[float, typer.Option(help="Share of labels dropped, for guidance.")] = 0.1,
     task: Annotated[
@@ -61,8 +71,12 @@ def train(
     time_input: Annotated[str, typer.Option(help="timestep, or noise_level as in SR3.")] = "timestep",
     mid_attention: Annotated[bool, typer.Option(help="Self-attention at the lowest level.")] = True,
     base_channels: Annotated[int, typer.Option(max=65536, help="Channels at full resolution.")] = 32,
-    mults: Annotated[str, typer.Option(help="Channel factor of each level: 1,2,2.")] = "1,2,2",
-    blocks: Annotated[int, typer.Option(max=64, help="Residual blocks per level.")] = 1,
+    mults: Annotated[
+        str, typer.Option(help="Channel factor of each level: 1,2,2."), Sets("channel_mults")
+    ] = "1,2,2",
+    blocks: Annotated[
+        int, typer.Option(max=64, help="Residual blocks per level."), Sets("num_res_blocks")
+    ] = 1,
     dropout: Annotated[float, typer.Option(help="Dropout in residual blocks.")] = 0.0,
     mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
     compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
@@ -81,8 +95,7 @@ def train(
         from fastddpm.training.processes import MainProcessFailed
     except ImportError as error:
         raise ValueError(f"train: needs the package {error.name}: pip install 'fastddpm[train]'") from None
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule: {schedule!r} given, one of {', '.join(SCHEDULES)} accepted")
+    check_choice("schedule", schedule, SCHEDULES)
     config = TrainConfig(
         steps=steps,
         batch_size=batch,
@@ -132,9 +145,10 @@ def train(
         dropout=dropout,
     )
     if height % model.size_multiple or width % model.size_multiple:
-        raise ValueError(
-            f"size: images of {height}x{width} given, multiples of {model.size_multiple} accepted by "
-            f"a network of {len(levels)} levels (--size, --mults)"
+        raise BadArgument(
+            "size",
+            f"images of {height}x{width}",
+            f"multiples of {model.size_multiple} by a network of {len(levels)} levels (--size, --mults)",
         )
     sampler: SamplerOptions = {
         "method": "ddim",
@@ -170,5 +184,7 @@ def chosen_task(name: str | None, parameters: dict[str, Any]) -> Task | None:
         return make_task(name, **parameters)
     given = [option for option, value in parameters.items() if value is not None]
     if given:
-        raise ValueError(f"{given[0]}: given without a task, --task {' or '.join(TASKS)} accepted")
+        raise BadArgument(
+            given[0], f"{parameters[given[0]]!r} without a task", f"--task {' or '.join(TASKS)}"
+        )
     return None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, whole
 from fastddpm_kernels.noise import words
 
 from .order import MAX_ORDINAL, STREAM
@@ -36,8 +37,7 @@ class Augmentation:
     shift: int = 0
 
     def __post_init__(self) -> None:
-        if self.shift < 0:
-            raise ValueError(f"shift: {self.shift} given, 0 or more pixels accepted")
+        whole("shift", self.shift, least=0)
 
     def draws(self, ordinals: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """(flipped bool, down int64, across int64), each ``(B,)``, for int64 ordinals ``(B,)``.
@@ -45,10 +45,9 @@ class Augmentation:
         Raises:
             ValueError: the seed or an ordinal outside [0, 2**63).
         """
-        if not 0 <= seed <= MAX_ORDINAL:
-            raise ValueError(f"seed: {seed} given, an integer in [0, 2**63) accepted")
+        whole("seed", seed, least=0, most=MAX_ORDINAL)
         if (ordinals < 0).any():
-            raise ValueError(f"ordinals: {int(ordinals.min())} given, integers in [0, 2**63) accepted")
+            raise BadArgument("ordinals", str(int(ordinals.min())), "integers in [0, 2**63)")
         lanes = words(
             torch.full_like(ordinals, seed), ordinals & 0xFFFFFFFF, 1, stream=STREAM, repeat=ordinals >> 32
         )

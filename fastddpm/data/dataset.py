@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_count
+
 from .augmentation import Augmentation
 
 MAX_CLASSES = 2**16
@@ -55,7 +57,7 @@ class ImageDataset:
             if class_names is None:
                 class_names = [str(i) for i in range(int(labels.max()) + 1)]
         elif class_names is not None:
-            raise ValueError("class_names: given without labels, labels wanted too")
+            raise BadArgument("class_names", "names without labels", "both, or neither,")
         self.pixels = pixels
         self.labels = labels
         self.class_names = None if class_names is None else tuple(class_names)
@@ -101,14 +103,11 @@ class ImageDataset:
         index = torch.as_tensor(indices, dtype=torch.int64)
         wrong = index[(index < 0) | (index >= len(self))]
         if len(wrong):
-            raise ValueError(f"indices: {int(wrong[0])} given, integers in [0, {len(self)}) accepted")
+            raise BadArgument("indices", str(int(wrong[0])), f"integers in [0, {len(self)})")
         images = self.pixels[index]
         if ordinals is not None:
             ordinal = torch.as_tensor(ordinals, dtype=torch.int64)
-            if ordinal.shape != index.shape:
-                raise ValueError(
-                    f"ordinals: {len(ordinal)} given, one for each of {len(index)} indices accepted"
-                )
+            check_count("ordinals", len(ordinal), len(index), of="indices")
             images = self.augmentation.apply(images, ordinal, seed)
         return images.float() / 127.5 - 1.0, None if self.labels is None else self.labels[index]
 
@@ -116,21 +115,20 @@ class ImageDataset:
 def _check_pixels(pixels: Pixels) -> None:
     shape = tuple(pixels.shape)
     if isinstance(pixels, Tensor) and pixels.dtype != torch.uint8:
-        raise ValueError(f"pixels: {pixels.dtype} given, uint8 accepted")
+        raise BadArgument("pixels", str(pixels.dtype), "uint8")
     if len(shape) != 4 or shape[1] not in (1, 3):
-        raise ValueError(f"pixels: shape {shape} given, (N, C, H, W) with C = 1 or 3 accepted")
+        raise BadArgument("pixels", f"shape {shape}", "(N, C, H, W) with C = 1 or 3")
     if 0 in shape:
-        raise ValueError(f"pixels: shape {shape} given, at least one image of one pixel accepted")
+        raise BadArgument("pixels", f"shape {shape}", "at least one image of one pixel")
 
 
 def _check_labels(labels: Tensor, count: int, classes: int) -> None:
     if labels.dtype != torch.int64 or tuple(labels.shape) != (count,):
-        raise ValueError(
-            f"labels: {labels.dtype} of shape {tuple(labels.shape)} given, int64 ({count},) accepted"
-        )
+        raise BadArgument("labels", f"{labels.dtype} of shape {tuple(labels.shape)}", f"int64 ({count},)")
     wrong = ((labels < 0) | (labels >= classes)).nonzero()[:, 0].tolist()
     if wrong:
-        raise ValueError(
-            f"labels: {int(labels[wrong[0]])} given for image {wrong[0]} ({len(wrong)} out of range), "
-            f"integers in [0, {classes}) accepted"
+        raise BadArgument(
+            "labels",
+            f"{int(labels[wrong[0]])} for image {wrong[0]} ({len(wrong)} out of range)",
+            f"integers in [0, {classes})",
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import BadArgument
 from fastddpm.pictures import PictureError, opened
 
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ class Header:
 def checked_channels(channels: int | None) -> int | None:
     """``channels``, or a ValueError: 1, 3 and None are accepted."""
     if channels is not None and channels not in CHANNELS:
-        raise ValueError(f"channels: {channels} given, 1 (grey), 3 (RGB) or None (as the files are) accepted")
+        raise BadArgument("channels", str(channels), "1 (grey), 3 (RGB) or None (as the files are)")
     return channels
 
 
 def checked_size(size: int | None) -> int | None:
     """``size``, or a ValueError: 1 or more and None are accepted."""
     if size is not None and size < 1:
-        raise ValueError(f"size: {size} given, 1 or more pixels or None (as the files are) accepted")
+        raise BadArgument("size", str(size), "1 or more pixels or None (as the files are)")
     return size
 
 

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastddpm.checks import BadArgument
+
 from .gathering import ImageFile
 from .splits import checked_split, split_of_folder
 
@@ -47,10 +49,10 @@ def list_folder(folder: Path, split: str = "train", labels: bool = True) -> List
     """
     checked_split(split)
     if not folder.is_dir():
-        raise ValueError(f"data {str(folder)!r}: not a folder, a folder of images accepted")
+        raise BadArgument("data", f"{str(folder)!r}, which is not a folder,", "a folder of images")
     roots = _split_folders(folder)
     if split not in roots:
-        raise ValueError(f"split: {split!r} given, {str(folder)!r} has {', '.join(map(repr, sorted(roots)))}")
+        raise BadArgument("split", repr(split), f"{', '.join(map(repr, sorted(roots)))} of {str(folder)!r}")
     root = roots[split]
     paths = _images_in(root)
     files = [ImageFile(path.relative_to(folder).as_posix(), path.absolute) for path in paths]
@@ -79,17 +81,20 @@ def _images_in(root: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
             if Path(parent, name).is_symlink() and Path(parent, name).resolve() in _and_parents(parent):
-                raise ValueError(
-                    f"data {str(root)!r}: {Path(parent, name)} links to a folder that it lies in"
+                raise BadArgument(
+                    "data",
+                    f"{str(root)!r}, where {Path(parent, name)} links to a folder that it lies in,",
+                    "folders without such links",
                 )
         visible = [name for name in names if not name.startswith(".")]
         images = [name for name in visible if Path(name).suffix.lower() in SUFFIXES]
         others += len(visible) - len(images)
         found += [Path(parent, name) for name in images]
     if not found:
-        raise ValueError(
-            f"data {str(root)!r}: no images in this folder ({others} other files), "
-            f"at least one file accepted that ends in {', '.join(SUFFIXES)}"
+        raise BadArgument(
+            "data",
+            f"{str(root)!r}, no images in this folder ({others} other files),",
+            f"at least one file that ends in {', '.join(SUFFIXES)}",
         )
     return sorted(found, key=lambda path: path.relative_to(root).parts)
 
@@ -108,10 +113,11 @@ def _has_classes(root: Path, paths: Sequence[Path]) -> bool:
     direct = [path for path in paths if path.parent == root]
     if direct and len(direct) < len(paths):
         nested = next(path for path in paths if path.parent != root)
-        raise ValueError(
-            f"data {str(root)!r}: images directly in it ({len(direct)}, such as {direct[0].name}) and in "
-            f"folders ({len(paths) - len(direct)}, such as {nested.relative_to(root).as_posix()}) given; "
-            "one or the other accepted, or labels=False to read all without classes"
+        raise BadArgument(
+            "data",
+            f"{str(root)!r}, images directly in it ({len(direct)}, such as {direct[0].name}) and in "
+            f"folders ({len(paths) - len(direct)}, such as {nested.relative_to(root).as_posix()}),",
+            "one or the other, or labels=False to read all without classes,",
         )
     return not direct
 
@@ -121,9 +127,10 @@ def _class_names(root: Path, paths: Sequence[Path]) -> tuple[str, ...]:
     used = {path.relative_to(root).parts[0] for path in paths}
     there = {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     if there - used:
-        raise ValueError(
-            f"data {str(root)!r}: no images in class folder {', '.join(sorted(there - used))}, "
-            "at least one in each accepted"
+        raise BadArgument(
+            "data",
+            f"{str(root)!r}, no images in class folder {', '.join(sorted(there - used))},",
+            "at least one in each",
         )
     return tuple(sorted(used))
 
@@ -133,8 +140,9 @@ def _labels(root: Path, paths: Sequence[Path], names: tuple[str, ...]) -> list[i
     classes = [path.relative_to(root).parts[0] for path in paths]
     unknown = sorted(set(classes) - set(names))
     if unknown:
-        raise ValueError(
-            f"data {str(root)!r}: class folder {', '.join(unknown)} given, "
-            f"those of the train split accepted: {', '.join(names) or 'none'}"
+        raise BadArgument(
+            "data",
+            f"{str(root)!r} with class folder {', '.join(unknown)}",
+            f"those of the train split ({', '.join(names) or 'none'})",
         )
     return [label_of[name] for name in classes]

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
+
 from .dataset import Pixels
 from .decoding import Header, decode, read_header
 
@@ -186,9 +188,10 @@ def _common_size(files: Sequence[ImageFile], headers: dict[int, Header]) -> tupl
         examples = ", ".join(
             f"{h}x{w} ({len(by_size[h, w])}, such as {files[by_size[h, w][0]].name})" for h, w in commonest
         )
-        raise ValueError(
-            f"images of {len(by_size)} sizes given, height x width: {examples}; one size accepted, "
-            "or size= to scale and crop them"
+        raise BadArgument(
+            "data",
+            f"images of {len(by_size)} sizes, height x width: {examples},",
+            "one size, or size= to scale and crop them,",
         )
     ((height, width),) = by_size
     return height, width

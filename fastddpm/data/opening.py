@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastddpm.checks import BadArgument
+
 from .augmentation import Augmentation
 from .dataset import ImageDataset
 from .decoding import checked_channels, checked_size, to_mode, to_pixels
@@ -70,17 +72,17 @@ def open_dataset(
     huggingface = spec not in BUILT_IN and is_huggingface(path)
     for name, column in (("image_column", image_column), ("label_column", label_column)):
         if column is not None and not huggingface:
-            raise ValueError(
-                f"{name}: {column!r} given for {str(spec)!r}, accepted for Hugging Face data only"
-            )
+            raise BadArgument(name, f"{column!r} for {str(spec)!r}", "None, except with Hugging Face data,")
     if spec == "mnist":
         return _mnist(split, size, channels or 1, labels, augmentation)
     if spec == "photographs":
         return ImageDataset(photograph_tiles(split, size or TILE, channels or 3), augmentation=augmentation)
     if not path.exists():
-        raise ValueError(
-            f"data: {str(spec)!r} given, which is not there; 'mnist', 'photographs', an image folder, a "
-            "folder of save_to_disk, or parquet or arrow files accepted (nothing is downloaded)"
+        raise BadArgument(
+            "data",
+            f"{str(spec)!r}, which is not there,",
+            "'mnist', 'photographs', an image folder, a folder of save_to_disk, or parquet or arrow "
+            "files (nothing is downloaded)",
         )
     if huggingface:
         listing = list_huggingface(path, split, labels, image_column=image_column, label_column=label_column)

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from fastddpm.checks import whole
 from fastddpm_kernels.noise import words
 
 MAX_ORDINAL = 2**63 - 1
@@ -37,9 +38,9 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     Raises:
         ValueError: an argument outside its range.
     """
-    _check("n", n, 1)
-    _check("seed", seed, 0)
-    _check("epoch", epoch, 0)
+    whole("n", n, least=1, most=MAX_ORDINAL)
+    whole("seed", seed, least=0, most=MAX_ORDINAL)
+    whole("epoch", epoch, least=0, most=MAX_ORDINAL)
     return _order(n, seed, epoch).clone()
 
 
@@ -58,10 +59,10 @@ def indices_for(start_ordinal: int, count: int, n: int, seed: int) -> Tensor:
     Raises:
         ValueError: an argument outside its range.
     """
-    _check("start_ordinal", start_ordinal, 0)
-    _check("count", count, 0)
-    _check("n", n, 1)
-    _check("seed", seed, 0)
+    whole("start_ordinal", start_ordinal, least=0, most=MAX_ORDINAL)
+    whole("count", count, least=0, most=MAX_ORDINAL)
+    whole("n", n, least=1, most=MAX_ORDINAL)
+    whole("seed", seed, least=0, most=MAX_ORDINAL)
     parts = [torch.empty(0, dtype=torch.int64)]
     ordinal, end = start_ordinal, start_ordinal + count
     while ordinal < end:
@@ -80,8 +81,3 @@ def _order(n: int, seed: int, epoch: int) -> Tensor:
     )
     flat = torch.cat(lanes, dim=1)[0]
     return torch.argsort(((flat[:n] >> 1) << 32) | flat[n : 2 * n], stable=True)
-
-
-def _check(name: str, value: int, least: int) -> None:
-    if not least <= value <= MAX_ORDINAL:
-        raise ValueError(f"{name}: {value} given, an integer in [{least}, 2**63) accepted")

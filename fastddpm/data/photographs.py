@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
+
 from .decoding import decode
 from .splits import checked_split
 
@@ -108,7 +110,7 @@ def photograph_tiles(split: str, size: int = TILE, channels: int = 3) -> Tiles:
                 photographs.append(torch.from_numpy(planes.copy()))
     least = min(min(photograph.shape[1:]) for photograph in photographs)
     if size > least:
-        raise ValueError(f"size: {size} given, at most {least} accepted for the photographs")
+        raise BadArgument("size", f"{size} for the photographs", f"at most {least}")
     places = [
         (which, top, left)
         for which, photograph in enumerate(photographs)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from fastddpm.checks import check_choice
+
 SPELLINGS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
@@ -13,8 +15,7 @@ SPELLINGS = {
 
 def checked_split(split: str) -> str:
     """``split``, or a ValueError: "train", "validation" and "test" are accepted."""
-    if split not in SPELLINGS:
-        raise ValueError(f"split: {split!r} given, {', '.join(map(repr, SPELLINGS))} accepted")
+    check_choice("split", split, SPELLINGS)
     return split
 
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
+from fastddpm.checks import check_choice, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, check_device, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
 from fastddpm.plans.method import StepOptions
-from fastddpm.plans.plan import check_choice
-from fastddpm.request import whole
 from fastddpm.unet import abarankab
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin.settings import PeerOptions, Settings
@@ -37,16 +38,16 @@ def build(obj: Any, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     from fastddpm.dropin._diffusers import schedulers
 
     if settings.noise != "torch":
-        raise ValueError(f'noise: {settings.noise!r} given, "torch" accepted for a scheduler alone')
+        raise BadArgument("noise", f"{settings.noise!r} for a scheduler alone", '"torch"')
     if settings.engine not in ("auto", "eager"):
-        raise ValueError(f'engine: {settings.engine!r} given, "auto" or "eager" accepted for a scheduler')
+        raise BadArgument("engine", f"{settings.engine!r} for a scheduler alone", '"auto" or "eager"')
     if settings.precision is not None:
-        raise ValueError(f"precision: {settings.precision!r} given, None accepted for a scheduler alone")
+        raise BadArgument("precision", f"{settings.precision!r} for a scheduler alone", "None")
     if settings.dtype is not None:
-        raise ValueError(f"dtype: {settings.dtype} given, None accepted for a scheduler alone")
+        raise BadArgument("dtype", f"{settings.dtype} for a scheduler alone", "None")
     habits = Options.of(options)
     if habits.network != "auto":
-        raise ValueError(f"network: {habits.network!r} given, none accepted for a scheduler alone")
+        raise BadArgument("network", f"{habits.network!r} for a scheduler alone", "none")
     is_ddpm = scheduler_kind(obj) == "DDPMScheduler"
     kind: Any = schedulers.FastDDPMScheduler if is_ddpm else schedulers.FastDDIMScheduler
     fast = kind.from_config(obj.config)
@@ -55,9 +56,10 @@ def build(obj: Any, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     if is_ddpm:
         variance_type = habits.variance_type or obj.config["variance_type"]
         if variance_type == "fixed_large_log":
-            raise ValueError(
-                "variance_type: 'fixed_large_log' is NaN in diffusers (the square root of a logarithm below "
-                "0); give variance_type='fixed_large', which is what it means"
+            raise BadArgument(
+                "variance_type",
+                "'fixed_large_log', in diffusers NaN (the square root of a logarithm below 0),",
+                "'fixed_large', which is what it means,",
             )
         fast.register_to_config(variance_type=variance_type)
         fast.variance_type = variance_type

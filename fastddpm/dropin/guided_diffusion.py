@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
+from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.guided_diffusion_guidance import Guidance
 from fastddpm.dropin.peer import DropIn, holds
@@ -23,7 +24,6 @@ from fastddpm.network import Model, model_device_dtype, modules_of
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
 from fastddpm.plans.guided_diffusion import TABLES, Process, ancestral_plan, ddim_plan
-from fastddpm.request import whole
 from fastddpm.runner import Runner
 
 DESCRIPTION = "guided-diffusion and improved-diffusion GaussianDiffusion, SpacedDiffusion"
@@ -86,11 +86,11 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, (tuple, list, torch.Size)) or len(self.shape) != 4:
-            raise ValueError(f"shape: {self.shape!r} given, (B, C, H, W) accepted")
+            raise BadArgument("shape", repr(self.shape), "(B, C, H, W)")
         for length in self.shape:
             whole("shape", length, least=1)
         if self.noise is not None and tuple(self.noise.shape) != tuple(self.shape):
-            raise ValueError(f"noise: shape {tuple(self.noise.shape)} given, {tuple(self.shape)} accepted")
+            raise BadArgument("noise", f"shape {tuple(self.noise.shape)}", str(tuple(self.shape)))
 
     @property
     def is_guided(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastddpm.checks import BadArgument
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.lucidrains_guidance import FastGuidedLucidrains
 from fastddpm.dropin.lucidrains_loops import DESCRIPTION, FastLucidrains, parameters_of
@@ -47,13 +48,13 @@ def build(obj: Any, settings: Settings, **options: bool) -> FastLucidrains:
     """
     for name, reason in _REFUSED.items():
         if hasattr(obj, name):
-            raise ValueError(f"obj: {reason}; accepted are {DESCRIPTION}, with or without guidance")
+            raise BadArgument("obj", reason, f"{DESCRIPTION}, with or without guidance,")
     for name, reason in _REFUSED_ARGUMENTS.items():
         if name in parameters_of(obj.sample) or name in parameters_of(getattr(obj, "p_sample", obj.sample)):
-            raise ValueError(f"obj: {reason}; accepted are {DESCRIPTION}, with or without guidance")
+            raise BadArgument("obj", reason, f"{DESCRIPTION}, with or without guidance,")
     warn_if_random(obj.model, "model")
     if hasattr(obj.model, "forward_with_cond_scale"):
         return FastGuidedLucidrains(obj, settings, **options)
     if options:
-        raise ValueError(f"{', '.join(options)}: given, no options accepted for {DESCRIPTION}")
+        raise BadArgument(", ".join(options), "an option", f"none for {DESCRIPTION}")
     return FastLucidrains(obj, settings)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
+from fastddpm.checks import BadArgument, check_count
 from fastddpm.dropin.lucidrains_loops import DrawOptions, FastLucidrains
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.plans import Plan
@@ -73,7 +74,7 @@ class FastGuidedLucidrains(FastLucidrains):
             ValueError: naming the argument, what was given and what is accepted.
         """
         if not isinstance(classes, Tensor) or classes.dim() != 1 or len(classes) == 0:
-            raise ValueError(f"classes: {classes!r} given, an int64 tensor (B,) accepted")
+            raise BadArgument("classes", repr(classes), "an int64 tensor (B,)")
         loop = self.ddim_sample if self.original.is_ddim_sampling else self.p_sample_loop
         shape = (len(classes), self.original.channels, *self._size())
         return loop(classes, shape, cond_scale, rescaled_phi, **options)
@@ -145,10 +146,7 @@ class FastGuidedLucidrains(FastLucidrains):
         generator: torch.Generator | None = None,
         progress: bool = True,
     ) -> Tensor:
-        if len(cond["classes"]) != shape[0]:
-            raise ValueError(
-                f"classes: {len(cond['classes'])} given for {shape[0]} images; one each accepted"
-            )
+        check_count("classes", len(cond["classes"]), shape[0])
         source = self.settings.source(int(shape[0]), runner.device, seeds=seeds, generator=generator)
         batch = make_batch(shape, source, cond={**cond, "classes": cond["classes"].to(runner.device)})
         return (runner.run(plan, batch, progress=progress) + 1) * 0.5
@@ -158,9 +156,7 @@ class FastGuidedLucidrains(FastLucidrains):
     ) -> Runner:
         """The runner for a pair of scales."""
         if cond_scale == 1 and finished:
-            raise ValueError(
-                "cond_scale: 1 given under CFG++, where the original fails; another number accepted"
-            )
+            raise BadArgument("cond_scale", "1 under CFG++, where the original fails,", "another number")
         # Versions without CFG++ do not unpack a pair.
         mixes = cond_scale == 1 and count == 2 and hasattr(self.original, "use_cfg_plus_plus")
         mixes = mixes and not self.repair

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
+from fastddpm.checks import BadArgument, check_choice, whole
 from fastddpm.dropin.comparison import Adapter
 from fastddpm.dropin.peer import DropIn
 from fastddpm.dropin.settings import Report, Settings
@@ -17,9 +18,7 @@ from fastddpm.engine import Engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES, Habits, ancestral_plan, ddim_plan
-from fastddpm.plans.plan import check_choice
 from fastddpm.randomness import PhiloxNoise
-from fastddpm.request import whole
 from fastddpm.runner import Runner
 
 if TYPE_CHECKING:
@@ -180,14 +179,14 @@ class FastLucidrains(DropIn):
     ) -> Tensor:
         total = self.original.num_timesteps
         t = total - 1 if t is None else t
-        whole("t", t, least=0)
-        if t >= total:
-            raise ValueError(f"t: {t} given, 0 .. {total - 1} accepted")
+        whole("t", t, least=0, most=total - 1)
         if x1.shape != x2.shape:
-            raise ValueError(f"x2: shape {tuple(x2.shape)} given, that of x1, {tuple(x1.shape)}, accepted")
+            raise BadArgument("x2", f"shape {tuple(x2.shape)}", f"that of x1, {tuple(x1.shape)}")
         source = self.settings.source(len(x1), runner.device)
         if isinstance(source, PhiloxNoise):
-            raise ValueError('noise: interpolate draws its noise as the original does; "torch" accepted')
+            raise BadArgument(
+                "noise", "'philox' to interpolate, which draws its noise as the original does,", "'torch'"
+            )
         at = torch.full((len(x1),), t, device=x1.device)
         with torch.no_grad():
             noised = [self.original.q_sample(x, t=at) for x in (x1, x2)]

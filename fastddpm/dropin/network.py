@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.copies import Copied, Copies, InDtype
 from fastddpm.dropin.alterations import is_altered, signature
 from fastddpm.dropin.arranged import ForGpu
@@ -74,7 +75,7 @@ class PeerNetwork:
         if choice == "ours" or (choice == "auto" and tries_ours):
             self.unet, reason = same_network(source, Adapter(source, call), dialect, times)
         if choice == "ours" and self.unet is None:
-            raise ValueError(f"network: 'ours' given, but {reason}; auto or original accepted")
+            raise BadArgument("network", f"'ours', but {reason},", "auto or original")
         if self.unet is not None:
             self.words = f"our UNet with its weights, {reason}"
             self._merged = self._not_shared(self.unet)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.dropin.settings import Report
 
 
@@ -60,4 +61,4 @@ def check_device(device: Any, network: torch.device) -> None:
     """ValueError unless ``device``, as a peer's caller gives it, is where the network is."""
     given = torch.device(device)
     if given.type != network.type or (given.index is not None and given.index != (network.index or 0)):
-        raise ValueError(f"device: {str(given)!r} given, {str(network)!r}, where the network is, accepted")
+        raise BadArgument("device", repr(str(given)), f"{str(network)!r}, where the network is")

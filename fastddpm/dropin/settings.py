@@ -9,9 +9,9 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.engine import ENGINES, Engine
 from fastddpm.network import Model
-from fastddpm.plans.plan import check_choice
 from fastddpm.precision import PRECISIONS, Precision
 from fastddpm.randomness import Generators, NoiseKind, PhiloxNoise, TorchNoise, noise_source
 from fastddpm.runner import Runner
@@ -63,7 +63,7 @@ class Settings:
         if self.precision is not None:
             check_choice("precision", self.precision, PRECISIONS)
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype: {self.dtype!r} given, None, float32, float16 or bfloat16 accepted")
+            raise BadArgument("dtype", repr(self.dtype), "None, float32, float16 or bfloat16")
 
     def runner(
         self,

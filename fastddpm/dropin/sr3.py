@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
+from fastddpm.checks import BadArgument, check_choice, shown, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.method import StepOptions
-from fastddpm.plans.plan import Plan, check_choice
+from fastddpm.plans.plan import Plan
 from fastddpm.plans.sr3 import STORED, from_sr3
-from fastddpm.request import whole
 from fastddpm.transfer import to_device
 from fastddpm.unet import sr3
 
@@ -104,7 +104,7 @@ class FastSR3(DropIn):
             ValueError: the model is conditional (the repository fails there too).
         """
         if self.original.conditional:
-            raise ValueError("sample: this model is conditional; super_resolution(x_in) accepted")
+            raise BadArgument("sample", "a conditional model", "super_resolution(x_in)")
         size = self.original.image_size
         return self.p_sample_loop((batch_size, self.original.channels, size, size), continous, **options)
 
@@ -219,9 +219,8 @@ def _checked(x_in: Any, is_conditional: bool, device: torch.device) -> tuple[tup
     """The shape of the images, and the condition of a conditional model."""
     if not is_conditional:
         if isinstance(x_in, Tensor) or len(x_in) != 4:
-            raise ValueError("x_in: this model is unconditional; the shape (B, C, H, W) accepted")
+            raise BadArgument("x_in", "images for an unconditional model", "the shape (B, C, H, W)")
         return tuple(whole("x_in", n, least=1) for n in x_in), None
     if not isinstance(x_in, Tensor) or x_in.ndim != 4 or not len(x_in):
-        given = f"shape {tuple(x_in.shape)}" if isinstance(x_in, Tensor) else type(x_in).__name__
-        raise ValueError(f"x_in: {given} given, images (B, C, H, W) to condition on accepted")
+        raise BadArgument("x_in", shown(x_in), "images (B, C, H, W) to condition on")
     return tuple(x_in.shape), to_device(x_in.detach(), device, torch.float32)

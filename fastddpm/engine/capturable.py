@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from fastddpm.checks import check_choice, image_shape
 from fastddpm.engine.watch import Offence, Watch
 from fastddpm.facts import model_facts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
 from fastddpm.plans.method import TIME_INPUTS, TimeInput
-from fastddpm.plans.plan import check_choice
 from fastddpm.tabulated import bind
 
 
@@ -86,8 +86,7 @@ def check_capturable(
             f"check_capturable: torch {torch.__version__} was built without CUDA; a CUDA build accepted, "
             "with or without a card"
         )
-    if len(tuple(shape)) != 3:
-        raise ValueError(f"shape: {tuple(shape)} given, (C, H, W) accepted")
+    image_shape(shape)
     check_choice("time_input", time_input, TIME_INPUTS)
     if class_labels is None:
         class_labels = bool(model_facts(model).takes_labels)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from fastddpm.checks import check_choice
 from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
 from fastddpm.network import Network
 from fastddpm_kernels import compat
@@ -26,6 +27,8 @@ Run = Callable[[], None]
 
 class EngineUnavailable(RuntimeError):
     """An engine was asked for by name that this machine or model cannot run."""
+
+    argument = "engine"
 
 
 class EngineChoice:
@@ -134,8 +137,7 @@ def resolve_engine(engine: str, device: torch.device) -> Engine:
         ValueError: unknown name.
         EngineUnavailable: a CUDA engine on another device, or compilation for one without Triton.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine: {engine!r} given, one of {', '.join(ENGINES)} accepted")
+    check_choice("engine", engine, ENGINES)
     if engine == "auto":
         return "cudagraph" if device.type == "cuda" else "eager"
     if engine in ("cudagraph", "max") and device.type != "cuda":

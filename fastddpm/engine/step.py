@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm_kernels import N_COLUMNS, Column, reverse_step
 from fastddpm_kernels.reverse_step.reference import split_output
 
@@ -100,9 +101,10 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase) -> None:
     # m = model(x_k, t_k)
     m = predict(buffers.x, k)
     if case.learned_range and m.shape[1] != 2 * case.shape[1]:
-        raise ValueError(
-            f"variance_type: learned_range given, but the model returns {m.shape[1]} channels for an image "
-            f"of {case.shape[1]}; fixed_small or fixed_large accepted"
+        raise BadArgument(
+            "variance_type",
+            f"learned_range with a model that returns {m.shape[1]} channels for an image of {case.shape[1]}",
+            "fixed_small or fixed_large",
         )
     threshold = None
     if case.thresholding is not None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastddpm.checkpoint import ASSETS
+from fastddpm.checks import BadArgument
 
 WEIGHTS = ASSETS / "digit_classifier" / "model.safetensors"
 
@@ -41,7 +42,7 @@ class DigitClassifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """``(B, 1, 28, 28)`` in [-1, 1] -> ``(B, 64)``, the means that the last layer reads."""
         if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
-            raise ValueError(f"images: shape {tuple(images.shape)} given, (B, 1, 28, 28) accepted")
+            raise BadArgument("images", f"shape {tuple(images.shape)}", "(B, 1, 28, 28)")
         means: Tensor = self.body(images).mean(dim=(2, 3))
         return means
 

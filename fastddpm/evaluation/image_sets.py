@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastddpm.arrays import read_array
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.data.folder import SUFFIXES
 from fastddpm.data.mnist import load_mnist
 from fastddpm.images import Pixels
@@ -24,7 +25,6 @@ from fastddpm.inputs import member
 from fastddpm.jobs.manifest import MANIFEST, read_manifest
 from fastddpm.jobs.shards import FORMATS, digest, read_shard
 from fastddpm.pictures import opened
-from fastddpm.plans.plan import check_choice
 
 Read = Callable[[], Pixels]
 
@@ -45,7 +45,7 @@ class ImageSet(Dataset[Tensor]):
         self.name, self._shards = name, shards
         self._ends = list(itertools.accumulate(counts))
         if not self._ends or not self._ends[-1]:
-            raise ValueError(f"{name}: no images, at least one accepted")
+            raise BadArgument(name, "no images", "at least one")
         self._held: tuple[int, Pixels] | None = None
         height, width, channels = self._shard(0).shape[1:]
         self.shape: tuple[int, int, int] = (channels, height, width)
@@ -92,8 +92,8 @@ def open_images(where: str | Path) -> ImageSet:
         return ImageSet(str(path), [1] * len(files), [_picture(file) for file in files])
     if path.is_file() and path.suffix == ".npz":
         return _of_npz(path)
-    raise ValueError(
-        f"images: {str(where)!r} given; a job's folder, a folder of pictures, an .npz file, or mnist accepted"
+    raise BadArgument(
+        "images", repr(str(where)), "a job's folder, a folder of pictures, an .npz file, or mnist"
     )
 
 

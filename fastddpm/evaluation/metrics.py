@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastddpm.checks import BadArgument
+
 Array = NDArray[np.float64]
 
 
@@ -96,12 +98,10 @@ def _pair(a: ArrayLike, b: ArrayLike, least: int) -> tuple[Array, Array]:
     rows = [np.asarray(values, dtype=np.float64) for values in (a, b)]
     for values in rows:
         if values.ndim < 2 or len(values) < least:
-            raise ValueError(f"samples: shape {values.shape} given, ({least} or more, features) accepted")
+            raise BadArgument("samples", f"shape {values.shape}", f"({least} or more, features)")
     first, second = (values.reshape(len(values), -1) for values in rows)
     if first.shape[1] != second.shape[1]:
-        raise ValueError(
-            f"samples: {first.shape[1]} and {second.shape[1]} features given, the same number accepted"
-        )
+        raise BadArgument("samples", f"{first.shape[1]} and {second.shape[1]} features", "the same number")
     return first, second
 
 

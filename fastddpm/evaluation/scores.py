@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.evaluation.image_sets import ImageSet
 from fastddpm.formats.files import read_tensors
 from fastddpm.inputs import open_regular
-from fastddpm.plans.plan import check_choice
 
 FEATURES = ("inception", "digits")
 INCEPTION = "inception-v3-compat"
@@ -81,9 +81,9 @@ def score(
     check_choice("features", features, FEATURES)
     for name, images in (("generated", generated), ("real", real)):
         if len(images) < LEAST:
-            raise ValueError(f"{name}: {len(images)} images given, at least {LEAST} accepted")
+            raise BadArgument(name, f"{len(images)} images", f"at least {LEAST}")
         if features == "digits" and images.shape != (1, 28, 28):
-            raise ValueError(f"{name}: images {images.shape} given with digits, (1, 28, 28) accepted")
+            raise BadArgument(name, f"images {images.shape} with digits", "(1, 28, 28)")
     if features == "inception":
         _check_weights(weights)
     try:
@@ -137,10 +137,12 @@ class Coloured(Dataset[Tensor]):
 
 def _check_weights(weights: str | Path | None) -> None:
     if weights is None or not Path(weights).is_file():
-        raise ValueError(
-            f"weights: {None if weights is None else str(weights)!r} given; inception needs a file here, "
-            f"{WEIGHTS_FILE}, a release asset of torch-fidelity v0.2.0, which its documentation names "
-            "(nothing is downloaded); or --features digits for grey 28x28 images"
+        raise BadArgument(
+            "weights",
+            repr(None if weights is None else str(weights)),
+            f"for inception a file here, {WEIGHTS_FILE}, a release asset of torch-fidelity v0.2.0, "
+            "which its documentation names (nothing is downloaded), or --features digits for grey "
+            "28x28 images",
         )
 
 
@@ -176,7 +178,9 @@ def _calculated(torch_fidelity: Any, **arguments: Any) -> dict[str, float]:
         if "in loading state_dict" not in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"weights: of another network than {INCEPTION} ({reason})") from error
+        raise BadArgument(
+            "weights", f"those of another network ({reason})", f"those of {INCEPTION}"
+        ) from error
     return found
 
 

@@ -22,6 +22,7 @@ if _missing:
         f"fastddpm.export_onnx needs {', '.join(_missing)}, not installed here: pip install 'fastddpm[onnx]'"
     )
 
+from fastddpm.checks import BadArgument  # noqa: E402
 from fastddpm.export.compose import Recipe, models  # noqa: E402
 from fastddpm.export.errors import ExportError  # noqa: E402
 from fastddpm.export.folder import (  # noqa: E402
@@ -103,9 +104,11 @@ def export_onnx(
         network = export_network(settings.sampler.model, settings.call)
         learned = settings.method.variance_type == "learned_range"
         if learned and network.out_channels == settings.call.channels:
-            raise ValueError(
-                f"variance_type: learned_range given, but the model returns {network.out_channels} channels "
-                "for an image of as many; fixed_small or fixed_large accepted"
+            raise BadArgument(
+                "variance_type",
+                f"learned_range with a model that returns {network.out_channels} channels for an image "
+                "of as many",
+                "fixed_small or fixed_large",
             )
         made = models(Recipe(network, settings.table))
         for name, proto in made.items():

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from fastddpm.checks import BadArgument
 from fastddpm.files import made_folder, scratch_folder, sha256, sync
 from fastddpm.inputs import read_json
 from fastddpm.interruption import postponed
@@ -36,7 +37,7 @@ def new_export(folder: Path) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"folder: {str(folder)!r} given, which is a file; a folder accepted")
+        raise BadArgument("folder", f"{str(folder)!r}, which is a file,", "a folder")
     _earlier(folder)
     with made_folder(folder), exclusive(folder, "folder", "export"):
         remove_leftovers(folder, alone=True)
@@ -74,9 +75,10 @@ def _earlier(folder: Path) -> set[str]:
     except (OSError, ValueError, KeyError, TypeError):
         others = [name for name in names if name != LOCK and not is_temporary(Path(name))]
         if others:
-            raise ValueError(
-                f"folder: {str(folder)!r} given, which holds other files; a new folder, an empty one or an "
-                "earlier export accepted"
+            raise BadArgument(
+                "folder",
+                f"{str(folder)!r}, which holds other files,",
+                "a new folder, an empty one or an earlier export",
             ) from None
         return set()
     return {name for name in listed if (folder / name).is_file()}
@@ -90,9 +92,10 @@ def _check_free(folder: Path, new: list[str], earlier: set[str]) -> None:
     """ValueError where a file of somebody else's has a name that is wanted."""
     taken = [name for name in new if name not in earlier and (folder / name).exists()]
     if taken:
-        raise ValueError(
-            f"folder: {str(folder)!r} given, whose {taken[0]} is not of the export there; another folder, "
-            "or this one without that file, accepted"
+        raise BadArgument(
+            "folder",
+            f"{str(folder)!r}, whose {taken[0]} is not of the export there,",
+            "another folder, or this one without that file,",
         )
 
 

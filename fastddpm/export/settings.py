@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastddpm.checks import BadArgument, check_choice, image_shape, whole
 from fastddpm.export.network import NetworkCall, plain_copy
 from fastddpm.export.table import TableOptions
 from fastddpm.options import ExportOptions
 from fastddpm.plans import METHODS, Method, Plan
 from fastddpm.plans.method import MethodOptions
-from fastddpm.plans.plan import check_choice
-from fastddpm.request import image_shape, whole
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
@@ -92,17 +91,17 @@ def resolve(
     sampler = _sampler(model, schedule, options)
     network = sampler.model
     if not isinstance(network, nn.Module):
-        raise ValueError(f"model: {type(network).__name__} given, a torch.nn.Module accepted")
+        raise BadArgument("model", type(network).__name__, "a torch.nn.Module")
     image = shape if shape is not None else sampler.shape
     if image is None:
-        raise ValueError("shape: none given and the sampler has no default; (C, H, W) accepted")
+        raise BadArgument("shape", "none, and no default of the sampler,", "(C, H, W)")
     channels, height, width = image_shape(image)
     plan = sampler.plan
     _check_plan(plan, sampler.schedule)
     classes = _num_classes(network, num_classes)
     null = sampler.facts.null_label
     if null is not None and classes is None:
-        raise ValueError(f"null_label: {null} given with a network without classes; num_classes is missing")
+        raise BadArgument("null_label", f"{null} with a network without classes", "None, or num_classes too,")
     call = NetworkCall(
         channels=channels,
         height=height,
@@ -130,27 +129,26 @@ def resolve(
 def _sampler(model: nn.Module | Sampler, schedule: NoiseSchedule | None, options: ExportOptions) -> Sampler:
     if isinstance(model, Sampler):
         if schedule is not None:
-            raise ValueError("schedule: given with a sampler, which has its own; None accepted")
+            raise BadArgument("schedule", "one with a sampler, which has its own,", "None")
         return model.replace(**options) if options else model
     if schedule is None:
-        raise ValueError("schedule: none given; the NoiseSchedule that the model was trained with accepted")
+        raise BadArgument("schedule", "none", "the NoiseSchedule that the model was trained with")
     return Sampler(model, schedule, **options)
 
 
 def _check_plan(plan: Plan, schedule: NoiseSchedule) -> None:
     """ValueError where a plan does what no file can."""
     if plan.method not in METHODS:
-        raise ValueError(f"method: a plan of {plan.method!r} given, one of {', '.join(METHODS)} accepted")
+        raise BadArgument("method", f"a plan of {plan.method!r}", f"one of {', '.join(METHODS)}")
     if plan.thresholding is not None:
-        raise ValueError("thresholding: dynamic thresholding given, a fixed clip or none accepted")
+        raise BadArgument("thresholding", "dynamic thresholding", "a fixed clip or none")
     if plan.timesteps[-1] < 0:
-        raise ValueError("timesteps: a plan that ends at -1 given, 0 or more accepted")
+        raise BadArgument("timesteps", "a plan that ends at -1", "0 or more")
     levels = schedule.sqrt_alphas_cumprod[plan.timesteps]
     is_level = plan.model_time.dtype.kind == "f"
     if not np.allclose(plan.model_time, levels if is_level else plan.timesteps, rtol=1e-5, atol=0.0):
-        raise ValueError(
-            "model_time: a plan that tells the network something else given, timesteps or "
-            "sqrt(alphas_cumprod) accepted"
+        raise BadArgument(
+            "model_time", "a plan that tells the network something else", "timesteps or sqrt(alphas_cumprod)"
         )
 
 
@@ -181,9 +179,10 @@ def _inferred(plan: Plan, sampler: Sampler) -> Method:
             continue
         if _same(plan, ours):
             return method
-    raise ValueError(
-        f"plan: the sampler's table is not that of {plan.method} with any options; a sampler made with "
-        "options, or with a plan of make_plan, accepted"
+    raise BadArgument(
+        "plan",
+        f"a table that is not that of {plan.method} with any options",
+        "a sampler made with options, or with a plan of make_plan,",
     )
 
 
@@ -207,7 +206,7 @@ def _num_classes(network: nn.Module, given: int | None) -> int | None:
     if isinstance(network, UNet):
         own = network.config.num_classes
         if given not in (None, own):
-            raise ValueError(f"num_classes: {given} given, but the network has {own}; None accepted")
+            raise BadArgument("num_classes", f"{given} for a network of {own}", "None")
         return own
     config = getattr(network, "config", None)
     rows = config.get("num_class_embeds") if isinstance(config, Mapping) else None
@@ -222,8 +221,9 @@ def _condition_channels(network: nn.Module, channels: int, given: int | None) ->
     if takes is None:
         return given or 0
     if takes < channels or given not in (None, takes - channels):
-        raise ValueError(
-            f"shape, condition_channels: {channels} channels and {given} given, but the network takes "
-            f"{takes} in all"
+        raise BadArgument(
+            "shape, condition_channels",
+            f"{channels} channels and {given} for a network that takes {takes} in all",
+            "as many in all",
         )
     return int(takes) - channels

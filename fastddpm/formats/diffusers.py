@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.betas import MAX_STEPS
-from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors
+from fastddpm.checks import BadArgument, whole
+from fastddpm.formats.files import CheckpointError, ConfigError, check_finite, read_json, read_tensors
 from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of, square
-from fastddpm.inputs import InputError, member, whole_number
+from fastddpm.inputs import InputError, member
 from fastddpm.options import SamplerOptions
 from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, float32_betas
 from fastddpm.schedule import NoiseSchedule
@@ -136,8 +137,8 @@ def _network(state: dict[str, Tensor], options: Mapping[str, Any], num_classes: 
     try:
         ours = dialect.config(options, num_classes=num_classes)
     except ValueError as error:
-        if str(error).startswith("num_classes"):
-            raise CheckpointError(f"config: {error}") from error
+        if isinstance(error, BadArgument) and error.argument == "num_classes":
+            raise ConfigError(error) from error
         return _theirs(state, options, str(error))
     try:
         return assemble(ours, dialect.state_dict(state, ours))
@@ -171,13 +172,13 @@ def _check_limits(options: Mapping[str, Any]) -> None:
     try:
         for name in ("block_out_channels", "down_block_types", "up_block_types"):
             if not isinstance(given[name], (list, tuple)):
-                raise ValueError(f"{name}: {given[name]!r} given, a list accepted")
-            whole_number(f"number of {name}", len(given[name]), 1, MAX_LEVELS)
+                raise BadArgument(name, repr(given[name]), "a list")
+            whole(f"number of {name}", len(given[name]), least=1, most=MAX_LEVELS)
         for width in given["block_out_channels"]:
-            whole_number("block_out_channels", width, 1, MAX_WIDTH)
-        whole_number("layers_per_block", given["layers_per_block"], 1, MAX_BLOCKS)
+            whole("block_out_channels", width, least=1, most=MAX_WIDTH)
+        whole("layers_per_block", given["layers_per_block"], least=1, most=MAX_BLOCKS)
     except ValueError as error:
-        raise CheckpointError(f"config: {error}") from error
+        raise ConfigError(error) from error
 
 
 def sampler_options(scheduler: Mapping[str, Any]) -> SamplerOptions:
@@ -229,7 +230,7 @@ def noise_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule of a scheduler's configuration."""
     config = {**_DEFAULTS, **scheduler}
     name = config["beta_schedule"]
-    steps = whole_number("num_train_timesteps", config["num_train_timesteps"], 1, MAX_STEPS)
+    steps = whole("num_train_timesteps", config["num_train_timesteps"], least=1, most=MAX_STEPS)
     ends = (config["beta_start"], config["beta_end"])
     if config["trained_betas"] is None and name in ("linear", "scaled_linear"):
         schedule: NoiseSchedule = getattr(NoiseSchedule, name)(steps, *ends)

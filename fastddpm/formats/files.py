@@ -29,6 +29,15 @@ class CheckpointError(ValueError):
     """A checkpoint that is not there, not complete, not what it says it is, or lacks what has to be given."""
 
 
+class ConfigError(CheckpointError):
+    """What was given as ``config`` does not fit the checkpoint, or is not enough."""
+
+    argument = "config"
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {super().__str__()}"
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, on the CPU: safetensors by that suffix, else what `torch.save` wrote.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastddpm.formats.files import CheckpointError
+from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.inputs import MAX_SIDE
 from fastddpm.options import SamplerOptions
 from fastddpm.schedule import NoiseSchedule
@@ -59,8 +59,8 @@ def ask(given: Mapping[str, object], wanted: Mapping[str, str], what: str) -> No
     if missing:
         described = "; ".join(f"{name}: {wanted[name]}" for name in missing)
         example = ", ".join(f'"{name}": ...' for name in missing)
-        raise CheckpointError(
-            f"config: {', '.join(missing)} not given, and {what} does not say; config={{{example}}} "
+        raise ConfigError(
+            f"{', '.join(missing)} not given, and {what} does not say; config={{{example}}} "
             f"accepted, with {described}"
         )
 
@@ -69,7 +69,7 @@ def known(given: Mapping[str, object], names: Sequence[str]) -> None:
     """CheckpointError for a name in ``given`` that is not among ``names``."""
     unknown = sorted(set(given) - set(names))
     if unknown:
-        raise CheckpointError(f"config: {unknown[0]!r} given; known are {', '.join(sorted(names))}")
+        raise ConfigError(f"{unknown[0]!r} given; known are {', '.join(sorted(names))}")
 
 
 def network(state: Mapping[str, Tensor], given: Mapping[str, object], fixed: Mapping[str, object]) -> UNet:
@@ -91,14 +91,14 @@ def network(state: Mapping[str, Tensor], given: Mapping[str, object], fixed: Map
         value = tuple(value) if isinstance(value, list) else value
         alike = isinstance(value, str) and {fields.get(name), value} <= _ALIKE.get(name, set())
         if name in fields and fields[name] != value and not alike and name not in FREE:
-            raise CheckpointError(f"config: {name}={value!r} given, the tensors show {fields[name]!r}")
+            raise ConfigError(f"{name}={value!r} given, the tensors show {fields[name]!r}")
         fields[name] = value
     if "num_groups" not in fields:
         fields["num_groups"] = 1  # nothing was asked: there is no GroupNorm, or only one group fits
     try:
         config = UNetConfig(**fields)
     except ValueError as error:
-        raise CheckpointError(f"config: {error}") from error
+        raise ConfigError(error) from error
     try:
         return assemble(config, state)
     except ValueError as error:
@@ -127,8 +127,8 @@ def square(size: object) -> tuple[int, int]:
     sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in sides)
     if len(sides) != 2 or not whole:
-        raise CheckpointError(
-            f"config: image_size={size!r} given, a side in pixels or (H, W), up to {MAX_SIDE:,}, accepted"
+        raise ConfigError(
+            f"image_size={size!r} given, a side in pixels or (H, W), up to {MAX_SIDE:,}, accepted"
         )
     return sides[0], sides[1]
 
@@ -149,7 +149,7 @@ def schedule_of(value: Any) -> NoiseSchedule:
         return _named(str(value["schedule"]), int(value["n_timestep"]), value)
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
         given = textwrap.shorten(repr(value), 200)
-        raise CheckpointError(f"config: schedule={given} given, not a schedule ({error})") from error
+        raise ConfigError(f"schedule={given} given, not a schedule ({error})") from error
 
 
 def _named(name: str, steps: int, value: Mapping[str, Any]) -> NoiseSchedule:

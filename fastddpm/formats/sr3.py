@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastddpm.formats.files import CheckpointError
+from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
 from fastddpm.options import SamplerOptions
 from fastddpm.unet import sr3 as dialect
@@ -79,9 +79,7 @@ def _from_configuration(document: Mapping[str, Any], variant: str) -> dict[str, 
     model = document["model"]
     try:
         if model.get("which_model_G", variant) != variant:
-            raise CheckpointError(
-                f"config: which_model_G={model['which_model_G']!r} given, the tensors show {variant!r}"
-            )
+            raise ConfigError(f"which_model_G={model['which_model_G']!r} given, the tensors show {variant!r}")
         unet, schedules = model["unet"], model["beta_schedule"]
         options = {ours: unet[theirs] for theirs, ours in _UNET.items() if theirs in unet}
         phase = document.get("schedule_phase", "val")
@@ -92,7 +90,7 @@ def _from_configuration(document: Mapping[str, Any], variant: str) -> dict[str, 
             "schedule": schedules[phase],
         }
     except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"config: not a configuration of the SR3 repository ({type(error).__name__}: {error})"
+        raise ConfigError(
+            f"not a configuration of the SR3 repository ({type(error).__name__}: {error})"
         ) from error
     return options

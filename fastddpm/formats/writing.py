@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastddpm.checks import BadArgument
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
 from fastddpm.interruption import postponed
@@ -42,7 +43,7 @@ def save_pipeline(folder: str | Path, unet: UNet, schedule: NoiseSchedule, optio
     theirs = dialect.their_config(unet.config)
     shape = options.get("shape")
     if shape is None:
-        raise ValueError("shape: None given, (C, H, W) accepted; a pipeline's folder holds the size")
+        raise BadArgument("shape", "None", "(C, H, W), for a pipeline's folder holds the size,")
     height, width = shape[-2:]
     theirs["sample_size"] = height if height == width else [height, width]
     fields = {name: value for name, value in options.items() if name in FIELDS}
@@ -85,12 +86,10 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
     """
     names = {ours: theirs for theirs, ours in SCHEDULERS.items()}
     if method.method not in names:
-        raise ValueError(
-            f"method: {method.method!r} given, {' or '.join(names)} fits a pipeline of diffusers"
-        )
+        raise BadArgument("method", repr(method.method), f"{' or '.join(names)} by a pipeline of diffusers")
     for name, value in method.to_dict().items():
         if value != _NEUTRAL.get(name, value):
-            raise ValueError(f"{name}: {value!r}, which diffusers' pipelines have not")
+            raise BadArgument(name, repr(value), f"{_NEUTRAL[name]!r} by a pipeline of diffusers")
     clip = method.clip_sample_range
     config: dict[str, Any] = {
         "_class_name": names[method.method],
@@ -107,8 +106,10 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
     if method.method == "ddpm":
         config["variance_type"] = method.variance_type
     elif method.variance_type != "fixed_small":
-        raise ValueError(
-            f"variance_type: {method.variance_type!r} with ddim, which diffusers' DDIMScheduler has not"
+        raise BadArgument(
+            "variance_type",
+            f"{method.variance_type!r} with ddim",
+            "fixed_small by a DDIMScheduler of diffusers",
         )
     else:
         config["set_alpha_to_one"] = True

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.request import whole
+from fastddpm.checks import BadArgument, check_count, whole
 
 Int64 = npt.NDArray[np.int64]
 
@@ -54,30 +54,20 @@ class Blocks:
             ValueError: naming the argument, what was given and what is accepted.
         """
         for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
-            if whole(name, size, least=1) > LARGEST:
-                raise ValueError(f"{name}: {size} given, at most {LARGEST} accepted")
+            whole(name, size, least=1, most=LARGEST)
         if shard_size % batch_size:
-            raise ValueError(
-                f"shard_size: {shard_size} given, a multiple of the batch size, {batch_size}, accepted"
-            )
+            raise BadArgument("shard_size", str(shard_size), f"a multiple of the batch size, {batch_size}")
         every = _integers("seeds", seeds)
         if not len(every) or every.min() < 0:
-            raise ValueError(
-                f"seeds: {reprlib.repr(seeds)} given, at least one integer in [0, 2**63) accepted"
-            )
+            raise BadArgument("seeds", reprlib.repr(seeds), "at least one integer in [0, 2**63)")
         values, counts = np.unique(every, return_counts=True)
         if counts.max() > 1:
-            raise ValueError(
-                f"seeds: {values[counts.argmax()]} given more than once; every seed once accepted"
-            )
+            raise BadArgument("seeds", f"{values[counts.argmax()]} more than once", "every seed once")
         if labels is None:
             return cls(every, None, batch_size, shard_size)
         each: Any = [labels] * len(every) if np.ndim(labels) == 0 else labels
         given = _integers("class_labels", each)
-        if len(given) != len(every):
-            raise ValueError(
-                f"class_labels: {len(given)} given for {len(every)} seeds; one for all, or one each accepted"
-            )
+        check_count("class_labels", len(given), len(every), of="seeds", accepted="one for all, or one each,")
         return cls(every, given, batch_size, shard_size)
 
     def __len__(self) -> int:
@@ -114,6 +104,4 @@ def _integers(name: str, values: Sequence[int] | npt.ArrayLike) -> Int64:
             raise OverflowError
         return array.astype(np.int64)
     except (OverflowError, ValueError, TypeError):
-        raise ValueError(
-            f"{name}: {reprlib.repr(values)} given, a flat list of integers below 2**63 accepted"
-        ) from None
+        raise BadArgument(name, reprlib.repr(values), "a flat list of integers below 2**63") from None

@@ -16,12 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fastddpm.checks import BadArgument, whole
 from fastddpm.engine import Engine, resolve_engine
 from fastddpm.images import Pixels, to_uint8
 from fastddpm.network import Model
 from fastddpm.options import RunOptions
 from fastddpm.plans import Plan
-from fastddpm.request import make_batches, whole
+from fastddpm.request import make_batches
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 
@@ -40,9 +41,7 @@ MOST_THREADS = 1024
 
 def checked_threads(threads: int) -> int:
     """The number, from 1 to what a machine could have; ValueError otherwise."""
-    if whole("threads", threads, least=1) > MOST_THREADS:
-        raise ValueError(f"threads: {threads} given, at most {MOST_THREADS} accepted")
-    return threads
+    return whole("threads", threads, least=1, most=MOST_THREADS)
 
 
 class Drawer(Protocol):
@@ -97,7 +96,7 @@ class TorchDrawer:
         engine: Engine | None = None,
     ) -> None:
         if sampler.shape is None:
-            raise ValueError("sampler: has no shape; one made with shape=(C, H, W) accepted")
+            raise BadArgument("sampler", "one without a shape", "one made with shape=(C, H, W)")
         self.image_shape = sampler.shape
         self.threads = checked_threads(threads)
         self._sampler, self._guidance_scale = sampler, guidance_scale

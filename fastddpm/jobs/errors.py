@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from fastddpm.checks import BadArgument
+
 
 class JobStopped(OSError):
     """A folder cannot be written. Run again, the job goes on."""
 
+    argument = "outdir"
 
-class OtherSettingsError(ValueError):
+
+class OtherSettingsError(BadArgument):
     """A folder holds a job of other settings."""
 
 

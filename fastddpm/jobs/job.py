@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastddpm
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.drawers import Drawer
 from fastddpm.jobs.errors import JobStopped
@@ -38,7 +39,6 @@ from fastddpm.jobs.shards import (
     write_shard,
 )
 from fastddpm.locks import exclusive
-from fastddpm.plans.plan import check_choice
 from fastddpm.progress import progress_bar
 from fastddpm.temporaries import remove_leftovers
 
@@ -79,8 +79,8 @@ class Job:
         check_choice("format", format, FORMATS)
         channels = drawer.image_shape[0]
         if format != "npz" and channels not in PICTURE_CHANNELS:
-            raise ValueError(
-                f"format: {format!r} given, images of {channels} channels are no pictures; npz accepted"
+            raise BadArgument(
+                "format", f"{format!r} for images of {channels} channels, which are no pictures,", "npz"
             )
         self.drawer, self.outdir, self.format = drawer, Path(outdir), format
         self.blocks = Blocks.of(seeds, class_labels, batch_size, shard_size)
@@ -129,7 +129,7 @@ class Job:
         check_choice("workers", workers, WORKERS)
         with started_together() as group, ExitStack() as held:
             if workers == "ray" and group.size > 1:
-                raise ValueError("workers: 'ray' given to processes started together; one process accepted")
+                raise BadArgument("workers", "'ray' to processes started together", "one process")
             missing = group.from_first(lambda: self._begin(held))
             mine = missing[group.rank :: group.size]
             with progress_bar(progress, self._images(mine), unit="images") as advance:

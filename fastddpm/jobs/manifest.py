@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fastddpm.checks import BadArgument, whole
 from fastddpm.files import replacing, write_json
-from fastddpm.inputs import member, read_json, whole_number
+from fastddpm.inputs import member, read_json
 from fastddpm.jobs.errors import OtherSettingsError
 from fastddpm.jobs.shards import digest
 from fastddpm.locks import LOCK
@@ -34,9 +35,10 @@ def check_place(folder: Path) -> None:
         return
     names = sorted(path.name for path in folder.iterdir() if path.name != LOCK and not is_temporary(path))
     if names:
-        raise ValueError(
-            f"outdir: {str(folder)!r} holds {names[0]} and no {MANIFEST}; "
-            "a new folder, an empty one, or one of the same job accepted"
+        raise BadArgument(
+            "outdir",
+            f"{str(folder)!r}, which holds {names[0]} and no {MANIFEST},",
+            "a new folder, an empty one, or one of the same job,",
         )
 
 
@@ -56,7 +58,9 @@ def open_manifest(folder: Path, settings: Mapping[str, object]) -> None:
         found = read_manifest(folder)["settings"]
         if found != json.loads(json.dumps(settings)):
             raise OtherSettingsError(
-                f"outdir: {str(folder)!r} holds a job with {_difference(found, settings)}"
+                "outdir",
+                f"{str(folder)!r}, which holds a job with {_difference(found, settings)},",
+                "the same settings or another folder",
             )
     else:
         _write(folder, {"settings": settings})
@@ -76,11 +80,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError("no settings in it")
         shards = document.get("shards", [])
         if not isinstance(shards, list):
-            raise ValueError(f"shards: {type(shards).__name__} given, a list accepted")
+            raise BadArgument("shards", type(shards).__name__, "a list")
         for record in shards:
             _check_record(folder, record)
     except ValueError as error:
-        raise ValueError(f"outdir: {str(path)!r} cannot be read as a job's manifest ({error})") from error
+        raise BadArgument(
+            "outdir",
+            f"{str(path)!r}, which cannot be read as a job's manifest ({error}),",
+            "one that a job wrote",
+        ) from error
     return document
 
 
@@ -141,12 +149,12 @@ def _check_record(folder: Path, record: object) -> None:
         ValueError: naming the field, what was given and what is accepted.
     """
     if not isinstance(record, Mapping):
-        raise ValueError(f"a shard: {type(record).__name__} given, an object accepted")
+        raise BadArgument("a shard", type(record).__name__, "an object")
     member(folder, record.get("name"))
     for name in ("images", "bytes"):
-        whole_number(name, record.get(name), 0, 2**63 - 1)
+        whole(name, record.get(name), least=0, most=2**63 - 1)
     if not isinstance(record.get("sha256"), str):
-        raise ValueError(f"sha256: {record.get('sha256')!r} given, a string accepted")
+        raise BadArgument("sha256", repr(record.get("sha256")), "a string")
 
 
 def _write(folder: Path, document: Mapping[str, object]) -> None:
@@ -158,4 +166,4 @@ def _difference(found: Mapping[str, object], given: Mapping[str, object]) -> str
     # A digest says nothing where an option that a person set says it all.
     name = next((name for name in names if name not in ("plan", "model")), names[0])
     there, here = (textwrap.shorten(str(one.get(name)), LONGEST_VALUE) for one in (found, given))
-    return f"{name} {there}, not {here}; the same settings or another folder accepted"
+    return f"{name} {there}, not {here}"

@@ -25,6 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from fastddpm.checks import BadArgument
+
 LOOPBACK = "127.0.0.1"
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
@@ -39,7 +41,7 @@ def connected() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise ValueError("workers: 'ray' given, which needs Ray: pip install 'fastddpm[ray]'") from error
+        raise BadArgument("workers", "'ray' without Ray (pip install 'fastddpm[ray]')", "'local'") from error
     if ray.is_initialized():
         return ray
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -110,9 +112,10 @@ def _token_file() -> None:
             with os.fdopen(file, "w") as stream:
                 stream.write(secrets.token_hex(32))
     except OSError as error:
-        raise ValueError(
-            f"workers: 'ray' given, whose token {str(path)!r} cannot be written ({error.strerror}); "
-            f"{AUTH_TOKEN} with one of your own, or {AUTH_MODE}=disabled, accepted"
+        raise BadArgument(
+            "workers",
+            f"'ray', whose token {str(path)!r} cannot be written ({error.strerror}),",
+            f"{AUTH_TOKEN} with one of your own, or {AUTH_MODE}=disabled,",
         ) from error
 
 

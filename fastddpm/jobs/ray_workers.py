@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import BadArgument
 from fastddpm.finite import NonFiniteSamples
 from fastddpm.jobs.errors import JobStopped
 from fastddpm.jobs.ray_cluster import connected
@@ -70,9 +71,10 @@ def run_on_ray(job: Job, missing: Sequence[int], advance: Callable[[int], None])
     kind, share = ("GPU", 1) if job.drawer.device == "cuda" else ("CPU", job.drawer.threads)
     actors = int(ray.cluster_resources().get(kind, 0)) // share
     if not actors:
-        raise ValueError(
-            f"workers: 'ray' given, to a cluster without {share} {kind} for a worker; "
-            "--device cpu, fewer --threads, or a larger cluster accepted"
+        raise BadArgument(
+            "workers",
+            f"'ray', to a cluster without {share} {kind} for a worker,",
+            "--device cpu, fewer --threads, or a larger cluster",
         )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # there is one of our own, in images

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastddpm.checks import whole
 from fastddpm.inputs import (
     MAX_SIDE,
     InputError,
@@ -15,7 +16,6 @@ from fastddpm.inputs import (
     member,
     open_regular,
     read_document,
-    whole_number,
 )
 from fastddpm.onnx.errors import OnnxFolderError
 from fastddpm.plans import Method
@@ -71,7 +71,9 @@ def read_folder(folder: str | Path) -> ModelFolder:
     _check_versions(path, content)
     _check_files(path, content)
     try:
-        channels, height, width = (whole_number("image_shape", side, 1) for side in content["image_shape"])
+        channels, height, width = (
+            whole("image_shape", side, least=1, most=MAX_SIDE) for side in content["image_shape"]
+        )
         found = ModelFolder(
             path=path,
             image_shape=(channels, height, width),
@@ -155,7 +157,7 @@ def _check_file(path: Path, name: str, stored: object) -> None:
 
 
 def _optional(content: Mapping[str, object], name: str, low: int, high: int = MAX_SIDE) -> int | None:
-    return None if content[name] is None else whole_number(name, content[name], low, high)
+    return None if content[name] is None else whole(name, content[name], least=low, most=high)
 
 
 def _sha256(file: Path) -> str:

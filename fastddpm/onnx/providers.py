@@ -82,13 +82,14 @@ class Provider:
             if self.name == CPU:
                 raise OnnxFolderError(f"{file}: ONNX Runtime cannot load it ({reason})") from error
             other = ', or loop="steps",' if file.name == "sampler.onnx" else ""
-            raise ProviderError(
-                f"provider: {self.name} cannot run {file.name} ({reason}); cpu{other} accepted"
-            ) from error
+            given = f"{self.name}, which cannot run {file.name} ({reason}),"
+            raise ProviderError("provider", given, f"cpu{other}") from error
         if session.get_providers()[0] != self.name:
             raise ProviderError(
-                f"provider: {self.name} does not start here (its driver or libraries are missing or of "
-                "another version); cpu accepted"
+                "provider",
+                f"{self.name}, which does not start here (its driver or libraries are missing or of another "
+                "version),",
+                "cpu",
             )
         session.disable_fallback()
         return session
@@ -124,10 +125,11 @@ def choose_provider(
         others = ", ".join(one for one in here if one not in SHORT.values() and one in PACKAGES)
         known = full in onnxruntime.get_all_providers() or full in PACKAGES
         package = PACKAGES.get(full, "another build of onnxruntime")
-        why = f"not in the installed onnxruntime; {package} has it (in place of onnxruntime), and here"
+        why = f"not in the installed onnxruntime; {package} has it (in place of onnxruntime)"
         raise ProviderError(
-            f"provider: {name!r} given, {why if known else 'unknown;'} "
-            f"{accepted}{', ' if others else ''}{others} accepted"
+            "provider",
+            f"{name!r}, {why if known else 'unknown'},",
+            f"{accepted}{', ' if others else ''}{others}",
         )
     provider = Provider(full, threads, given)
     provider.session(test_file)

@@ -5,8 +5,6 @@ The same arguments, defaults and errors as `fastddpm.request`, without torch.
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
@@ -14,10 +12,20 @@ from typing import Any, TypedDict, cast
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import (
+    BadArgument,
+    check_choice,
+    check_count,
+    check_number,
+    check_values,
+    is_whole,
+    seed_list,
+    shown,
+    whole,
+)
 from fastddpm.onnx.folder import ModelFolder
 from fastddpm.plans import Method
 from fastddpm.plans.method import MethodName, MethodOptions
-from fastddpm.plans.plan import check_choice
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 
 MAX_SEED = 2**63 - 1
@@ -88,23 +96,16 @@ def make_batch(
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
     """
-    size = None if batch_size is None else whole("batch_size", batch_size)
+    size = None if batch_size is None else whole("batch_size", batch_size, least=1)
     if seeds is None:
         drawn = np.random.default_rng().integers(0, MAX_SEED, 1 if size is None else size, dtype=np.int64)
     else:
-        drawn = _seeds(seeds)
+        drawn = np.array(seed_list(seeds), dtype=np.int64)
     if size not in (None, len(drawn)):
-        raise ValueError(f"batch_size, seeds: {size}, {len(drawn)} images given; one count accepted")
+        raise BadArgument("batch_size, seeds", f"{size}, {len(drawn)} images", "one count")
     scale = _guidance(folder, guidance_scale)
     labels = _labels(folder, class_labels, len(drawn), guided=scale != 1.0)
     return Batch(drawn, labels, scale, _condition(folder, condition, len(drawn)))
-
-
-def whole(name: str, value: Any) -> int:
-    """The integer, at least 1; ValueError naming the argument otherwise."""
-    if not _is_whole(value) or value < 1:
-        raise ValueError(f"{name}: {value!r} given, an integer of at least 1 accepted")
-    return int(value)
 
 
 def check_output(output: str) -> None:
@@ -115,62 +116,40 @@ def check_output(output: str) -> None:
 def to_uint8(images: Float32) -> npt.NDArray[np.uint8]:
     """[B, C, H, W] -> uint8 [B, H, W, C], half to even; values outside [-1, 1] are clamped, NaN refused."""
     if np.isnan(images).any():
-        raise ValueError("images: NaN among the values, numbers accepted")
+        raise BadArgument("images", "NaN among the values", "numbers")
     levels = np.rint((np.clip(images, -1.0, 1.0) + np.float32(1.0)) * np.float32(127.5))
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
-def _seeds(seeds: Any) -> Int64:
-    accepted = "a flat list of at least one integer in [0, 2**63) accepted"
-    if isinstance(seeds, (str, bytes)) or not hasattr(seeds, "__len__"):
-        raise ValueError(f"seeds: {seeds!r} given, {accepted}")
-    if getattr(seeds, "ndim", 1) != 1 or len(seeds) == 0:
-        what = f"shape {tuple(seeds.shape)}" if hasattr(seeds, "shape") else repr(seeds)
-        raise ValueError(f"seeds: {what} given, {accepted}")
-    values = seeds.tolist() if hasattr(seeds, "tolist") else list(seeds)
-    for value in values:
-        if not _is_whole(value) or not 0 <= value <= MAX_SEED:
-            raise ValueError(f"seeds: {value!r} given, integers in [0, 2**63) accepted")
-    return np.array(values, dtype=np.int64)
-
-
 def _guidance(folder: ModelFolder, scale: Any) -> float:
-    is_number = isinstance(scale, (numbers.Real, np.ndarray)) and not isinstance(scale, bool)
-    if not is_number or np.ndim(scale) != 0 or not math.isfinite(scale):
-        raise ValueError(f"guidance_scale: {scale!r} given, a finite number accepted")
-    if scale != 1 and folder.null_label is None:
-        raise ValueError(f"guidance_scale: {scale!r} given to a network without a null label; 1 accepted")
-    return float(scale)
+    given = scale.item() if isinstance(scale, np.ndarray) and not scale.ndim else scale
+    number = check_number("guidance_scale", given)
+    if number != 1 and folder.null_label is None:
+        raise BadArgument("guidance_scale", f"{given!r} to a network without a null label", "1")
+    return number
 
 
 def _labels(folder: ModelFolder, class_labels: Any, count: int, *, guided: bool) -> Int64 | None:
     classes, null = folder.num_classes, folder.null_label
     if classes is None:
         if class_labels is not None:
-            raise ValueError(
-                f"class_labels: {class_labels!r} given, but this network has no classes; None accepted"
-            )
+            raise BadArgument("class_labels", f"{class_labels!r} to a network without classes", "None")
         return None
-    accepted = f"0 to {classes - 1} accepted" + (f", {null} for none" if null is not None else "")
+    accepted = f"0 to {classes - 1}" + (f", {null} for none," if null is not None else "")
     if class_labels is None:
         if guided:
-            raise ValueError("guidance_scale: not 1, but class_labels is None; guidance needs labels")
+            raise BadArgument("guidance_scale", "a number other than 1 without class_labels", "1, or labels,")
         if null is None:
-            raise ValueError(f"class_labels: None given, labels from {accepted}")
+            raise BadArgument("class_labels", "None", f"labels from {accepted}")
         return np.full(count, null, dtype=np.int64)
     if getattr(class_labels, "ndim", 0) > 1:
-        raise ValueError(
-            f"class_labels: shape {tuple(class_labels.shape)} given, one label or ({count},) accepted"
-        )
+        raise BadArgument("class_labels", f"shape {tuple(class_labels.shape)}", f"one label or ({count},)")
     values = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
     values = list(values) if isinstance(values, Sequence) or hasattr(values, "__iter__") else [values] * count
-    if len(values) != count:
-        raise ValueError(
-            f"class_labels: {len(values)} given for {count} images; one for all, or one each accepted"
-        )
+    check_count("class_labels", len(values), count, accepted="one for all, or one each,")
     for value in values:
-        if not _is_whole(value) or not (0 <= value < classes or value == null):
-            raise ValueError(f"class_labels: {value!r} given, integers from {accepted}")
+        if not is_whole(value) or not (0 <= value < classes or value == null):
+            raise BadArgument("class_labels", repr(value), f"integers from {accepted}")
     return np.array(values, dtype=np.int64)
 
 
@@ -178,20 +157,14 @@ def _condition(folder: ModelFolder, condition: Any, count: int) -> Float32 | Non
     channels, (_, height, width) = folder.condition_channels, folder.image_shape
     if not channels:
         if condition is not None:
-            raise ValueError("condition: given, but this network takes none; None accepted")
+            raise BadArgument("condition", "one to a network that takes none", "None")
         return None
-    accepted = f"a float32 array ({count} or 1, {channels}, {height}, {width}) accepted"
+    accepted = f"a float32 array ({count} or 1, {channels}, {height}, {width})"
     if not isinstance(condition, np.ndarray):
-        what = "None" if condition is None else type(condition).__name__
-        raise ValueError(f"condition: {what} given, {accepted}")
+        raise BadArgument("condition", shown(condition), accepted)
     shape = condition.shape
     fits = len(shape) == 4 and shape[0] in (1, count) and shape[1:] == (channels, height, width)
     if condition.dtype != np.float32 or not fits:
-        raise ValueError(f"condition: {condition.dtype} of shape {shape} given, {accepted}")
-    if not np.isfinite(condition).all():
-        raise ValueError("condition: NaN or infinity among the values, finite numbers accepted")
+        raise BadArgument("condition", f"{condition.dtype} of shape {shape}", accepted)
+    check_values("condition", condition)
     return np.broadcast_to(condition, (count, *shape[1:]))
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))

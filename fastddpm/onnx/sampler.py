@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import check_choice, whole
 from fastddpm.finite import check_finite
 from fastddpm.forks import ForkLock
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
@@ -23,13 +24,11 @@ from fastddpm.onnx.request import (
     make_batch,
     resolved_method,
     to_uint8,
-    whole,
 )
 from fastddpm.onnx.self_test import check_images, check_noise
 from fastddpm.onnx.step_loop import SLOTS, StepLoop
 from fastddpm.plans import METHODS, Plan
 from fastddpm.plans.method import MethodName, MethodOptions
-from fastddpm.plans.plan import check_choice
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 from fastddpm.progress import progress_bar
 
@@ -74,7 +73,7 @@ class OnnxSampler:
     ) -> None:
         check_choice("loop", loop, LOOPS)
         if threads is not None:
-            whole("threads", threads)
+            whole("threads", threads, least=1)
         self.folder = read_folder(folder)
         noise_file = self.folder.file("noise.onnx")
         self._provider = choose_provider(provider, noise_file, threads=threads, options=provider_options)
@@ -178,7 +177,7 @@ class OnnxSampler:
             guidance_scale=guidance_scale,
             condition=condition,
         )
-        size = len(every) if max_batch is None else min(whole("max_batch", max_batch), len(every))
+        size = len(every) if max_batch is None else min(whole("max_batch", max_batch, least=1), len(every))
         pieces = []
         with progress_bar(progress, -(-len(every) // size) * len(plan)) as advance:
             for start in range(0, len(every), size):

@@ -64,6 +64,7 @@ def check_images(file: Float32, steps: Float32, provider: str) -> None:
 
 def _refused(provider: str, what: str) -> ProviderError:
     return ProviderError(
-        f"provider: {provider} computes the noise of sampler.onnx wrongly ({what}); "
-        'cpu, or loop="steps", whose noise NumPy draws, accepted'
+        "provider",
+        f"{provider}, which computes the noise of sampler.onnx wrongly ({what}),",
+        'cpu, or loop="steps", whose noise NumPy draws,',
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.plans.method import MethodName, make_plan
 from fastddpm.plans.plan import Float64, Plan, build_table, prediction_columns
 from fastddpm.plans.spacing import TimestepSpacing
@@ -47,7 +48,9 @@ def from_abarankab(
     """
     values = {name: _float64(stored[name]) for name in STORED}
     if not np.isfinite(values["reciprocal_sqrt_alphas"]).all():
-        raise ValueError("betas: 1 among them, where the images of abarankab/DDPM are not finite")
+        raise BadArgument(
+            "betas", "1 among them, where the images of abarankab/DDPM are not finite,", "numbers below 1"
+        )
     total = len(values["betas"])
     plan = make_plan(
         NoiseSchedule.from_betas(values["betas"]),

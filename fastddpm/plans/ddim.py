@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastddpm.checks import check_choice, check_number
 from fastddpm.plans.ddpm import consecutive_alphas_cumprod
 from fastddpm.plans.plan import (
     PREDICTION_TYPES,
@@ -11,9 +12,7 @@ from fastddpm.plans.plan import (
     Plan,
     PredictionType,
     build_table,
-    check_choice,
     check_clip_range,
-    check_number,
     prediction_columns,
 )
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps

@@ -7,15 +7,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import check_choice, check_number
 from fastddpm.plans.plan import (
     PREDICTION_TYPES,
     Float64,
     Plan,
     PredictionType,
     build_table,
-    check_choice,
     check_clip_range,
-    check_number,
     prediction_columns,
 )
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.ddpm import consecutive_alphas_cumprod
 from fastddpm.plans.plan import (
     PREDICTION_TYPES,
@@ -12,7 +13,6 @@ from fastddpm.plans.plan import (
     Plan,
     PredictionType,
     build_table,
-    check_choice,
     check_clip_range,
     prediction_columns,
 )
@@ -67,9 +67,8 @@ def dpmpp_2m_plan(
     visited = resolve_timesteps(schedule, num_inference_steps, timestep_spacing, timesteps, skip_last=True)
     abar, abar_next = consecutive_alphas_cumprod(schedule, visited, final_alpha_cumprod)
     if final_alpha_cumprod == abar[-1]:
-        raise ValueError(
-            f"final_alpha_cumprod must be above {abar[-1]}, that of the last timestep, "
-            f"got {final_alpha_cumprod!r}"
+        raise BadArgument(
+            "final_alpha_cumprod", repr(final_alpha_cumprod), f"above {abar[-1]}, that of the last timestep"
         )
     abar = np.where(abar == 0, SMALLEST_ALPHA_CUMPROD, abar)
 

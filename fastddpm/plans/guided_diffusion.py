@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastddpm.plans.plan import Float64, Plan, PredictionType, build_table, check_choice
+from fastddpm.checks import BadArgument, check_choice
+from fastddpm.plans.plan import Float64, Plan, PredictionType, build_table
 
 MEAN_TYPES: dict[str, PredictionType] = {
     "EPSILON": "epsilon",
@@ -157,7 +158,7 @@ def ddim_plan(process: Process, *, eta: float, clip_denoised: bool) -> Plan:
     sigma = eta * torch.sqrt((1 - before) / (1 - abar)) * torch.sqrt(1 - abar / before)
     left = 1 - before - sigma**2
     if bool((left < ROUNDING).any()):
-        raise ValueError(f"eta: {eta!r} given; it leaves less than no variance for eps")
+        raise BadArgument("eta", f"{eta!r}, which leaves less than no variance for eps,", "a smaller one")
     # eps = (recip*x - x0)/recipm1
     columns = {
         **_x0_columns(process),

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastddpm.plans.plan import Float64, Plan, PredictionType, build_table, check_choice
+from fastddpm.checks import BadArgument, check_choice, whole
+from fastddpm.plans.plan import Float64, Plan, PredictionType, build_table
 from fastddpm.plans.spacing import Int64
 from fastddpm_kernels.table import Column
 
@@ -121,9 +122,7 @@ def ddim_plan(buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta:
     order = torch.from_numpy(visited)
     objective = habits.objective
     if habits.learned and objective == "pred_v":
-        raise ValueError(
-            "objective: 'pred_v' given with a learned variance; DDIM there accepts pred_noise and pred_x0"
-        )
+        raise BadArgument("objective", "'pred_v' for DDIM with a learned variance", "pred_noise or pred_x0")
     columns = _x0_columns(tables, order, objective)
 
     alpha = tables["alphas_cumprod"][order[:-1]]
@@ -131,7 +130,9 @@ def ddim_plan(buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta:
     sigma = eta * ((1 - alpha / alpha_next) * (1 - alpha_next) / (1 - alpha)).sqrt()
     left = 1 - alpha_next - sigma**2
     if bool((left < ROUNDING).any()):
-        raise ValueError(f"ddim_sampling_eta: {eta!r} given; it leaves less than no variance for eps")
+        raise BadArgument(
+            "ddim_sampling_eta", f"{eta!r}, which leaves less than no variance for eps,", "a smaller one"
+        )
     # In the last step there is x0 alone.
     direction = np.append(_float64(left.clamp(min=0).sqrt()), 0.0)
     from_x0 = np.append(_float64(alpha_next.sqrt()), 1.0)
@@ -188,8 +189,7 @@ def cfg_plus_plus_rows(buffers: Mapping[str, Tensor], plan: Plan) -> npt.NDArray
 
 def ddim_timesteps(total: int, steps: int) -> Int64:
     """The S timesteps visited: linspace(-1, T-1, S+1) in float32, truncated, descending, without the -1."""
-    if not 1 <= steps <= total:
-        raise ValueError(f"sampling_timesteps: {steps!r} given, 1 .. {total} accepted")
+    whole("sampling_timesteps", steps, least=1, most=total)
     times = torch.linspace(-1, total - 1, steps=steps + 1).int()
     return np.array(times.tolist()[:0:-1], dtype=np.int64)
 

@@ -14,17 +14,11 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import numpy as np
 
+from fastddpm.checks import check_choice, check_number
 from fastddpm.plans.ddim import ddim_plan
 from fastddpm.plans.ddpm import VARIANCE_TYPES, VarianceType, ddpm_plan
 from fastddpm.plans.dpmpp import dpmpp_2m_plan
-from fastddpm.plans.plan import (
-    PREDICTION_TYPES,
-    Plan,
-    PredictionType,
-    check_choice,
-    check_clip_range,
-    check_number,
-)
+from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
 from fastddpm.plans.spacing import SPACINGS, Timesteps, TimestepSpacing
 from fastddpm.schedule import NoiseSchedule
 

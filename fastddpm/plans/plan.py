@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import BadArgument, check_choice, check_number, falling
 from fastddpm_kernels.table import N_COLUMNS, Column
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Plan:
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        _check_descending(self.timesteps, least=-1 if self.wraps else 0)
+        falling("timesteps", self.timesteps, least=-1 if self.wraps else 0)
         steps = len(self.timesteps)
         draws = self.table[:, Column.C] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
@@ -88,9 +88,9 @@ class Plan:
                     f"{_column_name(divisor)} is 0 there and not in every row"
                 )
         if not np.isfinite(self.model_time).all():
-            raise ValueError(f"a plan's model_time must be finite, got {self.model_time!r}")
+            raise BadArgument("model_time", repr(self.model_time), "finite numbers")
         if self.clip and self.thresholding is not None:
-            raise ValueError("a plan clips or thresholds x0, not both")
+            raise BadArgument("clip, thresholding", "both", "one of the two")
         finite = np.isfinite(self.table)
         finite[:, Column.R] = self.table[:, Column.R] > 0  # infinity is no bound; NaN compares as False
         if not finite.all():
@@ -122,9 +122,7 @@ class Plan:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
         rows = np.flatnonzero(self.timesteps <= timestep)
         if len(rows) == 0:
-            raise ValueError(
-                f"timestep must be at least the plan's last, {self.timesteps[-1]}, got {timestep!r}"
-            )
+            raise BadArgument("timestep", repr(timestep), f"at least the plan's last, {self.timesteps[-1]}")
         return int(rows[0])
 
     def restarted(self, row: int) -> Plan:
@@ -134,7 +132,7 @@ class Plan:
         into a. Plans that are not multistep come back as they are.
         """
         if not 0 <= row < len(self):
-            raise ValueError(f"row must lie in 0 .. {len(self) - 1}, got {row!r}")
+            raise BadArgument("row", repr(row), f"in 0 .. {len(self) - 1}")
         if not self.multistep:
             return self
         first = self.table[row : row + 1].astype(np.float64)
@@ -165,7 +163,7 @@ class Plan:
     def _freeze(self, name: str, values: Any, dtype: Any, shape: tuple[int, ...]) -> None:
         array = np.array(values, dtype=dtype)
         if array.shape != shape:
-            raise ValueError(f"a plan's {name} must have shape {shape}, got {array.shape}")
+            raise BadArgument(name, f"shape {array.shape}", f"shape {shape}")
         array.setflags(write=False)
         object.__setattr__(self, name, array)
 
@@ -211,10 +209,11 @@ def prediction_columns(
     if prediction_type == "v_prediction":
         return alpha, -sigma
     if not bounded and np.any(alpha == 0):
-        raise ValueError(
-            "clip_sample_range is None: x0 cannot be recovered from epsilon where alphas_cumprod is 0 (zero "
-            "terminal SNR) unless it is clipped; give clip_sample_range, or use a network that predicts "
-            "v_prediction or sample"
+        raise BadArgument(
+            "clip_sample_range",
+            "None, by which x0 cannot be recovered from epsilon where alphas_cumprod is 0 (zero "
+            "terminal SNR),",
+            "a number above 0, or a network that predicts v_prediction or sample,",
         )
     with np.errstate(divide="ignore"):
         p = 1.0 / alpha
@@ -223,38 +222,11 @@ def prediction_columns(
     return p, -sigma * p
 
 
-def check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
-    """ValueError unless `value` is one of `accepted`."""
-    if value not in accepted:
-        raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
-
-
-def check_number(name: str, value: Any, *, low: float, high: float = math.inf) -> None:
-    """ValueError unless `value` is a finite number in [low, high]."""
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
-        accepted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
-        raise ValueError(f"{name} must be a finite number {accepted}, got {value!r}")
-
-
 def check_clip_range(clip_sample_range: Any) -> float:
     """The bound r of the clip: `clip_sample_range`, a finite number above 0, or infinity for None."""
     if clip_sample_range is None:
         return math.inf
-    check_number("clip_sample_range", clip_sample_range, low=0.0)
-    if clip_sample_range == 0:
-        raise ValueError(f"clip_sample_range must be above 0, or None for no clip, got {clip_sample_range!r}")
-    return float(clip_sample_range)
-
-
-def _check_descending(timesteps: object, *, least: int) -> None:
-    """ValueError unless `timesteps` are integers, at least one, strictly descending, none below `least`."""
-    given = np.asarray(timesteps)
-    accepted = f"at least one integer, strictly descending and none below {least}"
-    if given.ndim != 1 or len(given) == 0 or given.dtype.kind not in "iu":
-        raise ValueError(f"a plan's timesteps must be {accepted}, got {timesteps!r}")
-    if given[-1] < least or np.any(given[1:] >= given[:-1]):
-        raise ValueError(f"a plan's timesteps must be {accepted}, got {timesteps!r}")
+    return check_number("clip_sample_range", clip_sample_range, above=0, otherwise="None for no clip")
 
 
 def _column_name(column: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.plans.plan import check_choice
+from fastddpm.checks import BadArgument, check_choice, falling, whole
 from fastddpm.schedule import NoiseSchedule
 
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
@@ -71,30 +71,19 @@ def resolve_timesteps(
         return spaced_timesteps(total, steps, spacing, skip_last=skip_last)
     visited = check_timesteps(total, timesteps)
     if num_inference_steps is not None and num_inference_steps != len(visited):
-        raise ValueError(
-            f"num_inference_steps must be None or the number of timesteps given, {len(visited)}, "
-            f"got {num_inference_steps!r}"
+        raise BadArgument(
+            "num_inference_steps",
+            repr(num_inference_steps),
+            f"None or the number of timesteps given, {len(visited)}",
         )
     return visited
 
 
 def check_steps(num_train_timesteps: int, num_inference_steps: Any) -> None:
     """ValueError unless num_inference_steps is an integer in 1 .. T."""
-    steps = num_inference_steps
-    is_integer = isinstance(steps, (int, np.integer)) and not isinstance(steps, bool)
-    if not is_integer or not 1 <= steps <= num_train_timesteps:
-        raise ValueError(
-            f"num_inference_steps must be an integer in 1 .. {num_train_timesteps}, got {steps!r}"
-        )
+    whole("num_inference_steps", num_inference_steps, least=1, most=num_train_timesteps)
 
 
 def check_timesteps(num_train_timesteps: int, timesteps: object) -> Int64:
     """`timesteps` as int64, or ValueError unless strictly descending integers in 0 .. T-1."""
-    accepted = f"strictly descending integers in 0 .. {num_train_timesteps - 1}"
-    visited = np.asarray(timesteps)
-    if visited.ndim != 1 or len(visited) == 0 or visited.dtype.kind not in "iu":
-        raise ValueError(f"timesteps must be {accepted}, got {visited.tolist()!r}")
-    visited = visited.astype(np.int64)
-    if visited.min() < 0 or visited.max() >= num_train_timesteps or np.any(np.diff(visited) >= 0):
-        raise ValueError(f"timesteps must be {accepted}, got {visited.tolist()!r}")
-    return visited
+    return falling("timesteps", timesteps, least=0, most=num_train_timesteps - 1)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.plans.method import MethodName, make_plan
 from fastddpm.plans.plan import Plan, build_table
 from fastddpm.plans.spacing import TimestepSpacing
@@ -77,9 +78,10 @@ def from_sr3(
     if method != "ddpm" or len(plan) != total:
         return plan
     if not torch.isfinite(columns["sqrt_recip_alphas_cumprod"]).all():
-        raise ValueError(
-            "num_inference_steps: all steps of a schedule that ends at alphas_cumprod = 0 (jsd), where SR3's "
-            f"own images are NaN; up to {total - 1} steps, or method ddim or dpmpp_2m, accepted"
+        raise BadArgument(
+            "num_inference_steps",
+            "all steps of a schedule that ends at alphas_cumprod = 0 (jsd), where SR3's own images are NaN,",
+            f"up to {total - 1} steps, or method ddim or dpmpp_2m,",
         )
     visited = torch.from_numpy(plan.timesteps.copy())
     down = {name: column[visited] for name, column in columns.items()}

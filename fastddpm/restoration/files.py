@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.data.folder import SUFFIXES
 from fastddpm.restoration.picture import HOLDS_ALPHA, check_size, check_target, read_picture
 
@@ -37,15 +38,15 @@ def in_and_out(source: Path, out: Path, factor: int = 1) -> list[Pair]:
     if not source.is_dir():
         check_target(out, has_alpha=read_picture(source, factor).alpha is not None)
         if out.resolve() == source.resolve():
-            raise ValueError(f"out: {str(out)!r} is the source; another file accepted")
+            raise BadArgument("out", f"{str(out)!r}, the source,", "another file")
         return [Pair(source, out)]
     files = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not files:
         raise ValueError(f"{source}: a folder without images, one with {', '.join(SUFFIXES)} files accepted")
     if out.suffix.lower() in HOLDS_ALPHA or out.is_file():
-        raise ValueError(f"out: {str(out)!r} given for a folder, a folder accepted")
+        raise BadArgument("out", f"{str(out)!r} for a folder", "a folder")
     if out.resolve() == source.resolve():
-        raise ValueError(f"out: {str(out)!r} is the source; another folder accepted")
+        raise BadArgument("out", f"{str(out)!r}, the source,", "another folder")
     for path in files:
         check_size(path, factor)
     pairs = [Pair(path, out / f"{path.stem}.png") for path in files]
@@ -74,5 +75,5 @@ def read_mask(path: Path) -> Tensor:
     """
     mask: Tensor = read_picture(path).batch(1)[0, 0] > 0
     if not torch.any(mask):
-        raise ValueError(f"mask: {path} has nothing unknown; white where the image is unknown accepted")
+        raise BadArgument("mask", f"{path}, with nothing unknown in it,", "white where the image is unknown")
     return mask

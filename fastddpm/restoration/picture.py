@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.data.decoding import GREY_MODES, to_mode
 from fastddpm.files import replacing
 from fastddpm.pictures import PictureError, opened
@@ -79,15 +80,13 @@ def check_target(path: Path, *, has_alpha: bool = False) -> None:
     """
     suffix = path.suffix.lower()
     if suffix not in HOLDS_ALPHA:
-        raise ValueError(f"out: {str(path)!r} given, a name that ends in {', '.join(HOLDS_ALPHA)} accepted")
+        raise BadArgument("out", repr(str(path)), f"a name that ends in {', '.join(HOLDS_ALPHA)}")
     if has_alpha and not HOLDS_ALPHA[suffix]:
-        raise ValueError(
-            f"out: {str(path)!r} given for a picture with alpha, which {suffix} has not; .png accepted"
-        )
+        raise BadArgument("out", f"{str(path)!r} for a picture with alpha, which {suffix} has not,", ".png")
     if path.is_dir():
-        raise ValueError(f"out: {str(path)!r} is a folder; a file accepted for one picture")
+        raise BadArgument("out", f"{str(path)!r}, a folder, for one picture", "a file")
     if not path.parent.is_dir():
-        raise ValueError(f"out: {str(path)!r} given, a file in a folder that is there accepted")
+        raise BadArgument("out", repr(str(path)), "a file in a folder that is there")
 
 
 def check_size(path: Path, factor: int = 1) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import ASSETS, BUNDLED, CheckpointError, load
+from fastddpm.checks import BadArgument
 from fastddpm.images import to_uint8
 from fastddpm.options import LoadOptions, SamplerOptions
 from fastddpm.restoration.picture import Picture
@@ -41,15 +42,18 @@ class Restorer:
     def __init__(self, sampler: Sampler, task: Task) -> None:
         has = sampler.facts.in_channels
         if sampler.shape is None or has is None:
-            raise ValueError("sampler: one of a UNet with a shape accepted, to restore with")
+            raise BadArgument(
+                "sampler", "one without a UNet or a shape", "one of a UNet with a shape, to restore with,"
+            )
         self.sampler, self.task = sampler, task
         self.channels, height, width = sampler.shape
         self.tile = min(height, width)
         wanted = self.channels + task.channels(self.channels)
         if has != wanted:
-            raise ValueError(
-                f"sampler: a network of {has} input channels given, {wanted} accepted for this task "
-                "(those of the condition and of the image)"
+            raise BadArgument(
+                "sampler",
+                f"a network of {has} input channels",
+                f"{wanted} for this task (those of the condition and of the image)",
             )
 
     @property
@@ -96,10 +100,10 @@ class Restorer:
             if mask is None or tuple(mask.shape) != picture.size:
                 given = "none" if mask is None else f"one of {mask.shape[0]}x{mask.shape[1]}"
                 height, width = picture.size
-                raise ValueError(f"mask: {given} given, one of {height}x{width} as the picture accepted")
+                raise BadArgument("mask", given, f"one of {height}x{width} as the picture")
             return self.task.masked(picture.batch(self.channels), mask[None, None].float())
         if mask is not None:
-            raise ValueError("mask: given, but this model is not for inpainting; none accepted")
+            raise BadArgument("mask", "one for a model that is not for inpainting", "none")
         if isinstance(self.task, Colorize):
             return picture.batch(1)
         images = picture.batch(self.channels)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.network import unwrapped
 
 TILES_AT_ONCE = 16
@@ -35,7 +36,7 @@ class TiledModel:
 
     def __init__(self, network: nn.Module, tile: int, overlap: int) -> None:
         if not 0 <= overlap < tile:
-            raise ValueError(f"overlap: {overlap} given, 0 to {tile - 1} pixels accepted for tiles of {tile}")
+            raise BadArgument("overlap", f"{overlap} for tiles of {tile}", f"0 to {tile - 1} pixels")
         self.network, self.tile, self.overlap = network, tile, overlap
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError, load
+from fastddpm.checks import BadArgument
 from fastddpm.images import to_uint8
 from fastddpm.options import SamplerOptions, SourceOptions
 from fastddpm.plans.method import MethodName, MethodOptions
@@ -98,7 +99,7 @@ class ZeroShotInpainter:
         height, width = picture.size
         if mask is None or tuple(mask.shape) != (height, width):
             given = "none" if mask is None else f"one of {mask.shape[0]}x{mask.shape[1]}"
-            raise ValueError(f"mask: {given} given, one of {height}x{width} as the picture accepted")
+            raise BadArgument("mask", given, f"one of {height}x{width} as the picture")
         assert self.sampler.shape is not None
         channels, tile = self.sampler.shape[0], min(self.sampler.shape[1:])
         known = padded(picture.batch(channels), tile, tile)

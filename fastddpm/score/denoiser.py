@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.score.sdes import Score, denoised, like
 
 
@@ -44,7 +45,6 @@ class Denoiser:
         slack = 1e-6
         low, high = float(sigmas.min()), float(sigmas.max())
         if low < self.sigma_min * (1 - slack) or high > self.sigma_max * (1 + slack):
-            raise ValueError(
-                f"sigmas: {low:.6g} .. {high:.6g} given, "
-                f"{self.sigma_min:.6g} .. {self.sigma_max:.6g} accepted"
+            raise BadArgument(
+                "sigmas", f"{low:.6g} .. {high:.6g}", f"{self.sigma_min:.6g} .. {self.sigma_max:.6g}"
             )

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastddpm.plans.plan import check_number
+from fastddpm.checks import BadArgument, check_number
 from fastddpm.score.sdes import SDE, Score, denoised
 
 # x (B, ...), t (B,) -> logits (B, K), differentiable in x
@@ -38,8 +38,8 @@ class GuidedScore:
     ) -> None:
         check_number("scale", scale, low=0.0)
         if class_labels.dtype != torch.int64 or class_labels.ndim != 1:
-            raise ValueError(
-                f"class_labels: {class_labels.dtype} {tuple(class_labels.shape)} given, int64 (B,) accepted"
+            raise BadArgument(
+                "class_labels", f"{class_labels.dtype} {tuple(class_labels.shape)}", "int64 (B,)"
             )
         self.score, self.classifier, self.scale = score, classifier, scale
         self.class_labels = class_labels.to(score.device)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_count
 from fastddpm.score.predictor_corrector import PassOptions, sample_pc
 from fastddpm.score.sdes import SDE, Score, like
 
@@ -38,17 +39,17 @@ class KnownPart:
 
     def __init__(self, image: Tensor, mask: Tensor, basis: Tensor | None = None) -> None:
         if mask.dtype != torch.bool or mask.ndim > image.ndim:
-            raise ValueError(f"mask: {mask.dtype} {tuple(mask.shape)} given, bool like the image accepted")
+            raise BadArgument("mask", f"{mask.dtype} {tuple(mask.shape)}", "bool like the image")
         try:
             self.mask = mask.expand(image.shape)
         except RuntimeError:
-            raise ValueError(
-                f"mask: shape {tuple(mask.shape)} given, one that broadcasts to {tuple(image.shape)} accepted"
+            raise BadArgument(
+                "mask", f"shape {tuple(mask.shape)}", f"one that broadcasts to {tuple(image.shape)}"
             ) from None
         self.basis = basis
         known = self._to(image.float())
         if not bool(known[self.mask].isfinite().all()):
-            raise ValueError("image: NaN or infinity among what is known, finite numbers accepted")
+            raise BadArgument("image", "NaN or infinity among what is known", "finite numbers")
         self.known = torch.where(self.mask, known, 0.0)
 
     def __call__(self, sde: SDE, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def colourise(
         ValueError: naming the argument, what was given and what is accepted.
     """
     if grey.ndim != 4 or grey.shape[1] != 1:
-        raise ValueError(f"grey: shape {tuple(grey.shape)} given, (B, 1, H, W) accepted")
+        raise BadArgument("grey", f"shape {tuple(grey.shape)}", "(B, 1, H, W)")
     image = grey.expand(-1, 3, -1, -1)
     mask = torch.tensor([True, False, False], device=grey.device).reshape(3, 1, 1)
     return _constrained(score, image, KnownPart(image, mask, COLOURS), seeds, options)
@@ -131,6 +132,5 @@ def _constrained(
     score: Score, image: Tensor, known: KnownPart, seeds: Sequence[int] | Tensor, options: PassOptions
 ) -> Tensor:
     count = len(seeds)
-    if len(image) not in (1, count):
-        raise ValueError(f"seeds: {count} given for {len(image)} images, one each accepted")
+    check_count("seeds", count, count if len(image) == 1 else len(image))
     return sample_pc(score, seeds, tuple(image.shape[1:]), constraint=known, **options)

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_number, whole
 from fastddpm.finite import check_finite
-from fastddpm.plans.plan import check_number
-from fastddpm.request import whole
 from fastddpm.score.denoiser import Denoiser
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import Score, like
@@ -45,7 +44,7 @@ class Churn:
         for name in ("amount", "low", "scale"):
             check_number(name, getattr(self, name), low=0.0)
         if not self.high >= self.low:
-            raise ValueError(f"high: {self.high!r} given, at least low = {self.low!r} accepted")
+            raise BadArgument("high", repr(self.high), f"at least low = {self.low!r}")
 
     def gamma(self, sigma: float, steps: int) -> float:
         """gamma_i of a step that starts at sigma, of ``steps``."""
@@ -62,11 +61,8 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     """
     steps = whole("steps", steps, least=2)
     check_number("rho", rho, low=1.0)
-    check_number("sigma_max", sigma_max, low=0.0)
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(
-            f"sigma_min, sigma_max: {sigma_min!r}, {sigma_max!r} given, 0 < sigma_min < sigma_max accepted"
-        )
+    check_number("sigma_min", sigma_min, above=0)
+    check_number("sigma_max", sigma_max, above=sigma_min)
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     largest, smallest = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.cat(((largest + ramp * (smallest - largest)) ** rho, torch.zeros(1, dtype=torch.float64)))
@@ -101,7 +97,7 @@ def sample_karras(
         NonFiniteSamples: NaN or infinity among the samples.
     """
     if order not in (1, 2):
-        raise ValueError(f"order: {order!r} given, 1 (Euler) or 2 (Heun) accepted")
+        raise BadArgument("order", repr(order), "1 (Euler) or 2 (Heun)")
     denoiser, noise = Denoiser(score), SeededNoise(seeds, shape, score.device)
     if sigmas is None:
         sigmas = karras_sigmas(18, max(0.002, denoiser.sigma_min), min(80.0, denoiser.sigma_max))
@@ -133,7 +129,7 @@ def _slope(denoiser: Denoiser, y: Tensor, sigma: float) -> Tensor:
 def _checked_sigmas(sigmas: Tensor, denoiser: Denoiser) -> list[float]:
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.ndim != 1 or len(levels) < 2 or levels[-1] != 0 or not bool((levels[1:] < levels[:-1]).all()):
-        raise ValueError(f"sigmas: {sigmas!r} given, strictly falling numbers that end with 0 accepted")
+        raise BadArgument("sigmas", repr(sigmas), "strictly falling numbers that end with 0")
     denoiser.check(levels[:-1])
     values: list[float] = levels.tolist()
     return values

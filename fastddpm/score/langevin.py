@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_number, whole
 from fastddpm.finite import check_finite
-from fastddpm.plans.plan import check_number
-from fastddpm.request import whole
 from fastddpm.score.denoiser import Denoiser
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import SDE, Score, like
@@ -84,7 +83,7 @@ def sample_annealed_langevin(
     """
     levels = torch.as_tensor(sigmas, dtype=torch.float64).to(score.device)
     if levels.ndim != 1 or not len(levels) or not bool((levels[1:] < levels[:-1]).all()) or levels[-1] <= 0:
-        raise ValueError(f"sigmas: {sigmas!r} given, a falling list of numbers above 0 accepted")
+        raise BadArgument("sigmas", repr(sigmas), "a falling list of numbers above 0")
     check_number("step_size", step_size, low=0.0, high=1.0)
     repeats = whole("steps_per_level", steps_per_level, least=1)
     denoiser, noise = Denoiser(score), SeededNoise(seeds, shape, score.device)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_count, check_values, whole
 from fastddpm.finite import check_finite
 from fastddpm.randomness import TASK_STREAM
-from fastddpm.request import whole
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.ode import velocity
 from fastddpm.score.sdes import Score
@@ -54,8 +54,7 @@ def log_likelihood(
         ValueError: naming the argument, what was given and what is accepted.
         ArithmeticError: NaN or infinity on the way or among the results (`NonFiniteSamples`).
     """
-    if not bool(x.isfinite().all()):
-        raise ValueError("x: NaN or infinity among the values, finite numbers accepted")
+    check_values("x", x)
     x = x.to(score.device, torch.float64)
     shape, n = x.shape, x[0].numel()
     if seeds is None:
@@ -63,8 +62,7 @@ def log_likelihood(
     else:
         count = whole("probes", probes, least=1)
         vectors = [rademacher(seeds, shape[1:], k, score.device) for k in range(count)]
-        if len(vectors[0]) != len(x):
-            raise ValueError(f"seeds: {len(vectors[0])} given for {len(x)} samples, one each accepted")
+        check_count("seeds", len(vectors[0]), len(x), of="samples")
         divergence = hutchinson_divergence(score, vectors)
 
     def joint(y: Tensor, t: Tensor) -> Tensor:
@@ -119,10 +117,9 @@ def bits_per_dim(
 def dequantised(pixels: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
     """(k + u - 1/2)/127.5 - 1 for levels k, float64 like pixels; u in (0, 1) from the seeds."""
     if pixels.dtype != torch.uint8:
-        raise ValueError(f"pixels: {pixels.dtype} given, uint8 accepted")
+        raise BadArgument("pixels", str(pixels.dtype), "uint8")
     noise = SeededNoise(seeds, pixels.shape[1:], pixels.device)
-    if len(noise.seeds) != len(pixels):
-        raise ValueError(f"seeds: {len(noise.seeds)} given for {len(pixels)} images, one each accepted")
+    check_count("seeds", len(noise.seeds), len(pixels))
     drawn = torch.cat(words(noise.seeds, DEQUANTISATION, pixels[0].numel(), stream=TASK_STREAM), dim=1)
     u = (drawn[:, : pixels[0].numel()].reshape(pixels.shape).double() + 0.5) / 2**32
     return (pixels.double() + u - 0.5) / ((LEVELS - 1) / 2) - 1

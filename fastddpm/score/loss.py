@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastddpm.plans.plan import check_choice
+from fastddpm.checks import check_choice
 from fastddpm.randomness import checked_seeds
 from fastddpm.score.sdes import Score, like
 from fastddpm_kernels import normal

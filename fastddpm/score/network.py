@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_choice, check_number, whole
 from fastddpm.facts import ModelFacts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, unwrapped
-from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
-from fastddpm.request import whole
+from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType
 from fastddpm.score.schedule_sde import ScheduleSDE
 from fastddpm.score.sdes import SDE, like
 
@@ -56,7 +56,9 @@ class NetworkScore:
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         check_number("guidance_scale", guidance_scale, low=0.0)
         if guidance_scale != 1 and not (cond and uncond):
-            raise ValueError("guidance_scale: not 1, which needs cond and uncond")
+            raise BadArgument(
+                "guidance_scale", f"{guidance_scale!r} without cond and uncond", "1, or both of them,"
+            )
         self.sde, self.model = sde, model
         self.prediction_type, self.noise_level = prediction_type, noise_level
         self.cond, self.uncond, self.guidance_scale = cond or {}, uncond or {}, guidance_scale
@@ -116,7 +118,7 @@ def score_of(
     null = sampler.facts.null_label
     if class_labels is None:
         if guidance_scale != 1:
-            raise ValueError("guidance_scale: not 1, but class_labels is None; guidance needs labels")
+            raise BadArgument("guidance_scale", f"{guidance_scale!r} without class_labels", "1, or labels,")
         if null is not None:
             options["cond"] = {"class_labels": torch.tensor([null], device=sampler.device)}
         return NetworkScore(ScheduleSDE(sampler.schedule), sampler.model, **options)
@@ -128,7 +130,7 @@ def score_of(
     options["cond"] = {"class_labels": labels}
     if guidance_scale != 1:
         if null is None:
-            raise ValueError("guidance_scale: not 1, but this model has no null label")
+            raise BadArgument("guidance_scale", f"{guidance_scale!r} to a model without a null label", "1")
         options["uncond"] = {"class_labels": torch.tensor([null], device=sampler.device)}
     return NetworkScore(
         ScheduleSDE(sampler.schedule), sampler.model, guidance_scale=guidance_scale, **options
@@ -139,10 +141,10 @@ def _check_labels(facts: ModelFacts, labels: Tensor) -> None:
     """ValueError for labels that a network of ours has no row for."""
     classes = facts.num_classes
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise ValueError(f"class_labels: {labels.dtype} {tuple(labels.shape)} given, int64 (B,) accepted")
+        raise BadArgument("class_labels", f"{labels.dtype} {tuple(labels.shape)}", "int64 (B,)")
     if facts.takes_labels is False:
-        raise ValueError("class_labels: given, but this network has no classes; None accepted")
+        raise BadArgument("class_labels", "labels for a network without classes", "None")
     for label in labels.tolist():
         if label < 0 or (classes is not None and label >= classes and label != facts.null_label):
             accepted = "at least 0" if classes is None else f"0 to {classes - 1}"
-            raise ValueError(f"class_labels: {label} given, {accepted} accepted")
+            raise BadArgument("class_labels", str(label), accepted)

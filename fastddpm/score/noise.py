@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.randomness import TASK_STREAM, checked_seeds
 from fastddpm_kernels import normal
 
@@ -37,7 +38,7 @@ class SeededNoise:
         self.seeds = checked_seeds(seeds).to(device)
         self.shape = tuple(shape)
         if not self.shape or not all(isinstance(size, int) and size > 0 for size in self.shape):
-            raise ValueError(f"shape: {shape!r} given, the sizes of one sample, each above 0, accepted")
+            raise BadArgument("shape", repr(shape), "the sizes of one sample, each above 0")
 
     def start(self) -> Tensor:
         """Where sampling starts, before it is scaled."""

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_values, whole
 from fastddpm.finite import check_finite
-from fastddpm.request import whole
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import Score, denoised, like
 from fastddpm.score.solvers import RK45, Solver
@@ -38,8 +38,7 @@ def flow(score: Score, x: Tensor, *, forward: bool, solver: Solver | None = None
     Raises:
         ValueError: x is not finite.
     """
-    if not bool(x.isfinite().all()):
-        raise ValueError("x: NaN or infinity among the values, finite numbers accepted")
+    check_values("x", x)
     shape = x.shape
 
     def flat(y: Tensor, t: Tensor) -> Tensor:
@@ -153,8 +152,8 @@ def interpolate(
         ValueError: other shapes, or fewer than two images.
     """
     if first.shape != second.shape:
-        raise ValueError(
-            f"first, second: shapes {tuple(first.shape)} and {tuple(second.shape)} given, one common accepted"
+        raise BadArgument(
+            "first, second", f"shapes {tuple(first.shape)} and {tuple(second.shape)}", "one common"
         )
     count = whole("images", images, least=2)
     ends = encode(score, torch.stack((first, second)), solver=solver)

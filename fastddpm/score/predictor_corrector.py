@@ -17,9 +17,8 @@ from typing import Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from fastddpm.checks import check_choice, check_number, whole
 from fastddpm.finite import check_finite
-from fastddpm.plans.plan import check_choice, check_number
-from fastddpm.request import whole
 from fastddpm.score.langevin import corrector_step_size, langevin_step
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import SDE, Score, Spacing, denoised, like

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.score.sdes import SDE
 
@@ -34,9 +35,11 @@ class ScheduleSDE(SDE):
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         if len(schedule) < 2:
-            raise ValueError("schedule: one timestep given, two or more accepted")
+            raise BadArgument("schedule", "one timestep", "two or more")
         if not np.isfinite(schedule.log_snr).all():
-            raise ValueError("schedule: ends at zero SNR, whose logarithm is not finite; any other accepted")
+            raise BadArgument(
+                "schedule", "one that ends at zero SNR, whose logarithm is not finite,", "any other"
+            )
         self.schedule = schedule
         self.t_min = 1.0 / len(schedule)
         # Per interval, the cubic's coefficients from the highest power down, in timesteps.
@@ -51,7 +54,7 @@ class ScheduleSDE(SDE):
         whole = index.round()
         index = torch.where((index - whole).abs() < 1e-9, whole, index)
         if bool(((index < 0) | (index > len(self.schedule) - 1)).any()):
-            raise ValueError(f"t: {float(t.min())} .. {float(t.max())} given, {self.t_min} .. 1 accepted")
+            raise BadArgument("t", f"{float(t.min())} .. {float(t.max())}", f"{self.t_min} .. 1")
         return index
 
     def log_snr(self, t: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from fastddpm.plans.plan import check_choice, check_number
-from fastddpm.request import whole
+from fastddpm.checks import BadArgument, check_choice, check_number, whole
 
 Spacing = Literal["time", "log_snr"]
 SPACINGS: tuple[Spacing, ...] = ("time", "log_snr")
@@ -78,9 +77,10 @@ class SDE(ABC):
         low, high = ends.tolist()
         slack = 1e-9 * (1 + abs(low) + abs(high))
         if not bool(((log_snr >= low - slack) & (log_snr <= high + slack)).all()):
-            raise ValueError(
-                f"log_snr: {float(log_snr.min()):.6g} .. {float(log_snr.max()):.6g} given, "
-                f"{low:.6g} .. {high:.6g} accepted"
+            raise BadArgument(
+                "log_snr",
+                f"{float(log_snr.min()):.6g} .. {float(log_snr.max()):.6g}",
+                f"{low:.6g} .. {high:.6g}",
             )
         return self._inverse(log_snr.to(torch.float64)).clamp(self.t_min, 1.0)
 
@@ -144,9 +144,7 @@ class VPSDE(SDE):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> None:
         check_number("beta_max", beta_max, low=0.0)
-        check_number("beta_min", beta_min, low=0.0, high=beta_max)
-        if beta_min == 0:
-            raise ValueError("beta_min: 0 given, above 0 accepted")
+        check_number("beta_min", beta_min, above=0, high=beta_max)
         self.beta_min, self.beta_max, self.t_min = beta_min, beta_max, checked_t_min(t_min)
 
     def beta(self, t: Tensor) -> Tensor:
@@ -215,13 +213,8 @@ class VESDE(SDE):
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_min: float = 1e-5) -> None:
-        check_number("sigma_min", sigma_min, low=0.0)
-        check_number("sigma_max", sigma_max, low=sigma_min)
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(
-                f"sigma_min, sigma_max: {sigma_min!r}, {sigma_max!r} given, "
-                "0 < sigma_min < sigma_max accepted"
-            )
+        check_number("sigma_min", sigma_min, above=0)
+        check_number("sigma_max", sigma_max, above=sigma_min)
         self.sigma_min, self.sigma_max, self.t_min = sigma_min, sigma_max, checked_t_min(t_min)
         self.prior_std = float(sigma_max)
 
@@ -248,10 +241,7 @@ class VESDE(SDE):
 
 def checked_t_min(t_min: float) -> float:
     """t_min, in (0, 1); ValueError otherwise."""
-    check_number("t_min", t_min, low=0.0, high=1.0)
-    if t_min in (0, 1):
-        raise ValueError(f"t_min: {t_min!r} given, a number between 0 and 1 accepted")
-    return float(t_min)
+    return check_number("t_min", t_min, above=0, below=1)
 
 
 def like(coefficient: Tensor, x: Tensor) -> Tensor:

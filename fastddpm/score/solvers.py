@@ -16,8 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastddpm.plans.plan import check_choice, check_number
-from fastddpm.request import whole
+from fastddpm.checks import check_choice, check_number, whole
 from fastddpm.score.sdes import SDE, SPACINGS, Spacing, like
 
 # y (B, n) float64, t (B,) float64 -> dy/dt (B, n)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastddpm.checks import check_choice, check_known
 from fastddpm.files import write_json
 from fastddpm.formats.files import CheckpointError, read_json
-from fastddpm.plans.plan import check_choice
 from fastddpm.tasks.task import Colorize, Deblur, Inpaint, SuperResolve, Task
 
 TASKS: dict[str, type[Task]] = {
@@ -34,10 +34,7 @@ def make_task(name: str, **parameters: object) -> Task:
     check_choice("task", name, list(TASKS))
     known = [field.name for field in dataclasses.fields(TASKS[name]) if field.init]
     given: dict[str, Any] = {key: value for key, value in parameters.items() if value is not None}
-    for key in given:
-        if key not in known:
-            has = ", ".join(known) or "no parameters"
-            raise ValueError(f"{key}: given with the task {name}, which has {has}")
+    check_known(given, known, of=f"the task {name}")
     return TASKS[name](**given)
 
 

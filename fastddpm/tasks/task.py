@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastddpm.plans.plan import check_choice, check_number
+from fastddpm.checks import BadArgument, check_choice, check_number, whole
 from fastddpm.tasks import degradations
 
 Blur = Literal["gaussian", "motion"]
@@ -81,16 +81,13 @@ class SuperResolve(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or not 2 <= self.factor <= 16:
-            raise ValueError(f"factor: {self.factor!r} given, an integer from 2 to 16 accepted")
+        object.__setattr__(self, "factor", whole("factor", self.factor, least=2, most=16))
 
     def condition(self, x_0: Tensor, ordinals: Tensor, seed: int) -> Tensor:
         """Small and large again."""
         height, width = x_0.shape[2:]
         if height % self.factor or width % self.factor:
-            raise ValueError(
-                f"factor: {self.factor} given for images of {height}x{width}, a common divisor accepted"
-            )
+            raise BadArgument("factor", f"{self.factor} for images of {height}x{width}", "a common divisor")
         small = degradations.rescaled(x_0, height // self.factor, width // self.factor)
         return self.enlarged(degradations.quantized(small))
 
@@ -163,7 +160,7 @@ class Colorize(Task):
     def channels(self, image_channels: int) -> int:
         """One; the images have three."""
         if image_channels != 3:
-            raise ValueError(f"channels: images of {image_channels} given, 3 accepted by the task colorize")
+            raise BadArgument("channels", f"images of {image_channels}", "3 by the task colorize")
         return 1
 
     def condition(self, x_0: Tensor, ordinals: Tensor, seed: int) -> Tensor:

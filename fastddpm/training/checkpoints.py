@@ -23,6 +23,7 @@ from torch import Tensor
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.files import replacing_folder, sha256, write_tensors
 from fastddpm.inputs import check_regular, read_json
+from fastddpm.training.description import RunNotWritten
 
 TENSOR_FILES = ("model", "ema", "optimizer")
 CHECKSUMS = "sha256.json"
@@ -44,7 +45,7 @@ def explained(run: Path) -> Iterator[None]:
         saved = steps(run)
         left = f"step {saved[-1]} is saved" if saved else "nothing is saved yet"
         reason = os.strerror(code) if code else error
-        raise OSError(
+        raise RunNotWritten(
             f"run: {run} could not be written ({reason}); {left}; {what} and give the same command again: "
             f"it {'goes on from there' if saved else 'begins anew'}"
         ) from error

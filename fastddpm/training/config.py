@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from fastddpm.plans.plan import check_choice, check_number
+from fastddpm.checks import check_choice, check_known, check_number, whole
 from fastddpm.randomness import MAX_SEED
 from fastddpm.training.objective import Objective
 
@@ -66,9 +66,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep"):
-            _check_integer(name, getattr(self, name), 1, LARGEST)
-        _check_integer("warmup_steps", self.warmup_steps, 0, LARGEST)
-        _check_integer("seed", self.seed, 0, MAX_SEED)
+            object.__setattr__(self, name, whole(name, getattr(self, name), least=1, most=LARGEST))
+        object.__setattr__(
+            self, "warmup_steps", whole("warmup_steps", self.warmup_steps, least=0, most=LARGEST)
+        )
+        object.__setattr__(self, "seed", whole("seed", self.seed, least=0, most=MAX_SEED))
         for name in ("lr", "weight_decay"):
             check_number(name, getattr(self, name), low=0.0)
         check_number("ema_decay", self.ema_decay, low=0.0, high=1.0 - 1e-12)
@@ -93,15 +95,6 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(f"train.json: unknown field {name!r}; known fields are {', '.join(known)}")
+        check_known(values, known, of="train.json")
         objective = Objective(**values.get("objective", {}))
         return cls(**{**values, "objective": objective})
-
-
-def _check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    if not ok or (high is not None and isinstance(value, int) and value > high):
-        accepted = f"an integer of at least {low}" if high is None else f"an integer in [{low}, {high}]"
-        raise ValueError(f"{name}: {value!r} given, {accepted} accepted")

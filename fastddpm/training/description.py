@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastddpm.checkpoint import CheckpointError
+from fastddpm.checks import BadArgument
 from fastddpm.data.order import indices_for
 from fastddpm.files import check_writable, made_folder, write_json
 from fastddpm.inputs import read_json
@@ -26,6 +27,12 @@ from fastddpm.unet import UNetConfig
 MAY_CHANGE = ("log_every", "checkpoint_every", "keep")
 # How many samples stand for the data set.
 FINGERPRINT = 16
+
+
+class RunNotWritten(OSError):
+    """The folder of a run cannot be written."""
+
+    argument = "run"
 
 
 def describe(
@@ -82,7 +89,7 @@ def _explained(run: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(
+        raise RunNotWritten(
             f"run: {str(run)!r} given, a folder that can be made and written accepted ({error.strerror})"
         ) from error
 
@@ -105,7 +112,8 @@ def check_same_run(run: Path, document: Mapping[str, object]) -> None:
         for name in {**values, **now[part]}:
             old, new = values.get(name), now[part].get(name)
             if old != new and name not in MAY_CHANGE:
-                raise ValueError(
-                    f"{name}: {new!r} given, but the run in {run} began with {old!r}; "
-                    "the same, or another folder, accepted"
+                raise BadArgument(
+                    name,
+                    f"{new!r} for the run in {run}, which began with {old!r},",
+                    "the same, or another folder,",
                 )

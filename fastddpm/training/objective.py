@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastddpm.checks import check_choice, check_number
 from fastddpm.plans.method import TIME_INPUTS, TimeInput
-from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType, check_choice, check_number
+from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks.task import Task
 from fastddpm_kernels import noise_mse, q_sample

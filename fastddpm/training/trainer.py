@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError, save_folder
+from fastddpm.checks import BadArgument
 from fastddpm.data.order import indices_for
 from fastddpm.locks import exclusive
 from fastddpm.options import SamplerOptions
@@ -80,16 +81,19 @@ class Trainer:
         self.run, self.task = Path(run), task
         if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
             # accelerate would train in float32 and say nothing.
-            raise ValueError("mixed_precision: 'fp16' given, 'no' or 'bf16' accepted on a CPU")
+            raise BadArgument("mixed_precision", "'fp16' on a CPU", "'no' or 'bf16'")
         try:
             self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
         except ValueError as error:
-            raise ValueError(f"mixed_precision: {config.mixed_precision!r} given, but {error}") from error
+            raise BadArgument(
+                "mixed_precision", f"{config.mixed_precision!r}, which fails here ({error}),", "'no'"
+            ) from error
         chunks = self.accelerator.num_processes * config.gradient_accumulation
         if config.batch_size % chunks:
-            raise ValueError(
-                f"batch_size: {config.batch_size} given, a multiple of {chunks} (processes times "
-                "gradient_accumulation) accepted"
+            raise BadArgument(
+                "batch_size",
+                str(config.batch_size),
+                f"a multiple of {chunks} (processes times gradient_accumulation)",
             )
         self.device = self.accelerator.device
         torch.manual_seed(config.seed)
@@ -283,8 +287,8 @@ class Trainer:
                 remove_leftovers(folder, alone=True)
         found = checkpoints.steps(self.run)
         if found and not resume:
-            raise ValueError(
-                f"run: {self.run} holds checkpoints up to step {found[-1]}; an empty folder accepted"
+            raise BadArgument(
+                "run", f"{self.run}, which holds checkpoints up to step {found[-1]},", "an empty folder"
             )
         document = describe(self.config, self.unet.config, self.schedule, self.data, self.task)
         if found:

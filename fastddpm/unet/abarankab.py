@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.unet.blocks import activate
 from fastddpm.unet.config import CHOICES, Activation, UNetConfig
 from fastddpm.unet.inference import assemble, infer
@@ -64,7 +65,9 @@ def their_state_dict(unet: UNet, prefix: str = "") -> dict[str, Tensor]:
     expected = UNetConfig(**{name: getattr(unet.config, name) for name in OPTIONS})
     for name, value in expected.to_dict().items():
         if unet.config.to_dict()[name] != value:
-            raise ValueError(f"{name}: {getattr(unet.config, name)!r}, which their network has not")
+            raise BadArgument(
+                name, f"{getattr(unet.config, name)!r}, which their network has not,", repr(value)
+            )
     return {prefix + NAMES.theirs(name): value for name, value in unet.state_dict().items()}
 
 

@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fastddpm.checks import BadArgument
+
 Activation = Literal["silu", "relu", "gelu", "mish"]
 Norm = Literal["gn", "bn", "in", "none"]
 TimeConditioning = Literal["bias", "affine", "scale_shift"]
@@ -204,7 +206,7 @@ class UNetConfig:
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ValueError(f"config: unknown field {unknown[0]!r}; known fields are {', '.join(known)}")
+            raise BadArgument("config", f"unknown field {unknown[0]!r}", ", ".join(known))
         return cls(**values)
 
 
@@ -219,4 +221,4 @@ def _is_number(value: object) -> bool:
 def _require(config: UNetConfig, name: str, ok: bool, accepted: str) -> None:
     if not ok:
         given = textwrap.shorten(repr(getattr(config, name)), 200)
-        raise ValueError(f"{name}: {given} given, {accepted} accepted")
+        raise BadArgument(name, given, accepted)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.unet.config import UNetConfig
 from fastddpm.unet.diffusers_names import state_dict, their_state_dict
 from fastddpm.unet.inference import assemble
@@ -74,23 +75,21 @@ def config(options: Mapping[str, Any], *, num_classes: int | None = None) -> UNe
     given = {**DEFAULTS, **{name: value for name, value in options.items() if not name.startswith("_")}}
     unknown = sorted(set(given) - set(DEFAULTS))
     if unknown:
-        raise ValueError(f"{unknown[0]}: an option that UNet2DModel has not")
+        raise BadArgument(unknown[0], "an option that UNet2DModel has not", "those that it has")
     for name, accepted in _FIXED.items():
         if given[name] not in accepted:
-            raise ValueError(
-                f"{name}: {given[name]!r} given, {' or '.join(map(repr, accepted))} fits our UNet"
-            )
+            raise BadArgument(name, repr(given[name]), f"{' or '.join(map(repr, accepted))} by our UNet")
     for name in ("block_out_channels", "down_block_types", "up_block_types"):
         if not isinstance(given[name], (list, tuple)) or not given[name]:
-            raise ValueError(f"{name}: {given[name]!r} given, a list with an entry per level fits our UNet")
+            raise BadArgument(name, repr(given[name]), "a list with an entry per level by our UNet")
     widths = list(given["block_out_channels"])
     if not all(isinstance(width, int) and width > 0 for width in widths):
-        raise ValueError(f"block_out_channels: {widths} given, integers above 0 accepted")
+        raise BadArgument("block_out_channels", str(widths), "integers above 0")
     if any(width % widths[0] for width in widths):
-        raise ValueError(f"block_out_channels: {widths} given, multiples of the first fit our UNet")
+        raise BadArgument("block_out_channels", str(widths), "multiples of the first by our UNet")
     by_time = given["class_embed_type"] == "timestep"
     if by_time and num_classes is None:
-        raise ValueError("num_classes: None given; class_embed_type 'timestep' needs a number of classes")
+        raise BadArgument("num_classes", "None with class_embed_type 'timestep'", "a number of classes")
     return UNetConfig(
         in_channels=given["in_channels"],
         out_channels=None if given["out_channels"] == given["in_channels"] else given["out_channels"],
@@ -124,10 +123,10 @@ def _attention_levels(given: Mapping[str, Any]) -> tuple[int, ...]:
     ):
         other = [kind for kind in kinds if kind not in plain]
         if other:
-            raise ValueError(f"{name}: {other[0]} given, {' and '.join(plain)} fit our UNet")
+            raise BadArgument(name, str(other[0]), f"{' and '.join(plain)} by our UNet")
     levels = [kind.startswith("Attn") for kind in down]
     if levels != [kind.startswith("Attn") for kind in reversed(up)]:
-        raise ValueError(f"up_block_types: {up} given, attention on the levels of {down} fits our UNet")
+        raise BadArgument("up_block_types", str(up), f"attention on the levels of {down} by our UNet")
     return tuple(level for level, attends in enumerate(levels) if attends)
 
 
@@ -138,7 +137,7 @@ def _mid_attention(given: Mapping[str, Any]) -> Any:
     if groups is None:
         return "norm" if given["resnet_time_scale_shift"] == "default" else "plain"
     if groups != given["norm_num_groups"]:
-        raise ValueError(f"attn_norm_num_groups: {groups} given, None or norm_num_groups fits our UNet")
+        raise BadArgument("attn_norm_num_groups", str(groups), "None or norm_num_groups by our UNet")
     return "norm"
 
 
@@ -185,7 +184,7 @@ def their_config(ours: UNetConfig) -> dict[str, Any]:
         back["class_conditioning"] = wanted["class_conditioning"]
     for name, value in wanted.items():
         if back[name] != value:
-            raise ValueError(f"{name}: {value!r}, which diffusers' UNet2DModel has not")
+            raise BadArgument(name, f"{value!r}, which diffusers' UNet2DModel has not,", repr(back[name]))
     return theirs
 
 

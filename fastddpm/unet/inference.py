@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.unet.config import UNetConfig
 from fastddpm.unet.unet import UNet
 
@@ -33,9 +34,9 @@ def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
     base, in_channels = _shape(state, "conv_in.weight", 4)[:2]
     widths, counts, attended = _levels(state)
     if len(set(counts)) > 1:
-        raise ValueError(f"num_res_blocks: {counts} from level to level, one number accepted")
+        raise BadArgument("num_res_blocks", f"{counts} from level to level", "one number")
     if any(width % base for width in widths):
-        raise ValueError(f"channel_mults: widths {widths} given, multiples of {base} (conv_in) accepted")
+        raise BadArgument("channel_mults", f"widths {widths}", f"multiples of {base} (conv_in)")
     time_dim, hidden = _shape(state, "time_mlp.2.weight", 2)
     _shape(state, "time_mlp.0.weight", 2)
     classes, conditioning = _classes(state)
@@ -91,7 +92,7 @@ def _shape(state: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]
         raise ValueError(f"{name}: missing, so this is not a UNet that fits")
     shape = tuple(state[name].shape)
     if len(shape) != rank or 0 in shape:
-        raise ValueError(f"{name}: shape {shape} given, {rank} sizes of at least 1 accepted")
+        raise BadArgument(name, f"shape {shape}", f"{rank} sizes of at least 1")
     return shape
 
 
@@ -110,7 +111,7 @@ def _levels(state: Mapping[str, Tensor]) -> tuple[list[int], list[int], tuple[in
             widths.append(0)
             counts.append(0)
     if min(counts) == 0:
-        raise ValueError(f"down: {counts} residual blocks from level to level, at least 1 accepted")
+        raise BadArgument("down", f"{counts} residual blocks from level to level", "at least 1")
     return widths, counts, tuple(sorted(attended))
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.unet.config import UNetConfig
 from fastddpm.unet.inference import assemble, infer
 from fastddpm.unet.matching import agrees, single
@@ -89,7 +90,11 @@ def their_state_dict(unet: UNet, prefix: str = "") -> dict[str, Tensor]:
     wanted = our_config({**fields, "dropout": config.dropout}, variant, num_groups=config.num_groups)
     if config.to_dict() != wanted.to_dict():
         differing = [k for k, v in config.to_dict().items() if v != wanted.to_dict()[k]]
-        raise ValueError(f"{differing[0]}: {getattr(config, differing[0])!r}, which their network has not")
+        raise BadArgument(
+            differing[0],
+            f"{getattr(config, differing[0])!r}, which their network has not,",
+            repr(getattr(wanted, differing[0])),
+        )
     state = {prefix + NAMES[variant].theirs(name): value for name, value in unet.state_dict().items()}
     if variant == "ddpm":
         dim = config.base_channels

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument
 from fastddpm.unet.blocks import (
     Attention,
     Downsample,
@@ -143,10 +144,11 @@ class UNet(nn.Module):
             ValueError: missing or unexpected ``class_labels``; a size the network cannot halve.
         """
         if (class_labels is None) != (self.config.num_classes is None):
-            raise ValueError(
-                "class_labels: none given, but the network is class-conditional"
-                if class_labels is None
-                else "class_labels: given, but the network has no classes (num_classes is None)"
+            wanted, kind = "one each", "a class-conditional network"
+            if class_labels is not None:
+                wanted, kind = "None", "a network without classes (num_classes is None)"
+            raise BadArgument(
+                "class_labels", f"{'none' if class_labels is None else 'labels'} to {kind}", wanted
             )
         bias = self.time_biases(t)
         if class_labels is not None:
@@ -196,11 +198,12 @@ class UNet(nn.Module):
         height, width = x.shape[-2:]
         channels = self.config.in_channels - condition_channels
         if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"x: shape {tuple(x.shape)} given, (B, {channels}, H, W) accepted")
+            raise BadArgument("x", f"shape {tuple(x.shape)}", f"(B, {channels}, H, W)")
         if (height + pad) % multiple or (width + pad) % multiple:
-            raise ValueError(
-                f"x: size {height}x{width} given; height and width plus {pad} (initial_pad) "
-                f"must be multiples of {multiple}"
+            raise BadArgument(
+                "x",
+                f"size {height}x{width}",
+                f"multiples of {multiple}, with {pad} (initial_pad) added to height and width,",
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from fastddpm.plans.plan import check_choice
+from fastddpm.checks import check_choice
 from fastddpm_bench.contest import Contest, Settings
 
 SUBJECTS = (

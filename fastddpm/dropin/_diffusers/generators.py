@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from fastddpm.checks import BadArgument
+
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -25,5 +27,5 @@ def one_each(generator: Any, count: int, *, exactly: bool = False) -> Any:
     if not isinstance(generator, (list, tuple)):
         return generator
     if len(generator) != count and (exactly or 1 < len(generator) < count or not generator):
-        raise ValueError(f"generator: {len(generator)} given for {count} images; one, or one each accepted")
+        raise BadArgument("generator", f"{len(generator)} for {count} images", "one, or one each,")
     return generator[0] if len(generator) == 1 else list(generator[:count])

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastddpm.checks import BadArgument, is_whole
 from fastddpm.network import unwrapped
-from fastddpm.request import is_whole
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet import diffusers as dialect
 
@@ -17,9 +17,10 @@ from fastddpm.unet import diffusers as dialect
 def check_network(unet: Any) -> None:
     """ValueError for a network that is moved between devices while it runs."""
     if any(hasattr(part, "_hf_hook") for part in unet.modules()):
-        raise ValueError(
-            "unet: has the hooks of CPU offloading, which move its weights while it runs; a pipeline as "
-            "pipeline.to(device) leaves it accepted"
+        raise BadArgument(
+            "unet",
+            "one with the hooks of CPU offloading, which move its weights while it runs,",
+            "a pipeline as pipeline.to(device) leaves it",
         )
 
 
@@ -46,24 +47,20 @@ def label_tensors(unet: Any, class_labels: Any, count: int) -> dict[str, Tensor]
     embedding = getattr(unet, "class_embedding", None)
     if embedding is None:
         if class_labels is not None:
-            raise ValueError("class_labels: given, but this UNet has no classes; None accepted")
+            raise BadArgument("class_labels", "labels for a UNet without classes", "None")
         return {}
     if class_labels is None:
-        raise ValueError("class_labels: None given, but this UNet is class-conditional; one each accepted")
+        raise BadArgument("class_labels", "None for a class-conditional UNet", "one each")
     if isinstance(class_labels, Iterable):
         labels = class_labels if isinstance(class_labels, Tensor) else torch.tensor(list(class_labels))
     else:
         labels = torch.full((count,), class_labels)
     if labels.ndim == 0 or len(labels) != count:
-        raise ValueError(
-            f"class_labels: shape {tuple(labels.shape)} given for {count} images; one each accepted"
-        )
+        raise BadArgument("class_labels", f"shape {tuple(labels.shape)} for {count} images", "one each")
     if isinstance(embedding, nn.Embedding):
         classes = embedding.num_embeddings
         if not all(is_whole(value) and 0 <= value < classes for value in labels.flatten().tolist()):
-            raise ValueError(
-                f"class_labels: {labels.tolist()} given, integers in 0 .. {classes - 1} accepted"
-            )
+            raise BadArgument("class_labels", str(labels.tolist()), f"integers in 0 .. {classes - 1}")
     return {"class_labels": labels}
 
 

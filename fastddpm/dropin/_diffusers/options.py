@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_choice, check_known
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, PeerOptions
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_dpmsolver_scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
-from fastddpm.plans.plan import check_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Options:
     def of(cls, given: PeerOptions) -> Options:
         """The options given to `optimize`; ValueError for names that are none."""
         names = [field.name for field in dataclasses.fields(cls)]
-        unknown = [name for name in given if name not in names]
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)}: given, options of this drop-in are {', '.join(names)}")
+        check_known(given, names, of="this drop-in")
         return cls(**given)  # type: ignore[misc]  # of other names there is none
 
 
@@ -85,9 +83,10 @@ def plan_of(
         )
     if kind == "DPMSolverMultistepScheduler":
         return from_dpmsolver_scheduler(scheduler, num_inference_steps)
-    raise ValueError(
-        f"scheduler: {type(scheduler).__name__} given; DDPMScheduler, DDIMScheduler and "
-        "DPMSolverMultistepScheduler accepted"
+    raise BadArgument(
+        "scheduler",
+        str(type(scheduler).__name__),
+        "DDPMScheduler, DDIMScheduler and DPMSolverMultistepScheduler",
     )
 
 

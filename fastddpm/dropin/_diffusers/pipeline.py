@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch, make_batch
+from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin._diffusers.generators import Generators, one_each
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.network import (
@@ -27,7 +28,6 @@ from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
-from fastddpm.request import whole
 from fastddpm.runner import Runner
 from fastddpm.trajectory import Trajectory
 
@@ -98,9 +98,10 @@ class FastPipeline(DropIn):
         )
         widened = unet.config.out_channels == 2 * unet.config.in_channels
         if widened and scheduler_kind(scheduler) == "DDPMScheduler" and not plan.learned_range:
-            raise ValueError(
-                f"variance_type: {variance_type_of(scheduler, self.options)} given, but the UNet returns "
-                "twice the channels; learned_range or learned accepted"
+            raise BadArgument(
+                "variance_type",
+                f"{variance_type_of(scheduler, self.options)} with a UNet that returns twice the channels",
+                "learned_range or learned",
             )
         return plan
 

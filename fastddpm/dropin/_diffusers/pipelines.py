@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.images import finished
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
@@ -62,9 +63,7 @@ class FastDDIMPipeline(FastPipeline):
 
     def _check_kind(self) -> None:
         if scheduler_kind(self.scheduler) != "DDIMScheduler":
-            raise ValueError(
-                f"scheduler: {type(self.scheduler).__name__} given, a DDIMPipeline's is a DDIMScheduler"
-            )
+            raise BadArgument("scheduler", type(self.scheduler).__name__, "a DDIMScheduler by a DDIMPipeline")
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.generators import one_each
 from fastddpm.dropin._diffusers.network import with_log_variance
 from fastddpm.engine.step import predicted_x0
@@ -53,7 +54,7 @@ class Rows:
             row = self._row_of[int(timestep)]
         else:
             if timestep.numel() != 1:
-                raise ValueError(f"timestep: shape {tuple(timestep.shape)} given, one timestep accepted")
+                raise BadArgument("timestep", f"shape {tuple(timestep.shape)}", "one timestep")
             place = self._place(timestep)
             if place is None:
                 # 0 stands for timestep -1.
@@ -139,9 +140,10 @@ def check_channels(plan: Plan, model_output: Tensor, sample: Tensor) -> None:
     channels = sample.shape[1]
     wanted = 2 * channels if plan.learned_range else channels
     if model_output.shape[1] != wanted:
-        raise ValueError(
-            f"model_output: {model_output.shape[1]} channels given for a sample of {channels}, {wanted} "
-            "accepted with this variance_type"
+        raise BadArgument(
+            "model_output",
+            f"{model_output.shape[1]} channels for a sample of {channels}",
+            f"{wanted} with this variance_type",
         )
 
 

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOut
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOutput
 from torch import Tensor
 
+from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.rows import Rows, drawn, take_step
 from fastddpm.dropin.settings import Report
@@ -133,7 +134,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
             return super().step(model_output, whatever, sample, generator, return_dict)
         rows = self._current_rows()
         if timestep not in rows:
-            raise ValueError(f"timestep: {int(timestep)} given, one of scheduler.timesteps accepted")
+            raise BadArgument("timestep", str(int(timestep)), "one of scheduler.timesteps")
         found = rows.find(timestep, sample.device)
         noise = drawn(generator, model_output, sample) if found[2] else None
         prev_sample, x0 = take_step(rows, found, model_output, sample, noise)
@@ -197,14 +198,14 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
                 fit; a timestep that the schedule does not have.
         """
         if self.num_inference_steps is None:
-            raise ValueError("num_inference_steps: None, call set_timesteps first")
+            raise BadArgument("num_inference_steps", "None", "a call of set_timesteps first")
         if _needs_gradient(model_output, sample, variance_noise):
             clipped = bool(use_clipped_model_output)
             return super().step(
                 model_output, timestep, sample, eta, clipped, generator, variance_noise, return_dict
             )
         if eta > 0 and generator is not None and variance_noise is not None:
-            raise ValueError("variance_noise: given with a generator; one of the two accepted")
+            raise BadArgument("variance_noise", "one with a generator", "one of the two")
         rows = self._rows_at(timestep, float(eta), bool(use_clipped_model_output))
         found = rows.find(timestep, sample.device)
         noise = None

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy.typing as npt
 
+from fastddpm.checks import check_choice
 from fastddpm.plans.diffusers.config import read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
 from fastddpm.plans.diffusers.dpmsolver import from_dpmsolver_scheduler
-from fastddpm.plans.plan import Plan, check_choice
+from fastddpm.plans.plan import Plan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

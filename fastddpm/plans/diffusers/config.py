@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.plan import (
     LARGEST_RECIPROCAL,
     PREDICTION_TYPES,
     Float64,
     PredictionType,
-    check_choice,
     check_clip_range,
     prediction_columns,
 )
@@ -45,7 +45,7 @@ def read_config(
     """The configuration of a scheduler object, or a copy of the mapping, with `defaults` for missing keys."""
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
-        raise ValueError(f"scheduler must be a diffusers scheduler or its configuration, got {scheduler!r}")
+        raise BadArgument("scheduler", repr(scheduler), "a diffusers scheduler or its configuration")
     return {**(defaults or {}), **config}
 
 
@@ -56,7 +56,7 @@ def float32_betas(config: Mapping[str, Any], accepted: tuple[str, ...]) -> torch
     if config["trained_betas"] is not None:
         betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
         if betas.shape != (total,):
-            raise ValueError(f"trained_betas must be {total} numbers, got shape {tuple(betas.shape)}")
+            raise BadArgument("trained_betas", f"shape {tuple(betas.shape)}", f"{total} numbers")
         return betas
     check_choice("beta_schedule", schedule, accepted)
     if schedule == "linear":
@@ -114,7 +114,7 @@ def given_timesteps(timesteps: Any) -> Int64:
     """Timesteps that a caller gave, as int64; whether they descend is for `looked_up` to say."""
     values = np.asarray(timesteps)
     if values.ndim != 1 or len(values) == 0 or values.dtype.kind not in "iu":
-        raise ValueError(f"timesteps must be strictly descending integers, got {timesteps!r}")
+        raise BadArgument("timesteps", repr(timesteps), "strictly descending integers")
     return values.astype(np.int64)
 
 
@@ -130,9 +130,11 @@ def looked_up(alphas_cumprod: torch.Tensor, visited: Int64, config: Mapping[str,
     """
     last = len(alphas_cumprod) - 1
     if np.any(np.diff(visited) >= 0) or visited[-1] < -1 or visited[0] > last:
-        raise ValueError(
-            f"timesteps must be strictly descending in -1 .. {last}, got {visited.tolist()} "
-            f"(timestep_spacing={config['timestep_spacing']!r}, steps_offset={config['steps_offset']})"
+        raise BadArgument(
+            "timesteps",
+            f"{visited.tolist()} (timestep_spacing={config['timestep_spacing']!r}, "
+            f"steps_offset={config['steps_offset']})",
+            f"strictly descending integers in [-1, {last}]",
         )
     return alphas_cumprod[torch.from_numpy(visited)]
 
@@ -147,9 +149,11 @@ def usable_timesteps(config: Mapping[str, Any], num_inference_steps: int, values
     try:
         return check_timesteps(total, values.astype(np.int64))
     except ValueError as error:
-        raise ValueError(
-            f"num_inference_steps={num_inference_steps} with timestep_spacing={spacing!r}, "
-            f"steps_offset={config['steps_offset']} of {total} timesteps cannot be repeated: {error}"
+        raise BadArgument(
+            "num_inference_steps",
+            f"{num_inference_steps} of {total} timesteps with timestep_spacing={spacing!r}, "
+            f"steps_offset={config['steps_offset']}, which cannot be repeated ({error}),",
+            "fewer",
         ) from error
 
 

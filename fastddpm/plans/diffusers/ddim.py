@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastddpm.checks import BadArgument, check_choice, check_number
 from fastddpm.plans.diffusers.config import (
     COMMON_DEFAULTS,
     ancestral_timesteps,
@@ -19,7 +20,7 @@ from fastddpm.plans.diffusers.config import (
     thresholding_of,
     x0_columns,
 )
-from fastddpm.plans.plan import Plan, PredictionType, build_table, check_choice, check_number
+from fastddpm.plans.plan import Plan, PredictionType, build_table
 from fastddpm.plans.spacing import check_steps
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -143,8 +144,10 @@ def _direction(squared: torch.Tensor, eta: float) -> torch.Tensor:
     """sqrt(1 - abar_prev - sigma**2), [S]; 0 where rounding takes that below 0 (eta = 1 from zero SNR) and
     diffusers returns NaN."""
     if abs(eta) > 1 and bool((squared < -_ROUNDING).any()):
-        raise ValueError(
-            f"eta must be in [0, 1] for this schedule, got {eta!r}: 1 - alphas_cumprod - sigma**2 falls to "
-            f"{float(squared.min()):.2g}, and diffusers returns NaN"
+        raise BadArgument(
+            "eta",
+            f"{eta!r}, by which 1 - alphas_cumprod - sigma**2 falls to {float(squared.min()):.2g} and "
+            "diffusers returns NaN,",
+            "a number in [0, 1] for this schedule",
         )
     return squared.clamp(min=0) ** 0.5

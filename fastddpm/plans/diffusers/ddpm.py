@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.config import (
     COMMON_DEFAULTS,
     ancestral_timesteps,
@@ -19,7 +20,7 @@ from fastddpm.plans.diffusers.config import (
     thresholding_of,
     x0_columns,
 )
-from fastddpm.plans.plan import Plan, build_table, check_choice
+from fastddpm.plans.plan import Plan, build_table
 from fastddpm.plans.spacing import check_steps
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -109,14 +110,16 @@ def _check_variance_type(variance_type: str, adds_noise: bool, log_variance: boo
     """ValueError unless a row can express it."""
     check_choice("variance_type", variance_type, _VARIANCE_TYPES)
     if variance_type == "fixed_large_log" and adds_noise:
-        raise ValueError(
-            "variance_type 'fixed_large_log' is not supported: diffusers takes the square root of a "
-            "logarithm below 0 there, which is NaN; give variance_type='fixed_large', which is what it means"
+        raise BadArgument(
+            "variance_type",
+            "'fixed_large_log', in diffusers NaN (the square root of a logarithm below 0),",
+            "'fixed_large', which is what it means,",
         )
     if variance_type == "learned" and not log_variance:
-        raise ValueError(
-            "variance_type 'learned' is not supported: the network's output is the variance itself there, "
-            "and a row takes its logarithm; give log_variance=True and a model that returns the logarithm"
+        raise BadArgument(
+            "variance_type",
+            "'learned', whose network returns the variance itself where a row takes its logarithm,",
+            "log_variance=True and a model that returns the logarithm",
         )
 
 
@@ -141,7 +144,7 @@ def _timesteps(
     total = config["num_train_timesteps"]
     if timesteps is not None:
         if num_inference_steps is not None:
-            raise ValueError("give num_inference_steps or timesteps, got both")
+            raise BadArgument("num_inference_steps, timesteps", "both", "one of the two")
         return given_timesteps(timesteps)
     if num_inference_steps is None:
         return np.arange(total - 1, -1, -1, dtype=np.int64)

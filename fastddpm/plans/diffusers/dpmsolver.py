@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.config import (
     COMMON_DEFAULTS,
     float32_alphas_cumprod,
@@ -17,7 +18,7 @@ from fastddpm.plans.diffusers.config import (
     x0_columns,
 )
 from fastddpm.plans.dpmpp import FEW_STEPS, SMALLEST_ALPHA_CUMPROD
-from fastddpm.plans.plan import Plan, build_table, check_choice
+from fastddpm.plans.plan import Plan, build_table
 from fastddpm.plans.spacing import SPACINGS, Int64, check_steps
 
 _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -113,12 +114,10 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     check_choice("final_sigmas_type", config["final_sigmas_type"], ("zero", "sigma_min"))
     check_choice("timestep_spacing", config["timestep_spacing"], SPACINGS)
     if config["solver_order"] not in (1, 2):
-        raise ValueError(f"solver_order must be 1 or 2, got {config['solver_order']!r}")
+        raise BadArgument("solver_order", repr(config["solver_order"]), "1 or 2")
     for name in _OTHER_SIGMAS:
         if config[name]:
-            raise ValueError(
-                f"{name} must be False: only timesteps of the training schedule, got {config[name]!r}"
-            )
+            raise BadArgument(name, repr(config[name]), "False: only timesteps of the training schedule")
     return config
 
 

@@ -1,0 +1,156 @@
+"""Checks of arguments, and the error of one that does not fit: `name: what was given, what is accepted`.
+
+Each check returns the value as the type that it stands for. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+MAX_SEED = 2**63 - 1
+"""Of a seed, and of an ordinal of a sample."""
+
+
+class BadArgument(ValueError):
+    """An argument that does not fit: ``argument: given given, accepted accepted``.
+
+    Attributes:
+        argument: its name; several, as in ``"sigma_min, sigma_max"``, where they do not fit one another.
+        given: what was given, in words.
+        accepted: what is accepted, in words.
+    """
+
+    def __init__(self, argument: str, given: str, accepted: str) -> None:
+        super().__init__(argument, given, accepted)  # all three, so that it is whole from another process
+        self.argument = argument
+        self.given = given
+        self.accepted = accepted
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.given} given, {self.accepted} accepted"
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer, NumPy's included, and no bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
+    """The integer, from ``least`` to ``most``."""
+    if not is_whole(value) or value < least or (most is not None and value > most):
+        accepted = f"of at least {least}" if most is None else f"in {_interval(least, most)}"
+        raise BadArgument(name, repr(value), f"an integer {accepted}")
+    return int(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number, NumPy's included, and no bool."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+    otherwise: str = "",
+) -> float:
+    """The finite number, in [low, high], where ``above`` and ``below`` are bounds that it does not reach.
+
+    ``otherwise`` says what the caller takes besides, such as None.
+    """
+    if not is_number(value) or not (low <= value <= high and above < value < below):
+        first = f"({above:g}" if above >= low else f"[{low:g}"
+        last = f"{below:g})" if below <= high else f"{high:g}]"
+        accepted = f" in {first}, {last}"
+        if max(low, above) == -math.inf and min(high, below) == math.inf:
+            accepted = ""
+        elif min(high, below) == math.inf:
+            accepted = f" above {above:g}" if above >= low else f" of at least {low:g}"
+        others = f", or {otherwise}," if otherwise else ""
+        raise BadArgument(name, repr(value), f"a finite number{accepted}{others}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, accepted: Collection[Any]) -> None:
+    """BadArgument unless ``value`` is one of ``accepted``, which are named."""
+    if value not in tuple(accepted):
+        raise BadArgument(name, repr(value), f"one of {', '.join(map(str, accepted))}")
+
+
+def check_known(names: Collection[str], accepted: Collection[str], *, of: str) -> None:
+    """BadArgument for those of ``names`` that are none of the options ``accepted`` of something."""
+    unknown = [name for name in names if name not in accepted]
+    if unknown:
+        raise BadArgument(", ".join(unknown), f"unknown to {of},", ", ".join(accepted) or "none")
+
+
+def image_shape(shape: Any) -> tuple[int, int, int]:
+    """``(C, H, W)`` of an image."""
+    values = tuple(shape)
+    if len(values) != 3 or not all(is_whole(value) and value >= 1 for value in values):
+        raise BadArgument("shape", repr(values), "three positive integers (C, H, W)")
+    channels, height, width = map(int, values)
+    return channels, height, width
+
+
+def check_values(name: str, values: Any) -> None:
+    """BadArgument for NaN or infinity in a tensor or array."""
+    if not bool((np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()).all()):
+        raise BadArgument(name, "NaN or infinity among the values", "finite numbers")
+
+
+def check_count(name: str, given: int, count: int, *, of: str = "images", accepted: str = "one each") -> None:
+    """BadArgument unless as many are given as there are images, or others ``of`` a kind."""
+    if given != count:
+        raise BadArgument(name, f"{given} for {count} {of}", accepted)
+
+
+def seed_list(values: Any, name: str = "seeds") -> list[int]:
+    """Seeds as a list: at least one integer in [0, 2**63); a tensor or array of them has one dimension."""
+    accepted = "a flat list of at least one integer in [0, 2**63)"
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
+        raise BadArgument(name, repr(values), accepted)
+    if getattr(values, "ndim", 1) != 1 or len(values) == 0:
+        raise BadArgument(name, shown(values) if hasattr(values, "shape") else repr(values), accepted)
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    for value in listed:
+        if not is_whole(value) or not 0 <= value <= MAX_SEED:
+            raise BadArgument(name, repr(value), "integers in [0, 2**63)")
+    return [int(value) for value in listed]
+
+
+def falling(name: str, values: Any, *, least: int, most: int = MAX_SEED) -> npt.NDArray[np.int64]:
+    """Integers from ``most`` down to ``least``, at least one, each below the one before it."""
+    listed = np.asarray(values)
+    whole_numbers = listed.ndim == 1 and len(listed) > 0 and listed.dtype.kind in "iu"
+    if not whole_numbers or listed[0] > most or listed[-1] < least or np.any(listed[1:] >= listed[:-1]):
+        span = f"none below {least}" if most == MAX_SEED else f"in {_interval(least, most)}"
+        raise BadArgument(name, repr(values), f"at least one integer, strictly descending, {span}")
+    return listed.astype(np.int64)
+
+
+def shown(value: Any) -> str:
+    """What was given for a tensor: its shape, or what it is instead."""
+    if value is None:
+        return "None"
+    return f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+def _interval(least: int, most: int) -> str:
+    power = (most + 1).bit_length() - 1
+    return f"[{least}, 2**{power})" if power >= 32 and most + 1 == 2**power else f"[{least}, {most}]"
