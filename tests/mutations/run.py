@@ -1,15 +1,18 @@
 """Known breakages: applies each patch to a copy of the repository and expects the tests it names to fail.
 
-    python tests/mutations/run.py [NAME ...]
+    python tests/mutations/run.py [NAME ...] [--share K/N]
 
 A patch begins with lines `Test: PATH[::NAME]` and, where its tests run in Triton's interpreter,
 `Interpreter: yes`; everything before the first `---` is prose. A mutation is caught when pytest reports a
 failed test (exit code 1) which passes without the mutation: the tests that failed are run once more on an
 unmutated copy. A patch that does not apply, or tests that cannot be collected, are errors of the suite.
+
+With `--share 1/3` the tests of every third patch run, from the second on; that the others apply is looked at.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -54,6 +57,12 @@ def run_tests(copy: Path, tests: list[str], interpreter: bool, *options: str) ->
     return done.returncode, failed, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+def applies(patch: Path, *options: str, to: Path = ROOT) -> bool:
+    """Applies a patch, and whether that could be done."""
+    command = ["patch", "-p1", "-s", *options, "-i", str(patch)]
+    return subprocess.run(command, cwd=to, check=False).returncode == 0
+
+
 def mutate(patch: Path) -> tuple[str, bool, list[str]]:
     """What came of a mutation, whether that was in the interpreter, and the tests that failed."""
     header = patch.read_text().split("\n--- ")[0]
@@ -62,8 +71,7 @@ def mutate(patch: Path) -> tuple[str, bool, list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         copy_tree(copy)
-        applied = subprocess.run(["patch", "-p1", "-s", "-i", str(patch)], cwd=copy, check=False)
-        if applied.returncode != 0:
+        if not applies(patch, to=copy):
             return "the patch does not apply", interpreter, []
         code, failed, output = run_tests(copy, tests, interpreter, "-x")
     if code == 1:
@@ -82,11 +90,19 @@ def failing_anyway(tests: list[str], interpreter: bool) -> list[str]:
 
 
 def main() -> None:
-    """Runs the named mutations, or all; exit code 1 unless each is caught."""
-    wanted = sys.argv[1:]
-    patches = [p for p in sorted(FOLDER.glob("*.patch")) if not wanted or p.stem in wanted]
-    if not patches:
-        sys.exit(f"no mutation named {wanted}; there are {[p.stem for p in sorted(FOLDER.glob('*.patch'))]}")
+    """Runs the named mutations, or all, or a share; exit code 1 unless each is caught."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--share", default="0/1", help="K/N: every N-th from the K-th on, counted from 0")
+    given, known = parser.parse_args(), sorted(FOLDER.glob("*.patch"))
+    every = [patch for patch in known if not given.names or patch.stem in given.names]
+    if not every:
+        sys.exit(f"no mutation named {given.names}; there are {[patch.stem for patch in known]}")
+    first, step = map(int, given.share.split("/"))
+    patches = every[first % step :: step]
+    stale = [p.stem for p in every if p not in patches and not applies(p, "--dry-run")]
+    if stale:
+        sys.exit(f"patches that do not apply: {', '.join(stale)}")
     caught = 0
     catchers: dict[bool, set[str]] = {False: set(), True: set()}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
