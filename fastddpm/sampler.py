@@ -514,7 +514,7 @@ class Sampler:
 
     def _follow(self) -> None:
         """Has the runner run the model as it is, in another dtype its copy."""
-        self.runner.model = self.model
+        self.runner.model, self.runner.copies = self.model, None
         if self.precision not in ("bf16", "fp16") or model_device_dtype(self.model)[1] == self.dtype:
             return
         assert isinstance(self.model, torch.nn.Module)

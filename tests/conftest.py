@@ -137,7 +137,7 @@ def _heed_interrupts() -> None:
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled is traced and run by torch's operators: a minute of C++ less for each loop.
 
-    Inductor's own part is held by `test_engine.py` and `test_dropin_diffusers.py`.
+    Inductor's own part is held by `test_engine.py` and `test_rearranged.py`.
     """
     compile_ = torch.compile
 

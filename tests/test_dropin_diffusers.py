@@ -689,6 +689,7 @@ def test_a_network_whose_norms_disagree_once_fused_runs_unfused(dtype, monkeypat
     """A block that holds what diffusers' does and computes something else; on a GPU as above."""
     from diffusers.models.resnet import ResnetBlock2D
 
+    from fastddpm.dropin import network as choice
     from fastddpm.dropin._diffusers import pipeline as module
 
     class Halved(ResnetBlock2D):
@@ -700,17 +701,18 @@ def test_a_network_whose_norms_disagree_once_fused_runs_unfused(dtype, monkeypat
     fast, plain = (fastddpm.optimize(pipeline, dtype=dtype) for _ in range(2))
     expected = plain(2, generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="pt")
     seen = module.model_device_dtype
-    monkeypatch.setattr(module, "model_device_dtype", lambda unet: (torch.device("cuda"), seen(unet)[1]))
+    for place in (module, choice):
+        monkeypatch.setattr(place, "model_device_dtype", lambda unet: (torch.device("cuda"), seen(unet)[1]))
     monkeypatch.setattr(module, "resolve_engine", lambda engine, device: "eager")
     found = str(fast.report())
-    assert "the original module, in channels_last, its norms not fused (mid_block.resnets.0: another" in found
+    assert "), in channels_last, its norms not fused (mid_block.resnets.0: another" in found
     assert ("copied to torch.bfloat16" in found) == (dtype is not None)
     images = fast(2, generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="pt")
     # Convolutions of bfloat16 may sum in another order in channels_last.
     limit = TOLERANCE if dtype is None else 0.05
     assert (images.images - expected.images).abs().max() <= limit
-    assert fast._copied.fused.replaced == []
-    assert not any("forward" in part.__dict__ for part in fast._copied.module.modules())
+    assert fast._network()._copied.fused.replaced == []
+    assert not any("forward" in part.__dict__ for part in fast._network()._copied.module.modules())
 
 
 def test_weights_that_convolutions_share_stay_one():
@@ -728,19 +730,19 @@ def test_weights_that_convolutions_share_stay_one():
 
 
 @pytest.mark.slow
-def test_compiled():
+def test_compiled(traced):
     pipeline = ddpm()
     fast = fastddpm.optimize(pipeline, engine="compile")
     assert "our UNet with its weights" in str(fast.report())
     hold(pipeline, fast=fast, num_inference_steps=10)
-    merged = fast._runner.unet.mid[0].attention.qkv.weight.data_ptr()
+    merged = fast._network().unet.mid[0].attention.qkv.weight.data_ptr()
     # One that our network shares, and one of three that it keeps as one tensor.
     with torch.no_grad():
         pipeline.unet.conv_in.weight.mul_(2)
         pipeline.unet.mid_block.attentions[0].to_k.weight.mul_(3)
     hold(pipeline, fast=fast, num_inference_steps=10)
     # Where it was, so that nothing is compiled again.
-    assert fast._runner.unet.mid[0].attention.qkv.weight.data_ptr() == merged
+    assert fast._network().unet.mid[0].attention.qkv.weight.data_ptr() == merged
     pipeline.unet.load_state_dict(make_unet(seed=9).state_dict(), assign=True)
     hold(pipeline, fast=fast, num_inference_steps=10)
 

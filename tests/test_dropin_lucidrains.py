@@ -12,7 +12,7 @@ from fake_cuda_steps import BUFFERS, run_step
 from tolerances import DROP_IN
 from torch import nn
 
-from fastddpm.dropin import lucidrains, lucidrains_guidance
+from fastddpm.dropin import lucidrains_guidance, lucidrains_loops
 from fastddpm.dropin.comparison import Adapter
 from fastddpm.dropin.lucidrains import build, recognises
 from fastddpm.dropin.settings import Settings
@@ -263,7 +263,7 @@ def test_a_step_reads_nothing_on_the_host(fake_cuda, chain):
     cond = {}
     with fake_cuda:
         network = (class_unet() if is_guided else unet(self_condition=conditioned)).eval()
-        call = lucidrains._self_conditioned
+        call = lucidrains_loops._self_conditioned
         if conditioned:
             cond["x_self_cond"] = torch.zeros(2, 3, 8, 8)
         if is_guided:

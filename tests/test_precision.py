@@ -402,6 +402,16 @@ def test_weights_of_the_dtype_itself_are_not_copied():
         assert runner.model is unet
 
 
+def test_a_model_put_in_the_place_of_one_that_was_copied_runs_itself():
+    one, other = sampler(precision="bf16"), make_unet(TINY).to(torch.bfloat16)
+    with one.running() as runner:
+        assert runner.copies is not None
+    one.model = other
+    with one.running() as runner:
+        assert runner.model is other
+        assert runner.copies is None
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "device", "words"),
     [

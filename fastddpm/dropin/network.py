@@ -8,7 +8,7 @@ still the same tensors, so that an optimiser's step, an EMA update and `load_sta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class PeerNetwork:
         choice: NetworkChoice,
         times: Tensor,
         tries_ours: bool = True,
-        casts: str = "autocast",
+        casts: Literal["autocast", "copy"] = "autocast",
     ) -> None:
         self.source, self.call = source, call
         self._dialect, self._settings, self._casts = dialect, settings, casts
