@@ -452,7 +452,7 @@ def test_class_called_train_is_a_class(tmp_path):
     for name in ("train/0.png", "tram/0.png"):
         save(tmp_path / name, noise_image(0))
     assert open_dataset(tmp_path).class_names == ("train", "tram")
-    with pytest.raises(ValueError, match=r"split: 'test' given, .* has 'train'"):
+    with pytest.raises(ValueError, match=r"split: 'test' given, 'train' of .* accepted"):
         open_dataset(tmp_path, split="test")
 
 
@@ -667,7 +667,7 @@ def test_folder_called_mnist(tmp_path, monkeypatch):
     assert len(open_dataset("mnist", split="test")) == 500
     hugging().to_parquet(tmp_path / "mnist" / "train.parquet")
     assert len(open_dataset("./mnist", image_column="picture")) == 5
-    with pytest.raises(ValueError, match="Hugging Face data only"):
+    with pytest.raises(ValueError, match="image_column: 'picture' for 'mnist' given, None, except"):
         open_dataset("mnist", image_column="picture")
 
 
@@ -750,12 +750,12 @@ def test_hugging_face_splits(tmp_path, write):
     test = open_dataset(path, split="test")
     assert (all_images(test) == chw(IMAGES[1])).all()
     assert test.class_names == ("cat", "dog", "eel")
-    with pytest.raises(ValueError, match=r"split: 'validation' given, .* has 't[er]"):
+    with pytest.raises(ValueError, match=r"split: 'validation' given, 't[er].* of .* accepted"):
         open_dataset(path, split="validation")
 
 
 def test_hugging_face_without_splits_is_the_train_split(tmp_path):
-    with pytest.raises(ValueError, match=r"split: 'test' given, .* has 'train'"):
+    with pytest.raises(ValueError, match=r"split: 'test' given, 'train' of .* accepted"):
         open_dataset(save_disk(tmp_path), split="test")
     hugging().to_parquet(tmp_path / "test.parquet")
     assert len(open_dataset(tmp_path / "test.parquet", split="test")) == 5
@@ -770,10 +770,10 @@ def test_hugging_face_columns(tmp_path):
     assert open_dataset(path, labels=False).labels is None
     for options, message in (
         ({"image_column": "image"}, r"image_column: 'image' given.*picture \(Image\), kind \(ClassLabel\)"),
-        ({"image_column": "name"}, "image_column: 'name' holds string, images or"),
-        ({"image_column": "number"}, "image_column: 'number' holds int32, images or"),
+        ({"image_column": "name"}, "image_column: 'name', which holds string, given, images or"),
+        ({"image_column": "number"}, "image_column: 'number', which holds int32, given, images or"),
         ({"label_column": "label"}, "label_column: 'label' given"),
-        ({"label_column": "name"}, "label_column: 'name' holds string, integers or ClassLabel"),
+        ({"label_column": "name"}, "label_column: 'name', which holds string, given, integers or ClassLabel"),
     ):
         with pytest.raises(ValueError, match=message):
             open_dataset(path, **options)
@@ -784,11 +784,11 @@ def test_hugging_face_asks_which_of_two_columns(tmp_path):
     data.add_column("other", [0] * 5).cast_column("other", datasets.ClassLabel(names=["x"])).save_to_disk(
         tmp_path / "labels"
     )
-    with pytest.raises(ValueError, match="label_column: None given, one column of these accepted"):
+    with pytest.raises(ValueError, match="label_column: None given, one column of name"):
         open_dataset(tmp_path / "labels")
     assert open_dataset(tmp_path / "labels", label_column="other").class_names == ("x",)
     data.map(lambda row: {"mask": row["picture"]}).save_to_disk(tmp_path / "images")
-    with pytest.raises(ValueError, match="image_column: None given, one column of these accepted"):
+    with pytest.raises(ValueError, match="image_column: None given, one column of "):
         open_dataset(tmp_path / "images")
     assert len(open_dataset(tmp_path / "images", image_column="picture")) == 5
 
@@ -819,7 +819,7 @@ def test_images_beside_the_dataset_by_path(tmp_path):
 def test_hugging_face_label_out_of_range(tmp_path):
     hugging(labels=[0, -1, 2, -1, 0]).save_to_disk(tmp_path / "a")  # -1: not labelled
     with pytest.raises(
-        ValueError, match=r"-1 given in row 1 of 'kind' \(2 out of range\), integers in \[0, 3\)"
+        ValueError, match=r"-1 in row 1 of 'kind' \(2 out of range\) given, integers in \[0, 3\)"
     ):
         open_dataset(tmp_path / "a")
     assert len(open_dataset(tmp_path / "a", labels=False)) == 5
@@ -842,9 +842,9 @@ def test_hugging_face_broken_images(tmp_path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (save_parquet, r"all\.parquet': not a complete parquet file"),
-        (save_arrow, r"\.arrow': not a complete arrow file"),
-        (save_disk, "saved': not a complete folder of save_to_disk"),
+        (save_parquet, r"all\.parquet', not a complete parquet file"),
+        (save_arrow, r"\.arrow', not a complete arrow file"),
+        (save_disk, "saved', not a complete folder of save_to_disk"),
     ],
 )
 def test_tables_that_are_cut_off(tmp_path, write, message):

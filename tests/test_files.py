@@ -197,7 +197,7 @@ def test_a_model_is_not_written_over_somebody_else_s(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"holds config.json of something else; a new folder"):
+    with pytest.raises(ValueError, match=r"holds config.json of something else, given, a new folder"):
         save_folder(tmp_path, *model)
     assert contents(tmp_path) == before
     (tmp_path / "own").mkdir()

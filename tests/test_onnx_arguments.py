@@ -51,10 +51,10 @@ BAD = [
     ({"timestep_spacing": "even"}, "timestep_spacing: .* given, one of leading, linspace, trailing"),
     (
         {"timesteps": [1, 2]},
-        r"timesteps: \[1, 2\] given, at least one integer, strictly descending, in \[0, 999\]",
+        r"timesteps: \(1, 2\) given, at least one integer, strictly descending, in \[0, 999\]",
     ),
-    ({"timesteps": [1000, 1]}, r"timesteps: \[1000, 1\] given, .*strictly descending"),
-    ({"timesteps": [5.0, 1.0]}, r"timesteps: \[5.0, 1.0\] given, .*strictly descending"),
+    ({"timesteps": [1000, 1]}, r"timesteps: \(1000, 1\) given, .*strictly descending"),
+    ({"timesteps": [5.0, 1.0]}, r"timesteps: \(5.0, 1.0\) given, .*strictly descending"),
     (
         {"timesteps": [5, 1], "num_inference_steps": 3},
         "num_inference_steps: 3 given, None or the number of timesteps given, 2,? accepted",

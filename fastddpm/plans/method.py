@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import numpy as np
 
-from fastddpm.checks import check_choice, check_number
+from fastddpm.checks import BadArgument, check_choice, check_known, check_number
 from fastddpm.plans.ddim import ddim_plan
 from fastddpm.plans.ddpm import VARIANCE_TYPES, VarianceType, ddpm_plan
 from fastddpm.plans.dpmpp import dpmpp_2m_plan
@@ -92,8 +92,7 @@ class Method:
 
     def __post_init__(self) -> None:
         """Checks what no schedule is needed for, and makes the values those that JSON and a hash can take."""
-        if self.method not in METHODS:
-            raise ValueError(f"method: {self.method!r} given, one of {', '.join(METHODS)} accepted")
+        check_choice("method", self.method, METHODS)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, SPACINGS)
@@ -101,10 +100,8 @@ class Method:
         self._check_owner("ddim", "eta", self.eta, 0)
         self._check_owner("ddpm", "sigma_scale", self.sigma_scale, 1)
         if self.method != "ddpm" and self.variance_type == "fixed_large":
-            raise ValueError(
-                f"variance_type: {self.variance_type!r} given with method {self.method!r}; fixed_large "
-                "belongs to ddpm, fixed_small or learned_range accepted here"
-            )
+            given = f"'fixed_large', which belongs to ddpm, with method {self.method!r}"
+            raise BadArgument("variance_type", given, "fixed_small or learned_range")
         check_number("eta", self.eta, low=0.0, high=1.0)
         check_number("sigma_scale", self.sigma_scale, low=0.0)
         check_clip_range(self.clip_sample_range)
@@ -122,9 +119,7 @@ class Method:
         Raises:
             ValueError: a name that is no field, or a value as in the constructor.
         """
-        unknown = sorted(set(options) - set(FIELDS))
-        if unknown:
-            raise ValueError(f"{unknown[0]}: not an option of a method; known: {', '.join(FIELDS)}")
+        check_known(sorted(set(options) - set(FIELDS)), FIELDS, of="a method")
         return cls(**cast("MethodOptions", options))
 
     def to_dict(self) -> MethodOptions:
@@ -208,10 +203,8 @@ class Method:
     def _check_owner(self, owner: MethodName, name: str, value: object, neutral: int) -> None:
         """ValueError where an option of one method is given, other than `neutral`, with another."""
         if self.method != owner and not (isinstance(value, Real) and value == neutral):
-            raise ValueError(
-                f"{name}: {value!r} given with method {self.method!r}; {name} belongs to {owner}, "
-                f"{neutral} accepted here"
-            )
+            given = f"{value!r}, which belongs to {owner}, with method {self.method!r}"
+            raise BadArgument(name, given, str(neutral))
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Method))
