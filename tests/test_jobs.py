@@ -234,7 +234,7 @@ def test_other_settings_are_refused_and_named(finished, difference):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds thesis.txt and no manifest.json; a new folder"):
+    with pytest.raises(ValueError, match=r"holds thesis.txt and no manifest.json, given, a new folder"):
         tiny_job(tmp_path).run(progress=False)
     assert contents(tmp_path) == {"thesis.txt": b"mine"}
     (tmp_path / "thesis.txt").unlink()

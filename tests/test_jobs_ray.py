@@ -239,7 +239,7 @@ def test_what_a_worker_says_has_its_kind(tmp_path):
 def test_a_cluster_without_room_for_a_worker_is_refused(cluster, tmp_path):
     job = tiny_job(tmp_path)
     job.drawer.threads = 3
-    with pytest.raises(ValueError, match=r"workers: 'ray' given, to a cluster without 3 CPU .* fewer"):
+    with pytest.raises(ValueError, match=r"workers: 'ray', to a cluster without 3 CPU .* given, .* fewer"):
         job.run(workers="ray", progress=False)
 
 

@@ -474,7 +474,7 @@ def test_optimize_takes_it_and_reports_it():
     assert "precision float32" in draw(precision="highest")[1]
     with pytest.raises(ValueError, match=re.escape("dtype: torch.float16 with precision 'bf16' given")):
         fastddpm.optimize(pipeline, precision="bf16", dtype=torch.float16)
-    with pytest.raises(ValueError, match="precision: 'bf16' given, None accepted"):
+    with pytest.raises(ValueError, match="precision: 'bf16' for a scheduler alone given, None accepted"):
         fastddpm.optimize(pipeline.scheduler, precision="bf16")
     pipeline.to(torch.bfloat16)
     with pytest.raises(ValueError, match="'highest' for a network in torch"):

@@ -122,7 +122,7 @@ def test_a_result_depends_on_its_own_seed():
         ({"mask": torch.ones(1, 1, 2, 3)}, r"mask: shape \(1, 1, 2, 3\) given, \(2 or 1, 1, 2, 2\) accepted"),
         ({"mask": torch.full((1, 1, 2, 2), 0.5)}, "mask: values besides 0 and 1"),
         ({"images": torch.zeros(3, 1, 2, 2)}, r"images: shape \(3, 1, 2, 2\) given"),
-        ({"method": "dpmpp_2m"}, "method: dpmpp_2m given, ddpm or ddim accepted"),
+        ({"method": "dpmpp_2m"}, r"method: dpmpp_2m given, ddpm or ddim \(going back needs"),
     ],
 )
 def test_what_is_refused(changes, message):

@@ -291,7 +291,7 @@ def test_options_are_checked(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=field):
             config(**{field: value})
-    with pytest.raises(ValueError, match="mixed_precision: 'fp16' given, 'no' or 'bf16' accepted on a CPU"):
+    with pytest.raises(ValueError, match="mixed_precision: 'fp16' on a CPU given, 'no' or 'bf16' accepted"):
         trainer(tmp_path, mixed_precision="fp16")
     with pytest.raises(ValueError, match="batch_size: 8 given, a multiple of 3"):
         trainer(tmp_path, gradient_accumulation=3)
