@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx_exports
 import pytest
 import torch
 from networks import make_unet
@@ -30,6 +31,13 @@ def _exact(request: pytest.FixtureRequest) -> Iterator[None]:
     """Two right TF32 kernels differ by more over a chain than exact checks accept (see `tolerances`)."""
     with forced("highest" if request.node.get_closest_marker("gpu") else None):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each worker has a folder of its own in that of the run."""
+    base = tmp_path_factory.getbasetemp()
+    onnx_exports.home = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 
+from filelock import FileLock
 from networks import TINY, make_unet
 
 import fastddpm
@@ -16,7 +16,8 @@ SUPERRES = UNetConfig(
 )
 LEARNED = UNetConfig(**{**TINY.to_dict(), "out_channels": 6})
 
-_folders: list[tempfile.TemporaryDirectory[str]] = []
+home = Path()
+"""A folder that all workers of a run of pytest share: conftest.py says which."""
 
 
 @functools.cache
@@ -45,8 +46,10 @@ def tiny_sampler(kind: str) -> Sampler:
 
 @functools.cache
 def exported(kind: str) -> Path:
-    """The export of `tiny_sampler(kind)`, or of the "bundled" model. Not to be changed."""
-    _folders.append(tempfile.TemporaryDirectory(prefix="fastddpm-onnx-"))
-    sampler = fastddpm.load() if kind == "bundled" else tiny_sampler(kind)
-    # The exporter's own tests verify; here it is the runtime that is tested.
-    return fastddpm.export_onnx(sampler, Path(_folders[-1].name) / kind, verify=False)
+    """The export of `tiny_sampler(kind)`, made by the first worker that asks. Not to be changed."""
+    folder = home / f"onnx-{kind}"
+    with FileLock(home / f"onnx-{kind}.lock"):
+        if not folder.exists():
+            # The exporter's own tests verify; here it is the runtime that is tested.
+            fastddpm.export_onnx(tiny_sampler(kind), folder, verify=False)
+    return folder

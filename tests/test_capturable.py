@@ -156,7 +156,7 @@ def test_an_error_of_the_model_is_reported_with_its_place():
 
 
 def test_arguments_are_checked(monkeypatch):
-    with pytest.raises(ValueError, match=r"shape: \(8, 8\) given, \(C, H, W\) accepted"):
+    with pytest.raises(ValueError, match=r"shape: \(8, 8\) given, three positive integers \(C, H, W\)"):
         check_capturable(make_unet(), (8, 8))
     with pytest.raises(ValueError, match="time_input"):
         check_capturable(make_unet(), (3, 8, 8), time_input="sigma")

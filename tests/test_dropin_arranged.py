@@ -193,9 +193,13 @@ def another_network(library, diffusion):
     setattr(diffusion, library.name, library.network(seed=1))
 
 
-@pytest.mark.parametrize("captured", [False, True])
+CHANGES = [in_place, by_data, loaded, assigned, one_exchanged, another_network]
+
+
 @pytest.mark.parametrize(
-    "change", [in_place, by_data, loaded, assigned, one_exchanged, another_network], ids=lambda f: f.__name__
+    ("change", "captured"),
+    [*((change, True) for change in CHANGES), (in_place, False), (another_network, False)],
+    ids=lambda given: getattr(given, "__name__", str(given)),
 )
 def test_new_weights_are_used(library, change, captured, monkeypatch):
     """Also where steps, and the copying before them, are replayed."""

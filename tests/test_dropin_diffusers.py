@@ -538,7 +538,7 @@ def test_options_for_what_the_original_gets_wrong():
         (lambda: ddpm(make_unet(2, 4)), {}, "variance_type: fixed_small"),
         (ddpm, {"variance_type": "huge"}, "variance_type: .* given, one of"),
         (ddpm, {"previous_timestep": "next"}, "previous_timestep: .* given, one of"),
-        (ddpm, {"steps": 3}, "options of this drop-in are variance_type, previous_timestep"),
+        (ddpm, {"steps": 3}, "steps: unknown to this drop-in, given, variance_type, previous_timestep"),
         (
             lambda: ddpm(clip_sample=False, rescale_betas_zero_snr=True, timestep_spacing="trailing"),
             {},
@@ -565,7 +565,7 @@ def test_refused_when_called():
     pipeline = ddim()
     fast = fastddpm.optimize(pipeline)
     pipeline.scheduler = DDPMScheduler()
-    with pytest.raises(ValueError, match="a DDIMPipeline's is a DDIMScheduler"):
+    with pytest.raises(ValueError, match="scheduler: DDPMScheduler given, a DDIMScheduler by a DDIMPipeline"):
         fast()
 
 

@@ -308,7 +308,7 @@ def test_optimize_options():
     assert (got - spaced.step(m, t, x).prev_sample).abs().max() > 1e-4
 
     for options, message in (
-        ({"noise": "philox"}, "noise: 'philox' given"),
+        ({"noise": "philox"}, "noise: 'philox' for a scheduler alone given"),
         ({"engine": "compile"}, "engine: 'compile' given"),
         ({"dtype": torch.float16}, "dtype"),
         ({"eta": 0.5}, "eta: unknown to this drop-in, given"),
@@ -327,7 +327,7 @@ def test_refused():
     fast.set_timesteps(10)
     with pytest.raises(ValueError, match="timestep: 7 given"):
         fast.step(x, 7, x)
-    with pytest.raises(ValueError, match="6 channels given"):
+    with pytest.raises(ValueError, match="6 channels for a sample of 3 given"):
         fast.step(torch.cat([x, x], 1), 500, x)
     with pytest.raises(ValueError, match="3 channels for a sample of 3 given, 6 with"):
         FastDDPMScheduler(variance_type="learned_range").step(x, 500, x)

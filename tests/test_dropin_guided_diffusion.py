@@ -348,7 +348,7 @@ def test_what_is_not_accepted():
         ours.p_sample_loop(model, (3, 8))
     with pytest.raises(ValueError, match="noise: shape"):
         ours.p_sample_loop(model, SHAPE, torch.zeros(1, 3, 6, 7))
-    with pytest.raises(ValueError, match=r"eta: 3\.0 given"):
+    with pytest.raises(ValueError, match=r"eta: 3\.0, which leaves less than no variance"):
         ours.ddim_sample_loop(model, SHAPE, eta=3.0)
     with pytest.raises(TypeError, match="eta"):
         ours.p_sample_loop(model, SHAPE, eta=1.0)

@@ -201,7 +201,7 @@ def test_cond_scale_of_one():
     assert pair.shape == (2, 3, 8, 8)
     assert alone.shape == (1, 3, 8, 8)
     plus = guided(sampling_timesteps=5, use_cfg_plus_plus=True)
-    with pytest.raises(ValueError, match=r"cond_scale: 1 given under CFG\+\+"):
+    with pytest.raises(ValueError, match=r"cond_scale: 1 under CFG\+\+.* given"):
         fast(plus).sample(LABELS, cond_scale=1.0)
 
 
@@ -290,6 +290,7 @@ def test_recognised_by_what_it_holds():
         assert not recognises(other)
 
 
+@pytest.mark.slow
 def test_the_engine_compile_gives_the_same_images():
     theirs = diffusion(Tiny(), timesteps=6)
     ours = fast(theirs, engine="compile")
@@ -365,7 +366,7 @@ def test_what_is_not_accepted():
     ours = fast(theirs)
     with pytest.raises(ValueError, match="batch_size: 0 given"):
         ours.sample(0)
-    with pytest.raises(ValueError, match="seeds to an object"):
+    with pytest.raises(ValueError, match='seeds with noise="torch"'):
         ours.sample(1, seeds=[1])
     x = torch.zeros(1, 3, 8, 8)
     with pytest.raises(ValueError, match=r"t: 8 given, 0 \.\. 7 accepted"):

@@ -277,14 +277,14 @@ def test_many_shapes_stay_compiled(sampler, monkeypatch):
     """torch.compile gives up on a function after eight variants, silently."""
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, backend="eager", **options))
-    compiled = sampler.replace(engine="compile", num_inference_steps=2)
+    compiled = sampler.replace(engine="compile", num_inference_steps=1)
     torch._dynamo.reset()
     graphs = torch._dynamo.utils.counters["stats"]
     before = graphs["unique_graphs"]
-    for size in range(1, 11):
+    for size in range(1, 10):
         shape = (3, 8, 2 * size)
         compiled.sample(seeds=[1], class_labels=1, shape=shape, progress=False)
-    assert graphs["unique_graphs"] - before == 10
+    assert graphs["unique_graphs"] - before == 9
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "ddpm_large_unclipped"])

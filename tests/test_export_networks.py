@@ -115,6 +115,8 @@ def conditional():
 
 
 CASES = {"guided": guided, "sr3": sr3, "plain": plain, "diffusers": theirs, "conditional": conditional}
+OTHERS = ("diffusers", "conditional")
+PARAMETERS = [pytest.param(case, marks=pytest.mark.slow if case in OTHERS else ()) for case in CASES]
 
 
 class Exported:
@@ -208,7 +210,7 @@ def test_the_folder_says_what_it_is(exported, case):
     assert test["words"] == reference.words(test["seeds"], test["step"], 64)[:, :, 0].tolist()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_images_are_pytorchs_for_any_batch_steps_and_method(exported, case):
     made = exported(case)
     seeds = [11, 12, 2**62, 14, 11]
@@ -233,7 +235,7 @@ def test_images_are_pytorchs_for_any_batch_steps_and_method(exported, case):
         assert difference(images, made.wanted(seeds[:2], plan)) <= CHAIN
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_a_seed_is_the_same_alone_and_in_a_batch(exported, case):
     made = exported(case)
     many, _ = made.images([21, 22, 23, 24, 25, 26, 27])
@@ -242,7 +244,7 @@ def test_a_seed_is_the_same_alone_and_in_a_batch(exported, case):
     assert np.abs(many[3] - many[4]).max() > 0.1
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_the_network_alone_and_where_sizes_vary(exported, case):
     made = exported(case)
     run = session(made.folder / "denoiser.onnx")
@@ -266,7 +268,12 @@ def test_the_network_alone_and_where_sizes_vary(exported, case):
 
 
 @pytest.mark.parametrize(
-    ("case", "scale"), [*((case, 1.0) for case in CASES), ("guided", 2.5), ("conditional", 0.0)]
+    ("case", "scale"),
+    [
+        *(pytest.param(*case.values, 1.0, marks=case.marks) for case in PARAMETERS),
+        ("guided", 2.5),
+        pytest.param("conditional", 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_a_loop_over_the_step_gives_the_samplers_images(exported, case, scale):
     made = exported(case)
@@ -289,7 +296,7 @@ def test_a_loop_over_the_step_gives_the_samplers_images(exported, case, scale):
     assert difference(x, made.wanted(seeds, scale=scale)) <= CHAIN
 
 
-@pytest.mark.parametrize("case", ["guided", "conditional"])
+@pytest.mark.parametrize("case", ["guided", pytest.param("conditional", marks=pytest.mark.slow)])
 def test_guidance(exported, case):
     made = exported(case)
     unguided, _ = made.images([1, 2])
@@ -339,21 +346,22 @@ def test_the_readmes_snippet_runs_without_torch(exported):
             assert f"`{one.name}`" in text
 
 
-def test_nothing_but_weights_is_stored(exported):
-    for case in CASES:
-        made = exported(case)
-        model = onnx.load(made.folder / "sampler.onnx")
-        (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
-        (body,) = [attribute.g for attribute in loop.attribute if attribute.name == "body"]
-        convolutions = {node.input[1] for node in body.node if node.op_type == "Conv"}
-        assert convolutions
-        assert convolutions <= {weight.name for weight in body.initializer}
-        for node in [*model.graph.node, *body.node]:
-            assert (node.doc_string, len(node.metadata_props)) == ("", 0)
-        weights = sum(p.numel() * 4 for p in made.sampler.model.parameters())
-        assert made.about["files"]["sampler.onnx"]["bytes"] <= 1.1 * weights + 300_000
+@pytest.mark.parametrize("case", PARAMETERS)
+def test_nothing_but_weights_is_stored(exported, case):
+    made = exported(case)
+    model = onnx.load(made.folder / "sampler.onnx")
+    (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
+    (body,) = [attribute.g for attribute in loop.attribute if attribute.name == "body"]
+    convolutions = {node.input[1] for node in body.node if node.op_type == "Conv"}
+    assert convolutions
+    assert convolutions <= {weight.name for weight in body.initializer}
+    for node in [*model.graph.node, *body.node]:
+        assert (node.doc_string, len(node.metadata_props)) == ("", 0)
+    weights = sum(p.numel() * 4 for p in made.sampler.model.parameters())
+    assert made.about["files"]["sampler.onnx"]["bytes"] <= 1.1 * weights + 300_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -222,8 +222,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("captured", [False, True])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(("captured", "dtype"), [(False, None), (True, None), (True, torch.bfloat16)])
 def test_a_pipelines_weights_are_never_stale(pipeline, monkeypatch, change, captured, dtype):
     """Also once what is derived from them is replayed; against a drop-in made afterwards."""
     mine = copy.deepcopy(pipeline.unet), pipeline.scheduler

@@ -20,9 +20,9 @@ from fastddpm.training.objective import Noiser
 
 
 def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
-    """200 steps are 100, a new process's worth of objects, and 100 more."""
+    """60 steps are 30, a new process's worth of objects, and 30 more."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    options = {"steps": 200, "checkpoint_every": 100}
+    options = {"steps": 60, "checkpoint_every": 30}
     trainer(whole, **options).train(progress=False)
 
     first = trainer(cut, **options)
@@ -30,20 +30,20 @@ def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
 
     def stopping():
         count.append(1)
-        if len(count) == 101:
+        if len(count) == 31:
             raise RuntimeError("the power is gone")
         return optimize()
 
     first._optimize = stopping
     with pytest.raises(RuntimeError, match="power"):
         first.train(progress=False)
-    assert checkpoints.steps(cut) == [100]
+    assert checkpoints.steps(cut) == [30]
     torch.manual_seed(999)
     torch.rand(7)
     trainer(cut, **options).train(progress=False)
 
     for name in checkpoints.TENSOR_FILES:
-        one, other = (checkpoints.read(run, 200)[0][name] for run in (whole, cut))
+        one, other = (checkpoints.read(run, 60)[0][name] for run in (whole, cut))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
     losses = [
@@ -54,7 +54,7 @@ def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
         for run in (whole, cut)
     ]
     assert losses[0] == losses[1]
-    assert [step for step, _, _ in losses[0]] == list(range(5, 201, 5))
+    assert [step for step, _, _ in losses[0]] == list(range(5, 61, 5))
 
 
 @pytest.mark.slow
