@@ -117,10 +117,10 @@ def big_png(path, width, height):
 @pytest.mark.parametrize(("side", "factor"), [(20_000, 1), (5_000, 1), (2_000, 4)])
 def test_large_images_are_refused_by_their_header(tmp_path, side, factor):
     big_png(tmp_path / "big.png", side, side)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ValueError, match=f"{MAX_PIXELS:,} pixels accepted"):
         read_picture(tmp_path / "big.png", factor)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_what_is_no_picture_is_refused(tmp_path):

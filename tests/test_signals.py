@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from fastddpm.interruption import as_interrupts
 from fastddpm.training import checkpoints
 
 MOMENTS = 10
+Event = get_context("fork").Event
 TERMINATED = 128 + signal.SIGTERM
 REST = {"condition_channels": None, "options": {}}
 TINY = UNetConfig(in_channels=3, base_channels=8, channel_mults=(1, 2), num_groups=4)
@@ -33,7 +36,19 @@ def model(tmp_path_factory):
     return save_folder(folder, make_unet(TINY), NoiseSchedule.linear(50), {"shape": [3, 8, 8]})
 
 
-def command(*words):
+def command(ready, *words):
+    """The command in a process of its own, which says when it has its handlers."""
+
+    @contextmanager
+    def noticed():
+        try:
+            with as_interrupts() as received:
+                ready.set()
+                yield received
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # over: what comes now finds nothing to interrupt
+
+    app.as_interrupts = noticed
     sys.argv = ["fastddpm", *map(str, words)]
     with open(os.devnull, "w") as null:
         os.dup2(null.fileno(), 1)
@@ -42,8 +57,10 @@ def command(*words):
 
 
 def ended_at(delay: float, *words) -> int:
-    """The exit code of a command that gets SIGTERM after so many seconds."""
-    process = start(command, *words)
+    """The exit code of a command that gets SIGTERM so many seconds after it has its handlers."""
+    ready = Event()
+    process = start(command, ready, *words)
+    assert ready.wait(60)
     time.sleep(delay)
     process.terminate()
     process.join(60)
@@ -51,8 +68,11 @@ def ended_at(delay: float, *words) -> int:
 
 
 def duration(*words) -> float:
+    """The seconds of a command from where it has its handlers, which are the first thing that it does."""
+    ready = Event()
+    process = start(command, ready, *words)
+    assert ready.wait(60)
     began = time.perf_counter()
-    process = start(command, *words)
     process.join(120)
     assert process.exitcode == 0
     return time.perf_counter() - began
@@ -69,8 +89,7 @@ def at_random_moments(folder: Path, words, check) -> None:
     rng = random.Random(0)
     for moment in range(MOMENTS):
         target = folder / str(moment)
-        # From where the command has its handlers, which are the first thing that it does.
-        codes.append(ended_at(0.1 + rng.random() * whole, *words, target))
+        codes.append(ended_at(rng.random() * whole, *words, target))
         assert codes[-1] in (0, TERMINATED), codes
         assert hidden(folder) == []
         check(target, codes[-1] == TERMINATED)
