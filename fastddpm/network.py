@@ -85,10 +85,8 @@ class Network:
         given: buffers for the caller's tensors, by name.
         time: ``(capacity,)``, the time input of each plan row.
         layout: the memory format that the model is given x in, by the copy that casts it.
-        is_private: nobody else can reach what it runs, but for the values of weights.
     """
 
-    is_private = False
     layout = torch.preserve_format
 
     def __init__(

@@ -229,9 +229,8 @@ class Sampler:
         options = self.options
         unknown = sorted(set(changes) - set(options))
         if unknown and self.method is None:
-            raise BadArgument(
-                "replace", "other options with a sampler of a given plan", f"only {', '.join(options)}"
-            )
+            given = "an option of a method, for a sampler of a given plan,"
+            raise BadArgument(unknown[0], given, ", ".join(options))
         if unknown:
             raise BadArgument(unknown[0], "no option of Sampler", ", ".join(options))
         options.update(changes)
@@ -460,8 +459,7 @@ class Sampler:
                 f"shapes {tuple(first.shape)} and {tuple(second.shape)}",
                 "one common (C, H, W)",
             )
-        if steps < 2:
-            raise BadArgument("steps", repr(steps), "an integer of at least 2")
+        steps = whole("steps", steps, least=2)
         weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
         return self.sample_from(
@@ -543,10 +541,4 @@ class Sampler:
         return make_batches(self.facts, batch_size=batch_size, x=x, **request)
 
     def _row_of(self, timestep: int) -> int:
-        if (
-            isinstance(timestep, bool)
-            or not isinstance(timestep, int)
-            or not 0 <= timestep < len(self.schedule)
-        ):
-            raise BadArgument("timestep", repr(timestep), f"an integer from 0 to {len(self.schedule) - 1}")
-        return self.plan.row_of(timestep)
+        return self.plan.row_of(whole("timestep", timestep, least=0, most=len(self.schedule) - 1))

@@ -129,7 +129,9 @@ def test_a_sampler_holds_it():
     assert given.method is None
     assert set(given.options) == set(options.RunOptions.__annotations__)
     assert given.replace(engine="eager").plan is made.plan
-    with pytest.raises(ValueError, match="replace: other options with a sampler of a given plan given, only"):
+    with pytest.raises(
+        ValueError, match="eta: an option of a method, for a sampler of a given plan, given, null_label"
+    ):
         given.replace(eta=0.5)
     with pytest.raises(ValueError, match="x_T: an argument that is none here given, batch_size, seeds"):
         made.sample_from(torch.zeros(1, 1, 4, 4), 50, x_T=torch.ones(1, 1, 4, 4))

@@ -182,4 +182,4 @@ def test_a_changed_network_runs_as_it_is(change):
         **buffers,
     )
     assert isinstance(network, TabulatedUNet)
-    assert not network.is_private
+    assert network._form is None

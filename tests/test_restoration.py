@@ -302,5 +302,5 @@ def test_zero_shot_inpainting_keeps_what_is_known():
 
 def test_a_network_must_fit_its_task():
     restorer = zero_restorer(Deblur(), 1)
-    with pytest.raises(ValueError, match="a network of 2 input channels given, 3 accepted for this task"):
+    with pytest.raises(ValueError, match="sampler: a network of 2 input channels given, 3 for this task"):
         Restorer(restorer.sampler, Inpaint())

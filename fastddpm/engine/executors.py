@@ -8,8 +8,8 @@ and eager elsewhere, so that nothing is ever compiled that was not asked for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Hashable
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -153,11 +153,6 @@ def resolve_engine(engine: str, device: torch.device) -> Engine:
     return engine  # type: ignore[return-value]
 
 
-def keep_global_guards(entries: Sequence[Any]) -> list[bool]:
-    """Of torch.compile's checks before each call, those of global settings, such as gradients and threads."""
-    return [entry.guard_type == "GLOBAL_STATE" for entry in entries]
-
-
 def is_captured(engine: Engine, device: torch.device) -> bool:
     """Whether a resolved engine replays graphs."""
     return engine in ("cudagraph", "max") or (engine == "compile" and device.type == "cuda")
@@ -182,7 +177,6 @@ def make_executor(
     steps_per_graph: int,
     on_fallback: Run | None = None,
     refusal: Callable[[], str] | None = None,
-    is_private: bool = False,
 ) -> Executor:
     """The executor for a resolved engine.
 
@@ -193,15 +187,12 @@ def make_executor(
         steps_per_graph: see :class:`GraphExecutor`.
         on_fallback: called when capture failed and eager steps took over; None makes that an error.
         refusal: see :class:`FallbackExecutor`.
-        is_private: nothing that the step runs can be changed from outside but the contents of tensors, so a
-            compiled step need not look again at each of a network's attributes (2 % of a small step).
     """
     device = state[0].device
     if engine == "eager":
         return EagerExecutor(step)
     if not is_captured(engine, device):
-        options = {"guard_filter_fn": keep_global_guards} if is_private else None
-        return EagerExecutor(compiled(step, options=options))
+        return EagerExecutor(compiled(step))
     graph = GraphExecutor(step, state, CudaGraphBackend(device), steps_per_graph)
     if on_fallback is None:
         return graph

@@ -70,9 +70,7 @@ class Loop:
         one_step = functools.partial(step, network, self.buffers, case)
         self.device = device
         with self.current():
-            self._executor = make_executor(
-                engine, one_step, changed, is_private=network.is_private, **options
-            )
+            self._executor = make_executor(engine, one_step, changed, **options)
 
     def load(
         self, plan: Plan, batch: Batch, x: Tensor | None, row: int, copies: Copies | None = None

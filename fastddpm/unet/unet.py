@@ -163,21 +163,12 @@ class UNet(nn.Module):
             bias: ``(B or 1, bias_width)``, the sum of :meth:`time_biases` and :meth:`class_biases`.
         """
         self.check_size(x)
-        return self.forward_features(self.conv_in(self.prepared(x)), bias)
-
-    def prepared(self, x: Tensor) -> Tensor:
-        """What the first convolution sees of ``(B, any, H, W)``: centred and padded, where configured so."""
-        pad = self.config.initial_pad
-        x = 2 * x - 1 if self.config.center_input else x
-        return F.pad(x, (pad, pad, pad, pad)) if pad else x
-
-    def forward_features(self, x: Tensor, bias: Tensor) -> Tensor:
-        """The network behind its first convolution, whose output is ``x``; ``bias`` as above."""
         pad = self.config.initial_pad
         if self.config.embeds_class:
             bias = self._block_biases(bias)
         widths = [block.bias_width for block in self.residual_blocks]
         biases = iter(torch.split(bias, widths, dim=1))
+        x = self.conv_in(self.prepared(x))
         skips = [x]
         for layer in self.down:
             x = layer(x, next(biases)) if isinstance(layer, ResidualBlock) else layer(x)
@@ -192,13 +183,18 @@ class UNet(nn.Module):
         x = self.conv_out(normalize(x, self.norm_out, self.config.activation))
         return x[:, :, pad:-pad, pad:-pad] if pad else x
 
-    def check_size(self, x: Tensor, *, condition_channels: int = 0) -> None:
-        """ValueError for an x that does not fit, where so many channels of the input are not in it."""
+    def prepared(self, x: Tensor) -> Tensor:
+        """What the first convolution sees of ``(B, any, H, W)``: centred and padded, where configured so."""
+        pad = self.config.initial_pad
+        x = 2 * x - 1 if self.config.center_input else x
+        return F.pad(x, (pad, pad, pad, pad)) if pad else x
+
+    def check_size(self, x: Tensor) -> None:
+        """ValueError for an x that does not fit."""
         multiple, pad = self.config.size_multiple, 2 * self.config.initial_pad
         height, width = x.shape[-2:]
-        channels = self.config.in_channels - condition_channels
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise BadArgument("x", f"shape {tuple(x.shape)}", f"(B, {channels}, H, W)")
+        if x.ndim != 4 or x.shape[1] != self.config.in_channels:
+            raise BadArgument("x", f"shape {tuple(x.shape)}", f"(B, {self.config.in_channels}, H, W)")
         if (height + pad) % multiple or (width + pad) % multiple:
             raise BadArgument(
                 "x",
