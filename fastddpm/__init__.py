@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastddpm.checkpoint import CheckpointError, load, save_folder
+    from fastddpm.checks import BadArgument
     from fastddpm.dropin import optimize
     from fastddpm.engine import EngineUnavailable
     from fastddpm.export import export_onnx
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BadArgument",
     "CheckpointError",
     "EngineUnavailable",
     "Method",
@@ -51,6 +53,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BadArgument": "checks",
     "CheckpointError": "checkpoint",
     "EngineUnavailable": "engine",
     "Method": "plans",
