@@ -229,8 +229,9 @@ class Sampler:
         options = self.options
         unknown = sorted(set(changes) - set(options))
         if unknown and self.method is None:
-            given = "an option of a method, for a sampler of a given plan,"
-            raise BadArgument(unknown[0], given, ", ".join(options))
+            raise BadArgument(
+                unknown[0], "an option of a method, for a sampler of a given plan,", ", ".join(options)
+            )
         if unknown:
             raise BadArgument(unknown[0], "no option of Sampler", ", ".join(options))
         options.update(changes)

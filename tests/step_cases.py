@@ -22,6 +22,25 @@ K, REPEAT, RING_SLOTS = 3, 5, 2
 TOLERANCE = 4e-6
 """Of float32 results up to about 10 in size, against float64, at any dtype of m: m is read exactly."""
 
+# Which column a letter of the formulas is.
+COLUMNS = {
+    "p": Column.X0_FROM_X,
+    "q": Column.X0_FROM_M,
+    "r": Column.X0_BOUND,
+    "a": Column.FROM_X0,
+    "b": Column.FROM_X,
+    "e": Column.FROM_M,
+    "h": Column.FROM_X0_PREV,
+    "c": Column.FROM_NOISE,
+    "log_var_min": Column.LOG_VAR_MIN,
+    "log_var_max": Column.LOG_VAR_MAX,
+    "linear_x": Column.LINEAR_X,
+    "linear_m": Column.LINEAR_M,
+    "d": Column.X0_DIVISOR,
+    "f": Column.EPS_FROM_X0,
+    "g": Column.EPS_FROM_M,
+    "w": Column.EPS_DIVISOR,
+}
 ROW = {
     "p": 1.3,
     "q": -0.75,
@@ -84,7 +103,7 @@ def table(row: dict[str, float] = ROW, k: int = K) -> Tensor:
     rows = torch.full((4, N_COLUMNS), math.nan, dtype=torch.float64)
     rows[k] = 0
     for name, value in values.items():
-        rows[k, Column[name.upper()]] = value
+        rows[k, COLUMNS[name]] = value
     return rows.to(torch.float32)
 
 

@@ -99,7 +99,7 @@ def test_a_row_that_is_not_finite_is_an_error_as_in_a_plan():
         make_plan(schedule, method="ddpm", num_inference_steps=5, timestep_spacing="trailing")
     with pytest.raises(ort.capi.onnxruntime_pybind11_state.InvalidArgument, match="out of data bounds"):
         table_of(schedule, [199, 100, 0], "ddpm", 0.0, clip=np.inf)
-    assert np.isfinite(table_of(schedule, [150, 100, 0], "ddpm", 0.0, clip=np.inf)[:, Column.P]).all()
+    assert np.isfinite(table_of(schedule, [150, 100, 0], "ddpm", 0.0, clip=np.inf)[:, Column.X0_FROM_X]).all()
 
 
 SEEDS = [0, 1, 5, 2**32 - 1, 2**32, (1 << 40) + 3, 2**63 - 1]

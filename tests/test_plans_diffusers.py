@@ -66,7 +66,9 @@ class Walker:
             return None
         plan = self.plan
         ratio, largest = plan.thresholding
-        p, q, d = (self.table[k, column] for column in (Column.P, Column.Q, Column.D))
+        p, q, d = (
+            self.table[k, column] for column in (Column.X0_FROM_X, Column.X0_FROM_M, Column.X0_DIVISOR)
+        )
         x0 = (p * x + q * m[:, : x.shape[1]]) / (d if plan.divides else 1)
         bound = torch.quantile(x0.abs().flatten(1), ratio, dim=1)
         return bound.clamp(min=1, max=largest)
@@ -210,15 +212,19 @@ def test_finite_where_diffusers_is_nan():
     assert scheduler.step(x, 999, x, eta=1.0, return_dict=False)[0].isnan().any()
     plan = from_ddim_scheduler(scheduler, 10, eta=1.0)
     # Nothing of the direction is left: x_next = sqrt(abar_prev) x0 + sigma z.
-    assert plan.table[0, Column.E] == 0
-    assert np.isclose(plan.table[0, Column.A] ** 2 + plan.table[0, Column.C] ** 2, 1, rtol=1e-6)
+    assert plan.table[0, Column.FROM_M] == 0
+    assert np.isclose(
+        plan.table[0, Column.FROM_X0] ** 2 + plan.table[0, Column.FROM_NOISE] ** 2, 1, rtol=1e-6
+    )
 
 
 def test_epsilon_at_zero_snr_needs_a_bound():
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
     with pytest.raises(ValueError, match="clip_sample_range"):
         from_ddim_scheduler(config, 10)
-    assert np.isfinite(from_ddim_scheduler(config | {"thresholding": True}, 10).table[:, Column.P]).all()
+    assert np.isfinite(
+        from_ddim_scheduler(config | {"thresholding": True}, 10).table[:, Column.X0_FROM_X]
+    ).all()
     assert np.isfinite(from_ddim_scheduler(config | {"timestep_spacing": "leading"}, 10).table[:, 0]).all()
 
 
@@ -289,8 +295,8 @@ def test_the_last_of_few_steps_is_first_order(steps, is_few):
     hold_steps(scheduler, plan)
     native = dpmpp_2m_plan(NoiseSchedule.linear(), steps, final_alpha_cumprod=0.9999)
     for one in (plan, native):
-        assert (one.table[-1, Column.H] == 0) == is_few
-        assert (one.table[1:-1, Column.H] != 0).all()
+        assert (one.table[-1, Column.FROM_X0_PREV] == 0) == is_few
+        assert (one.table[1:-1, Column.FROM_X0_PREV] != 0).all()
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])
@@ -338,7 +344,7 @@ def test_previous_timestep_is_the_peers():
     peer = from_ddim_scheduler(config, 50)
     native = ddim_plan(NoiseSchedule.linear(), 50, timestep_spacing="linspace")
     assert (peer.timesteps == native.timesteps).all()
-    a_peer, a_native = (plan.table[:, Column.A].astype(np.float64) ** 2 for plan in (peer, native))
+    a_peer, a_native = (plan.table[:, Column.FROM_X0].astype(np.float64) ** 2 for plan in (peer, native))
     off = peer.timesteps - 20 != np.append(native.timesteps[1:], -1)
     assert off.sum() == 19 + 1
     np.testing.assert_allclose(a_peer[~off], a_native[~off], rtol=1e-5)
@@ -499,7 +505,7 @@ def test_consistent_previous_timestep(eta, spacing, steps):
         got = row[Column.LINEAR_X] * x + row[Column.LINEAR_M] * m
         # float32 tables of diffusers against float64: 8e-5 in one step.
         assert got == pytest.approx(expected, rel=2e-4)
-        assert row[Column.C] == pytest.approx(sigma, rel=1e-3, abs=1e-6)
+        assert row[Column.FROM_NOISE] == pytest.approx(sigma, rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -536,17 +542,19 @@ def test_collapsed_columns_of_rows_with_divisions(prediction, options):
     rng = np.random.default_rng(0)
     for row in plan.table.astype(np.float64):
         x, m = rng.standard_normal(2)
-        x0 = (row[Column.P] * x + row[Column.Q] * m) / row[Column.D]
+        x0 = (row[Column.X0_FROM_X] * x + row[Column.X0_FROM_M] * m) / row[Column.X0_DIVISOR]
         eps = m
         if plan.rederives:
-            eps = (row[Column.B] * x + row[Column.F] * x0 + row[Column.G] * m) / row[Column.W]
-        expected = row[Column.A] * x0 + row[Column.E] * eps
+            eps = (row[Column.FROM_X] * x + row[Column.EPS_FROM_X0] * x0 + row[Column.EPS_FROM_M] * m) / row[
+                Column.EPS_DIVISOR
+            ]
+        expected = row[Column.FROM_X0] * x0 + row[Column.FROM_M] * eps
         got = row[Column.LINEAR_X] * x + row[Column.LINEAR_M] * m
         # float32 rounds the collapsed columns, which are up to 1/alpha = 157 and cancel.
         assert got == pytest.approx(expected, rel=1e-5, abs=1e-4)
 
 
-@pytest.mark.parametrize("column", [Column.D, Column.W])
+@pytest.mark.parametrize("column", [Column.X0_DIVISOR, Column.EPS_DIVISOR])
 def test_a_divisor_of_zero_is_refused(column):
     plan = from_ddim_scheduler({}, 10, use_clipped_model_output=True)
     table = plan.table.copy()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from step_cases import COLUMNS
 
 from fastddpm.plans import METHODS, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan, make_plan, spaced_timesteps
 from fastddpm.plans.diffusers import from_ddpm_scheduler
@@ -34,7 +35,7 @@ TOLERANCE = 1e-6
 
 def step(plan, k, x, m, *, z=0.0, x0_prev=0.0):
     """Row k in float64: (x_next, x0)."""
-    row = {c.name.lower(): float(plan.table[k, c]) for c in Column}
+    row = {letter: float(plan.table[k, column]) for letter, column in COLUMNS.items()}
     x0 = np.clip(row["p"] * x + row["q"] * m, -row["r"], row["r"])
     x_next = row["a"] * x0 + row["b"] * x + row["e"] * m + row["h"] * x0_prev + row["c"] * z
     return x_next, x0
@@ -174,10 +175,12 @@ def test_dpmpp_rows(prediction, steps, final, clip, spacing, schedule):
         sigma_ratio = math.sqrt(1 - abars[k + 1]) / math.sqrt(1 - abar)
         expected = sigma_ratio * x[k] - math.sqrt(abars[k + 1]) * (math.exp(-h) - 1) * d
         got, got_x0 = step(plan, k, x[k], m[k], x0_prev=x0_prev[k])
-        terms = float(plan.table[k, Column.P]) * np.abs(x[k]).max()  # x0 = p x + q m is small beside both
-        hold(got, expected, cancelled=abs(plan.table[k, Column.A]) * terms)
+        terms = (
+            float(plan.table[k, Column.X0_FROM_X]) * np.abs(x[k]).max()
+        )  # x0 = p x + q m is small beside both
+        hold(got, expected, cancelled=abs(plan.table[k, Column.FROM_X0]) * terms)
         hold(got_x0, x0, cancelled=terms)
-    assert plan.multistep is bool((plan.table[:, Column.H] != 0).any())
+    assert plan.multistep is bool((plan.table[:, Column.FROM_X0_PREV] != 0).any())
     assert plan.multistep is (steps >= 10)
 
 
@@ -192,7 +195,7 @@ def test_collapsed_columns():
             for k in range(len(plan)):
                 linear_x, linear_m = plan.table[k, [Column.LINEAR_X, Column.LINEAR_M]].astype(np.float64)
                 # Float32 p and q nearly cancel at large t; the collapsed form was computed in float64.
-                scale = abs(float(plan.table[k, Column.A] * plan.table[k, Column.P])) + 1
+                scale = abs(float(plan.table[k, Column.FROM_X0] * plan.table[k, Column.X0_FROM_X])) + 1
                 difference = linear_x * x[k] + linear_m * m[k] - step(plan, k, x[k], m[k])[0]
                 assert np.abs(difference).max() < 1e-6 * scale
 
@@ -208,8 +211,8 @@ def test_abarankab_step(kind):
     np.testing.assert_allclose(table[:, Column.LINEAR_X], golden["reciprocal_sqrt_alphas"], rtol=2e-7)
     weight = golden["remove_noise_coeff"] * golden["reciprocal_sqrt_alphas"]
     np.testing.assert_allclose(table[:, Column.LINEAR_M], -weight, rtol=3e-7)
-    np.testing.assert_allclose(table[1:, Column.C], golden["sigma"][1:], rtol=2e-7)
-    assert table[0, Column.C] == 0
+    np.testing.assert_allclose(table[1:, Column.FROM_NOISE], golden["sigma"][1:], rtol=2e-7)
+    assert table[0, Column.FROM_NOISE] == 0
 
 
 def test_sr3_step():
@@ -218,14 +221,14 @@ def test_sr3_step():
     plan = ddpm_plan(schedule, clip_sample_range=1.0).with_noise_levels(schedule)
     table = plan.table[::-1]
     for column, values in [
-        (Column.P, golden["sqrt_recip_alphas_cumprod"]),
-        (Column.Q, -golden["sqrt_recipm1_alphas_cumprod"]),
-        (Column.A, golden["posterior_mean_coef1"]),
-        (Column.B, golden["posterior_mean_coef2"]),
+        (Column.X0_FROM_X, golden["sqrt_recip_alphas_cumprod"]),
+        (Column.X0_FROM_M, -golden["sqrt_recipm1_alphas_cumprod"]),
+        (Column.FROM_X0, golden["posterior_mean_coef1"]),
+        (Column.FROM_X, golden["posterior_mean_coef2"]),
     ]:
         np.testing.assert_allclose(table[:, column], values, rtol=3e-7, atol=1e-9, err_msg=column.name)
     deviation = np.exp(0.5 * golden["posterior_log_variance_clipped"])
-    np.testing.assert_allclose(table[1:, Column.C], deviation[1:], rtol=3e-6)
+    np.testing.assert_allclose(table[1:, Column.FROM_NOISE], deviation[1:], rtol=3e-6)
     assert plan.model_time.dtype == np.float32
     np.testing.assert_allclose(plan.model_time[::-1], golden["sqrt_alphas_cumprod"], rtol=1e-7)
 
@@ -238,8 +241,8 @@ def test_ddpm_close_to_diffusers(spacing):
     assert (native.timesteps == peer.timesteps).all()
     table = peer.table.copy()
     # There x0 is (x - sigma*m) / alpha; here the division is multiplied out.
-    table[:, [Column.P, Column.Q]] /= table[:, [Column.D]]
-    table[:, Column.D] = 0
+    table[:, [Column.X0_FROM_X, Column.X0_FROM_M]] /= table[:, [Column.X0_DIVISOR]]
+    table[:, Column.X0_DIVISOR] = 0
     np.testing.assert_allclose(native.table[:-1], table[:-1], rtol=2e-3, atol=1e-6)
 
 
@@ -251,12 +254,12 @@ def test_learned_range_spans_the_two_variances():
         ddpm_plan(LINEAR, 50, variance_type=kind, sigma_scale=0.5).table
         for kind in ("fixed_small", "fixed_large")
     )
-    c = learned.table[:, Column.C]
+    c = learned.table[:, Column.FROM_NOISE]
     np.testing.assert_allclose(
-        c * np.exp(0.5 * learned.table[:, Column.LOG_VAR_MIN]), small[:, Column.C], rtol=1e-6
+        c * np.exp(0.5 * learned.table[:, Column.LOG_VAR_MIN]), small[:, Column.FROM_NOISE], rtol=1e-6
     )
     np.testing.assert_allclose(
-        c * np.exp(0.5 * learned.table[:, Column.LOG_VAR_MAX]), large[:, Column.C], rtol=1e-6
+        c * np.exp(0.5 * learned.table[:, Column.LOG_VAR_MAX]), large[:, Column.FROM_NOISE], rtol=1e-6
     )
     assert (c[:-1] == 0.5).all()
     assert c[-1] == 0
@@ -339,7 +342,7 @@ def test_order_of_the_solvers():
         final = abar_of(LINEAR, last)
         plan = build(LINEAR, timesteps=timesteps[:-1], final_alpha_cumprod=final)
         if plan.multistep:
-            assert plan.table[-1, Column.H] != 0
+            assert plan.table[-1, Column.FROM_X0_PREV] != 0
         start, end = abar_of(LINEAR, 999), final
         exact = math.sqrt((end * scale**2 + 1 - end) / (start * scale**2 + 1 - start))
         return abs(walk(plan, gaussian_network(scale, LINEAR), np.ones(1))[0] - exact)
@@ -364,7 +367,7 @@ def test_variance_of_the_ancestral_chain():
         network, total = gaussian_network(scale, LINEAR), 1.0
         for k, t in enumerate(plan.timesteps):
             gain = step(plan, k, 1.0, network(1.0, t))[0]
-            total = gain**2 * total + float(plan.table[k, Column.C]) ** 2
+            total = gain**2 * total + float(plan.table[k, Column.FROM_NOISE]) ** 2
         return total
 
     # Exact but for beta_0, which the last, noiseless step leaves out.
@@ -375,7 +378,7 @@ def test_variance_of_the_ancestral_chain():
 
 def test_ddim_with_eta_one_is_ddpm():
     ddpm, ddim = ddpm_plan(LINEAR, 25), ddim_plan(LINEAR, 25, eta=1.0)
-    for column in (Column.LINEAR_X, Column.LINEAR_M, Column.C):
+    for column in (Column.LINEAR_X, Column.LINEAR_M, Column.FROM_NOISE):
         np.testing.assert_allclose(ddim.table[:, column], ddpm.table[:, column], rtol=1e-5, atol=1e-7)
 
 
@@ -398,8 +401,8 @@ def test_only_the_last_step_is_noiseless():
         ddpm_plan(LINEAR, 10, variance_type="learned_range"),
         ddim_plan(LINEAR, 10, eta=0.5, final_alpha_cumprod=0.99999),
     ):
-        assert (plan.table[:-1, Column.C] > 0).all()
-        assert plan.table[-1, Column.C] == 0
+        assert (plan.table[:-1, Column.FROM_NOISE] > 0).all()
+        assert plan.table[-1, Column.FROM_NOISE] == 0
         assert plan.draws.tolist() == [True] * 9 + [False]
 
 
@@ -495,7 +498,7 @@ def test_zero_terminal_snr(build, schedule):
         with pytest.raises(ValueError, match=r"clip_sample_range.*alphas_cumprod is 0"):
             build(schedule, 10, timestep_spacing="trailing")
     clipped = build(schedule, 10, timestep_spacing="trailing", clip_sample_range=1.0)
-    assert clipped.table[0, Column.P] == (2.0**12 if build is dpmpp_2m_plan else 2.0**60)
+    assert clipped.table[0, Column.X0_FROM_X] == (2.0**12 if build is dpmpp_2m_plan else 2.0**60)
     assert (np.abs(step(clipped, 0, np.array([0.5, -2.0]), np.zeros(2))[1]) == 1).all()
     assert len(build(schedule, 10, timesteps=range(9, -1, -1))) == 10
 
@@ -504,8 +507,8 @@ def test_ddim_eta_one_at_zero_snr():
     plan = ddim_plan(LINEAR.rescaled_zero_terminal_snr(), 10, eta=1.0, prediction_type="sample",
                      timestep_spacing="trailing")  # fmt: skip
     # 1 - abar_prev - sigma^2 is exactly 0 in the first step: no direction, all noise.
-    assert abs(plan.table[0, Column.B]) < 1e-7
-    assert np.isclose(plan.table[0, Column.C] ** 2 + plan.table[0, Column.A] ** 2, 1)
+    assert abs(plan.table[0, Column.FROM_X]) < 1e-7
+    assert np.isclose(plan.table[0, Column.FROM_NOISE] ** 2 + plan.table[0, Column.FROM_X0] ** 2, 1)
 
 
 def test_no_nan_leaves_a_plan():
@@ -576,7 +579,7 @@ def test_fields():
     assert plan.table.shape == (50, N_COLUMNS)
     assert (plan.table.dtype, plan.timesteps.dtype, plan.model_time.dtype) == (np.float32, np.int64, np.int64)
     assert plan.thresholding is None
-    assert (plan.table[:, Column.R] == np.inf).all()
+    assert (plan.table[:, Column.X0_BOUND] == np.inf).all()
     assert (plan.table[:, 12:] == 0).all()
     for array in (plan.table, plan.timesteps, plan.model_time, plan.draws):
         with pytest.raises(ValueError, match="read-only"):
@@ -610,7 +613,7 @@ def test_thresholding_takes_the_place_of_the_clip():
     plan = ddpm_plan(LINEAR, 10, clip_sample_range=1.0).with_thresholding(0.9, 1.5)
     assert plan.thresholding == (0.9, 1.5)
     assert plan.clip is False
-    assert (plan.table[:, Column.R] == np.inf).all()
+    assert (plan.table[:, Column.X0_BOUND] == np.inf).all()
     for arguments in [(-0.1, 1.0), (1.1, 1.0), (0.9, 0.5), (float("nan"), 1.0)]:
         with pytest.raises(ValueError, match=r"ratio|max_value"):
             plan.with_thresholding(*arguments)
@@ -619,13 +622,13 @@ def test_thresholding_takes_the_place_of_the_clip():
 def test_plan_checks_itself():
     plan = ddpm_plan(LINEAR, 4)
     broken = plan.table.copy()
-    broken[2, Column.B] = np.nan
-    with pytest.raises(ValueError, match=r"timestep 250: column b is nan"):
+    broken[2, Column.FROM_X] = np.nan
+    with pytest.raises(ValueError, match=r"timestep 250: column from_x is nan"):
         dataclasses.replace(plan, table=broken)
-    broken[2, Column.B] = 0.0
+    broken[2, Column.FROM_X] = 0.0
     for bound in (np.nan, 0.0, -1.0):
-        broken[1, Column.R] = bound
-        with pytest.raises(ValueError, match=r"timestep 500: column r"):
+        broken[1, Column.X0_BOUND] = bound
+        with pytest.raises(ValueError, match=r"timestep 500: column x0_bound"):
             dataclasses.replace(plan, table=broken)
     with pytest.raises(ValueError, match=r"table: shape .* given, shape"):
         dataclasses.replace(plan, table=plan.table[:3])

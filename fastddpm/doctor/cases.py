@@ -21,22 +21,22 @@ STEP_LIMIT = 4e-6
 
 K, REPEAT = 3, 5
 ROW = {
-    "p": 1.3,
-    "q": -0.75,
-    "r": 1.0,
-    "a": 0.35,
-    "b": 0.62,
-    "e": 0.11,
-    "h": -0.23,
-    "c": 0.41,
+    "x0_from_x": 1.3,
+    "x0_from_m": -0.75,
+    "x0_bound": 1.0,
+    "from_x0": 0.35,
+    "from_x": 0.62,
+    "from_m": 0.11,
+    "from_x0_prev": -0.23,
+    "from_noise": 0.41,
     "log_var_min": -3.2,
     "log_var_max": -0.7,
     "linear_x": 1.3 * 0.35 + 0.62,
     "linear_m": -0.75 * 0.35 + 0.11,
-    "d": 0.9,
-    "f": -0.57,
-    "g": 0.21,
-    "w": 1.1,
+    "x0_divisor": 0.9,
+    "eps_from_x0": -0.57,
+    "eps_from_m": 0.21,
+    "eps_divisor": 1.1,
 }
 
 STEPS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from fastddpm.network import Model, unwrapped
 from fastddpm.plans import Plan
 from fastddpm.plans.plan import Float64
 from fastddpm_kernels.reverse_step.reference import split_output
-from fastddpm_kernels.table import Column
+from fastddpm_kernels.table import EPS, X0, X_NEXT, Column
 
 
 class Guidance:
@@ -84,7 +84,7 @@ class Guidance:
         t = plan_times.index_select(0, k)
         row = plan_rows.index_select(0, k[:1])[0]
         m, variance = split_output(unwrapped(model(x, t, **cond)), x.shape[1], None)
-        p, q, r = row[: Column.A].unbind()
+        p, q, r = row[X0].unbind()
         x0 = p * x + q * m
         if self.denoised_fn is not None:
             x0 = self.denoised_fn(x0)
@@ -106,10 +106,10 @@ class Guidance:
 
     def _mean(self, row: Tensor, x: Tensor, x0: Tensor, m: Tensor) -> Tensor:
         """x_next without its noise, in the order of `fastddpm_kernels.reverse_step`."""
-        a, b, e = row[Column.A : Column.H].unbind()
+        a, b, e = row[X_NEXT].unbind()
         if not self.plan.rederives:
             return a * x0 + b * x + e * m
-        f, g, w = row[Column.F :].unbind()
+        f, g, w = row[EPS].unbind()
         return a * x0 + e * ((b * x + f * x0 + g * m) / w)
 
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from fastddpm.checks import BadArgument
 from fastddpm_kernels import N_COLUMNS, Column, reverse_step
 from fastddpm_kernels.reverse_step.reference import split_output
+from fastddpm_kernels.table import X0
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 NoiseKind = Literal["none", "philox", "torch"]
-DIVISOR = int(Column.D)  # torch.compile cannot trace the member itself as an index
+DIVISOR = int(Column.X0_DIVISOR)  # torch.compile cannot trace the member itself as an index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,6 @@ def dynamic_threshold(
 def predicted_x0(x: Tensor, m: Tensor, table: Tensor, counter: Tensor, *, divide: bool) -> Tensor:
     """x0 before any bound, float32 like x: p*x + q*m, over d if the row divides; the row is counter[0]."""
     row = table.index_select(0, counter[:1])[0]
-    p, q = row[: Column.R].unbind()
+    p, q, _ = row[X0].unbind()
     x0 = p * x + q * m
     return x0 / row[DIVISOR] if divide else x0

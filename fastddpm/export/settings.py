@@ -158,7 +158,7 @@ def _inferred(plan: Plan, sampler: Sampler) -> Method:
         "method": plan.method,
         "time_input": "noise_level" if plan.model_time.dtype.kind == "f" else "timestep",
         "prediction_type": plan.prediction_type,
-        "clip_sample_range": float(plan.table[0, Column.R]) if plan.clip else None,
+        "clip_sample_range": float(plan.table[0, Column.X0_BOUND]) if plan.clip else None,
         "timesteps": plan.timesteps.tolist(),
     }
     variances = ["learned_range"] if plan.learned_range else ["fixed_small"]
@@ -169,9 +169,9 @@ def _inferred(plan: Plan, sampler: Sampler) -> Method:
         options = {**known, "variance_type": variance_type, "sigma_scale": 1.0, "eta": 0.0}
         if amount is not None:
             full = Method.from_dict({**options, amount: 1.0})
-            noise = full.plan(sampler.schedule).table[:, Column.C]
+            noise = full.plan(sampler.schedule).table[:, Column.FROM_NOISE]
             if noise.max() > 0:
-                options[amount] = float(plan.table[noise.argmax(), Column.C] / noise.max())
+                options[amount] = float(plan.table[noise.argmax(), Column.FROM_NOISE] / noise.max())
         try:
             method = Method.from_dict(options)
             ours = method.plan(sampler.schedule)
@@ -190,11 +190,18 @@ def _same(given: Plan, ours: Plan) -> bool:
     """Whether two plans make the same steps; without a clip, x0 is only a way of writing them."""
     through_x0 = given.clip or given.multistep
     steps = (
-        (Column.P, Column.Q, Column.A, Column.B, Column.E, Column.H)
+        (
+            Column.X0_FROM_X,
+            Column.X0_FROM_M,
+            Column.FROM_X0,
+            Column.FROM_X,
+            Column.FROM_M,
+            Column.FROM_X0_PREV,
+        )
         if through_x0
         else (Column.LINEAR_X, Column.LINEAR_M)
     )
-    columns = [*steps, Column.C, Column.LOG_VAR_MIN, Column.LOG_VAR_MAX]
+    columns = [*steps, Column.FROM_NOISE, Column.LOG_VAR_MIN, Column.LOG_VAR_MAX]
     largest = np.maximum(np.abs(ours.table[:, columns]).max(axis=0), 1e-6)
     difference = np.abs(given.table[:, columns] - ours.table[:, columns])
     return given.clip == ours.clip and bool(np.all(difference <= SAME_TABLE * largest))

@@ -109,7 +109,7 @@ def plan_table(g: Graph, options: TableOptions, timesteps: str, method: str, eta
     length = g("Shape", timesteps)
     tables = [_stacked(g, by_method[name], options.clip, length) for name in METHODS]
     table = g("Gather", g("Concat", *tables, axis=0), method)
-    largest = [math.inf if column == Column.R else LARGEST for column in range(N_COLUMNS)]
+    largest = [math.inf if column == Column.X0_BOUND else LARGEST for column in range(N_COLUMNS)]
     is_finite = g("LessOrEqual", g("Abs", table), g.float64(largest))
     table = g("Gather", table, only_if(g, [is_finite], index, steps), axis=0)
     return g("Cast", table, to=FLOAT)
@@ -149,10 +149,10 @@ def _ddpm(a: Arithmetic, options: TableOptions, visited: _Visited) -> dict[Colum
     rest = a.apply("Div", a.one_minus(abar_next), a.one_minus(abar))
     variance = a.product(beta, rest)
     columns: dict[Column, str | float] = {
-        Column.P: p,
-        Column.Q: q,
-        Column.A: a.apply("Div", a.product(a.sqrt(abar_next), beta), a.one_minus(abar)),
-        Column.B: a.product(a.sqrt(alpha), rest),
+        Column.X0_FROM_X: p,
+        Column.X0_FROM_M: q,
+        Column.FROM_X0: a.apply("Div", a.product(a.sqrt(abar_next), beta), a.one_minus(abar)),
+        Column.FROM_X: a.product(a.sqrt(alpha), rest),
     }
     if options.variance_type == "learned_range":
         sigma = a.apply("Add", a.product(beta, 0.0), 1.0)
@@ -160,7 +160,7 @@ def _ddpm(a: Arithmetic, options: TableOptions, visited: _Visited) -> dict[Colum
         columns[Column.LOG_VAR_MAX] = a.g("Log", a.apply("Max", beta, 1e-20))
     else:
         sigma = a.sqrt(variance if options.variance_type == "fixed_small" else beta)
-    columns[Column.C] = a.product(options.sigma_scale, a.apply("Where", visited.is_last, 0.0, sigma))
+    columns[Column.FROM_NOISE] = a.product(options.sigma_scale, a.apply("Where", visited.is_last, 0.0, sigma))
     return columns
 
 
@@ -175,11 +175,11 @@ def _ddim(a: Arithmetic, options: TableOptions, visited: _Visited, eta: str) -> 
     direction = a.sqrt(a.apply("Max", a.apply("Sub", a.one_minus(abar_next), variance), 0.0))
     per_sigma = a.apply("Div", direction, sigma)
     return {
-        Column.P: p,
-        Column.Q: q,
-        Column.A: a.apply("Sub", a.sqrt(abar_next), a.product(per_sigma, alpha)),
-        Column.B: per_sigma,
-        Column.C: a.sqrt(variance),
+        Column.X0_FROM_X: p,
+        Column.X0_FROM_M: q,
+        Column.FROM_X0: a.apply("Sub", a.sqrt(abar_next), a.product(per_sigma, alpha)),
+        Column.FROM_X: per_sigma,
+        Column.FROM_NOISE: a.sqrt(variance),
     }
 
 
@@ -200,11 +200,11 @@ def _dpmpp_2m(a: Arithmetic, options: TableOptions, visited: _Visited) -> dict[C
     ratio = a.apply("Div", sigma_next, sigma)
     k = a.apply("Sub", alpha_next, a.product(alpha, ratio))
     return {
-        Column.P: p,
-        Column.Q: q,
-        Column.A: a.product(k, a.apply("Add", 1.0, weight)),
-        Column.B: ratio,
-        Column.H: a.apply("Sub", 0.0, a.product(k, weight)),
+        Column.X0_FROM_X: p,
+        Column.X0_FROM_M: q,
+        Column.FROM_X0: a.product(k, a.apply("Add", 1.0, weight)),
+        Column.FROM_X: ratio,
+        Column.FROM_X0_PREV: a.apply("Sub", 0.0, a.product(k, weight)),
     }
 
 
@@ -225,10 +225,12 @@ def _prediction(
 def _stacked(g: Graph, columns: dict[Column, str | float], clip: float, length: str) -> str:
     """Columns, float64 [S] or one number, as float64 [1, S, 16]; those left out are 0."""
     a = Arithmetic(g)
-    p, q, from_x0, from_x = (columns[c] for c in (Column.P, Column.Q, Column.A, Column.B))
+    p, q, from_x0, from_x = (
+        columns[c] for c in (Column.X0_FROM_X, Column.X0_FROM_M, Column.FROM_X0, Column.FROM_X)
+    )
     columns = {
         **columns,
-        Column.R: clip,
+        Column.X0_BOUND: clip,
         Column.LINEAR_X: a.apply("Add", a.product(from_x0, p), from_x),
         Column.LINEAR_M: a.product(from_x0, q),
     }

@@ -68,13 +68,13 @@ def update(g: Graph, x: str, output: Output, row: str, x0_prev: str) -> Update:
     def coefficient(column: Column) -> str:
         return g("Gather", row, g.int64(int(column)))
 
-    r = coefficient(Column.R)
-    x0 = g("Add", times(Column.P, x), times(Column.Q, output.m))
+    r = coefficient(Column.X0_BOUND)
+    x0 = g("Add", times(Column.X0_FROM_X, x), times(Column.X0_FROM_M, output.m))
     x0 = g("Clip", x0, g("Neg", r), r)
     # e*m is NaN where m is, so that a clip which loses it does not lose it for x_next.
-    mean = g("Add", times(Column.A, x0), times(Column.B, x))
-    mean = g("Add", mean, g("Add", times(Column.E, output.m), times(Column.H, x0_prev)))
-    sigma = c = coefficient(Column.C)
+    mean = g("Add", times(Column.FROM_X0, x0), times(Column.FROM_X, x))
+    mean = g("Add", mean, g("Add", times(Column.FROM_M, output.m), times(Column.FROM_X0_PREV, x0_prev)))
+    sigma = c = coefficient(Column.FROM_NOISE)
     if output.variance is not None:
         # Nichol and Dhariwal 2021, equation 15
         f = g("Mul", g("Add", output.variance, g.float32(1.0)), g.float32(0.5))

@@ -165,7 +165,7 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
         found = _outputs(run, feed)
         wanted = _torch_step(settings, given, torch.tensor(row), torch.tensor(plan.model_time[k]), guided)
         x_next, x0 = (relative_error(f, w.numpy()) for f, w in zip(found, wanted, strict=True))
-        errors += [x_next, x0 / max(1.0, float(row[Column.P]))]
+        errors += [x_next, x0 / max(1.0, float(row[Column.X0_FROM_X]))]
     return max(errors)
 
 

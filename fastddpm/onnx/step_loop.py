@@ -119,7 +119,7 @@ class StepLoop:
         rows[: stop - start] = plan.table[start:stop]
         times[: stop - start] = plan.model_time[start:stop]
         for k in range(start, stop):
-            if plan.table[k, Column.C] != 0:
+            if plan.table[k, Column.FROM_NOISE] != 0:
                 # Plan row k is step k + 1 of the noise.
                 z = normal(batch.seeds, k + 1, self._shape[1:], dtype=np.float32)
                 noise[k - start, : self._elements] = z.ravel()

@@ -69,11 +69,11 @@ def from_abarankab(
     reciprocal = down["reciprocal_sqrt_alphas"]
     table = build_table(
         total,
-        p=p,
-        q=q,
-        b=reciprocal,
-        e=-reciprocal * down["remove_noise_coeff"],
-        c=np.where(plan.timesteps > 0, down["sigma"], 0.0),
+        x0_from_x=p,
+        x0_from_m=q,
+        from_x=reciprocal,
+        from_m=-reciprocal * down["remove_noise_coeff"],
+        from_noise=np.where(plan.timesteps > 0, down["sigma"], 0.0),
     )
     return replace(plan, table=table, draws=plan.timesteps > 0)
 

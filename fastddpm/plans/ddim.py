@@ -72,13 +72,13 @@ def ddim_plan(
     )
     table = build_table(
         len(visited),
-        p=p,
-        q=q,
-        r=r,
-        a=np.sqrt(abar_prev) + direction * from_x0,
-        b=direction * from_x,
-        e=direction * from_m,
-        c=np.sqrt(variance),
+        x0_from_x=p,
+        x0_from_m=q,
+        x0_bound=r,
+        from_x0=np.sqrt(abar_prev) + direction * from_x0,
+        from_x=direction * from_x,
+        from_m=direction * from_m,
+        from_noise=np.sqrt(variance),
     )
     return Plan(
         method="ddim",

@@ -83,12 +83,12 @@ def ddpm_plan(
 
     table = build_table(
         len(visited),
-        p=p,
-        q=q,
-        r=r,
-        a=np.sqrt(abar_prev) * beta / (1 - abar),
-        b=np.sqrt(alpha) * (1 - abar_prev) / (1 - abar),
-        c=sigma_scale * sigma,
+        x0_from_x=p,
+        x0_from_m=q,
+        x0_bound=r,
+        from_x0=np.sqrt(abar_prev) * beta / (1 - abar),
+        from_x=np.sqrt(alpha) * (1 - abar_prev) / (1 - abar),
+        from_noise=sigma_scale * sigma,
         log_var_min=log_var_min,
         log_var_max=log_var_max,
     )

@@ -85,7 +85,13 @@ def dpmpp_2m_plan(
 
     p, q = prediction_columns(prediction_type, alpha, sigma, bounded=r != np.inf)
     table = build_table(
-        len(visited), p=p, q=q, r=r, a=k * (1 + weight), b=sigma_next / sigma, h=0.0 - k * weight
+        len(visited),
+        x0_from_x=p,
+        x0_from_m=q,
+        x0_bound=r,
+        from_x0=k * (1 + weight),
+        from_x=sigma_next / sigma,
+        from_x0_prev=0.0 - k * weight,
     )
     return Plan(
         method="dpmpp_2m",

@@ -16,12 +16,14 @@ def finished_plan(plan: Plan) -> Plan:
     The model is told its plan row, int64, instead of a timestep; with a learned variance it returns the
     network's second half behind the mean, as 2C channels.
     """
-    noise = {name: plan.table[:, Column[name.upper()]] for name in ("c", "log_var_min", "log_var_max")}
+    noise = {
+        name: plan.table[:, Column[name.upper()]] for name in ("from_noise", "log_var_min", "log_var_max")
+    }
     return Plan(
         method=plan.method,
         timesteps=plan.timesteps,
         model_time=np.arange(len(plan), dtype=np.int64),
-        table=build_table(len(plan), q=1.0, a=1.0, **noise),
+        table=build_table(len(plan), x0_from_m=1.0, from_x0=1.0, **noise),
         prediction_type="sample",
         clip=False,
         learned_range=plan.learned_range,

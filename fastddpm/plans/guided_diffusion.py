@@ -126,16 +126,16 @@ def ancestral_plan(process: Process, *, clip_denoised: bool) -> Plan:
         sigma = _float64((0.5 * _float32(low)).exp())
         low = high = np.zeros_like(low)
     # PREVIOUS_X: the output is the mean itself, whatever x0 is clipped to.
-    mean = {"e": np.ones(len(process))}
+    mean = {"from_m": np.ones(len(process))}
     if process.mean_type != "PREVIOUS_X":
         mean = {
-            "a": _rounded(process.tables["posterior_mean_coef1"]),
-            "b": _rounded(process.tables["posterior_mean_coef2"]),
+            "from_x0": _rounded(process.tables["posterior_mean_coef1"]),
+            "from_x": _rounded(process.tables["posterior_mean_coef2"]),
         }
     columns = {
         **_x0_columns(process),
         **mean,
-        "c": np.where(np.arange(len(process)) > 0, sigma, 0.0),
+        "from_noise": np.where(np.arange(len(process)) > 0, sigma, 0.0),
         "log_var_min": low,
         "log_var_max": high,
     }
@@ -162,12 +162,12 @@ def ddim_plan(process: Process, *, eta: float, clip_denoised: bool) -> Plan:
     # eps = (recip*x - x0)/recipm1
     columns = {
         **_x0_columns(process),
-        "a": _float64(before.sqrt()),
-        "b": process.tables["sqrt_recip_alphas_cumprod"],
-        "e": _float64(left.clamp(min=0).sqrt()),
-        "f": -np.ones(len(process)),
-        "w": process.tables["sqrt_recipm1_alphas_cumprod"],
-        "c": np.where(np.arange(len(abar)) > 0, _float64(sigma), 0.0),
+        "from_x0": _float64(before.sqrt()),
+        "from_x": process.tables["sqrt_recip_alphas_cumprod"],
+        "from_m": _float64(left.clamp(min=0).sqrt()),
+        "eps_from_x0": -np.ones(len(process)),
+        "eps_divisor": process.tables["sqrt_recipm1_alphas_cumprod"],
+        "from_noise": np.where(np.arange(len(abar)) > 0, _float64(sigma), 0.0),
     }
     return _plan(process, "ddim", columns, clip_denoised)
 
@@ -177,12 +177,12 @@ def _plan(process: Process, method: str, columns: dict[str, Float64], clip_denoi
     total = len(process)
     rows = {name: values[::-1] for name, values in columns.items()}
     if not clip_denoised:
-        rows["d"] = np.ones(total)  # x0 is a sum of its own there, and not multiplied out of the row
+        rows["x0_divisor"] = np.ones(total)  # x0 is a sum of its own there, and not multiplied out of the row
     return Plan(
         method=method,
         timesteps=np.arange(total - 1, -1, -1, dtype=np.int64),
         model_time=process.model_time(),
-        table=build_table(total, **rows, r=1.0 if clip_denoised else np.inf),
+        table=build_table(total, **rows, x0_bound=1.0 if clip_denoised else np.inf),
         prediction_type=MEAN_TYPES[process.mean_type],
         clip=clip_denoised,
         learned_range=process.learns_variance,
@@ -194,11 +194,14 @@ def _x0_columns(process: Process) -> dict[str, Float64]:
     """p and q of x0 = p*x + q*m, by t."""
     tables = process.tables
     if process.mean_type == "START_X":
-        return {"p": np.zeros(len(process)), "q": np.ones(len(process))}
+        return {"x0_from_x": np.zeros(len(process)), "x0_from_m": np.ones(len(process))}
     if process.mean_type == "PREVIOUS_X":
         coef1, coef2 = tables["posterior_mean_coef1"], tables["posterior_mean_coef2"]
-        return {"p": -coef2 / coef1, "q": 1.0 / coef1}
-    return {"p": tables["sqrt_recip_alphas_cumprod"], "q": -tables["sqrt_recipm1_alphas_cumprod"]}
+        return {"x0_from_x": -coef2 / coef1, "x0_from_m": 1.0 / coef1}
+    return {
+        "x0_from_x": tables["sqrt_recip_alphas_cumprod"],
+        "x0_from_m": -tables["sqrt_recipm1_alphas_cumprod"],
+    }
 
 
 def _rounded(values: Float64) -> Float64:

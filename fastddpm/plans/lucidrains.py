@@ -83,10 +83,10 @@ def ancestral_plan(buffers: Mapping[str, Tensor], habits: Habits) -> Plan:
     table = build_table(
         len(visited),
         **columns,
-        r=1.0,
-        a=_float64(tables["posterior_mean_coef1"][order]),
-        b=_float64(tables["posterior_mean_coef2"][order]),
-        c=np.where(visited > 0, _float64(sigma[order]), 0.0),
+        x0_bound=1.0,
+        from_x0=_float64(tables["posterior_mean_coef1"][order]),
+        from_x=_float64(tables["posterior_mean_coef2"][order]),
+        from_noise=np.where(visited > 0, _float64(sigma[order]), 0.0),
     )
     return Plan(
         method="ddpm",
@@ -140,14 +140,16 @@ def ddim_plan(buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta:
 
     # eps = (recip*x - x0)/recipm1, of the clipped x0, of the network's own, or the network's output.
     if objective != "pred_noise" or (habits.rederives and not habits.learned):
-        columns["b"] = _float64(tables["sqrt_recip_alphas_cumprod"][order])
-        columns["g" if habits.learned else "f"] = np.full(len(order), -1.0)
-        columns["w"] = _float64(tables["sqrt_recipm1_alphas_cumprod"][order])
+        columns["from_x"] = _float64(tables["sqrt_recip_alphas_cumprod"][order])
+        columns["eps_from_m" if habits.learned else "eps_from_x0"] = np.full(len(order), -1.0)
+        columns["eps_divisor"] = _float64(tables["sqrt_recipm1_alphas_cumprod"][order])
     return Plan(
         method="ddim",
         timesteps=visited,
         model_time=visited,
-        table=build_table(len(visited), **columns, r=1.0, a=from_x0, e=direction, c=noise),
+        table=build_table(
+            len(visited), **columns, x0_bound=1.0, from_x0=from_x0, from_m=direction, from_noise=noise
+        ),
         prediction_type=OBJECTIVES[objective],
         clip=True,
         learned_range=habits.learned,
@@ -173,11 +175,11 @@ def cfg_plus_plus_rows(buffers: Mapping[str, Tensor], plan: Plan) -> npt.NDArray
     tables = _on_cpu(buffers)
     order = torch.from_numpy(plan.timesteps.copy())
     alpha_next = tables["alphas_cumprod"][order[1:]]
-    sigma = torch.from_numpy(plan.table[:-1, Column.C].copy())
+    sigma = torch.from_numpy(plan.table[:-1, Column.FROM_NOISE].copy())
     direction = (1 - alpha_next - sigma**2).clamp(min=0).sqrt()
     columns = [
-        torch.from_numpy(plan.table[:, Column.P].copy()),
-        torch.from_numpy(plan.table[:, Column.Q].copy()),
+        torch.from_numpy(plan.table[:, Column.X0_FROM_X].copy()),
+        torch.from_numpy(plan.table[:, Column.X0_FROM_M].copy()),
         torch.cat([alpha_next.sqrt(), torch.ones(1)]),
         torch.cat([direction, torch.zeros(1)]),
         tables["sqrt_recip_alphas_cumprod"][order],
@@ -198,12 +200,12 @@ def _x0_columns(tables: Mapping[str, Tensor], order: Tensor, objective: str) -> 
     """p and q of x0 = p*x + q*m."""
     check_choice("objective", objective, tuple(OBJECTIVES))
     if objective == "pred_x0":
-        return {"p": np.zeros(len(order)), "q": np.ones(len(order))}
+        return {"x0_from_x": np.zeros(len(order)), "x0_from_m": np.ones(len(order))}
     names = ("sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
     if objective == "pred_noise":
         names = ("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod")
     p, q = (_float64(tables[name][order]) for name in names)
-    return {"p": p, "q": -q}
+    return {"x0_from_x": p, "x0_from_m": -q}
 
 
 def _on_cpu(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

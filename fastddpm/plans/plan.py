@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice, check_number, falling
-from fastddpm_kernels.table import N_COLUMNS, Column
+from fastddpm_kernels.table import EPS, N_COLUMNS, X0, X_NEXT, Column
 
 if TYPE_CHECKING:
     from fastddpm.schedule import NoiseSchedule
@@ -45,9 +45,9 @@ class Plan:
         model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels.
         table: float32 [S, 16]; columns as in `fastddpm_kernels.table.Column`.
         prediction_type: what the network returns.
-        clip: whether column R bounds x0. False, and no divisions: the collapsed LINEAR_X, LINEAR_M form is
-            exact.
-        multistep: whether a row uses the x0 of the row before (column H).
+        clip: whether column X0_BOUND bounds x0. False, and no divisions: the collapsed LINEAR_X, LINEAR_M
+            form is exact.
+        multistep: whether a row uses the x0 of the row before (column FROM_X0_PREV).
         learned_range: whether the network returns 2C channels, the second half steering the variance between
             LOG_VAR_MIN and LOG_VAR_MAX. With both columns 0 the second half changes nothing.
         thresholding: (ratio, largest bound) of dynamic thresholding, or None. Excludes clip.
@@ -74,13 +74,13 @@ class Plan:
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         falling("timesteps", self.timesteps, least=-1 if self.wraps else 0)
         steps = len(self.timesteps)
-        draws = self.table[:, Column.C] != 0 if self.draws is None else self.draws
+        draws = self.table[:, Column.FROM_NOISE] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
         self._freeze("timesteps", self.timesteps, np.int64, (steps,))
         self._freeze("model_time", self.model_time, time_dtype, (steps,))
         self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
         self._freeze("draws", draws, np.bool_, (steps,))
-        for divisor in (Column.D, Column.W):
+        for divisor in (Column.X0_DIVISOR, Column.EPS_DIVISOR):
             divides = self.table[:, divisor] != 0
             if divides.any() and not divides.all():
                 raise ValueError(
@@ -92,7 +92,8 @@ class Plan:
         if self.clip and self.thresholding is not None:
             raise BadArgument("clip, thresholding", "both", "one of the two")
         finite = np.isfinite(self.table)
-        finite[:, Column.R] = self.table[:, Column.R] > 0  # infinity is no bound; NaN compares as False
+        # Infinity is no bound.
+        finite[:, Column.X0_BOUND] = self.table[:, Column.X0_BOUND] > 0  # NaN compares as False
         if not finite.all():
             row, column = (int(i) for i in np.argwhere(~finite)[0])
             raise ValueError(
@@ -106,17 +107,17 @@ class Plan:
     @functools.cached_property
     def stochastic(self) -> bool:
         """Whether any row adds noise."""
-        return bool(np.any(self.table[:, Column.C] != 0))
+        return bool(np.any(self.table[:, Column.FROM_NOISE] != 0))
 
     @property
     def divides(self) -> bool:
-        """Whether x0 has a divisor (column D); one of 1 keeps x0 a sum of its own in a plan without clip."""
-        return bool(self.table[0, Column.D] != 0)
+        """Whether x0 has a divisor; one of 1 keeps x0 a sum of its own in a plan without clip."""
+        return bool(self.table[0, Column.X0_DIVISOR] != 0)
 
     @property
     def rederives(self) -> bool:
-        """Whether column E takes eps = (b*x + f*x0 + g*m) / w in the place of m."""
-        return bool(self.table[0, Column.W] != 0)
+        """Whether column FROM_M takes eps = (b*x + f*x0 + g*m) / w in the place of m."""
+        return bool(self.table[0, Column.EPS_DIVISOR] != 0)
 
     def row_of(self, timestep: int) -> int:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
@@ -136,8 +137,8 @@ class Plan:
         if not self.multistep:
             return self
         first = self.table[row : row + 1].astype(np.float64)
-        first[:, Column.A] += first[:, Column.H]
-        first[:, Column.H] = 0.0
+        first[:, Column.FROM_X0] += first[:, Column.FROM_X0_PREV]
+        first[:, Column.FROM_X0_PREV] = 0.0
         _add_linear(first)
         table = self.table.copy()
         table[row] = first[0]
@@ -152,7 +153,7 @@ class Plan:
         check_number("ratio", ratio, low=0.0, high=1.0)
         check_number("max_value", max_value, low=1.0)
         table = self.table.copy()
-        table[:, Column.R] = np.inf
+        table[:, Column.X0_BOUND] = np.inf
         return replace(self, table=table, clip=False, thresholding=(float(ratio), float(max_value)))
 
     def with_noise_levels(self, schedule: NoiseSchedule) -> Plan:
@@ -169,12 +170,13 @@ class Plan:
 
 
 def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """A float32 [n_steps, 16] table from named columns (p, q, a, ...; scalars or [n_steps], float64).
+    """A float32 [n_steps, 16] table from columns, scalars or [n_steps] in float64.
 
-    Columns left out are 0, and r infinity. The collapsed columns LINEAR_X and LINEAR_M are computed here.
+    They have the names of `Column`, in lower case. Those left out are 0, and x0_bound infinity. The collapsed
+    columns LINEAR_X and LINEAR_M are computed here.
     """
     table = np.zeros((n_steps, N_COLUMNS))
-    table[:, Column.R] = np.inf
+    table[:, Column.X0_BOUND] = np.inf
     for name, values in columns.items():
         table[:, Column[name.upper()]] = values
     with np.errstate(over="ignore", invalid="ignore"):  # a Plan refuses what is not finite, with its timestep
@@ -183,8 +185,10 @@ def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float3
 
 
 def _add_linear(table: Float64) -> None:
-    p, q, a, b, e = (table[:, c] for c in (Column.P, Column.Q, Column.A, Column.B, Column.E))
-    d, f, g, w = (table[:, c] for c in (Column.D, Column.F, Column.G, Column.W))
+    p, q, _ = table[:, X0].T
+    a, b, e = table[:, X_NEXT].T
+    f, g, w = table[:, EPS].T
+    d = table[:, Column.X0_DIVISOR]
     divisor = np.where(d == 0, 1.0, d)
     p, q = p / divisor, q / divisor
     rederived, divisor = w != 0, np.where(w == 0, 1.0, w)

@@ -88,12 +88,12 @@ def from_sr3(
     sigma = (0.5 * down["posterior_log_variance_clipped"]).exp()
     table = build_table(
         total,
-        p=down["sqrt_recip_alphas_cumprod"],
-        q=-down["sqrt_recipm1_alphas_cumprod"],
-        r=CLIP,
-        a=down["posterior_mean_coef1"],
-        b=down["posterior_mean_coef2"],
-        c=torch.where(visited > 0, sigma, 0.0),
+        x0_from_x=down["sqrt_recip_alphas_cumprod"],
+        x0_from_m=-down["sqrt_recipm1_alphas_cumprod"],
+        x0_bound=CLIP,
+        from_x0=down["posterior_mean_coef1"],
+        from_x=down["posterior_mean_coef2"],
+        from_noise=torch.where(visited > 0, sigma, 0.0),
     )
     draws = np.ones(total, np.bool_) if levels is None else plan.timesteps > 0
     return replace(plan, table=table, draws=draws)

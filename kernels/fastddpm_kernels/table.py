@@ -10,6 +10,8 @@ rounding is the library's:
     x0     = clip((p*x + q*m) / d, -r, r)                DIVIDE
     x_next = a*x0 + e*eps + h*x0_prev + c*z              REDERIVE
     eps    = (b*x + f*x0 + g*m) / w
+
+`Column` says which column each letter is; code outside formulas names columns in full.
 """
 
 from enum import IntEnum
@@ -21,22 +23,22 @@ N_COLUMNS = 16
 class Column(IntEnum):
     """Position of each coefficient in a row; 12 to 15 hold 0 in tables without divisions."""
 
-    P = 0
-    """x0 from x."""
-    Q = 1
-    """x0 from m."""
-    R = 2
-    """Bound of the clip, > 0; infinity is no bound."""
-    A = 3
-    """x_next from x0."""
-    B = 4
-    """x_next from x."""
-    E = 5
-    """x_next from m."""
-    H = 6
-    """x_next from x0_prev; 0 in a first row."""
-    C = 7
-    """x_next from the noise: the standard deviation, or its factor (`sigma_scale`) with learned range."""
+    X0_FROM_X = 0
+    """p: x0 from x."""
+    X0_FROM_M = 1
+    """q: x0 from m."""
+    X0_BOUND = 2
+    """r: bound of the clip, > 0; infinity is no bound."""
+    FROM_X0 = 3
+    """a: x_next from x0."""
+    FROM_X = 4
+    """b: x_next from x; with a divisor of eps, eps from x."""
+    FROM_M = 5
+    """e: x_next from m; with a divisor of eps, x_next from eps."""
+    FROM_X0_PREV = 6
+    """h: x_next from x0_prev; 0 in a first row."""
+    FROM_NOISE = 7
+    """c: x_next from the noise: the standard deviation, or its factor (`sigma_scale`) with learned range."""
     LOG_VAR_MIN = 8
     """Log variance where the network's second half says -1 (learned range)."""
     LOG_VAR_MAX = 9
@@ -45,11 +47,20 @@ class Column(IntEnum):
     """a*p + b, computed in float64: x_next from x when nothing bends x0."""
     LINEAR_M = 11
     """a*q + e, computed in float64: x_next from m when nothing bends x0."""
-    D = 12
-    """Divisor of x0; 0 in every row: none."""
-    F = 13
-    """eps from x0, with W; B is then eps from x, and E x_next from eps."""
-    G = 14
-    """eps from m, with W."""
-    W = 15
-    """Divisor of eps; 0 in every row: E takes m itself."""
+    X0_DIVISOR = 12
+    """d: divisor of x0; 0 in every row: none."""
+    EPS_FROM_X0 = 13
+    """f: eps from x0, where it has a divisor."""
+    EPS_FROM_M = 14
+    """g: eps from m, where it has a divisor."""
+    EPS_DIVISOR = 15
+    """w: divisor of eps; 0 in every row: x_next is made of m itself."""
+
+
+# Neighbours in a row that one formula reads; of integers, since torch.compile cannot trace the members.
+X0 = slice(int(Column.X0_FROM_X), int(Column.X0_BOUND) + 1)
+"""p, q, r."""
+X_NEXT = slice(int(Column.FROM_X0), int(Column.FROM_M) + 1)
+"""a, b, e."""
+EPS = slice(int(Column.EPS_FROM_X0), int(Column.EPS_DIVISOR) + 1)
+"""f, g, w."""

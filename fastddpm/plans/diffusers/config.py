@@ -178,8 +178,13 @@ def x0_columns(
     p, q = prediction_columns(prediction_type, alphas, sigmas, bounded=bounded)
     if prediction_type == "epsilon":
         # alpha = 0 comes here only where x0 is bounded.
-        return {"p": 1.0, "q": -sigmas, "r": r, "d": np.maximum(alphas, 1 / LARGEST_RECIPROCAL)}
-    return {"p": p, "q": q, "r": r, "d": 0.0 if bounded else 1.0}
+        return {
+            "x0_from_x": 1.0,
+            "x0_from_m": -sigmas,
+            "x0_bound": r,
+            "x0_divisor": np.maximum(alphas, 1 / LARGEST_RECIPROCAL),
+        }
+    return {"x0_from_x": p, "x0_from_m": q, "x0_bound": r, "x0_divisor": 0.0 if bounded else 1.0}
 
 
 def thresholding_of(config: Mapping[str, Any]) -> tuple[float, float] | None:

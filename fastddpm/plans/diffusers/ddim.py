@@ -95,9 +95,9 @@ def from_ddim_scheduler(
         len(visited),
         **columns,
         **_epsilon_columns(prediction_type, alpha_t, sigma_t, rederived=use_clipped_model_output),
-        a=(abar_prev**0.5).double(),
-        e=direction.double(),
-        c=np.where(draws, sigma.double().numpy(), 0.0),
+        from_x0=(abar_prev**0.5).double(),
+        from_m=direction.double(),
+        from_noise=np.where(draws, sigma.double().numpy(), 0.0),
     )
     return Plan(
         method="ddim",
@@ -105,7 +105,7 @@ def from_ddim_scheduler(
         model_time=visited,
         table=table,
         prediction_type=prediction_type,
-        clip=columns["r"] != np.inf,
+        clip=columns["x0_bound"] != np.inf,
         thresholding=thresholding_of(config),
         wraps=True,
         draws=draws,
@@ -121,11 +121,11 @@ def _epsilon_columns(
     m itself, one that predicts v has alpha m + sigma x.
     """
     if rederived:
-        return {"b": 1.0, "f": -alpha.double(), "w": sigma.double()}
+        return {"from_x": 1.0, "eps_from_x0": -alpha.double(), "eps_divisor": sigma.double()}
     if prediction_type == "sample":
-        return {"b": 1.0, "g": -alpha.double(), "w": sigma.double()}
+        return {"from_x": 1.0, "eps_from_m": -alpha.double(), "eps_divisor": sigma.double()}
     if prediction_type == "v_prediction":
-        return {"b": sigma.double(), "g": alpha.double(), "w": 1.0}
+        return {"from_x": sigma.double(), "eps_from_m": alpha.double(), "eps_divisor": 1.0}
     return {}
 
 

@@ -86,9 +86,9 @@ def from_ddpm_scheduler(
     table = build_table(
         len(visited),
         **columns,
-        a=(abar_prev**0.5 * beta / (1 - abar)).double(),
-        b=(alpha**0.5 * (1 - abar_prev) / (1 - abar)).double(),
-        c=torch.where(torch.from_numpy(adds_noise), sigma, 0.0),
+        from_x0=(abar_prev**0.5 * beta / (1 - abar)).double(),
+        from_x=(alpha**0.5 * (1 - abar_prev) / (1 - abar)).double(),
+        from_noise=torch.where(torch.from_numpy(adds_noise), sigma, 0.0),
         log_var_min=log_var_min,
         log_var_max=log_var_max,
     )
@@ -98,7 +98,7 @@ def from_ddpm_scheduler(
         model_time=visited,
         table=table,
         prediction_type=config["prediction_type"],
-        clip=columns["r"] != np.inf,
+        clip=columns["x0_bound"] != np.inf,
         learned_range=config["variance_type"] in ("learned", "learned_range"),
         thresholding=thresholding_of(config),
         wraps=True,

@@ -86,9 +86,9 @@ def from_dpmsolver_scheduler(scheduler: Mapping[str, Any] | Any, num_inference_s
     table = build_table(
         len(visited),
         **columns,
-        a=second.double() - k.double(),
-        b=(sigma[1:] / sigma[:-1]).double(),
-        h=0.0 - second.double(),
+        from_x0=second.double() - k.double(),
+        from_x=(sigma[1:] / sigma[:-1]).double(),
+        from_x0_prev=0.0 - second.double(),
     )
     return Plan(
         method="dpmpp_2m",
