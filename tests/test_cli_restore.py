@@ -192,8 +192,8 @@ def test_a_task_is_trained_and_used(run, tmp_path, task, channels):
 def test_options_of_a_task_need_the_task(run, tmp_path):
     code, _, err = run("train", "--out", "run", "--factor", 4)
     assert code == 2
-    assert "factor: given without a task" in err
+    assert "--factor: 4 without a task given" in err
     code, _, err = run("train", "--out", "run", "--task", "colorize", "--data", "mnist", *SMALL)
     assert code == 2
-    assert "images of 1 given, 3 accepted by the task colorize" in err
+    assert "--channels: images of 1 given, 3 by the task colorize accepted" in err
     assert not (tmp_path / "run").exists()

@@ -309,7 +309,7 @@ def test_optimize_options():
 
     for options, message in (
         ({"noise": "philox"}, "noise: 'philox' for a scheduler alone given"),
-        ({"engine": "compile"}, "engine: 'compile' given"),
+        ({"engine": "compile"}, "engine: 'compile' for a scheduler alone given"),
         ({"dtype": torch.float16}, "dtype"),
         ({"eta": 0.5}, "eta: unknown to this drop-in, given"),
     ):
@@ -333,7 +333,7 @@ def test_refused():
         FastDDPMScheduler(variance_type="learned_range").step(x, 500, x)
     with pytest.raises(ValueError, match="NaN"):
         FastDDPMScheduler(variance_type="fixed_large_log").step(x, 500, x)
-    with pytest.raises(ValueError, match="generator: 3 given"):
+    with pytest.raises(ValueError, match="generator: 3 for 4 images given"):
         fast.step(x[:1].expand(4, -1, -1, -1), 500, x[:1].expand(4, -1, -1, -1), [torch.Generator()] * 3)
 
 

@@ -352,7 +352,7 @@ def test_what_is_not_accepted():
         ours.ddim_sample_loop(model, SHAPE, eta=3.0)
     with pytest.raises(TypeError, match="eta"):
         ours.p_sample_loop(model, SHAPE, eta=1.0)
-    with pytest.raises(ValueError, match="seeds to an object"):
+    with pytest.raises(ValueError, match='seeds: seeds with noise="torch"'):
         ours.p_sample_loop(model, SHAPE, seeds=[1, 2])
     with pytest.raises(ValueError, match="learned_range with a model that returns 3 channels"):
         fast(make(variance="LEARNED")).p_sample_loop(Net(), SHAPE)

@@ -369,14 +369,14 @@ def test_what_is_not_accepted():
     with pytest.raises(ValueError, match='seeds with noise="torch"'):
         ours.sample(1, seeds=[1])
     x = torch.zeros(1, 3, 8, 8)
-    with pytest.raises(ValueError, match=r"t: 8 given, 0 \.\. 7 accepted"):
+    with pytest.raises(ValueError, match=r"t: 8 given, an integer in \[0, 7\] accepted"):
         ours.interpolate(x, x, 8)
     with pytest.raises(ValueError, match="x2: shape"):
         ours.interpolate(x, x[:, :2])
-    with pytest.raises(ValueError, match='"torch" accepted'):
+    with pytest.raises(ValueError, match="noise: 'philox' to interpolate"):
         fast(theirs, noise="philox").interpolate(x, x)
     theirs.sampling_timesteps, theirs.is_ddim_sampling, theirs.ddim_sampling_eta = 4, True, 3.0
-    with pytest.raises(ValueError, match=r"ddim_sampling_eta: 3\.0 given"):
+    with pytest.raises(ValueError, match=r"ddim_sampling_eta: 3\.0, which leaves"):
         ours.sample(1)
     by_class = fast(guided(timesteps=4))
     with pytest.raises(ValueError, match="classes: "):

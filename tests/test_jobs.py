@@ -242,7 +242,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     for name in (".oh-my-zsh/mine", ".pre-commit-config.yaml"):
         (tmp_path / name).write_text("mine")
     hidden = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"holds \.oh-my-zsh and no manifest.json; a new folder"):
+    with pytest.raises(ValueError, match=r"holds \.oh-my-zsh and no manifest.json, given, a new folder"):
         tiny_job(tmp_path).run(progress=False)
     assert contents(tmp_path) == hidden
     shutil.rmtree(tmp_path / ".oh-my-zsh")

@@ -204,7 +204,7 @@ def test_bad_arguments_are_named():
     falling = torch.tensor([1.0, 0.5, 0.0])
     for make, name in [
         (lambda: karras_sigmas(1, 0.1, 1.0), "steps"),
-        (lambda: karras_sigmas(5, 1.0, 0.1), "sigma_min"),
+        (lambda: karras_sigmas(5, 1.0, 0.1), "sigma_max"),
         (lambda: karras_sigmas(5, 0.1, 1.0, rho=0.5), "rho"),
         (lambda: Churn(-1.0), "amount"),
         (lambda: Churn(1.0, low=2.0, high=1.0), "high"),

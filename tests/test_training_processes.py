@@ -155,7 +155,7 @@ def test_nan_in_one_process_stops_both(two, outcomes):
 
 
 def test_a_full_disk_of_the_main_process_stops_both(two, outcomes):
-    assert outcomes[0]["full"][0] == "OSError"
+    assert outcomes[0]["full"][0] == "RunNotWritten"
     assert outcomes[1]["full"][0] == "MainProcessFailed"
     for outcome in outcomes:
         assert "No space left on device); step 10 is saved; make space there" in outcome["full"][1]

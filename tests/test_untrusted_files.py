@@ -103,7 +103,7 @@ def test_weights_of_another_network_are_one_line(run, tmp_path):
     )
     with pytest.warns(UserWarning, match="is not the weights-inception"):
         code, err = run(*words)
-    assert (code, "--weights: of another network" in err) == (2, True)
+    assert (code, "--weights: those of another network" in err) == (2, True)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "job", "deblur", "train"])
