@@ -24,7 +24,7 @@ PYTHON_TORCH29 ?= $(call first_python,python3.10 $(wildcard $(HOME)/.pyenv/versi
 COMPILED_TESTS = tests/test_engine.py tests/test_rearranged.py
 TORCH_TESTS = $(addprefix tests/test_,$(addsuffix .py,compat deferred engine_captured sampler kernel_ops capturable \
     noise_mse fusion trainer dropin_diffusers dropin_diffusers_schedulers dropin_guided_diffusion dropin_lucidrains \
-    dropin_sr3 export_networks export_table))
+    export_networks export_table))
 
 test-torch211: $(VENV)-torch211/.test
 	$(VENV)-torch211/bin/fastddpm sample --out $(VENV)-torch211/digits.png
