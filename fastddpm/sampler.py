@@ -22,7 +22,7 @@ from fastddpm.finite import check_finite
 from fastddpm.network import Model, model_device_dtype, without_grad
 from fastddpm.options import ConditionArguments, RunOptions, SampleArguments, SamplerOptions
 from fastddpm.plans import Method, Plan
-from fastddpm.plans.ddpm import VarianceType
+from fastddpm.plans.formula import VarianceType
 from fastddpm.plans.method import MethodName, MethodOptions, TimeInput
 from fastddpm.plans.plan import PredictionType
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing

@@ -144,7 +144,7 @@ class Exported:
         feed = {
             "seeds": np.array(seeds, np.int64),
             "timesteps": plan.timesteps,
-            "method": np.array(METHODS.index(plan.method)),
+            "method": np.array(list(METHODS).index(plan.method)),
             "eta": np.array(self.about["defaults"]["eta"] if eta is None else eta, np.float32),
             **self.cond(seeds),
         }

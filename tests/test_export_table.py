@@ -19,6 +19,7 @@ from fastddpm.export.nodes import DOUBLE, FLOAT, INT64, Graph, as_model, value
 from fastddpm.export.readme import snippet
 from fastddpm.export.table import TableOptions, plan_table
 from fastddpm.plans import METHODS, make_plan
+from fastddpm.plans.formula import FormulaOptions
 from fastddpm_kernels import Column
 from fastddpm_kernels.noise import normal as torch_normal
 from fastddpm_kernels.noise import reference
@@ -41,13 +42,14 @@ def run(model, **inputs):
 
 
 def table_of(schedule, timesteps, method, eta, **options):
-    chosen = {"prediction_type": "epsilon", "variance_type": "fixed_small", "sigma_scale": 1.0, "clip": 1.0}
+    chosen = {"prediction_type": "epsilon", "clip": 1.0, **options}
+    clip = chosen.pop("clip")
     g = Graph()
-    fixed = TableOptions(alphas_cumprod=schedule.alphas_cumprod, **{**chosen, **options})
+    fixed = TableOptions(schedule.alphas_cumprod, FormulaOptions(bounded=clip != np.inf, **chosen), clip)
     g("Identity", plan_table(g, fixed, "timesteps", "method", "eta"), out="table")
     inputs = [value("timesteps", INT64, ["steps"]), value("method", INT64), value("eta", FLOAT)]
     model = as_model(g.finished("table", inputs, [value("table", FLOAT, ["steps", 16])]), OPSET, 10)
-    feed = {"timesteps": np.asarray(timesteps), "method": np.array(METHODS.index(method))}
+    feed = {"timesteps": np.asarray(timesteps), "method": np.array(list(METHODS).index(method))}
     return run(model, **feed, eta=np.array(eta, np.float32))[0]
 
 

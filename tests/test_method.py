@@ -177,7 +177,7 @@ def test_typed_dictionaries_are_the_arguments_they_stand_for():
     assert {field.name: field.default for field in dataclasses.fields(Method)}.items() <= defaults.items()
     assert {field.name for field in dataclasses.fields(Method)} == set(FULL)
     assert Method.__annotations__["method"] == "MethodName"
-    assert fastddpm.plans.method.MethodName.__args__ == METHODS
+    assert fastddpm.plans.method.MethodName.__args__ == tuple(METHODS)
 
 
 # What passes on what it cannot know: another library's arguments, a stranger's network, ONNX's attributes.

@@ -16,7 +16,7 @@ from fastddpm.export.network import OPSET, ExportedNetwork
 from fastddpm.export.nodes import BOOL, FLOAT, INT64, UINT8, Graph, as_model, value
 from fastddpm.export.table import TableOptions, accepted, noise_levels, only_if, plan_table
 from fastddpm.export.update import guided_output, split_output, update
-from fastddpm.plans.method import METHODS
+from fastddpm.plans.registry import METHODS
 from fastddpm_kernels.table import N_COLUMNS
 
 NOISE_ELEMENTS = 64

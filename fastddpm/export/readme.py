@@ -61,7 +61,7 @@ def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> s
 def snippet(about: Mapping[str, Any]) -> str:
     """Python that draws images with numpy and onnxruntime alone, run in the folder."""
     _, height, width = about["image_shape"]
-    timesteps, method = about["timesteps"], METHODS.index(about["defaults"]["method"])
+    timesteps, method = about["timesteps"], list(METHODS).index(about["defaults"]["method"])
     lines = [
         "import numpy as np",
         "import onnxruntime as ort",

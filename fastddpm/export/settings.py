@@ -59,9 +59,7 @@ class Settings:
         clip = self.method.clip_sample_range
         return TableOptions(
             alphas_cumprod=self.schedule.alphas_cumprod,
-            prediction_type=self.method.prediction_type,
-            variance_type=self.method.variance_type,
-            sigma_scale=self.method.sigma_scale,
+            formula=self.method.formula_options,
             clip=math.inf if clip is None else clip,
         )
 
@@ -162,9 +160,10 @@ def _inferred(plan: Plan, sampler: Sampler) -> Method:
         "timesteps": plan.timesteps.tolist(),
     }
     variances = ["learned_range"] if plan.learned_range else ["fixed_small"]
-    if plan.method == "ddpm" and not plan.learned_range:
+    takes = METHODS[plan.method].takes
+    if "fixed_large" in takes and not plan.learned_range:
         variances.append("fixed_large")
-    amount = {"ddpm": "sigma_scale", "ddim": "eta"}.get(plan.method)
+    amount = next((name for name in ("sigma_scale", "eta") if name in takes), None)
     for variance_type in variances:
         options = {**known, "variance_type": variance_type, "sigma_scale": 1.0, "eta": 0.0}
         if amount is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from fastddpm.export.errors import ExportError
 from fastddpm.export.network import Whole
 from fastddpm.export.settings import Settings
 from fastddpm.plans import METHODS, Plan
+from fastddpm.plans.method import MethodName
 from fastddpm.sampler import Sampler
 from fastddpm_kernels import N_COLUMNS, Column
 from fastddpm_kernels.noise import reference
@@ -207,10 +208,10 @@ def _chains(settings: Settings) -> Iterator[tuple[Plan, float, float]]:
     guidance = GUIDANCE if settings.call.null_label is not None else 1.0
     yield settings.sampler.plan, settings.method.eta, 1.0
     steps = min(FEW_STEPS, len(settings.schedule))
-    for name in METHODS:
-        eta = 0.5 if name == "ddim" else 0.0
+    for name, entry in METHODS.items():
+        eta = 0.5 if "eta" in entry.takes else 0.0
         method = settings.method.adapted(
-            method=name, num_inference_steps=steps, timestep_spacing="leading", eta=eta
+            method=cast("MethodName", name), num_inference_steps=steps, timestep_spacing="leading", eta=eta
         )
         try:
             plan = method.plan(settings.schedule)
@@ -239,7 +240,7 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
         feed |= {
             "seeds": np.array(SEEDS, np.int64),
             "timesteps": plan.timesteps,
-            "method": np.array(METHODS.index(plan.method), np.int64),
+            "method": np.array(list(METHODS).index(plan.method), np.int64),
             "eta": np.array(eta, np.float32),
         }
         if call.null_label is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastddpm.checks import whole
+from fastddpm.checks import BadArgument, whole
 from fastddpm.inputs import (
     MAX_SIDE,
     InputError,
@@ -28,6 +28,8 @@ OPSETS = (20,)
 DESCRIPTION = "export.json"
 NEEDED = ("denoiser.onnx", "step.onnx", "sampler.onnx", "noise.onnx")
 MAX_LABEL = 2**31 - 1
+FIRST_METHODS = ("ddpm", "ddim", "dpmpp_2m")
+"""Of exports that do not list theirs."""
 TIMES = {"index": "timestep", "noise_level": "noise_level"}
 """What the network is told about time: the words of export.json, and those of a sampler's `time_input`."""
 
@@ -44,6 +46,7 @@ class ModelFolder:
         condition_channels: channels of the condition image; 0 without.
         schedule: the noise schedule.
         method: what is fixed in the files, and the defaults of the rest.
+        methods: those that sampler.onnx knows, in the order of their numbers.
     """
 
     path: Path
@@ -53,6 +56,7 @@ class ModelFolder:
     condition_channels: int
     schedule: NoiseSchedule
     method: Method
+    methods: tuple[str, ...]
 
     def file(self, name: str) -> Path:
         """The path of one of its files."""
@@ -88,11 +92,19 @@ def read_folder(folder: str | Path) -> ModelFolder:
                     "time_input": TIMES[content["time"]],
                 }
             ),
+            methods=tuple(_method_names(content.get("methods", FIRST_METHODS))),
         )
         found.method.plan(found.schedule)  # an option that no run could use is found here
         return found
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
+
+
+def _method_names(names: Any) -> list[str]:
+    """A list of names as it is; a ValueError for anything else."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise BadArgument("methods", repr(names), "a list of names")
+    return list(names)
 
 
 def _description(path: Path) -> dict[str, Any]:

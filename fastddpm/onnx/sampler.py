@@ -27,7 +27,7 @@ from fastddpm.onnx.request import (
 )
 from fastddpm.onnx.self_test import check_images, check_noise
 from fastddpm.onnx.step_loop import SLOTS, StepLoop
-from fastddpm.plans import METHODS, Plan
+from fastddpm.plans import Plan
 from fastddpm.plans.method import MethodName, MethodOptions
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 from fastddpm.progress import progress_bar
@@ -191,12 +191,18 @@ class OnnxSampler:
         images = np.concatenate(pieces)
         return images if output == "float" else to_uint8(images)
 
+    def _number(self, method: str) -> int:
+        """Of a method, in sampler.onnx."""
+        methods = self.folder.methods
+        check_choice("method", method, methods)
+        return methods.index(method)
+
     def _run_file(self, plan: Plan, eta: float, batch: Batch) -> Float32:
         """One run of sampler.onnx, which makes the plan's table and draws the noise itself."""
         feeds: dict[str, Any] = {
             "seeds": batch.seeds,
             "timesteps": plan.timesteps,
-            "method": np.asarray(METHODS.index(plan.method), dtype=np.int64),
+            "method": np.asarray(self._number(plan.method), dtype=np.int64),
             "eta": np.asarray(eta, dtype=np.float32),
         }
         if batch.labels is not None:

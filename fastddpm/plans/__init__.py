@@ -6,8 +6,9 @@ One module per family; `fastddpm.plans.diffusers` repeats the arithmetic of diff
 from fastddpm.plans.ddim import ddim_plan
 from fastddpm.plans.ddpm import ddpm_plan
 from fastddpm.plans.dpmpp import dpmpp_2m_plan
-from fastddpm.plans.method import METHODS, Method, make_plan
+from fastddpm.plans.method import Method, make_plan
 from fastddpm.plans.plan import Plan
+from fastddpm.plans.registry import METHODS, register_method
 from fastddpm.plans.spacing import spaced_timesteps
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "ddpm_plan",
     "dpmpp_2m_plan",
     "make_plan",
+    "register_method",
     "spaced_timesteps",
 ]

@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.plans.formula import prediction_columns
 from fastddpm.plans.method import MethodName, make_plan
-from fastddpm.plans.plan import Float64, Plan, build_table, prediction_columns
+from fastddpm.plans.plan import Float64, Plan, build_table
 from fastddpm.plans.spacing import TimestepSpacing
 from fastddpm.schedule import NoiseSchedule
 

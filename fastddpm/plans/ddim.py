@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from fastddpm.checks import check_choice, check_number
-from fastddpm.plans.ddpm import consecutive_alphas_cumprod
-from fastddpm.plans.plan import (
-    PREDICTION_TYPES,
-    Float64,
-    Plan,
-    PredictionType,
-    build_table,
-    check_clip_range,
+from fastddpm.plans.formula import (
+    Columns,
+    FormulaOptions,
+    Passed,
+    epsilon_columns,
+    formula_plan,
     prediction_columns,
 )
+from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
 
@@ -58,51 +59,37 @@ def ddim_plan(
     check_number("eta", eta, low=0.0, high=1.0)
     r = check_clip_range(clip_sample_range)
     visited = resolve_timesteps(schedule, num_inference_steps, timestep_spacing, timesteps)
-    abar, abar_prev = consecutive_alphas_cumprod(schedule, visited, final_alpha_cumprod)
-
-    alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
-    p, q = prediction_columns(prediction_type, alpha, sigma, bounded=r != np.inf)
-    with np.errstate(invalid="ignore"):
-        variance = eta**2 * (1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev)
-    variance[-1] = 0.0  # the last step adds no noise, also where final_alpha_cumprod is below 1
-    # eta = 1 over a step to zero SNR leaves exactly 0 here, and rounding may leave less.
-    direction = np.sqrt(np.maximum(1 - abar_prev - variance, 0.0))
-    from_x0, from_x, from_m = epsilon_columns(
-        prediction_type, alpha, sigma, rederived=use_clipped_model_output
-    )
-    table = build_table(
-        len(visited),
-        x0_from_x=p,
-        x0_from_m=q,
-        x0_bound=r,
-        from_x0=np.sqrt(abar_prev) + direction * from_x0,
-        from_x=direction * from_x,
-        from_m=direction * from_m,
-        from_noise=np.sqrt(variance),
-    )
-    return Plan(
-        method="ddim",
-        timesteps=visited,
-        model_time=visited,
-        table=table,
-        prediction_type=prediction_type,
-        clip=r != np.inf,
+    return formula_plan(
+        "ddim",
+        functools.partial(ddim_columns, rederived=use_clipped_model_output),
+        schedule,
+        visited,
+        FormulaOptions(prediction_type, bounded=r != np.inf, eta=eta),
+        bound=r,
+        final_alpha_cumprod=final_alpha_cumprod,
     )
 
 
-def epsilon_columns(
-    prediction_type: PredictionType, alpha: Float64, sigma: Float64, *, rederived: bool
-) -> tuple[Float64, Float64, Float64]:
-    """eps as a weighted sum of the (clipped) x0, of x and of the network's output m: the three weights, [S].
+def ddim_columns(passed: Passed, options: FormulaOptions, *, rederived: bool = True) -> Columns:
+    """The formula of :func:`ddim_plan`, with its ``use_clipped_model_output`` unless told otherwise.
 
-    eps = m, (x - alpha m)/sigma or alpha m + sigma x for epsilon, sample and v_prediction; `rederived`, it is
-    (x - alpha x0)/sigma whatever m is.
+    So x0 and eps still make up x_t; without a clip it changes nothing. The pipelines of diffusers take the
+    network's eps, and `fastddpm.plans.diffusers` keeps their form.
     """
-    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
-    if rederived:
-        return -alpha / sigma, one / sigma, zero
-    if prediction_type == "epsilon":
-        return zero, zero, one
-    if prediction_type == "sample":
-        return zero, one / sigma, -alpha / sigma
-    return zero, sigma, alpha
+    abar, abar_next = passed.abar, passed.abar_next
+    alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
+    p, q = prediction_columns(options.prediction_type, alpha, sigma, bounded=options.bounded)
+    variance = options.eta**2 * (1 - abar_next) / (1 - abar) * (1 - abar / abar_next)
+    # The last step adds no noise, also where abar ends below 1.
+    variance = np.where(passed.is_last, 0.0, variance)
+    # eta = 1 over a step to zero SNR leaves exactly 0 here, and rounding may leave less.
+    direction = np.sqrt(np.maximum(1 - abar_next - variance, 0.0))
+    from_x0, from_x, from_m = epsilon_columns(options.prediction_type, alpha, sigma, rederived=rederived)
+    return {
+        "x0_from_x": p,
+        "x0_from_m": q,
+        "from_x0": np.sqrt(abar_next) + direction * from_x0,
+        "from_x": direction * from_x,
+        "from_m": direction * from_m,
+        "from_noise": np.sqrt(variance),
+    }

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
-import numpy.typing as npt
 
 from fastddpm.checks import check_choice, check_number
-from fastddpm.plans.plan import (
-    PREDICTION_TYPES,
-    Float64,
-    Plan,
-    PredictionType,
-    build_table,
-    check_clip_range,
+from fastddpm.plans.formula import (
+    VARIANCE_TYPES,
+    Columns,
+    FormulaOptions,
+    Passed,
+    VarianceType,
+    formula_plan,
     prediction_columns,
 )
+from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
-
-VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
-VARIANCE_TYPES: tuple[VarianceType, ...] = ("fixed_small", "fixed_large", "learned_range")
 
 
 def ddpm_plan(
@@ -66,47 +61,41 @@ def ddpm_plan(
     check_number("sigma_scale", sigma_scale, low=0.0)
     r = check_clip_range(clip_sample_range)
     visited = resolve_timesteps(schedule, num_inference_steps, timestep_spacing, timesteps)
-    abar, abar_prev = consecutive_alphas_cumprod(schedule, visited, final_alpha_cumprod)
+    options = FormulaOptions(
+        prediction_type, bounded=r != np.inf, variance_type=variance_type, sigma_scale=sigma_scale
+    )
+    return formula_plan(
+        "ddpm",
+        ddpm_columns,
+        schedule,
+        visited,
+        options,
+        bound=r,
+        final_alpha_cumprod=final_alpha_cumprod,
+    )
 
-    p, q = prediction_columns(prediction_type, np.sqrt(abar), np.sqrt(1 - abar), bounded=r != np.inf)
-    with np.errstate(invalid="ignore"):
-        alpha = abar / abar_prev
+
+def ddpm_columns(passed: Passed, options: FormulaOptions) -> Columns:
+    """The formula of :func:`ddpm_plan`."""
+    abar, abar_next = passed.abar, passed.abar_next
+    p, q = prediction_columns(
+        options.prediction_type, np.sqrt(abar), np.sqrt(1 - abar), bounded=options.bounded
+    )
+    alpha = abar / abar_next
     beta = 1 - alpha
-    variance = beta * (1 - abar_prev) / (1 - abar)
-    log_var_min = log_var_max = np.zeros_like(beta)
-    if variance_type == "learned_range":
-        sigma = np.ones_like(beta)
-        log_var_min, log_var_max = (np.log(np.maximum(v, 1e-20)) for v in (variance, beta))
+    variance = beta * (1 - abar_next) / (1 - abar)
+    columns: Columns = {
+        "x0_from_x": p,
+        "x0_from_m": q,
+        "from_x0": np.sqrt(abar_next) * beta / (1 - abar),
+        "from_x": np.sqrt(alpha) * (1 - abar_next) / (1 - abar),
+    }
+    if options.variance_type == "learned_range":
+        columns["log_var_min"] = np.log(np.maximum(variance, 1e-20))
+        columns["log_var_max"] = np.log(np.maximum(beta, 1e-20))
+        sigma = np.where(passed.is_last, 0.0, 1.0)
     else:
-        sigma = np.sqrt(variance if variance_type == "fixed_small" else beta)
-    sigma[-1] = 0.0  # the mean of the last step is the image
-
-    table = build_table(
-        len(visited),
-        x0_from_x=p,
-        x0_from_m=q,
-        x0_bound=r,
-        from_x0=np.sqrt(abar_prev) * beta / (1 - abar),
-        from_x=np.sqrt(alpha) * (1 - abar_prev) / (1 - abar),
-        from_noise=sigma_scale * sigma,
-        log_var_min=log_var_min,
-        log_var_max=log_var_max,
-    )
-    return Plan(
-        method="ddpm",
-        timesteps=visited,
-        model_time=visited,
-        table=table,
-        prediction_type=prediction_type,
-        clip=r != np.inf,
-        learned_range=variance_type == "learned_range",
-    )
-
-
-def consecutive_alphas_cumprod(
-    schedule: NoiseSchedule, visited: npt.NDArray[np.int64], final_alpha_cumprod: float
-) -> tuple[Float64, Float64]:
-    """abar at each visited timestep and after the step from it, float64 [S] each."""
-    abar = schedule.alphas_cumprod[visited]
-    check_number("final_alpha_cumprod", final_alpha_cumprod, low=float(abar[-1]), high=1.0)
-    return abar, np.append(abar[1:], final_alpha_cumprod)
+        sigma = np.sqrt(variance if options.variance_type == "fixed_small" else beta)
+    # The mean of the last step is the image.
+    columns["from_noise"] = options.sigma_scale * np.where(passed.is_last, 0.0, sigma)
+    return columns

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
-import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice
-from fastddpm.plans.ddpm import consecutive_alphas_cumprod
-from fastddpm.plans.plan import (
-    PREDICTION_TYPES,
-    Float64,
-    Plan,
-    PredictionType,
-    build_table,
-    check_clip_range,
+from fastddpm.plans.formula import (
+    Bool,
+    Columns,
+    FormulaOptions,
+    Passed,
+    formula_plan,
     prediction_columns,
 )
+from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, PredictionType, check_clip_range
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
 
@@ -65,49 +65,45 @@ def dpmpp_2m_plan(
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     r = check_clip_range(clip_sample_range)
     visited = resolve_timesteps(schedule, num_inference_steps, timestep_spacing, timesteps, skip_last=True)
-    abar, abar_next = consecutive_alphas_cumprod(schedule, visited, final_alpha_cumprod)
-    if final_alpha_cumprod == abar[-1]:
+    last = float(schedule.alphas_cumprod[visited[-1]])
+    if final_alpha_cumprod == last:
         raise BadArgument(
-            "final_alpha_cumprod", repr(final_alpha_cumprod), f"above {abar[-1]}, that of the last timestep"
+            "final_alpha_cumprod", repr(final_alpha_cumprod), f"above {last}, that of the last timestep"
         )
-    abar = np.where(abar == 0, SMALLEST_ALPHA_CUMPROD, abar)
+    ends_in_first_order = final_alpha_cumprod == 1 or (lower_order_final and len(visited) < FEW_STEPS)
+    return formula_plan(
+        "dpmpp_2m",
+        functools.partial(dpmpp_2m_columns, ends_in_first_order=ends_in_first_order),
+        schedule,
+        visited,
+        FormulaOptions(prediction_type, bounded=r != np.inf),
+        bound=r,
+        final_alpha_cumprod=final_alpha_cumprod,
+    )
 
+
+def dpmpp_2m_columns(passed: Passed, options: FormulaOptions, *, ends_in_first_order: bool = True) -> Columns:
+    """The formula of :func:`dpmpp_2m_plan`; a chain that ends on the clean image ends in first order."""
+    abar = np.where(passed.abar == 0, SMALLEST_ALPHA_CUMPROD, passed.abar)
     alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
-    alpha_next, sigma_next = np.sqrt(abar_next), np.sqrt(1 - abar_next)
+    alpha_next, sigma_next = np.sqrt(passed.abar_next), np.sqrt(1 - passed.abar_next)
     # An infinite h is right for the step onto the clean image; where it is not, the Plan refuses the row.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        h = np.log(alpha_next / sigma_next) - np.log(alpha / sigma)
-        k = -alpha_next * np.expm1(-h)
-    first_order = np.zeros(len(visited), dtype=bool)
-    first_order[0] = True
-    first_order[-1] |= final_alpha_cumprod == 1 or (lower_order_final and len(visited) < FEW_STEPS)
+    h = np.log(alpha_next / sigma_next) - np.log(alpha / sigma)
+    k = -alpha_next * np.expm1(-h)
+    first_order = passed.is_first | passed.is_last if ends_in_first_order else passed.is_first
     weight = second_order_weight(h, first_order)
-
-    p, q = prediction_columns(prediction_type, alpha, sigma, bounded=r != np.inf)
-    table = build_table(
-        len(visited),
-        x0_from_x=p,
-        x0_from_m=q,
-        x0_bound=r,
-        from_x0=k * (1 + weight),
-        from_x=sigma_next / sigma,
-        from_x0_prev=0.0 - k * weight,
-    )
-    return Plan(
-        method="dpmpp_2m",
-        timesteps=visited,
-        model_time=visited,
-        table=table,
-        prediction_type=prediction_type,
-        clip=r != np.inf,
-        multistep=bool(np.any(weight != 0)),
-    )
+    p, q = prediction_columns(options.prediction_type, alpha, sigma, bounded=options.bounded)
+    return {
+        "x0_from_x": p,
+        "x0_from_m": q,
+        "from_x0": k * (1 + weight),
+        "from_x": sigma_next / sigma,
+        "from_x0_prev": 0.0 - k * weight,
+    }
 
 
-def second_order_weight(h: Float64, first_order: npt.NDArray[np.bool_]) -> Float64:
+def second_order_weight(h: Float64, first_order: Bool) -> Float64:
     """1/(2r) = h / (2 h_prev) for each step, 0 where the step is first order; [S]."""
-    weight = np.zeros_like(h)
-    steps = np.flatnonzero(~first_order)
+    h_prev = np.concatenate((np.ones(1), h[:-1]))
     with np.errstate(divide="ignore", invalid="ignore"):
-        weight[steps] = h[steps] / (2 * h[steps - 1])
-    return weight
+        return np.where(first_order, 0.0, h / (2 * h_prev))

@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 import numpy as np
 
 from fastddpm.checks import BadArgument, check_choice, check_known, check_number
-from fastddpm.plans.ddim import ddim_plan
-from fastddpm.plans.ddpm import VARIANCE_TYPES, VarianceType, ddpm_plan
-from fastddpm.plans.dpmpp import dpmpp_2m_plan
+from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
 from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
-from fastddpm.plans.spacing import SPACINGS, Timesteps, TimestepSpacing
+from fastddpm.plans.registry import METHODS, OwnOption
+from fastddpm.plans.spacing import SPACINGS, Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+# Those of this package; `fastddpm.plans.register_method` adds others.
 MethodName = Literal["ddpm", "ddim", "dpmpp_2m"]
-METHODS: tuple[MethodName, ...] = ("ddpm", "ddim", "dpmpp_2m")
 TimeInput = Literal["timestep", "noise_level"]
 TIME_INPUTS: tuple[TimeInput, ...] = ("timestep", "noise_level")
 
@@ -59,7 +58,7 @@ class Method:
 
     Attributes:
         method: "ddpm" (Ho et al. 2020), "ddim" (Song et al. 2021) or "dpmpp_2m" (DPM-Solver++(2M), Lu et al.
-            2022).
+            2022), or one added by `register_method`.
         num_inference_steps: S in 1 .. T; None is T, or as many as the timesteps given.
         prediction_type: what the network predicts: "epsilon", "sample" or "v_prediction".
         variance_type: "fixed_small" (the posterior variance), "fixed_large" (beta) or "learned_range" (2C
@@ -92,16 +91,17 @@ class Method:
 
     def __post_init__(self) -> None:
         """Checks what no schedule is needed for, and makes the values those that JSON and a hash can take."""
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, tuple(METHODS))
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, SPACINGS)
         check_choice("time_input", self.time_input, TIME_INPUTS)
-        self._check_owner("ddim", "eta", self.eta, 0)
-        self._check_owner("ddpm", "sigma_scale", self.sigma_scale, 1)
-        if self.method != "ddpm" and self.variance_type == "fixed_large":
-            given = f"'fixed_large', which belongs to ddpm, with method {self.method!r}"
-            raise BadArgument("variance_type", given, "fixed_small or learned_range")
+        if not isinstance(self.eta, Real) or self.eta != 0:
+            self._check_takes("eta", "eta", self.eta, "0")
+        if not isinstance(self.sigma_scale, Real) or self.sigma_scale != 1:
+            self._check_takes("sigma_scale", "sigma_scale", self.sigma_scale, "1")
+        if self.variance_type == "fixed_large":
+            self._check_takes("fixed_large", "variance_type", "fixed_large", "fixed_small or learned_range")
         check_number("eta", self.eta, low=0.0, high=1.0)
         check_number("sigma_scale", self.sigma_scale, low=0.0)
         check_clip_range(self.clip_sample_range)
@@ -153,58 +153,38 @@ class Method:
     def plan(self, schedule: NoiseSchedule) -> Plan:
         """The plan on a schedule.
 
-        "ddim" computes eps anew from the clipped x0 (`use_clipped_model_output` of `ddim_plan`), so that x0
-        and eps still make up x_t; without a clip it changes nothing. The pipelines of diffusers take the
-        network's eps, and `fastddpm.plans.diffusers` keeps their form.
-
         Raises:
             ValueError: steps or timesteps that the schedule has not, or an x0 that would be infinite
                 (epsilon, no clip, alphas_cumprod 0).
         """
-        plan = self._timestep_plan(schedule)
-        if self.method != "ddpm":
-            plan = dataclasses.replace(plan, learned_range=self.variance_type == "learned_range")
+        entry, bound = METHODS[self.method], check_clip_range(self.clip_sample_range)
+        visited = resolve_timesteps(
+            schedule,
+            self.num_inference_steps,
+            self.timestep_spacing,
+            self.timesteps,
+            skip_last=entry.skips_last,
+        )
+        plan = formula_plan(self.method, entry.formula, schedule, visited, self.formula_options, bound=bound)
         return plan.with_noise_levels(schedule) if self.time_input == "noise_level" else plan
 
-    def _timestep_plan(self, schedule: NoiseSchedule) -> Plan:
-        """The plan for a network that is told t."""
-        prediction, clip, steps = self.prediction_type, self.clip_sample_range, self.num_inference_steps
-        if self.method == "ddpm":
-            return ddpm_plan(
-                schedule,
-                steps,
-                prediction_type=prediction,
-                variance_type=self.variance_type,
-                sigma_scale=self.sigma_scale,
-                clip_sample_range=clip,
-                timestep_spacing=self.timestep_spacing,
-                timesteps=self.timesteps,
-            )
-        if self.method == "ddim":
-            return ddim_plan(
-                schedule,
-                steps,
-                eta=self.eta,
-                prediction_type=prediction,
-                clip_sample_range=clip,
-                timestep_spacing=self.timestep_spacing,
-                timesteps=self.timesteps,
-                use_clipped_model_output=True,
-            )
-        return dpmpp_2m_plan(
-            schedule,
-            steps,
-            prediction_type=prediction,
-            clip_sample_range=clip,
-            timestep_spacing=self.timestep_spacing,
-            timesteps=self.timesteps,
+    @property
+    def formula_options(self) -> FormulaOptions:
+        """What the method's formula is told."""
+        return FormulaOptions(
+            self.prediction_type,
+            bounded=self.clip_sample_range is not None,
+            variance_type=self.variance_type,
+            sigma_scale=self.sigma_scale,
+            eta=self.eta,
         )
 
-    def _check_owner(self, owner: MethodName, name: str, value: object, neutral: int) -> None:
-        """ValueError where an option of one method is given, other than `neutral`, with another."""
-        if self.method != owner and not (isinstance(value, Real) and value == neutral):
-            given = f"{value!r}, which belongs to {owner}, with method {self.method!r}"
-            raise BadArgument(name, given, str(neutral))
+    def _check_takes(self, option: OwnOption, name: str, value: object, accepted: str) -> None:
+        """ValueError where the option is another method's."""
+        if option not in METHODS[self.method].takes:
+            owners = " and ".join(owner for owner, entry in METHODS.items() if option in entry.takes)
+            given = f"{value!r}, which belongs to {owners}, with method {self.method!r}"
+            raise BadArgument(name, given, accepted)
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Method))

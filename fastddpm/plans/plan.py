@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
 
-LARGEST_RECIPROCAL = 2.0**60
-"""Stands for 1/sqrt(alphas_cumprod) at alphas_cumprod = 0: any x0 it touches lands on the clip's bound."""
-
 Float64 = npt.NDArray[np.float64]
 
 
@@ -196,34 +193,12 @@ def _add_linear(table: Float64) -> None:
         np.where(rederived, e * (b + f * p) / divisor, b),
         np.where(rederived, e * (f * q + g) / divisor, e),
     )
-    table[:, Column.LINEAR_X] = a * p + b
-    table[:, Column.LINEAR_M] = a * q + e
+    table[:, Column.LINEAR_X], table[:, Column.LINEAR_M] = collapsed(p, q, a, b, e)
 
 
-def prediction_columns(
-    prediction_type: PredictionType, alpha: Float64, sigma: Float64, *, bounded: bool
-) -> tuple[Float64, Float64]:
-    """p and q with x0 = p*x + q*m, from x = alpha*x0 + sigma*eps and v = alpha*eps - sigma*x0.
-
-    alpha = sqrt(abar_t) and sigma = sqrt(1 - abar_t), [S]. `bounded` says that x0 is clipped or
-    thresholded afterwards: then alpha = 0 is allowed for epsilon, with 2**60 for its reciprocal.
-    """
-    if prediction_type == "sample":
-        return np.zeros_like(alpha), np.ones_like(alpha)
-    if prediction_type == "v_prediction":
-        return alpha, -sigma
-    if not bounded and np.any(alpha == 0):
-        raise BadArgument(
-            "clip_sample_range",
-            "None, by which x0 cannot be recovered from epsilon where alphas_cumprod is 0 (zero "
-            "terminal SNR),",
-            "a number above 0, or a network that predicts v_prediction or sample,",
-        )
-    with np.errstate(divide="ignore"):
-        p = 1.0 / alpha
-    if bounded:
-        p = np.minimum(p, LARGEST_RECIPROCAL)
-    return p, -sigma * p
+def collapsed(p: Float64, q: Float64, a: Float64, b: Float64, e: Float64) -> tuple[Float64, Float64]:
+    """a*x0 + b*x + e*m with x0 = p*x + q*m put in: what x is multiplied by there, and what m is."""
+    return a * p + b, a * q + e
 
 
 def check_clip_range(clip_sample_range: Any) -> float:

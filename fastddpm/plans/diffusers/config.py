@@ -14,14 +14,8 @@ import numpy.typing as npt
 import torch
 
 from fastddpm.checks import BadArgument, check_choice
-from fastddpm.plans.plan import (
-    LARGEST_RECIPROCAL,
-    PREDICTION_TYPES,
-    Float64,
-    PredictionType,
-    check_clip_range,
-    prediction_columns,
-)
+from fastddpm.plans.formula import LARGEST_RECIPROCAL, check_recoverable, prediction_columns
+from fastddpm.plans.plan import PREDICTION_TYPES, Float64, PredictionType, check_clip_range
 from fastddpm.plans.spacing import SPACINGS, Int64, check_timesteps
 
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -176,6 +170,7 @@ def x0_columns(
     bounded = thresholds or r != math.inf
     alphas, sigmas = alpha.double().numpy(), sigma.double().numpy()
     p, q = prediction_columns(prediction_type, alphas, sigmas, bounded=bounded)
+    check_recoverable(p)
     if prediction_type == "epsilon":
         # alpha = 0 comes here only where x0 is bounded.
         return {
