@@ -149,7 +149,7 @@ def boxed_pass(precision: str) -> Tensor:
 
 
 def small(method: str, seed: int) -> Callable[[str], Tensor]:
-    """A chain of `tests/test_gpu_engine.py`."""
+    """A chain of `tests/sampler/test_gpu_engine.py`."""
 
     def draw(precision: str) -> Tensor:
         unet = in_precision(make_unet(seed=seed), precision)

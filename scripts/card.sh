@@ -79,7 +79,7 @@ if wants tests; then
     # Only files with such tests: to collect the others takes longer than to run these.
     part tests 140 "$PYTHON" -m pytest -m gpu --tb=short --durations=10 \
         $("$PYTHON" -c 'import torch, xdist; print("-n 6" if torch.cuda.is_available() else "")' 2>/dev/null) \
-        $(grep -l 'mark\.gpu' tests/test_*.py) &
+        $(grep -l 'mark\.gpu' tests/*/test_*.py) &
 fi
 wait
 for log in doctor tests; do

@@ -1,7 +1,7 @@
 """The fuzz: sound files damaged by hypothesis, read in a child process that is watched.
 
-`run(examples, seed, folder)` gives what went wrong; `tests/test_fuzz_readers.py` runs a few hundred examples,
-`scripts/fuzz.py` as many as asked for.
+`run(examples, seed, folder)` gives what went wrong; `tests/files/test_fuzz_readers.py` runs a few hundred
+examples, `scripts/fuzz.py` as many as asked for.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Every sample of an adaptive solution has steps of its own, so that it does not depend on the others in its
 batch: scipy's `solve_ivp` solves a batch as one system with one step size. The tableau and the rules for the
-step size are those of `scipy.integrate.RK45`, and so are the steps of a sample (tests/test_score_solvers.py).
+step size are those of `scipy.integrate.RK45`, and so are the steps of a sample
+(tests/applications/test_score_solvers.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Chains of abarankab/DDPM and of the SR3 repository, which are no packages, and of their drop-ins.
 
 The originals are restatements (`fastddpm_bench.peers`) that the tests hold to those repositories' stored
-outputs: the same operators on images a step as in the published code (tests/test_bench_workloads.py counts).
+outputs: the same operators on images a step as in the published code (tests/bench/test_bench_workloads.py
+counts).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def test_score_is_loaded_when_asked_for():
 
 def test_figures_in_the_documentation_are_those_measured_and_agree():
     """Predictor-corrector, ODE and DDPM within two points; bits/dim the same to 0.02 by every solver."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     text = (root / "docs" / "score.md").read_text()
     figures = json.loads((root / "benchmarks" / "results" / "score_mnist.json").read_text())
     shares = [row["agreement"] for row in (*figures["samplers"].values(), figures["plans"]["ddpm-1000"])]

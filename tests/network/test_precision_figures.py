@@ -14,7 +14,7 @@ import precision_mnist
 from fastddpm.doctor import chains
 from fastddpm_bench.emulation import InDtype
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILE = ROOT / "benchmarks" / "results" / "precision_mnist.json"
 
 

@@ -24,7 +24,7 @@ from fastddpm.unet import diffusers
 CPU = torch.device("cpu")
 SHAPE = (4, 3, 16, 16)
 ELEMENTS = 4 * 3 * 16 * 16
-CEILINGS = json.loads((Path(__file__).parent / "gpu_proofs" / "ceilings.json").read_text())
+CEILINGS = json.loads((Path(__file__).parents[1] / "gpu_proofs" / "ceilings.json").read_text())
 OPERATORS = ("reverse_step", "q_sample", "noise_mse", "group_norm_silu")
 
 

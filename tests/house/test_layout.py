@@ -14,7 +14,7 @@ import pytest
 
 import fastddpm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, *, cwd: Path = ROOT, path: str = "") -> str:

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "docs/*.md", "kernels/*.md", "benchmarks/*.md", "fastddpm/assets/*/*.md")

@@ -2,7 +2,7 @@
 
 What torch.cuda does is restated here: where ending a capture fails, the side stream stays the current one,
 the allocator goes on with the graph's pool (torch before 2.13), and a second error hides the first. On a card
-tests/test_gpu_engine.py has the same.
+tests/sampler/test_gpu_engine.py has the same.
 """
 
 from __future__ import annotations

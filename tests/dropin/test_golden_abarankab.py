@@ -18,7 +18,7 @@ from fastddpm import NoiseSchedule, Sampler, UNet
 from fastddpm.unet import abarankab
 from fastddpm_kernels import q_sample, reverse_step
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(params=["linear", "cosine"])

@@ -909,7 +909,7 @@ def test_good_data_gives_no_warning(tmp_path):
 
 
 def test_the_example_of_the_docs_runs():
-    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     names: dict[str, object] = {}
     exec(text.split("```python\n")[1].split("```")[0], names)
     x_0, labels = names["x_0"], names["labels"]

@@ -34,7 +34,7 @@ from fastddpm.jobs.manifest import read_manifest, read_records
 from fastddpm.jobs.shards import read_shard
 from fastddpm.onnx.folder import read_folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from fastddpm.schedule import NoiseSchedule
 
-GOLDEN = load_file(Path(__file__).parent / "golden" / "schedules.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "schedules.safetensors")
 
 ONE_OF_EACH = [
     NoiseSchedule.linear(50),

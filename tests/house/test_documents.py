@@ -10,7 +10,7 @@ import pytest
 
 import fastddpm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOTTED = re.compile(r"(?<![\w./-])fastddpm(?:_kernels|_bench)?(?:\.[A-Za-z_]\w*)+")
 
 

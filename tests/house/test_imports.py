@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "fastddpm", ROOT / "kernels" / "fastddpm_kernels", ROOT / "benchmarks" / "fastddpm_bench")
 
 

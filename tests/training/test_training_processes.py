@@ -18,7 +18,7 @@ from training_cases import Bars, recorded, trainer, without_dropout
 from fastddpm import load
 from fastddpm.training import checkpoints
 
-WORKER = Path(__file__).parent / "train_together.py"
+WORKER = Path(__file__).parents[1] / "train_together.py"
 
 
 def free_port() -> int:

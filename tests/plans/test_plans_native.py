@@ -22,7 +22,7 @@ def name_of(value):
     return getattr(value, "__name__", str(value))
 
 
-GOLDEN = load_file(Path(__file__).parent / "golden" / "schedules.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "schedules.safetensors")
 LINEAR = NoiseSchedule.linear()
 COSINE = NoiseSchedule.cosine(200)
 SIGMOID = NoiseSchedule.sigmoid(100)

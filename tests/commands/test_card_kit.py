@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "card.sh"
 sys.path.insert(0, str(ROOT / "scripts" / "card"))
 
@@ -152,7 +152,10 @@ def test_the_page_is_what_the_files_say():
 
 def test_a_card_is_shown_with_what_failed(tmp_path):
     checks = [{"name": "fine", "status": "passed"}, {"name": "ddim, max", "status": "failed"}]
-    tests = {"end": "1 failed, 80 passed in 99s", "failed": ["FAILED tests/test_gpu_engine.py::test_x"]}
+    tests = {
+        "end": "1 failed, 80 passed in 99s",
+        "failed": ["FAILED tests/sampler/test_gpu_engine.py::test_x"],
+    }
     figures = {"images_per_s": 600.0, "first_s": 3.0, "largest_difference": 1e-3}
     speed = {"rows": [{**row("Sampler, max", True, 256, 8.123), **figures}]}
     given = document(doctor={"checks": checks}, tests=tests, speed=speed)
@@ -163,7 +166,7 @@ def test_a_card_is_shown_with_what_failed(tmp_path):
         "commit abc",
         "torch 2.11.0",
         "1 checks passed, 1 failed (ddim, max)",
-        "1 failed, 80 passed in 99s (FAILED tests/test_gpu_engine.py::test_x)",
+        "1 failed, 80 passed in 99s (FAILED tests/sampler/test_gpu_engine.py::test_x)",
         "| Sampler, max | bfloat16 | 256 | 8.123 | 600 | 3.0 | 1e-03 |",
         "| a step at batch 256 (bound 5.87 ms), ms | 9.5 | 8.5 | 7 | 8.12 | goal |",
     ):

@@ -11,7 +11,7 @@ import fastddpm
 from fastddpm.evaluation import load_digit_classifier
 from fastddpm.images import to_uint8
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "quality_mnist.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "quality_mnist.json"
 FIRST_SEED = 100_000
 COUNT = 40
 

@@ -14,7 +14,7 @@ from fastddpm.unet import diffusers
 
 @pytest.fixture(scope="module")
 def roofline():
-    path = Path(__file__).parents[1] / "scripts" / "roofline.py"
+    path = Path(__file__).parents[2] / "scripts" / "roofline.py"
     spec = importlib.util.spec_from_file_location("roofline", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -16,7 +16,7 @@ from fastddpm.tabulated import bind
 from fastddpm.unet import sr3
 from fastddpm.unet.inference import assemble, infer
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 PREFIX = "denoise_fn."
 
 

@@ -340,7 +340,7 @@ def test_parity_is_an_error_of_its_own():
 
 
 def test_the_documented_report_is_of_the_committed_results():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     committed = Document.load(root / "benchmarks" / "results" / "cpu.json")
     assert committed.complete
     assert committed.parity_failure is None
