@@ -151,8 +151,20 @@ class Network:
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
         """Model output for x at the time ``(1,)`` of a row."""
+        return self.core(*self.arguments(x, time))
+
+    def arguments(self, x: Tensor, time: Tensor) -> tuple[Tensor, ...]:
+        """What `core` computes the output from."""
         x = self.inputs(x)
-        return unwrapped(self.model(x, time.expand(x.shape[0]), **self.cond))
+        return x, time.expand(x.shape[0]), *self.cond.values()
+
+    def core(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
+        """The output, from tensors alone: of x as the model takes it, t ``(N,)``, and conditions by place."""
+        return unwrapped(self.model(x, t, **dict(zip(self.cond, cond, strict=True))))
+
+    def run_by(self, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Has another compute what a call runs: as `predict`."""
+        self._compiled = compute
 
 
 @contextmanager

@@ -70,7 +70,15 @@ class TabulatedUNet(Network):
 
         Compiled by itself: with the choice of a row in it, each block would copy its part of the row.
         """
-        return (self._form or self.model).forward_biased(self.inputs(x), time)
+        return self.core(*self.arguments(x, time))
+
+    def arguments(self, x: Tensor, time: Tensor) -> tuple[Tensor, ...]:
+        """x as the network takes it, and the bias of time and class."""
+        return self.inputs(x), time
+
+    def core(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
+        """The output for a bias in the place of the time."""
+        return (self._form or self.model).forward_biased(x, t)
 
 
 def bind(model: Model, *, cond: Mapping[str, Tensor], form: Form = "plain", **buffers: Any) -> Network:

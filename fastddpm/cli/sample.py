@@ -67,7 +67,9 @@ def sample(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto, eager, compile, cudagraph or max.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help="auto, eager, compile, cudagraph, max, onnxruntime or openvino.")
+    ] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16 or bfloat16.")] = "float32",
     precision: Annotated[
         str | None,

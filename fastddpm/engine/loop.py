@@ -66,7 +66,7 @@ class Loop:
             network.cond["x_self_cond"] = self.buffers.x0
         if self.buffers.x0 is not None:
             changed.append(self.buffers.x0)
-        compile_network(engine, network, device)
+        self._session = compile_network(engine, network, device)
         one_step = functools.partial(step, network, self.buffers, case)
         self.device = device
         with self.current():
@@ -124,6 +124,8 @@ class Loop:
         if self.buffers.x0 is not None:
             self.buffers.x0.zero_()
         self.network.begin(rows)
+        if self._session is not None:
+            self._session.refresh()
 
     def run(self, n_steps: int) -> None:
         """Advances the chain by ``n_steps`` plan rows."""
@@ -142,7 +144,8 @@ class Loop:
     def memory(self) -> int:
         """Bytes in the loop's buffers and in the memory pool of its graphs."""
         tensors = [*self.buffers.tensors(), *self.network.tensors(), *self._parcel.tensors()]
-        return self._executor.memory() + sum(t.numel() * t.element_size() for t in tensors)
+        held = 0 if self._session is None else self._session.memory()
+        return held + self._executor.memory() + sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Loops:

@@ -1,0 +1,225 @@
+"""A network run by ONNX Runtime or OpenVINO on a CPU; noise, plan and update stay as they are.
+
+The network is traced and handed over when the first step of a loop runs, with that step's own inputs, by
+which the two are compared too. Runtimes keep copies of the weights, arranged as they like: before each chain
+a checksum of the weights says whether these are still the model's.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.engine.errors import EngineUnavailable
+from fastddpm.network import Network, modules_of
+from fastddpm.weights import Inventory
+
+Runtime = Literal["onnxruntime", "openvino"]
+RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+# The extra that installs each.
+_EXTRAS: dict[Runtime, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
+OPSET = 20
+SAME_OUTPUT = 1e-5
+"""Largest difference from the module's output that is rounding, relative to the output's largest value where
+that is above 1."""
+
+
+def missing(runtime: Runtime) -> str:
+    """What is to be installed for a runtime; empty if it is there."""
+    if find_spec(runtime) is not None:
+        return ""
+    return f"{runtime}, not installed here: pip install 'fastddpm[{_EXTRAS[runtime]}]'"
+
+
+class Running(Protocol):
+    """A network handed over to a runtime."""
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The output, which the next call may write over."""
+
+
+class Session:
+    """Stands for what a `Network` computes of a state at a time.
+
+    Args:
+        network: in float32 on the CPU.
+        runtime: who computes it.
+    """
+
+    def __init__(self, network: Network, runtime: Runtime) -> None:
+        self._network, self._runtime = network, runtime
+        self._inventory = Inventory(modules_of(network.model))
+        self._running: Running | None = None
+        self._model: tuple[int, ...] | None = None
+        self._surroundings = (0, 0)
+        self._is_changed = False
+        self._bytes = 0
+
+    def refresh(self) -> None:
+        """Lets go of what was handed over if the model, the threads or the process are others."""
+        model, surroundings = self._model_now(), (torch.get_num_threads(), os.getpid())
+        if (model, surroundings) != (self._model, self._surroundings):
+            self._running = None
+        self._is_changed = self._model is not None and model != self._model
+        self._model, self._surroundings = model, surroundings
+
+    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+        """As `Network.predict`; RuntimeWarning where the network is handed over once more.
+
+        Raises:
+            EngineUnavailable: it cannot be handed over, or the runtime computes something else.
+        """
+        inputs = self._network.arguments(x, time)
+        if self._running is None:
+            self._running = self._handed_over(inputs)
+        return self._running(inputs)
+
+    def memory(self) -> int:
+        """Bytes of the network as handed over; the runtime's own buffers are not known."""
+        return self._bytes
+
+    def _handed_over(self, inputs: Sequence[Tensor]) -> Running:
+        began = time.perf_counter()
+        proto = traced(_Core(self._network), inputs)
+        try:
+            running: Running = _OnnxRuntime(proto) if self._runtime == "onnxruntime" else _OpenVino(proto)
+        except Exception as error:  # they raise many kinds
+            raise EngineUnavailable(
+                f"engine: {self._runtime!r} refuses the model ({_one_line(error)})"
+            ) from error
+        wanted, found = self._network.core(*inputs), running(inputs)
+        off = float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
+        if not off <= SAME_OUTPUT:  # NaN too
+            raise EngineUnavailable(
+                f"engine: {self._runtime!r} gives other outputs than the model, by {off:.1e}; "
+                f"{SAME_OUTPUT:.0e} is accepted: a model must compute the same of the same inputs, and take "
+                "no decision by their values"
+            )
+        self._bytes = len(proto)
+        if self._is_changed:
+            warnings.warn(
+                f"engine {self._runtime!r}: the model has changed, and to hand it over again took "
+                f"{time.perf_counter() - began:.1f} s; 'eager' and 'compile' read weights where they are",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return running
+
+    def _model_now(self) -> tuple[int, ...]:
+        """Changes with the content of the weights, and with hooks and parts of the model."""
+        self._inventory.look()
+        content = 0
+        for tensor in self._inventory.tensors():
+            content = zlib.crc32(_memory(tensor), content)
+        parts = hash(tuple(map(id, self._inventory.parts)))
+        return content, parts, self._inventory.is_hooked()
+
+
+class _Core(nn.Module):
+    """What is traced: the computation of a network, and the modules whose weights are in it."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.held = nn.ModuleList(modules_of(network.model))
+        self._compute = network.core
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._compute(*inputs)
+
+
+def traced(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
+    """The module in ONNX, for inputs of these shapes; those that it uses are named by their places.
+
+    Raises:
+        EngineUnavailable: torch cannot express it in ONNX; the message names the operator.
+    """
+    file = io.BytesIO()
+    try:
+        # torch prints the graph in which it met something.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():
+            warnings.simplefilter("ignore")  # of branches that a trace goes by: the outputs are compared
+            # By a trace: a second for the model in the box, and the exporter of programs takes ten or more.
+            torch.onnx.export(
+                module.eval(),
+                tuple(inputs),
+                file,  # type: ignore[arg-type]  # said of the other exporter alone
+                dynamo=False,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=[f"input_{place}" for place in range(len(inputs))],
+            )
+    except Exception as error:  # torch raises whatever it met inside the network
+        raise EngineUnavailable(
+            "engine: torch cannot express the model in ONNX, which this engine runs "
+            f"({type(error).__name__}: {_one_line(error)})"
+        ) from error
+    return file.getvalue()
+
+
+class _OnnxRuntime:
+    """ONNX Runtime, from the inputs' own memory into a buffer that stays."""
+
+    def __init__(self, proto: bytes) -> None:
+        import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        self._names = [one.name for one in self._session.get_inputs()]  # of those that it uses
+        (output,) = self._session.get_outputs()
+        self._output = torch.empty(output.shape, dtype=torch.float32)
+        self._binding = self._session.io_binding()
+        place = (tuple(self._output.shape), self._output.data_ptr())
+        self._binding.bind_output(output.name, "cpu", 0, "float32", *place)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        for name in self._names:
+            self._binding.bind_cpu_input(name, inputs[_place(name)].detach().contiguous().numpy())
+        self._session.run_with_iobinding(self._binding)
+        return self._output
+
+
+class _OpenVino:
+    """OpenVINO, in float32."""
+
+    def __init__(self, proto: bytes) -> None:
+        import openvino
+
+        settings = {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        compiled = openvino.compile_model(openvino.convert_model(io.BytesIO(proto)), "CPU", settings)
+        self._request = compiled.create_infer_request()
+        self._names = [one.any_name for one in compiled.inputs]  # of those that it uses
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        arrays = {name: inputs[_place(name)].detach().contiguous().numpy() for name in self._names}
+        self._request.infer(arrays, share_inputs=True)
+        return torch.from_numpy(self._request.get_output_tensor().data)
+
+
+def _place(name: str) -> int:
+    return int(name.removeprefix("input_"))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor."""
+    array = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(array)  # type: ignore[arg-type]  # NumPy's stubs do not say that it is a buffer
