@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastddpm.checks import whole
 from fastddpm.inputs import (
     MAX_SIDE,
     InputError,
+    Json,
     check_regular,
     member,
     open_regular,
@@ -95,7 +95,7 @@ def read_folder(folder: str | Path) -> ModelFolder:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
 
 
-def _description(path: Path) -> dict[str, Any]:
+def _description(path: Path) -> Json:
     file = path / DESCRIPTION
     if not path.is_dir() or not file.exists():
         raise OnnxFolderError(
