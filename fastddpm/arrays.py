@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastddpm.inputs import InputError, open_regular
 
+Numbers: TypeAlias = npt.NDArray[Any]
+"""Of whatever dtype a file has."""
 MAX_INFLATED = 2**30
 """Bytes that a compressed array may become; stored ones are as large as the file says."""
 _PIECE = 2**20
 
 
-def read_array(path: Path, name: str) -> npt.NDArray[Any]:
+def read_array(path: Path, name: str) -> Numbers:
     """One array of numbers of an npz file, as `numpy.savez` or `numpy.savez_compressed` wrote it.
 
     Args:
@@ -40,7 +42,7 @@ def read_array(path: Path, name: str) -> npt.NDArray[Any]:
             raise InputError(f"{path}: no {name} can be read from it ({reason})") from error
 
 
-def _array(archive: zipfile.ZipFile, name: str, size: int) -> npt.NDArray[Any]:
+def _array(archive: zipfile.ZipFile, name: str, size: int) -> Numbers:
     entry = archive.getinfo(name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("compressed in a way that NumPy does not")
@@ -59,7 +61,7 @@ def _array(archive: zipfile.ZipFile, name: str, size: int) -> npt.NDArray[Any]:
     return content.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     version = np.lib.format.read_magic(stream)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,

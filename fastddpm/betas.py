@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_number, whole
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = npt.NDArray[np.float64]
+T = TypeVar("T", float, Array)
 MAX_STEPS = 1_000_000
 """Training timesteps: a file may ask for any number of them, and networks are trained with a few thousand."""
 
@@ -101,7 +105,7 @@ def rescaled_zero_terminal_snr(alphas_cumprod: Array) -> Array:
     return 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
 
 
-def checked(betas: Any) -> Array:
+def checked(betas: npt.ArrayLike | Tensor) -> Array:
     """A read-only float64 copy of any given betas, or ValueError with the first that is out of range."""
     try:
         # A tensor gives its numbers from any device, and with or without a gradient, through tolist.
@@ -127,18 +131,19 @@ def checked(betas: Any) -> Array:
     return array
 
 
-def _sigmoid(x: Any) -> Any:
-    return 1.0 / (1.0 + np.exp(-x))
+def _sigmoid(x: T) -> T:
+    value: T = 1.0 / (1.0 + np.exp(-x))
+    return value
 
 
-def _unit(name: str, value: Any) -> float:
+def _unit(name: str, value: object) -> float:
     """`value` as a float in (0, 1]."""
     return check_number(name, value, above=0, high=1)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     return whole("num_train_timesteps", value, least=1, most=MAX_STEPS)
 
 
-def _range(count: Any, beta_start: Any, beta_end: Any) -> tuple[int, float, float]:
+def _range(count: object, beta_start: object, beta_end: object) -> tuple[int, float, float]:
     return _count(count), _unit("beta_start", beta_start), _unit("beta_end", beta_end)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, wr
 from fastddpm.formats import abarankab, diffusers, sr3
 from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors, tensors_of
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.inputs import Json
 from fastddpm.interruption import postponed
 from fastddpm.options import ModelOptions, SamplerOptions
 from fastddpm.sampler import Sampler
@@ -31,6 +32,7 @@ from fastddpm.unet.inference import assemble
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+T = TypeVar("T")
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = ("mnist", "mnist_sr", "mnist_deblur", "photo_sr")
 FILES = ("config.json", "model.safetensors", "schedule.json", "sampler.json")
@@ -178,9 +180,7 @@ def _path(source: str | Path) -> Path:
     )
 
 
-def _read_state(
-    state: dict[str, Tensor], where: str, format: str, given: dict[str, Any], *, ema: bool
-) -> Loaded:
+def _read_state(state: dict[str, Tensor], where: str, format: str, given: Json, *, ema: bool) -> Loaded:
     if format == "auto":
         format = _format_of(state)
     if format == "abarankab":
@@ -212,7 +212,7 @@ def _format_of(state: Mapping[str, Tensor]) -> str:
     )
 
 
-def _read_ours(state: dict[str, Tensor], given: dict[str, Any]) -> Loaded:
+def _read_ours(state: dict[str, Tensor], given: Json) -> Loaded:
     """A state dict of our UNet without its folder; the rest comes from ``given``."""
     known(given, (*UNetConfig().to_dict(), *SHARED))
     asked = {**groups_asked(state), "activation": "silu, relu, gelu or mish"}
@@ -223,7 +223,7 @@ def _read_ours(state: dict[str, Tensor], given: dict[str, Any]) -> Loaded:
     return Loaded(unet, schedule, {"shape": [unet.config.image_channels, height, width]})
 
 
-def _configuration(config: Mapping[str, object] | str | Path | None) -> dict[str, Any]:
+def _configuration(config: Mapping[str, object] | str | Path | None) -> Json:
     if config is None:
         return {}
     if isinstance(config, (str, Path)):
@@ -244,7 +244,7 @@ def _read_model(path: Path) -> UNet:
         raise CheckpointError(f"{weights}: {error} from config.json") from error
 
 
-def _parsed(path: Path, parse: Any) -> Any:
+def _parsed(path: Path, parse: Callable[[Json], T]) -> T:
     try:
         return parse(read_json(path))
     except CheckpointError:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    from torch import Tensor
 
 MAX_SEED = 2**63 - 1
 """Of a seed, and of an ordinal of a sample."""
@@ -36,12 +41,12 @@ class BadArgument(ValueError):
         return f"{self.argument}: {self.given} given, {self.accepted} accepted"
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer, NumPy's included, and no bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
+def whole(name: str, value: object, *, least: int, most: int | None = None) -> int:
     """The integer, from ``least`` to ``most``."""
     if not is_whole(value) or value < least or (most is not None and value > most):
         accepted = f"of at least {least}" if most is None else f"in {_interval(least, most)}"
@@ -49,7 +54,7 @@ def whole(name: str, value: Any, *, least: int, most: int | None = None) -> int:
     return int(value)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite real number, NumPy's included, and no bool."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
@@ -61,7 +66,7 @@ def is_number(value: object) -> bool:
 
 def check_number(
     name: str,
-    value: Any,
+    value: object,
     *,
     low: float = -math.inf,
     high: float = math.inf,
@@ -86,7 +91,7 @@ def check_number(
     return float(value)
 
 
-def check_choice(name: str, value: Any, accepted: Collection[Any]) -> None:
+def check_choice(name: str, value: object, accepted: Collection[object]) -> None:
     """BadArgument unless ``value`` is one of ``accepted``, which are named."""
     if value not in tuple(accepted):
         raise BadArgument(name, repr(value), f"one of {', '.join(map(str, accepted))}")
@@ -99,7 +104,7 @@ def check_known(names: Collection[str], accepted: Collection[str], *, of: str) -
         raise BadArgument(", ".join(unknown), f"unknown to {of},", ", ".join(accepted) or "none")
 
 
-def image_shape(shape: Any) -> tuple[int, int, int]:
+def image_shape(shape: Iterable[int]) -> tuple[int, int, int]:
     """``(C, H, W)`` of an image."""
     values = tuple(shape)
     if len(values) != 3 or not all(is_whole(value) and value >= 1 for value in values):
@@ -108,7 +113,7 @@ def image_shape(shape: Any) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def check_values(name: str, values: Any) -> None:
+def check_values(name: str, values: Tensor | npt.NDArray[np.generic]) -> None:
     """BadArgument for NaN or infinity in a tensor or array."""
     if not bool((np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()).all()):
         raise BadArgument(name, "NaN or infinity among the values", "finite numbers")
@@ -134,7 +139,7 @@ def seed_list(values: Any, name: str = "seeds") -> list[int]:
     return [int(value) for value in listed]
 
 
-def falling(name: str, values: Any, *, least: int, most: int = MAX_SEED) -> npt.NDArray[np.int64]:
+def falling(name: str, values: npt.ArrayLike, *, least: int, most: int = MAX_SEED) -> npt.NDArray[np.int64]:
     """Integers from ``most`` down to ``least``, at least one, each below the one before it."""
     listed = np.asarray(values)
     whole_numbers = listed.ndim == 1 and len(listed) > 0 and listed.dtype.kind in "iu"
@@ -144,7 +149,7 @@ def falling(name: str, values: Any, *, least: int, most: int = MAX_SEED) -> npt.
     return listed.astype(np.int64)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """What was given for a tensor: its shape, or what it is instead."""
     if value is None:
         return "None"

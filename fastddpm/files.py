@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastddpm.checks import BadArgument
 from fastddpm.temporaries import remove, temporary_name
@@ -108,7 +108,7 @@ def check_writable(folder: Path) -> None:
         temporary.unlink()
 
 
-def write_json(path: Path, document: Any) -> None:
+def write_json(path: Path, document: object) -> None:
     """Writes a document as JSON; the file is whole or as it was.
 
     Raises:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Images = Tensor | npt.NDArray[Any]
-    Seeds = Tensor | npt.NDArray[Any] | Sequence[int] | None
+    Images = Tensor | npt.NDArray[np.generic]
+    Seeds = Tensor | npt.NDArray[np.generic] | Sequence[int] | None
 
 # Seeds that a message names.
 NAMED = 8

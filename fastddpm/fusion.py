@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,31 @@ from fastddpm.unet import UNet
 from fastddpm_kernels import group_norm_silu
 from fastddpm_kernels.compat import runs_kernels
 
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+    class ResidualBlock(nn.Module):
+        """diffusers' ResnetBlock2D, as far as it is called here."""
+
+        norm1: nn.GroupNorm
+        conv1: nn.Conv2d
+        time_emb_proj: nn.Linear
+        norm2: nn.GroupNorm
+        conv2: nn.Conv2d
+        dropout: nn.Dropout
+        nonlinearity: nn.Module
+        upsample: nn.Module | None
+        downsample: nn.Module | None
+        conv_shortcut: nn.Module | None
+        skip_time_act: bool
+        time_embedding_norm: str
+        output_scale_factor: float
+
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Of a replaced module against itself, relative to its largest value: a few roundings of its dtype."""
 
-Replacement = tuple[dict[nn.Module, Callable[..., Tensor]], Callable[[], Any]]
+Replacement = tuple[dict[nn.Module, Callable[..., Tensor]], Callable[[], Tensor]]
 """New forwards of modules that belong together, and a call that runs them on random input."""
 
 
@@ -92,7 +113,7 @@ def _replacements(model: nn.Module) -> Iterator[Replacement]:
     taken: set[nn.Module] = set()
     for module in modules:
         if _is_residual_block(module):
-            taken |= {module.norm1, module.norm2}  # type: ignore[arg-type]
+            taken |= {module.norm1, module.norm2}
             yield {module: _residual_block}, _on_random_input(module)
     for norm, activation in (pair for module in modules for pair in _pairs(module)):
         if norm not in taken and places[norm] == places[activation] == 1:
@@ -103,16 +124,16 @@ def _replacements(model: nn.Module) -> Iterator[Replacement]:
             yield {module: _norm}, _on_random_input(module)
 
 
-def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _pairs(module: nn.Module) -> Iterator[tuple[nn.GroupNorm, nn.Module]]:
     """A GroupNorm and the SiLU that its output goes to, and nothing else."""
     children = list(module._modules.values()) if type(module) is nn.Sequential else []
     ending = [getattr(module, name, None) for name in ("conv_norm_out", "conv_act")]
     for first, second in (*itertools.pairwise(children), ending):
         if _is_norm(first) and _is_silu(second):
-            yield first, second  # type: ignore[misc]
+            yield first, second
 
 
-def _is_residual_block(module: nn.Module) -> bool:
+def _is_residual_block(module: nn.Module) -> TypeGuard[ResidualBlock]:
     wanted = {"norm1": nn.GroupNorm, "conv1": nn.Conv2d, "norm2": nn.GroupNorm, "conv2": nn.Conv2d}
     wanted |= {"time_emb_proj": nn.Linear, "dropout": nn.Dropout}
     others = ("upsample", "downsample", "conv_shortcut", "skip_time_act", "output_scale_factor")
@@ -120,18 +141,17 @@ def _is_residual_block(module: nn.Module) -> bool:
         all(type(getattr(module, name, None)) is kind for name, kind in wanted.items())
         and all(hasattr(module, name) for name in others)
         and getattr(module, "time_embedding_norm", None) in ("default", "scale_shift")
-        and all(_is_norm(getattr(module, name)) for name in ("norm1", "norm2"))
-        and _is_untouched(module.conv1)
+        and all(_is_untouched(getattr(module, name)) for name in ("norm1", "norm2", "conv1"))
         and _is_silu(getattr(module, "nonlinearity", None))
         and "forward" not in vars(module)
     )
 
 
-def _is_norm(module: Any) -> bool:
+def _is_norm(module: object) -> TypeGuard[nn.GroupNorm]:
     return type(module) is nn.GroupNorm and _is_untouched(module)
 
 
-def _is_silu(module: Any) -> bool:
+def _is_silu(module: object) -> TypeGuard[nn.Module]:
     """Whether a module without weights computes SiLU, whatever it is called."""
     if not isinstance(module, nn.Module) or not _is_untouched(module):
         return False
@@ -144,25 +164,27 @@ def _is_silu(module: Any) -> bool:
         return False
 
 
-def _is_untouched(module: Any) -> bool:
+def _is_untouched(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return "forward" not in vars(module) and not any(hooks)
 
 
-def _norm(self: Any, x: Tensor) -> Tensor:
+def _norm(self: nn.GroupNorm, x: Tensor) -> Tensor:
     return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, activation="none")
 
 
-def _norm_and_silu(self: Any, x: Tensor) -> Tensor:
+def _norm_and_silu(self: nn.GroupNorm, x: Tensor) -> Tensor:
     return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
-def _nothing(self: Any, x: Tensor) -> Tensor:
+def _nothing(self: nn.Module, x: Tensor) -> Tensor:
     """In the place of an activation that has been applied."""
     return x
 
 
-def _residual_block(self: Any, input_tensor: Tensor, temb: Tensor, *_: Any, **__: Any) -> Tensor:
+def _residual_block(
+    self: ResidualBlock, input_tensor: Tensor, temb: Tensor, *_: object, **__: object
+) -> Tensor:
     """diffusers' ResnetBlock2D; on CUDA the first convolution leaves its bias to the second norm."""
     h = _norm_and_silu(self.norm1, input_tensor)
     resample = self.upsample or self.downsample
@@ -190,27 +212,26 @@ def _residual_block(self: Any, input_tensor: Tensor, temb: Tensor, *_: Any, **__
     return out if self.output_scale_factor == 1 else out / self.output_scale_factor
 
 
-def _on_random_input(*chain: Any) -> Callable[[], Any]:
+def _on_random_input(first: nn.GroupNorm | ResidualBlock, *then: nn.Module) -> Callable[[], Tensor]:
     """A call of modules one after the other on a random feature map, and a time embedding if they take it."""
-    first = chain[0]
     norm = first if isinstance(first, nn.GroupNorm) else first.norm1
-    like = next(chain[0].parameters(), torch.empty(0))
+    like = next(first.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     x = (3 * torch.randn(2, norm.num_channels, 8, 8, generator=generator) + 1).to(like)
     inputs = [x]
-    if first is not norm:
+    if not isinstance(first, nn.GroupNorm):
         inputs.append(torch.randn(2, first.time_emb_proj.in_features, generator=generator).to(like))
 
-    def run() -> Any:
-        h = first(*inputs)
-        for module in chain[1:]:
+    def run() -> Tensor:
+        h: Tensor = first(*inputs)
+        for module in then:
             h = module(h)
         return h
 
     return run
 
 
-def _run(modules: dict[nn.Module, Any], run: Callable[[], Any]) -> Any:
+def _run(modules: Iterable[nn.Module], run: Callable[[], Tensor]) -> Tensor:
     """What the modules give, without dropout, gradients or TF32; their modes are put back."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
@@ -223,7 +244,7 @@ def _run(modules: dict[nn.Module, Any], run: Callable[[], Any]) -> Any:
             part.training = mode
 
 
-def _agree(ours: Any, theirs: Any) -> bool:
+def _agree(ours: Tensor, theirs: Tensor) -> bool:
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     difference = (ours - theirs).abs().max()

@@ -10,10 +10,14 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
+Json: TypeAlias = dict[str, Any]
+"""An object of JSON: whoever reads its values checks what they are."""
+Fields: TypeAlias = Mapping[str, Any]
+"""A configuration as a file or a caller gave it, unchecked likewise."""
 MAX_JSON = 32 * 2**20
 """Bytes of a JSON file: the betas of 1,000,000 timesteps fit."""
 MAX_DEPTH = 32
@@ -92,7 +96,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """A JSON object, as of :func:`read_document`.
 
     Raises:
@@ -104,7 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def read_document(path: Path) -> Any:
+def read_document(path: Path) -> object:
     """JSON in UTF-8; ``//`` comments, which the SR3 repository's files have, are left out.
 
     NaN and Infinity, which diffusers writes, are read as floats. A name that stands twice in one object is
@@ -121,17 +125,17 @@ def read_document(path: Path) -> Any:
         raise InputError(f"{path}: not readable as JSON ({error})") from error
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> object:
     """A JSON document from text, with the limits of :func:`read_document`.
 
     Raises:
         ValueError: not JSON, or beyond them.
     """
     try:
-        document = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+        document: object = json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
-    level = [document]
+    level: list[object] = [document]
     for _ in range(MAX_DEPTH + 1):
         level = [child for one in level for child in _children(one)]
         if not level:
@@ -155,7 +159,7 @@ def member(folder: Path, name: object) -> Path:
     return folder / name
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -169,7 +173,7 @@ def _integer(text: str) -> int:
     return int(text)
 
 
-def _children(value: Any) -> Any:
+def _children(value: object) -> Iterable[object]:
     if isinstance(value, Mapping):
         return value.values()
     return value if isinstance(value, list) else ()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
+
+Handler = Callable[[int, FrameType | None], object] | int | None
+"""What `signal.signal` returns."""
 
 # Of kill, timeout, service managers and schedulers; of a terminal that was closed. Windows has no SIGHUP.
 NAMES = ("SIGTERM", "SIGHUP")
@@ -20,7 +23,7 @@ def as_interrupts() -> Iterator[list[int]]:
     """
     received: list[int] = []
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
         raise KeyboardInterrupt
 
@@ -47,9 +50,9 @@ def postponed() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def taken(handler: Any, names: tuple[str, ...]) -> dict[int, Any]:
+def taken(handler: Handler, names: tuple[str, ...]) -> dict[int, Handler]:
     """Sets a handler for signals that are not ignored; what stood there, for `put_back`."""
-    before: dict[int, Any] = {}
+    before: dict[int, Handler] = {}
     for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
         if signal.getsignal(number) is signal.SIG_IGN:
             continue
@@ -60,7 +63,7 @@ def taken(handler: Any, names: tuple[str, ...]) -> dict[int, Any]:
     return before
 
 
-def put_back(before: dict[int, Any]) -> None:
+def put_back(before: dict[int, Handler]) -> None:
     """Sets the handlers that `taken` found."""
     for number, handler in before.items():
         # None: set by something else than Python, which Python cannot set again.

@@ -13,7 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,19 @@ from fastddpm.forks import ForkLock
 from fastddpm.weights import Inventory
 from fastddpm_kernels.compat import compiled
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Model = Callable[..., Any]
 
 
-def unwrapped(output: Any) -> Tensor:
+def unwrapped(output: object) -> Tensor:
     """The tensor in a model's output: itself, its `.sample`, or the only element of a tuple."""
     if isinstance(output, Tensor):
         return output
-    if isinstance(getattr(output, "sample", None), Tensor):
-        tensor: Tensor = output.sample
-        return tensor
+    sample = getattr(output, "sample", None)
+    if isinstance(sample, Tensor):
+        return sample
     if isinstance(output, (tuple, list)) and len(output) == 1 and isinstance(output[0], Tensor):
         return output[0]
     raise BadArgument(
@@ -66,6 +69,13 @@ def model_device_dtype(model: Model) -> tuple[torch.device, torch.dtype]:
             if parameter.is_floating_point():
                 return parameter.device, parameter.dtype
     return torch.device("cpu"), torch.float32
+
+
+class CompileOptions(TypedDict, total=False):
+    """Of `torch.compile`."""
+
+    mode: str
+    fullgraph: bool
 
 
 class Network:
@@ -130,7 +140,7 @@ class Network:
         """What it holds besides the model."""
         return [value for value in [*vars(self).values(), *self.given.values()] if isinstance(value, Tensor)]
 
-    def compile(self, **options: Any) -> None:
+    def compile(self, **options: Unpack[CompileOptions]) -> None:
         """Has torch.compile, with these options, compile what a call runs."""
         self._compiled = compiled(self.predict, **options)
 

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
@@ -63,8 +63,10 @@ def described(precision: str | None, dtype: torch.dtype, device: torch.device) -
 # A setting has a value of its own, or "none" and follows its parent: cuDNN's and cuBLAS's follow
 # ``torch.backends.cudnn``, which follows ``torch.backends``, as oneDNN's do. What is read is what it follows.
 
+_Setting: TypeAlias = Any
+"""A place of torch's with an ``fp32_precision``, which its stubs do not know."""
 # Of what each kind of device computes with: cuDNN and cuBLAS, oneDNN.
-_SETTINGS: dict[str, dict[str, Callable[[], Any]]] = {
+_SETTINGS: dict[str, dict[str, Callable[[], _Setting]]] = {
     "cuda": {
         "conv": lambda: torch.backends.cudnn.conv,  # type: ignore[attr-defined]
         "rnn": lambda: torch.backends.cudnn.rnn,
@@ -107,10 +109,11 @@ def _set(precision: str | None, *kinds: str) -> Callable[[], None]:
 
 
 def _set_for(kind: str, value: str) -> Callable[[], None]:
-    backends: Any = torch.backends  # whose stubs do not know its setting
-    parent: Any = backends
+    backends: _Setting = torch.backends
+    parent = backends
     parents_own: str = parent.fp32_precision
-    kept, changed = [], []
+    kept: list[tuple[_Setting, str]] = []
+    changed: list[_Setting] = []
     if kind == "cuda":
         parent = torch.backends.cudnn
         parents_own = _own(parent, backends, parents_own)
@@ -127,7 +130,7 @@ def _set_for(kind: str, value: str) -> Callable[[], None]:
     older = _older_switch() if kind == "cuda" else None
     if older is not None:
         # Engine `max` reads it, and torch refuses where it disagrees. It sets oneDNN's product too.
-        product: Any = _SETTINGS["cpu"]["matmul"]()
+        product: _Setting = _SETTINGS["cpu"]["matmul"]()
         kept.append((product, _own(product, backends, backends.fp32_precision)))
         torch.set_float32_matmul_precision("high" if value == "tf32" else "highest")
         product.fp32_precision = kept[-1][1]
@@ -143,7 +146,7 @@ def _set_for(kind: str, value: str) -> Callable[[], None]:
     return restore
 
 
-def _own(place: Any, parent: Any, parents_own: str) -> str:
+def _own(place: _Setting, parent: _Setting, parents_own: str) -> str:
     """A setting's own value, ``none`` where it follows its parent; what is read is its parent's then."""
     value: str = place.fp32_precision
     read = []
@@ -174,7 +177,7 @@ class Turns:
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._inside = 0
-        self._setting: tuple[Any, ...] | None = None
+        self._setting: tuple[str, str] | None = None
         self._restore: Callable[[], None] = lambda: None
         self._mine = threading.local()
 
@@ -200,7 +203,7 @@ class Turns:
             self._mine.taken = False
             self._leave()
 
-    def _enter(self, setting: tuple[Any, ...] | None) -> None:
+    def _enter(self, setting: tuple[str, str] | None) -> None:
         me = object()
         with self._fork:  # whose use it is that a child of a fork is told
             pass

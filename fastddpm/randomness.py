@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -192,6 +192,13 @@ class TorchNoise:
         return torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
 
 
+class Event(Protocol):
+    """What tells that a copy has ended: CUDA's, or one that stands for it."""
+
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
+
+
 class Staging:
     """Two page-locked buffers on the host, taken in turn: one is filled while the other is copied.
 
@@ -202,10 +209,10 @@ class Staging:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, event: Callable[[], Any] | None = None, pinned: bool = True
+        self, shape: tuple[int, ...], *, event: Callable[[], Event] | None = None, pinned: bool = True
     ) -> None:
         self._buffers = [torch.zeros(shape, dtype=torch.float32, pin_memory=pinned) for _ in range(2)]
-        made: Callable[[], Any] = event or torch.cuda.Event
+        made: Callable[[], Event] = event or torch.cuda.Event
         self._copied = [made(), made()]
         self._turn = 0
 

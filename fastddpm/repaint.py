@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,8 +113,14 @@ def repaint(
         )
     if not torch.all((unknown == 0) | (unknown == 1)):
         raise BadArgument("mask", "values besides 0 and 1", "those two")
-    options: dict[str, Any] = {"class_labels": class_labels, "guidance_scale": guidance_scale}
-    batches = make_batches(sampler.facts, seeds=seeds, shape=known.shape[1:], max_batch=max_batch, **options)
+    batches = make_batches(
+        sampler.facts,
+        seeds=seeds,
+        shape=known.shape[1:],
+        max_batch=max_batch,
+        class_labels=class_labels,
+        guidance_scale=guidance_scale,
+    )
     order = visits(len(sampler.plan), jump, resample)
     results, start = [], 0
     with sampler.running() as runner, progress_bar(progress, len(batches) * len(order)) as advance:

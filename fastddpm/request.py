@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +94,12 @@ def _some(images: Tensor, rows: list[int]) -> Tensor:
     return torch.cat((whole_rows, padding)) if len(padding) else whole_rows
 
 
-def _count(batch_size: int | None, seeds: Any, generator: Any, x: Tensor | None) -> int:
+def _count(
+    batch_size: int | None,
+    seeds: Sequence[int] | Tensor | None,
+    generator: Generators | None,
+    x: Tensor | None,
+) -> int:
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size, least=1)
     if x is not None and (not isinstance(x, Tensor) or x.ndim != 4 or not x.numel()):
@@ -143,7 +147,9 @@ def _null_label(facts: ModelFacts) -> int:
     return facts.null_label
 
 
-def _labels(facts: ModelFacts, class_labels: Any, count: int, guided: bool) -> Tensor | None:
+def _labels(
+    facts: ModelFacts, class_labels: int | Sequence[int] | Tensor | None, count: int, guided: bool
+) -> Tensor | None:
     """int64 ``(count,)`` on the host, or None for a network without classes."""
     n_classes, null = facts.num_classes, facts.null_label
     if facts.takes_labels is False and (class_labels is not None or guided):

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastddpm import betas as formulas
 from fastddpm.checks import BadArgument
+from fastddpm.inputs import Fields, Json
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +156,7 @@ class NoiseSchedule:
         vars(schedule).update(name=name, _parameters=parameters, zero_terminal_snr=zero_terminal_snr)
         return schedule
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # Arrays come out of pickle and deepcopy writable; made anew, they are read-only again.
         return self._described, (self.betas, self.name, self._parameters, self.zero_terminal_snr)
 
@@ -246,9 +247,9 @@ class NoiseSchedule:
             raise BadArgument("name", repr(name), "one of the schedule's arrays, such as 'betas'")
         return torch.tensor(values, dtype=dtype or torch.float32, device=device)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Plain data for schedule.json: the name and parameters, or the betas of a custom schedule."""
-        content: dict[str, Any] = {"name": self.name}
+        content: Json = {"name": self.name}
         if self.name in _NAMED:
             content["parameters"] = dict(self._parameters)
             content["zero_terminal_snr"] = self.zero_terminal_snr
@@ -257,7 +258,7 @@ class NoiseSchedule:
         return content
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> NoiseSchedule:
+    def from_dict(cls, content: Fields) -> NoiseSchedule:
         """The schedule that `to_dict` described; ValueError for anything else."""
         if not isinstance(content, Mapping) or "name" not in content:
             raise BadArgument("schedule", repr(content), "a mapping with a 'name'")
@@ -306,13 +307,13 @@ class NoiseSchedule:
         raise AttributeError(f"a NoiseSchedule is immutable, cannot delete {name!r}")
 
 
-def _frozen(values: npt.NDArray[Any]) -> Array:
+def _frozen(values: npt.ArrayLike) -> Array:
     array: Array = np.asarray(values, dtype=np.float64)
     array.setflags(write=False)
     return array
 
 
-def _check_keys(content: Mapping[str, Any], accepted: set[str], *, required: set[str]) -> None:
+def _check_keys(content: Mapping[str, object], accepted: set[str], *, required: set[str]) -> None:
     if set(content) - accepted or required - set(content):
         name, keys = content["name"], sorted(accepted)
         raise BadArgument("schedule", f"the keys {sorted(content)}", f"{keys} by one named {name!r}")

@@ -4,7 +4,7 @@ it runs."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,7 +15,26 @@ from fastddpm.unet import UNet
 from fastddpm.unet.deferred import Deferred
 from fastddpm.unet.rearranged import Rearranged, can_be_rearranged
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Form = Literal["plain", "rearranged", "deferred"]
+
+
+class ModelInputs(TypedDict):
+    """Of the arguments of `Network`: what x and t are."""
+
+    dtype: torch.dtype
+    guided: bool
+    time_dtype: torch.dtype
+
+
+class Buffers(ModelInputs):
+    """The arguments of `Network` for any model."""
+
+    device: torch.device
+    capacity: int
+    condition: Tensor | None
 
 
 class TabulatedUNet(Network):
@@ -28,7 +47,7 @@ class TabulatedUNet(Network):
     model: UNet
 
     def __init__(
-        self, model: UNet, *, class_labels: Tensor | None, form: Form = "plain", **buffers: Any
+        self, model: UNet, *, class_labels: Tensor | None, form: Form = "plain", **buffers: Unpack[Buffers]
     ) -> None:
         super().__init__(
             model, cond={} if class_labels is None else {"class_labels": class_labels}, **buffers
@@ -81,7 +100,9 @@ class TabulatedUNet(Network):
         return (self._form or self.model).forward_biased(x, t)
 
 
-def bind(model: Model, *, cond: Mapping[str, Tensor], form: Form = "plain", **buffers: Any) -> Network:
+def bind(
+    model: Model, *, cond: Mapping[str, Tensor], form: Form = "plain", **buffers: Unpack[Buffers]
+) -> Network:
     """The `Network` for a model: tabulated for our UNet, as it is for everything else.
 
     Args:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Call = Callable[[], Any]
 
@@ -79,12 +82,20 @@ class CudaClock:
             call()
         ended.record()
         ended.synchronize()
-        milliseconds: float = began.elapsed_time(ended)
+        milliseconds = began.elapsed_time(ended)
         return milliseconds / 1000, processor_seconds() - process
 
 
-def _event() -> Any:
-    kind: Any = torch.cuda.Event
+class _Event(Protocol):
+    """torch's, whose own types are incomplete."""
+
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
+    def elapsed_time(self, end_event: Self, /) -> float: ...
+
+
+def _event() -> _Event:
+    kind: Callable[..., _Event] = torch.cuda.Event
     return kind(enable_timing=True)
 
 
@@ -151,7 +162,7 @@ def replayed(call: Call, warm_up: int = 3) -> Call:
         call: works on the same memory each time, and returns the same tensor.
         warm_up: calls before the capture.
     """
-    kind: Any = torch.cuda.Stream
+    kind: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
     stream = kind()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -162,7 +173,7 @@ def replayed(call: Call, warm_up: int = 3) -> Call:
     with torch.cuda.graph(graph):
         output = call()
 
-    def replay() -> Any:
+    def replay() -> object:
         graph.replay()
         return output
 

@@ -6,17 +6,27 @@ names that nobody asks for here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-_holder: Any = attrgetter("_modules")
-_dtype: Any = attrgetter("dtype")
-_hooks: Any = attrgetter("_forward_hooks")
-_pre_hooks: Any = attrgetter("_forward_pre_hooks")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Holder(Protocol[T_co]):
+    """What a module keeps its parts or tensors in: a dictionary, or what stands for one when scripted."""
+
+    def values(self) -> Iterable[T_co]: ...
+
+
+_holder: Callable[[nn.Module], Holder[nn.Module | None]] = attrgetter("_modules")
+_dtype: Callable[[Tensor], torch.dtype] = attrgetter("dtype")
+_hooks: Callable[[nn.Module], Mapping[int, object]] = attrgetter("_forward_hooks")
+_pre_hooks: Callable[[nn.Module], Mapping[int, object]] = attrgetter("_forward_pre_hooks")
 
 
 class Inventory:
@@ -35,10 +45,10 @@ class Inventory:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._modules = list(modules)
         self.parts: list[nn.Module] = []
-        self._holders: list[Any] = []
+        self._holders: list[Holder[nn.Module | None]] = []
         self._below: list[nn.Module | None] = []
-        self._children: Iterable[Any] = ()
-        self._tensors: Iterable[Any] = ()
+        self._children: Iterable[Iterable[nn.Module | None]] = ()
+        self._tensors: Iterable[Iterable[Tensor | None]] = ()
         self._find()
 
     def look(self) -> Inventory:
@@ -76,18 +86,18 @@ class Inventory:
         self._tensors = _values([held for part in self.parts for held in (part._parameters, part._buffers)])
 
 
-def _values(holders: Sequence[Any]) -> Iterable[Any]:
+def _values(holders: Sequence[Holder[T_co]]) -> Iterable[Iterable[T_co]]:
     """Of dictionaries, the views of their values, which stay up to date; others are asked each time."""
     if all(isinstance(holder, dict) for holder in holders):
         return [holder.values() for holder in holders]
     return _Asked(holders)
 
 
-class _Asked:
+class _Asked(Generic[T_co]):
     """The values of holders as they are when iterated: those of scripted modules are no dictionaries."""
 
-    def __init__(self, holders: Sequence[Any]) -> None:
+    def __init__(self, holders: Sequence[Holder[T_co]]) -> None:
         self._holders = holders
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Iterable[T_co]]:
         return (holder.values() for holder in self._holders)

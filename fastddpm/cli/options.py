@@ -22,7 +22,7 @@ class OptionError(ValueError):
 class Command(TyperCommand):
     """A command whose errors name its options."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         """Runs it.
 
         Raises:

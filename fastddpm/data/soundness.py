@@ -14,9 +14,10 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Protocol
 
 MEMORY = 2**31
 """Bytes that the child may allocate; what it maps from the disk is not among them."""
@@ -64,7 +65,7 @@ def _ended(code: int) -> str:
 def _main(search_path: str, paths: Sequence[str]) -> int:
     sys.path[:] = json.loads(search_path)
     _limit_memory()
-    pyarrow: Any = importlib.import_module("pyarrow")
+    pyarrow = importlib.import_module("pyarrow")
     pyarrow.set_cpu_count(1)
     for path in paths:
         print("file", path, flush=True)
@@ -85,7 +86,16 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
-def _look_through(pyarrow: Any, path: Path) -> None:
+class Batch(Protocol):
+    """pyarrow's RecordBatch."""
+
+    num_rows: int
+    nbytes: int
+
+    def validate(self, *, full: bool) -> None: ...
+
+
+def _look_through(pyarrow: ModuleType, path: Path) -> None:
     size, rows, content = path.stat().st_size, 0, 0
     for batch in _parquet(path) if path.suffix == ".parquet" else _stream(pyarrow, path):
         batch.validate(full=True)
@@ -96,13 +106,13 @@ def _look_through(pyarrow: Any, path: Path) -> None:
             raise ValueError(f"inflates to more than {content:,} bytes from {size:,}")
 
 
-def _parquet(path: Path) -> Any:
-    parquet: Any = importlib.import_module("pyarrow.parquet")
+def _parquet(path: Path) -> Iterator[Batch]:
+    parquet = importlib.import_module("pyarrow.parquet")
     with parquet.ParquetFile(str(path)) as file:
         yield from file.iter_batches(batch_size=BATCH, use_threads=False)
 
 
-def _stream(pyarrow: Any, path: Path) -> Any:
+def _stream(pyarrow: ModuleType, path: Path) -> Iterator[Batch]:
     with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as reader:
         yield from reader
 

@@ -6,7 +6,7 @@ Both the kernels on a device and those in Triton's interpreter are held against 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from fastddpm_kernels.noise import reference as noise_spec
 from fastddpm_kernels.q_sample.reference import q_sample as q_sample_reference
 from fastddpm_kernels.reverse_step.reference import reverse_step as reverse_step_reference
 
+Arguments: TypeAlias = dict[str, Any]
+"""Keyword arguments of a public function of the kernels."""
 STEP_LIMIT = 4e-6
 """Of float32 results up to about 10 in size against float64."""
 
@@ -39,7 +41,23 @@ ROW = {
     "eps_divisor": 1.1,
 }
 
-STEPS: dict[str, dict[str, Any]] = {
+
+class Variant(TypedDict, total=False):
+    """How a case of `reverse_step` differs from the plain one."""
+
+    clip: bool
+    dtype: torch.dtype
+    channels_last: bool
+    noisy: bool
+    multistep: bool
+    guided: bool
+    learned_range: bool
+    thresholded: bool
+    divide: bool
+    rederive: bool
+
+
+STEPS: dict[str, Variant] = {
     "linear": {},
     "clip": {"clip": True},
     "clip, bfloat16": {"clip": True, "dtype": torch.bfloat16},
@@ -70,7 +88,7 @@ class Case:
 
     name: str
     operator: str
-    arguments: dict[str, Any]
+    arguments: Arguments
     expected: list[Tensor]
 
 
@@ -94,7 +112,7 @@ def step_case(name: str, shape: tuple[int, int, int]) -> Case:
     table[K] = 0
     for column, value in ROW.items():
         table[K, Column[column.upper()]] = value
-    arguments: dict[str, Any] = {
+    arguments: Arguments = {
         "x": x,
         "m": m,
         "table": table,
@@ -111,9 +129,9 @@ def step_case(name: str, shape: tuple[int, int, int]) -> Case:
     return Case(f"reverse_step, {name}, {_words(shape)}", "reverse_step", arguments, _float64_step(arguments))
 
 
-def _float64_step(arguments: dict[str, Any]) -> list[Tensor]:
+def _float64_step(arguments: Arguments) -> list[Tensor]:
     """The formula in float64, with the NumPy noise in a ring of one slot."""
-    wide = {name: _double(value) for name, value in arguments.items()}
+    wide: Arguments = {name: _double(value) for name, value in arguments.items()}
     if arguments["noise"] is not None:
         drawn = noise_spec.normal(arguments["noise"].numpy(), K + 1, wide["x"].shape[1:], repeat=REPEAT)
         wide["noise"] = torch.from_numpy(drawn)[None]
@@ -121,7 +139,7 @@ def _float64_step(arguments: dict[str, Any]) -> list[Tensor]:
     return [wide["x"]] if wide["x0"] is None else [wide["x"], wide["x0"]]
 
 
-def _double(value: Any) -> Any:
+def _double(value: object) -> object:
     """A copy in float64 of a floating tensor; anything else as it is."""
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -135,7 +153,7 @@ def q_sample_case(shape: tuple[int, int, int], *, drawn: bool) -> Case:
     signal = torch.linspace(0.99, 0.1, 10).sqrt()
     sigma = (1 - signal.square()).sqrt()
     t, ordinals = torch.tensor([9, 0, 5]), torch.tensor([7, 2**32 - 1, 3 * 2**32 + 7])
-    arguments: dict[str, Any] = {
+    arguments: Arguments = {
         "x_0": x_0,
         "t": t,
         "sqrt_alphas_cumprod": signal,
@@ -158,7 +176,7 @@ def error(case: Case, written: list[Tensor]) -> float:
     return max(float((ours.cpu().double() - expected).abs().max()) for ours, expected in pairs)
 
 
-def on(device: torch.device, arguments: dict[str, Any]) -> dict[str, Any]:
+def on(device: torch.device, arguments: Arguments) -> Arguments:
     """The same arguments in new memory on a device, their layouts kept."""
     return {
         name: value.clone().to(device) if isinstance(value, Tensor) else value

@@ -6,7 +6,7 @@ It needs TRITON_INTERPRET=1 and prints one line of JSON: name and error of every
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from fastddpm_kernels.q_sample import kernel as q_sample
 from fastddpm_kernels.reverse_step import kernel as reverse_step
 
 # Modules of kernels are untyped, since a kernel's arguments have no Python types.
-LAUNCH: dict[str, Any] = {"q_sample": q_sample.launch, "reverse_step": reverse_step.launch}
+LAUNCH: dict[str, Callable[..., None]] = {"q_sample": q_sample.launch, "reverse_step": reverse_step.launch}
 
 
 def run(case: Case) -> float:

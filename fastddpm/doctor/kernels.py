@@ -10,11 +10,10 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import fastddpm_kernels
 from fastddpm.doctor import layers
@@ -92,7 +91,15 @@ def interpreted() -> list[Check]:
     return [_judged(row) for row in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _judged(row: dict[str, Any]) -> Check:
+class Row(TypedDict):
+    """What `fastddpm.doctor.interpreter` prints of a case."""
+
+    name: str
+    operator: str
+    error: float
+
+
+def _judged(row: Row) -> Check:
     most = limit(row["operator"])
     return Check(row["name"], "passed" if row["error"] <= most else "failed", row["error"], most)
 
@@ -105,14 +112,10 @@ def _known_answer() -> float:
 def _words(device: torch.device) -> float:
     ours = torch.stack(words(torch.tensor(SEEDS, device=device), 3, 3072, stream=1, repeat=5), dim=1)
     expected = noise_spec.words(SEEDS, 3, 3072, stream=1, repeat=5)
-    return float(np.abs(_numpy(ours) - expected.astype(np.int64)).max())
+    return float(np.abs(ours.cpu().numpy() - expected.astype(np.int64)).max())
 
 
 def _normals(device: torch.device) -> float:
     ours = normal(torch.tensor(SEEDS, device=device), 3, (3, 32, 32), repeat=5)
     expected = noise_spec.normal(SEEDS, 3, (3, 32, 32), repeat=5)
-    return float(np.abs(_numpy(ours.double()) - expected).max())
-
-
-def _numpy(tensor: Tensor) -> Any:
-    return tensor.cpu().numpy()
+    return float(np.abs(ours.double().cpu().numpy() - expected).max())

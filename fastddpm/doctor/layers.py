@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastddpm.doctor.cases import SEEDS, Case
+from fastddpm.doctor.cases import SEEDS, Arguments, Case
 from fastddpm_kernels.noise import reference as noise_spec
 
 LAYER_LIMIT = 1e-5
@@ -53,7 +52,7 @@ def norm_case(name: str, *, channels_last: bool) -> Case:
     return Case(words, "group_norm_silu", arguments, norm_results(plain, wide))
 
 
-def norm_results(function: Callable[..., Tensor], arguments: dict[str, Any]) -> list[Tensor]:
+def norm_results(function: Callable[..., Tensor], arguments: Arguments) -> list[Tensor]:
     """y and the gradient of x of a function that takes the arguments of `group_norm_silu`."""
     given = dict(arguments)
     dy, x = given.pop("dy"), given.pop("x").detach().requires_grad_()
@@ -74,7 +73,7 @@ def loss_case() -> Case:
     return Case("noise_mse and gradient", "noise_mse", arguments, [u.square().mean(), 2 * u])
 
 
-def loss_results(function: Callable[..., Tensor], arguments: dict[str, Any]) -> list[Tensor]:
+def loss_results(function: Callable[..., Tensor], arguments: Arguments) -> list[Tensor]:
     """The loss, and its gradient times the number of elements, of a function like `noise_mse`."""
     prediction = arguments["prediction"].detach().requires_grad_()
     loss = function(**{**arguments, "prediction": prediction})

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
 from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels.compat import runs_kernels
 
-Call = Callable[[], Any]
+Call = Callable[[], object]
 Map = tuple[int, int]
 
 CIFAR10_MAPS: tuple[Map, ...] = (
@@ -40,7 +39,7 @@ LARGE_MAPS: tuple[Map, ...] = (
 
 NUM_GROUPS = 32
 ROW = 10
-STEPS: dict[str, dict[str, Any]] = {
+STEPS: dict[str, dict[str, bool]] = {
     "ddpm": {},
     "ddim": {},
     "ddim, eta 1": {},
@@ -87,12 +86,12 @@ def steps(shape: tuple[int, ...], device: torch.device) -> list[Movement]:
 
 def _plan(name: str) -> Plan:
     schedule = NoiseSchedule.linear()
-    options: dict[str, Any] = {"num_inference_steps": 50, "clip_sample_range": 1.0}
     if name in ("ddpm", "guidance"):
-        return ddpm_plan(schedule, **options)
+        return ddpm_plan(schedule, num_inference_steps=50, clip_sample_range=1.0)
     if name == "dpmpp_2m":
-        return dpmpp_2m_plan(schedule, **options)
-    return ddim_plan(schedule, eta=1.0 if "eta" in name else 0.0, **options)
+        return dpmpp_2m_plan(schedule, num_inference_steps=50, clip_sample_range=1.0)
+    eta = 1.0 if "eta" in name else 0.0
+    return ddim_plan(schedule, eta=eta, num_inference_steps=50, clip_sample_range=1.0)
 
 
 def _step(
@@ -109,9 +108,16 @@ def _step(
         x = _normal(shape, device)
         m = _normal((rows, *shape[1:]), device, dtype, layout)
         x0 = _normal(shape, device) if plan.multistep else None
-        options: dict[str, Any] = {"x0": x0, "clip": plan.clip, "multistep": plan.multistep}
         return lambda: fastddpm_kernels.reverse_step(
-            x, m, table, counter, noise=seeds, guidance=scales, **options
+            x,
+            m,
+            table,
+            counter,
+            noise=seeds,
+            guidance=scales,
+            x0=x0,
+            clip=plan.clip,
+            multistep=plan.multistep,
         )
 
     elements = math.prod(shape)
@@ -157,7 +163,7 @@ def _gradient(prediction: Tensor, seeds: Tensor) -> Call:
         return lambda: noise_mse_backward_op(slopes, prediction, seeds, seeds, "l2", None, None, None)
     prediction.requires_grad_()
 
-    def both() -> Any:
+    def both() -> object:
         with torch.enable_grad():
             return torch.autograd.grad(fastddpm_kernels.noise_mse(prediction, seeds, seeds), prediction)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from fastddpm.doctor import bandwidth, chains, environment, kernels
 from fastddpm.doctor.comparison import Check, compared
 from fastddpm.doctor.environment import Part
 from fastddpm.files import write_json
+from fastddpm.inputs import Json
 from fastddpm.precision import forced
 from fastddpm_kernels import compat
 
@@ -44,7 +44,7 @@ class Examination:
         """Whether no check failed; a missing part of the environment is not a failure."""
         return all(check.status != "failed" for check in self.checks)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """As JSON values."""
         return {**dataclasses.asdict(self), "ok": self.ok}
 

@@ -76,7 +76,7 @@ def optimize(
 
 @overload
 def optimize(
-    obj: Any,
+    obj: object,
     *,
     noise: NoiseKind = "torch",
     engine: Engine = "auto",
@@ -87,7 +87,7 @@ def optimize(
 
 
 def optimize(
-    obj: Any,
+    obj: object,
     *,
     noise: NoiseKind = "torch",
     engine: Engine = "auto",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import check_choice, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.network import PeerNetwork
-from fastddpm.dropin.peer import DropIn, check_device, holds
+from fastddpm.dropin.peer import DropIn, Peer, check_device, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
 from fastddpm.plans.method import StepOptions
@@ -26,14 +26,14 @@ DESCRIPTION = "abarankab/DDPM GaussianDiffusion"
 Callback = Callable[[int, int, Tensor], None]
 
 
-def recognises(obj: Any) -> bool:
+def recognises(obj: object) -> bool:
     """Whether an object holds the networks and buffers of abarankab's GaussianDiffusion."""
     return holds(
         obj, tensors=STORED, modules=("model", "ema_model"), anything=("img_size", "img_channels", "sample")
     )
 
 
-def build(obj: Any, settings: Settings, *, network: NetworkChoice = "auto") -> FastAbarankab:
+def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto") -> FastAbarankab:
     """The drop-in for an object that `recognises`.
 
     Args:
@@ -50,7 +50,7 @@ def build(obj: Any, settings: Settings, *, network: NetworkChoice = "auto") -> F
     return FastAbarankab(obj, settings, network)
 
 
-def _call(module: nn.Module, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Any:
+def _call(module: nn.Module, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> object:
     return module(x, t, class_labels)
 
 
@@ -62,7 +62,7 @@ class FastAbarankab(DropIn):
         settings: noise, engine and dtype.
     """
 
-    def __init__(self, original: Any, settings: Settings, network: NetworkChoice) -> None:
+    def __init__(self, original: Peer, settings: Settings, network: NetworkChoice) -> None:
         super().__init__(original)
         self.settings, self._choice = settings, network
         self._networks: dict[str, PeerNetwork] = {}

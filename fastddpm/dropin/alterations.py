@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastddpm.network import model_device_dtype
 from fastddpm.weights import Inventory
 
-_shape: Any = attrgetter("shape")
-_attributes: Any = attrgetter("__dict__")
+_shape: Callable[[Tensor], torch.Size] = attrgetter("shape")
+_attributes: Callable[[nn.Module], dict[str, object]] = attrgetter("__dict__")
 
 
-def signature(inventory: Inventory, module: nn.Module) -> tuple[Any, ...]:
+def signature(inventory: Inventory, module: nn.Module) -> tuple[torch.device, torch.dtype, int, bool]:
     """What a form of a network depends on besides the weights' values: device, dtype, parts, shapes, hooks.
 
     Args:

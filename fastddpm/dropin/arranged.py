@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastddpm.copies import Copied
 from fastddpm.fusion import FusedNorms, fuse_norms
@@ -36,10 +35,10 @@ class ForGpu(Copied):
         shared = {} if self._dtype else {id(tensor): tensor for tensor in Inventory([original]).tensors()}
         module = copy.deepcopy(original, shared)
         module = module if self._dtype is None else module.to(self._dtype).requires_grad_(False)
-        moved: dict[Any, nn.Parameter] = {}  # a weight that convolutions share stays one
+        moved: dict[Tensor, nn.Parameter] = {}  # a weight that convolutions share stays one
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
-                weight: Any = part.weight
+                weight = part.weight
                 if not weight.is_contiguous(memory_format=torch.channels_last) and weight not in moved:
                     own = weight.detach().contiguous(memory_format=torch.channels_last)
                     moved[weight] = nn.Parameter(own, requires_grad=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,9 @@ class Adapter:
         dtype: run under autocast to this; None for the dtype of the weights.
     """
 
-    def __init__(self, module: nn.Module, call: Callable[..., Any], dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, call: Callable[..., object], dtype: torch.dtype | None = None
+    ) -> None:
         self.module, self.call, self.dtype = module, call, dtype
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastddpm.dropin._diffusers.kinds import pipeline_kind
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline, FastPipeline
 from fastddpm.dropin.alterations import warn_if_random
+from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
 
 if TYPE_CHECKING:
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
 DESCRIPTION = "diffusers DDPMPipeline and DDIMPipeline"
 
 
-def recognises(obj: Any) -> bool:
+def recognises(obj: object) -> bool:
     """Whether an object has a UNet, a scheduler and the call of one of the two pipelines."""
     return pipeline_kind(obj) is not None
 
 
-def build(obj: Any, settings: Settings, **options: Unpack[PeerOptions]) -> FastPipeline:
+def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> FastPipeline:
     """The drop-in for a pipeline that `recognises`.
 
     Args:

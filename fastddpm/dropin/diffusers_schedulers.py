@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.options import Options
+from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
 
 if TYPE_CHECKING:
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 DESCRIPTION = "diffusers DDPMScheduler and DDIMScheduler"
 
 
-def recognises(obj: Any) -> bool:
+def recognises(obj: object) -> bool:
     """Whether an object has the step, the tables and the configuration of one of the two schedulers."""
     return scheduler_kind(obj) in ("DDPMScheduler", "DDIMScheduler")
 
 
-def build(obj: Any, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
+def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     """A FastDDPMScheduler or FastDDIMScheduler with the scheduler's configuration, tables and timesteps.
 
     Args:

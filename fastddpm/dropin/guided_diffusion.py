@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.guided_diffusion_guidance import Guidance
-from fastddpm.dropin.peer import DropIn, holds
+from fastddpm.dropin.peer import DropIn, Peer, holds
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.network import Model, model_device_dtype, modules_of
 from fastddpm.plans import Plan
@@ -34,7 +34,7 @@ KEPT_MODELS = 4
 _HELD = ("model_mean_type", "model_var_type", "num_timesteps", "p_sample_loop", "ddim_sample_loop")
 
 
-def recognises(obj: Any) -> bool:
+def recognises(obj: Peer) -> bool:
     """Whether an object holds the tables (NumPy arrays) and the types of a GaussianDiffusion of theirs."""
     if not holds(obj, anything=(*TABLES, *_HELD)):
         return False
@@ -43,7 +43,7 @@ def recognises(obj: Any) -> bool:
     return arrays and all(isinstance(getattr(value, "name", None), str) for value in types)
 
 
-def build(obj: Any, settings: Settings) -> FastGuidedDiffusion:
+def build(obj: Peer, settings: Settings) -> FastGuidedDiffusion:
     """The drop-in for an object that `recognises`.
 
     Args:
@@ -79,7 +79,7 @@ class Request:
     clip_denoised: bool = True
     denoised_fn: Callable[[Tensor], Tensor] | None = None
     cond_fn: Callable[..., Tensor] | None = None
-    model_kwargs: Mapping[str, Any] | None = None
+    model_kwargs: Mapping[str, object] | None = None
     device: torch.device | str | None = None
     progress: bool = False
     seeds: Sequence[int] | Tensor | None = field(default=None, kw_only=True)
@@ -101,7 +101,7 @@ class Request:
         """The tensors among model_kwargs."""
         return {k: v for k, v in (self.model_kwargs or {}).items() if isinstance(v, Tensor)}
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, object]:
         """The rest of model_kwargs."""
         return {k: v for k, v in (self.model_kwargs or {}).items() if not isinstance(v, Tensor)}
 
@@ -149,10 +149,10 @@ class FastGuidedDiffusion(DropIn):
         settings: noise, engine and dtype.
     """
 
-    def __init__(self, original: Any, settings: Settings) -> None:
+    def __init__(self, original: Peer, settings: Settings) -> None:
         super().__init__(original)
         self.settings = settings
-        self._kept: OrderedDict[Any, tuple[Model, Runner]] = OrderedDict()
+        self._kept: OrderedDict[object, tuple[Model, Runner]] = OrderedDict()
         self._warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._engine = f"{settings.engine}, by the network's device"
         self._precision = "that of the module given with each call"
@@ -301,7 +301,7 @@ class FastGuidedDiffusion(DropIn):
         return functools.partial(_under_autocast, model, self.settings.dtype)
 
 
-def _hashable(key: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _hashable(key: tuple[object, ...]) -> tuple[object, ...] | None:
     """The key, or None where a part of it cannot be compared: then buffers are for one call alone."""
     try:
         hash(key)
@@ -310,7 +310,7 @@ def _hashable(key: tuple[Any, ...]) -> tuple[Any, ...] | None:
     return key
 
 
-def _under_autocast(model: Model, dtype: torch.dtype, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
+def _under_autocast(model: Model, dtype: torch.dtype, x: Tensor, t: Tensor, **cond: Tensor) -> object:
     # Without the cache: a captured graph would go on reading the weights as cast when captured.
     with torch.autocast(x.device.type, dtype, cache_enabled=False):
         return model(x, t, **cond)

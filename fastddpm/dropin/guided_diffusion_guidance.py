@@ -11,7 +11,6 @@ The last is eps - sqrt(1 - abar)*gradient, solved for x0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +69,7 @@ class Guidance:
         plan_times: Tensor,
         plan_rows: Tensor,
         plan_weights: Tensor,
-        **cond: Any,
+        **cond: object,
     ) -> Tensor:
         """The mean, ``(B, C, H, W)``, or with the learned variance behind it ``(B, 2C, H, W)``.
 

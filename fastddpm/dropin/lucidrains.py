@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastddpm.checks import BadArgument
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.lucidrains_guidance import FastGuidedLucidrains
 from fastddpm.dropin.lucidrains_loops import DESCRIPTION, FastLucidrains, parameters_of
-from fastddpm.dropin.peer import holds
+from fastddpm.dropin.peer import Peer, holds
 from fastddpm.dropin.settings import Settings
 from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES
 
@@ -26,7 +24,7 @@ _REFUSED_ARGUMENTS = {
 }
 
 
-def recognises(obj: Any) -> bool:
+def recognises(obj: Peer) -> bool:
     """Whether an object holds the network, buffers and objective of one of the library's classes."""
     if not holds(obj, modules=("model",)):
         return False
@@ -35,7 +33,7 @@ def recognises(obj: Any) -> bool:
     return holds(obj, tensors=BUFFERS, anything=_HELD) and obj.objective in tuple(OBJECTIVES)
 
 
-def build(obj: Any, settings: Settings, **options: bool) -> FastLucidrains:
+def build(obj: Peer, settings: Settings, **options: bool) -> FastLucidrains:
     """The drop-in for an object that `recognises`.
 
     Args:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_count
 from fastddpm.dropin.lucidrains_loops import DrawOptions, FastLucidrains
+from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
@@ -44,7 +45,7 @@ class FastGuidedLucidrains(FastLucidrains):
 
     description = DESCRIPTION
 
-    def __init__(self, original: Any, settings: Settings, *, repair: bool = False) -> None:
+    def __init__(self, original: Peer, settings: Settings, *, repair: bool = False) -> None:
         self.repair = repair
         super().__init__(original, settings)
 
@@ -177,23 +178,23 @@ class FastGuidedLucidrains(FastLucidrains):
 
 
 def _guided_pair(
-    cond_scale: float, rescaled_phi: float, mixes: bool, module: nn.Module, *inputs: Tensor
+    cond_scale: float, rescaled_phi: float, mixes: bool, module: Peer, *inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The guided and the unconditional prediction, ``(B, C, H, W)`` each."""
-    guide: Any = module.forward_with_cond_scale
-    output = guide(*inputs, cond_scale=cond_scale, rescaled_phi=rescaled_phi)
+    output = module.forward_with_cond_scale(*inputs, cond_scale=cond_scale, rescaled_phi=rescaled_phi)
     if mixes:
         return output[:1].expand_as(output), output[1:].expand_as(output)
     return output if isinstance(output, tuple) else (output, output)
 
 
-def _first(predict: Any, module: nn.Module, x: Tensor, t: Tensor, classes: Tensor) -> Tensor:
-    prediction: Tensor = predict(module, x, t, classes)[0]
-    return prediction
+def _first(
+    predict: Callable[..., tuple[Tensor, Tensor]], module: nn.Module, x: Tensor, t: Tensor, classes: Tensor
+) -> Tensor:
+    return predict(module, x, t, classes)[0]
 
 
 def _finished_mean(
-    predict: Any,
+    predict: Callable[..., tuple[Tensor, Tensor]],
     reads_eps: bool,
     module: nn.Module,
     x: Tensor,

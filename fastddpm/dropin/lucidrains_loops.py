@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_choice, whole
 from fastddpm.dropin.comparison import Adapter
-from fastddpm.dropin.peer import DropIn
+from fastddpm.dropin.peer import DropIn, Peer
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import Engine
 from fastddpm.network import model_device_dtype
@@ -43,10 +43,10 @@ class FastLucidrains(DropIn):
         settings: noise, engine and dtype.
     """
 
-    def __init__(self, original: Any, settings: Settings) -> None:
+    def __init__(self, original: Peer, settings: Settings) -> None:
         super().__init__(original)
         self.settings = settings
-        self._runners: dict[Any, Runner] = {}
+        self._runners: dict[object, Runner] = {}
         self._plain()
 
     def sample(
@@ -203,7 +203,7 @@ class FastLucidrains(DropIn):
         """The runner of this class, whose network is given x and t and perhaps the last x0."""
         return self._runner("plain", _learned if self._habits().learned else _self_conditioned)
 
-    def _runner(self, key: Any, call: Callable[..., Any]) -> Runner:
+    def _runner(self, key: object, call: Callable[..., object]) -> Runner:
         """The runner for one way to call the network; made anew where it is another one or was moved."""
         module = self.original.model
         runner = self._runners.pop(key, None)
@@ -239,15 +239,15 @@ class FastLucidrains(DropIn):
         return int(height), int(width)
 
 
-def _learned(module: nn.Module, x: Tensor, t: Tensor) -> Any:
+def _learned(module: nn.Module, x: Tensor, t: Tensor) -> object:
     return module(x, t)
 
 
-def _self_conditioned(module: nn.Module, x: Tensor, t: Tensor, x_self_cond: Tensor | None = None) -> Any:
+def _self_conditioned(module: nn.Module, x: Tensor, t: Tensor, x_self_cond: Tensor | None = None) -> object:
     # Positional, as there: networks of the library name the third argument in two ways.
     return module(x, t, x_self_cond)
 
 
-def parameters_of(function: Any) -> tuple[str, ...]:
+def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:
     """The names of a function's parameters."""
     return tuple(inspect.signature(function).parameters)

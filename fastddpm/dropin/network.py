@@ -8,7 +8,7 @@ still the same tensors, so that an optimiser's step, an EMA update and `load_sta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class PeerNetwork:
     def __init__(
         self,
         source: nn.Module,
-        call: Callable[..., Any],
+        call: Callable[..., object],
         dialect: Dialect,
         settings: Settings,
         *,

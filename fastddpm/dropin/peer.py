@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument
 from fastddpm.dropin.settings import Report
+
+Peer: TypeAlias = Any
+"""An object of a library without types, known by what it holds."""
 
 
 class DropIn(ABC):
@@ -20,9 +23,9 @@ class DropIn(ABC):
         original: the object given to `fastddpm.optimize`, untouched.
     """
 
-    original: Any
+    original: Peer
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, original: Peer) -> None:
         self.original = original
 
     def __getattr__(self, name: str) -> Any:
@@ -40,7 +43,7 @@ class DropIn(ABC):
 
 
 def holds(
-    obj: Any, *, tensors: Sequence[str] = (), modules: Sequence[str] = (), anything: Sequence[str] = ()
+    obj: object, *, tensors: Sequence[str] = (), modules: Sequence[str] = (), anything: Sequence[str] = ()
 ) -> bool:
     """Whether an object has tensors, modules and other attributes of these names. Never raises.
 
@@ -57,7 +60,7 @@ def holds(
         return False
 
 
-def check_device(device: Any, network: torch.device) -> None:
+def check_device(device: torch.device | str | int, network: torch.device) -> None:
     """ValueError unless ``device``, as a peer's caller gives it, is where the network is."""
     given = torch.device(device)
     if given.type != network.type or (given.index is not None and given.index != (network.index or 0)):

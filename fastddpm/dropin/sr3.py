@@ -8,7 +8,7 @@ again: everything is read anew by each call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_choice, shown, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.network import PeerNetwork
-from fastddpm.dropin.peer import DropIn, holds
+from fastddpm.dropin.peer import DropIn, Peer, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.method import StepOptions
 from fastddpm.plans.plan import Plan
@@ -42,13 +42,13 @@ class LoopOptions(StepOptions, total=False):
     progress: bool
 
 
-def recognises(obj: Any) -> bool:
+def recognises(obj: object) -> bool:
     """Whether an object holds what SR3's GaussianDiffusion does, before or after its schedule is set."""
     parts = ("conditional", "channels", "image_size", "super_resolution", "set_new_noise_schedule")
     return holds(obj, modules=("denoise_fn",), anything=parts)
 
 
-def build(obj: Any, settings: Settings, *, network: NetworkChoice = "auto") -> FastSR3:
+def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto") -> FastSR3:
     """The drop-in for an object that `recognises`.
 
     Args:
@@ -64,11 +64,11 @@ def build(obj: Any, settings: Settings, *, network: NetworkChoice = "auto") -> F
     return FastSR3(obj, settings, network)
 
 
-def _call_at_level(module: nn.Module, x: Tensor, t: Tensor) -> Any:
+def _call_at_level(module: nn.Module, x: Tensor, t: Tensor) -> object:
     return module(x, t[:, None])
 
 
-def _call_at_time(module: nn.Module, x: Tensor, t: Tensor) -> Any:
+def _call_at_time(module: nn.Module, x: Tensor, t: Tensor) -> object:
     return module(x, t)
 
 
@@ -84,7 +84,7 @@ class FastSR3(DropIn):
         settings: noise, engine and dtype.
     """
 
-    def __init__(self, original: Any, settings: Settings, network: NetworkChoice) -> None:
+    def __init__(self, original: Peer, settings: Settings, network: NetworkChoice) -> None:
         super().__init__(original)
         self.settings, self._choice = settings, network
         self._last: PeerNetwork | None = None
@@ -215,7 +215,9 @@ class FastSR3(DropIn):
         return self._last
 
 
-def _checked(x_in: Any, is_conditional: bool, device: torch.device) -> tuple[tuple[int, ...], Tensor | None]:
+def _checked(
+    x_in: Tensor | Sequence[int], is_conditional: bool, device: torch.device
+) -> tuple[tuple[int, ...], Tensor | None]:
     """The shape of the images, and the condition of a conditional model."""
     if not is_conditional:
         if isinstance(x_in, Tensor) or len(x_in) != 4:

@@ -12,7 +12,7 @@ import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,10 @@ from fastddpm.engine.watch import Offence, Watch
 from fastddpm.facts import model_facts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
 from fastddpm.plans.method import TIME_INPUTS, TimeInput
-from fastddpm.tabulated import bind
+from fastddpm.tabulated import ModelInputs, bind
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ def run_on_fakes(
     device: torch.device,
     cond: Mapping[str, Tensor],
     condition: Tensor | None,
-    **options: Any,
+    **options: Unpack[ModelInputs],
 ) -> list[Offence]:
     """Runs a model as a step does, on fake CUDA tensors in the place of its weights.
 
@@ -150,7 +153,7 @@ def run_on_fakes(
 @contextmanager
 def on_fake_cuda(model: Model) -> Iterator[None]:
     """A model's parameters and buffers as fake CUDA tensors, put back afterwards."""
-    exchanged: list[tuple[dict[str, Any], str, Any]] = []
+    exchanged: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
         for module in modules_of(model):
             for part in module.modules():
@@ -183,11 +186,11 @@ def running_modules(model: Model) -> Iterator[list[str]]:
     here = threading.get_ident()
 
     # The hooks are global: other threads' modules come here too.
-    def enter(module: nn.Module, *_: Any) -> None:
+    def enter(module: nn.Module, *_: object) -> None:
         if threading.get_ident() == here:
             running.append(names.get(id(module), type(module).__name__))
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         if threading.get_ident() == here:
             running.pop()
 
@@ -202,7 +205,7 @@ def synchronize_watched(watch: Watch) -> Iterator[None]:
     """`torch.cuda.synchronize` notes an offence instead; it is no operator that a dispatch mode sees."""
     original, here = torch.cuda.synchronize, threading.get_ident()
 
-    def noted(device: Any = None) -> None:
+    def noted(device: torch.types.Device = None) -> None:
         if threading.get_ident() != here:
             original(device)
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -190,6 +190,14 @@ def compile_network(engine: Engine, network: Network, device: torch.device) -> S
     elif engine == "compile" and is_captured(engine, device):
         network.compile()
     return None
+
+
+class ExecutorOptions(TypedDict):
+    """The options of :func:`make_executor`."""
+
+    steps_per_graph: int
+    on_fallback: Run | None
+    refusal: Callable[[], str] | None
 
 
 def make_executor(

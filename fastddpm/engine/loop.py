@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastddpm.engine.executors import Engine, EngineChoice, compile_network, make_executor
+from fastddpm.engine.executors import (
+    Engine,
+    EngineChoice,
+    ExecutorOptions,
+    compile_network,
+    make_executor,
+)
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.heap import keep_heap
 from fastddpm.engine.parcel import Parcel
@@ -30,6 +36,8 @@ from fastddpm.weights import Inventory
 from fastddpm_kernels import normal
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from fastddpm.batch import Batch
     from fastddpm.copies import Copies
 
@@ -42,14 +50,19 @@ class Loop:
         case: what is fixed in a step.
         capacity: plan rows the table holds; more than any plan by the graph's warm-up steps.
         engine: resolved engine name.
-        options: `steps_per_graph` and `on_fallback` of :func:`make_executor`.
+        options: of :func:`make_executor`.
     """
 
     def __init__(
-        self, network: Network, case: StepCase, capacity: int, engine: Engine, **options: Any
+        self,
+        network: Network,
+        case: StepCase,
+        capacity: int,
+        engine: Engine,
+        **options: Unpack[ExecutorOptions],
     ) -> None:
         self.network, self.case = network, case
-        self.steps_per_graph: int = options["steps_per_graph"]
+        self.steps_per_graph = options["steps_per_graph"]
         device = network.time.device
         if device.type == "cpu":
             keep_heap()
@@ -137,7 +150,7 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def current(self) -> AbstractContextManager[Any]:
+    def current(self) -> AbstractContextManager[object]:
         """Makes the loop's device the current one: Triton launches there, wherever its tensors are."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
@@ -169,7 +182,7 @@ class Loops:
         self.limit = limit
         self._choice, self._may_fall_back = EngineChoice(engine), may_fall_back
         self._steps_per_graph = steps_per_graph
-        self._loops: OrderedDict[tuple[Any, ...], Loop] = OrderedDict()
+        self._loops: OrderedDict[tuple[object, ...], Loop] = OrderedDict()
         self._inventories: dict[int, Inventory] = {}
 
     @property
@@ -221,10 +234,15 @@ class Loops:
         )
         ask = None
         if type(network) is Network and self._may_fall_back:
-            options = {"dtype": dtype, "guided": case.guided, "time_dtype": time_dtype}
-            # The loop's own, x_self_cond, among them.
             ask = functools.partial(
-                refusal, model, case.shape, cond=network.cond, condition=condition, **options
+                refusal,
+                model,
+                case.shape,
+                dtype=dtype,
+                guided=case.guided,
+                time_dtype=time_dtype,
+                cond=network.cond,  # the loop's own, x_self_cond, among them
+                condition=condition,
             )
         self._loops[key] = Loop(
             network,
@@ -267,7 +285,7 @@ def form_for(engine: Engine, device: torch.device, held: Sequence[Inventory]) ->
     return "rearranged" if device.type == "cpu" and engine == "compile" else "plain"
 
 
-def _global_key() -> tuple[Any, ...]:
+def _global_key() -> tuple[object, ...]:
     """Global settings that choose kernels."""
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     convolutions: Any = cudnn.conv  # type: ignore[attr-defined]

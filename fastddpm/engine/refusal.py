@@ -6,21 +6,33 @@ A capture that fails costs more than time: older torch has to be mended after it
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fastddpm.engine.capturable import run_on_fakes
 from fastddpm.engine.watch import UNKNOWN, Offence
 from fastddpm.network import Model, modules_of
+from fastddpm.tabulated import ModelInputs
 from fastddpm.weights import Inventory
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Models fill caches in their first pass, before anything is captured.
 PASSES = 2
 
 
-def refusal(model: Model, shape: Sequence[int], **options: Any) -> str:
+class FakeRun(ModelInputs):
+    """What a model is run on: see :func:`fastddpm.engine.capturable.run_on_fakes`."""
+
+    cond: Mapping[str, Tensor]
+    condition: Tensor | None
+
+
+def refusal(model: Model, shape: Sequence[int], **options: Unpack[FakeRun]) -> str:
     """What a capture would refuse, in words; an empty text for nothing, or where that cannot be told.
 
     A copy of the model's structure is run, which shares its weights: the model itself is not touched, so that

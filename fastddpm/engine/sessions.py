@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from typing import Literal, Protocol
@@ -203,12 +203,17 @@ class _OpenVino:
         }
         compiled = openvino.compile_model(openvino.convert_model(io.BytesIO(proto)), "CPU", settings)
         self._request = compiled.create_infer_request()
-        self._names = [one.any_name for one in compiled.inputs]  # of those that it uses
+        self._names = [_own_name(one.get_names()) for one in compiled.inputs]  # of those that it uses
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         arrays = {name: inputs[_place(name)].detach().contiguous().numpy() for name in self._names}
         self._request.infer(arrays, share_inputs=True)
         return torch.from_numpy(self._request.get_output_tensor().data)
+
+
+def _own_name(names: Collection[str]) -> str:
+    """Of the names of an input, to which OpenVINO adds those of what is made of it, the one it came with."""
+    return next(name for name in names if name.startswith("input_"))
 
 
 def _place(name: str) -> int:

@@ -6,13 +6,21 @@ import dataclasses
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+class Operator(Protocol):
+    """torch's OpOverload, whose own types are incomplete."""
+
+    def name(self) -> str: ...
+    def __call__(self, *arguments: object, **options: object) -> object: ...
+
 
 # Frames of these are not the model's own code.
 LIBRARY = Path(torch.__file__).parent
@@ -54,8 +62,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._failed: BaseException | None = None
 
     def __torch_dispatch__(
-        self, operator: Any, types: Any, arguments: tuple[Any, ...] = (), options: Any = None
-    ) -> Any:
+        self,
+        operator: Operator,
+        types: object,
+        arguments: tuple[object, ...] = (),
+        options: dict[str, object] | None = None,
+    ) -> object:
         options = options or {}
         name, before = operator.name(), len(self.offences)
         reason = host_traffic(name, tree_leaves((arguments, options)), [])
@@ -94,7 +106,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.note(type(error).__name__, reason, traceback.extract_tb(error.__traceback__))
 
 
-def host_traffic(name: str, given: Sequence[Any], made: Sequence[Any]) -> str:
+def host_traffic(name: str, given: Sequence[object], made: Sequence[object]) -> str:
     """What is wrong with an operator's devices, or an empty text.
 
     A tensor of one number on the host may stand beside tensors of the card: it becomes a constant.

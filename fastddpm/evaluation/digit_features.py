@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase  # type: ignore[import-untyped]
 
@@ -16,7 +14,7 @@ LAYER = "64"
 class DigitFeatures(FeatureExtractorBase):  # type: ignore[misc]
     """uint8 ``(B, 1, 28, 28)`` -> the 64 features of `DigitClassifier`, in float64 for the covariances."""
 
-    def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
+    def __init__(self, name: str, features_list: list[str], **options: object) -> None:
         super().__init__(name, features_list)
         self.classifier = load_digit_classifier()
 

@@ -9,7 +9,6 @@ import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from fastddpm.data.folder import SUFFIXES
 from fastddpm.data.mnist import load_mnist
 from fastddpm.images import Pixels
 from fastddpm.inputs import member
-from fastddpm.jobs.manifest import MANIFEST, read_manifest
+from fastddpm.jobs.manifest import MANIFEST, Record, read_manifest
 from fastddpm.jobs.shards import FORMATS, digest, read_shard
 from fastddpm.pictures import opened
 
@@ -104,7 +103,7 @@ def _of_job(folder: Path) -> ImageSet:
     format = manifest["settings"].get("format")
     check_choice(f"{folder / MANIFEST}: format", format, FORMATS)
 
-    def reader(record: dict[str, Any]) -> Read:
+    def reader(record: Record) -> Read:
         def read() -> Pixels:
             path = member(folder, record["name"])
             if not path.exists() or digest(path) != (record["bytes"], record["sha256"]):

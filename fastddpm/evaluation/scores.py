@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ def _tensors_alone(weights: str | Path | None) -> Iterator[str | None]:
         yield str(copy)
 
 
-def _calculated(torch_fidelity: Any, **arguments: Any) -> dict[str, float]:
+def _calculated(torch_fidelity: ModuleType, **arguments: object) -> dict[str, float]:
     try:
         found: dict[str, float] = torch_fidelity.calculate_metrics(**arguments)
     except RuntimeError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from fastddpm.formats.files import CheckpointError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.inputs import Fields
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import abarankab as dialect
 
@@ -21,14 +21,14 @@ _ASKED = {
 }
 
 
-def recognises(state: Mapping[str, Any]) -> bool:
+def recognises(state: Mapping[str, object]) -> bool:
     """Whether a state dict is one of theirs."""
     return any(f"{prefix}init_conv.weight" in state for prefix in ("", _MODEL)) and any(
         name.endswith("downs.0.conv_1.weight") for name in state
     )
 
 
-def read(state: Mapping[str, Tensor], given: Mapping[str, Any], *, ema: bool) -> Loaded:
+def read(state: Mapping[str, Tensor], given: Fields, *, ema: bool) -> Loaded:
     """Reads a state dict.
 
     Args:

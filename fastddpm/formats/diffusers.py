@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from fastddpm.betas import MAX_STEPS
 from fastddpm.checks import BadArgument, whole
 from fastddpm.formats.files import CheckpointError, ConfigError, check_finite, read_json, read_tensors
 from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of, square
-from fastddpm.inputs import InputError, member
+from fastddpm.inputs import Fields, InputError, member
 from fastddpm.options import SamplerOptions
-from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, float32_betas
+from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, float32_betas, read_config
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import diffusers as dialect
 from fastddpm.unet.config import MAX_BLOCKS, MAX_LEVELS, MAX_WIDTH
@@ -57,7 +57,7 @@ def recognises_state(state: Mapping[str, Tensor]) -> bool:
     return "time_embedding.linear_1.weight" in state and "down_blocks.0.resnets.0.conv1.weight" in state
 
 
-def read(folder: Path, given: Mapping[str, Any]) -> Loaded:
+def read(folder: Path, given: Fields) -> Loaded:
     """Reads a folder.
 
     Args:
@@ -81,7 +81,7 @@ def read(folder: Path, given: Mapping[str, Any]) -> Loaded:
     return _loaded(state, options, stored, given)
 
 
-def read_state(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
+def read_state(state: Mapping[str, Tensor], given: Fields) -> Loaded:
     """Reads a state dict of a ``UNet2DModel``; ``given`` as of :func:`read`, with the whole of ``unet``."""
     known(given, ("unet", "scheduler", "num_classes", *SHARED))
     ask(given, {"unet": "the UNet2DModel's config.json"}, "a state dict of diffusers")
@@ -110,9 +110,7 @@ def _parts(index: Path) -> list[Path]:
         raise CheckpointError(f"{index}: {error}") from error
 
 
-def _loaded(
-    state: dict[str, Tensor], options: Mapping[str, Any], stored: Mapping[str, Any], given: Mapping[str, Any]
-) -> Loaded:
+def _loaded(state: dict[str, Tensor], options: Fields, stored: Fields, given: Fields) -> Loaded:
     size = given.get("image_size") or options.get("sample_size")
     asked = {"image_size": "a side in pixels or (H, W)"}
     scheduler = {**stored, **(given.get("scheduler") or {})}
@@ -133,7 +131,7 @@ def _loaded(
     return Loaded(model, schedule, {**sampler, "shape": [channels, *sides]})
 
 
-def _network(state: dict[str, Tensor], options: Mapping[str, Any], num_classes: int | None) -> nn.Module:
+def _network(state: dict[str, Tensor], options: Fields, num_classes: int | None) -> nn.Module:
     try:
         ours = dialect.config(options, num_classes=num_classes)
     except ValueError as error:
@@ -146,7 +144,7 @@ def _network(state: dict[str, Tensor], options: Mapping[str, Any], num_classes: 
         raise CheckpointError(f"{WEIGHTS}: {error}") from error
 
 
-def _theirs(state: dict[str, Tensor], options: Mapping[str, Any], reason: str) -> nn.Module:
+def _theirs(state: dict[str, Tensor], options: Fields, reason: str) -> nn.Module:
     """diffusers' own network, where ours does not fit."""
     try:
         from diffusers import UNet2DModel
@@ -166,7 +164,7 @@ def _theirs(state: dict[str, Tensor], options: Mapping[str, Any], reason: str) -
     return model.eval()
 
 
-def _check_limits(options: Mapping[str, Any]) -> None:
+def _check_limits(options: Fields) -> None:
     """Refuses sizes of a UNet2DModel from which its constructor would build for hours."""
     given = {**dialect.DEFAULTS, **options}
     try:
@@ -181,13 +179,13 @@ def _check_limits(options: Mapping[str, Any]) -> None:
         raise ConfigError(error) from error
 
 
-def sampler_options(scheduler: Mapping[str, Any]) -> SamplerOptions:
+def sampler_options(scheduler: Fields) -> SamplerOptions:
     """Options of :class:`fastddpm.Sampler` from a scheduler's configuration.
 
     Raises:
         CheckpointError: naming a field that the sampler has not.
     """
-    config = {**_DEFAULTS, **scheduler}
+    config = read_config(scheduler, _DEFAULTS)
     method = SCHEDULERS.get(str(config.get("_class_name")))
     if method is None:
         raise CheckpointError(
@@ -201,8 +199,9 @@ def sampler_options(scheduler: Mapping[str, Any]) -> SamplerOptions:
     for name, present in refused.items():
         if present:
             raise CheckpointError(
-                f"scheduler: {name}={config[name]!r} is no option of Sampler; fastddpm.optimize(pipeline) "
-                f'repeats it, config={{"scheduler": {{"{name}": {_DEFAULTS[name]!r}}}}} leaves it out'
+                f"scheduler: {name}={config.get(name)!r} is no option of Sampler; "
+                "fastddpm.optimize(pipeline) repeats it, "
+                f'config={{"scheduler": {{"{name}": {_DEFAULTS[name]!r}}}}} leaves it out'
             )
     options = {
         "method": method,
@@ -226,9 +225,9 @@ def _variance_type(name: object) -> str:
     return types[name]
 
 
-def noise_schedule(scheduler: Mapping[str, Any]) -> NoiseSchedule:
+def noise_schedule(scheduler: Fields) -> NoiseSchedule:
     """The schedule of a scheduler's configuration."""
-    config = {**_DEFAULTS, **scheduler}
+    config = read_config(scheduler, _DEFAULTS)
     name = config["beta_schedule"]
     steps = whole("num_train_timesteps", config["num_train_timesteps"], least=1, most=MAX_STEPS)
     ends = (config["beta_start"], config["beta_end"])

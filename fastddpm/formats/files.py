@@ -8,7 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastddpm import inputs
-from fastddpm.inputs import InputError
+from fastddpm.inputs import InputError, Json
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COUNTERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -168,7 +168,7 @@ def _is_finite(value: Tensor) -> bool:
     return math.isfinite(low) and math.isfinite(high)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """A JSON object, as of :func:`fastddpm.inputs.read_json`.
 
     Raises:

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from fastddpm.formats.files import CheckpointError, ConfigError
-from fastddpm.inputs import MAX_SIDE
+from fastddpm.inputs import MAX_SIDE, Fields
 from fastddpm.options import SamplerOptions
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
+from fastddpm.unet.config import Options
 from fastddpm.unet.inference import assemble, infer
 
 FREE = (
@@ -115,7 +116,7 @@ def groups_asked(state: Mapping[str, Tensor]) -> dict[str, str]:
     return {"num_groups": f"groups of GroupNorm, a divisor of {common}"}
 
 
-def _inferred(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _inferred(state: Mapping[str, Tensor]) -> Options:
     try:
         return infer(state)
     except ValueError as error:
@@ -152,7 +153,7 @@ def schedule_of(value: Any) -> NoiseSchedule:
         raise ConfigError(f"schedule={given} given, not a schedule ({error})") from error
 
 
-def _named(name: str, steps: int, value: Mapping[str, Any]) -> NoiseSchedule:
+def _named(name: str, steps: int, value: Fields) -> NoiseSchedule:
     start, end = float(value.get("linear_start", 1e-4)), float(value.get("linear_end", 2e-2))
     if name in ("linear", "quad"):
         schedule: NoiseSchedule = getattr(NoiseSchedule, name)(steps, start, end)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.inputs import Fields
 from fastddpm.options import SamplerOptions
 from fastddpm.unet import sr3 as dialect
+from fastddpm.unet.config import Options
 
 _PREFIX = "denoise_fn."
 _OPTIONS = ("num_groups", "dropout", *SHARED)
@@ -29,7 +30,7 @@ def recognises(state: Mapping[str, Tensor]) -> bool:
     return dialect.variant_of(_network(state)) is not None
 
 
-def read(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> Loaded:
+def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
     """Reads a state dict of either variant.
 
     Args:
@@ -74,7 +75,7 @@ def _network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _from_configuration(document: Mapping[str, Any], variant: str) -> dict[str, Any]:
+def _from_configuration(document: Fields, variant: str) -> Options:
     """Our options from the content of their JSON file."""
     model = document["model"]
     try:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fastddpm.checks import BadArgument
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
+from fastddpm.inputs import Json
 from fastddpm.interruption import postponed
 from fastddpm.options import SamplerOptions
 from fastddpm.plans.method import FIELDS, Method
@@ -78,7 +78,7 @@ def save_pipeline(folder: str | Path, unet: UNet, schedule: NoiseSchedule, optio
     return folder
 
 
-def scheduler_config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
+def scheduler_config(schedule: NoiseSchedule, method: Method) -> Json:
     """A scheduler's configuration for a schedule and a method.
 
     Raises:
@@ -91,7 +91,7 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
         if value != _NEUTRAL.get(name, value):
             raise BadArgument(name, repr(value), f"{_NEUTRAL[name]!r} by a pipeline of diffusers")
     clip = method.clip_sample_range
-    config: dict[str, Any] = {
+    config: Json = {
         "_class_name": names[method.method],
         "_diffusers_version": VERSION,
         "num_train_timesteps": len(schedule),
@@ -116,7 +116,7 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> dict[str, Any]:
     return config
 
 
-def _betas(schedule: NoiseSchedule) -> dict[str, Any]:
+def _betas(schedule: NoiseSchedule) -> Json:
     """Fields that give these betas; by name where diffusers has the name, else the betas themselves."""
     parameters = schedule.to_dict().get("parameters", {})
     named = {"trained_betas": None, "rescale_betas_zero_snr": schedule.zero_terminal_snr}

@@ -9,7 +9,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from torch import nn
 from fastddpm.checks import BadArgument, whole
 from fastddpm.engine import Engine, resolve_engine
 from fastddpm.images import Pixels, to_uint8
+from fastddpm.inputs import Json
 from fastddpm.network import Model
 from fastddpm.options import RunOptions
 from fastddpm.plans import Plan
@@ -57,7 +58,7 @@ class Drawer(Protocol):
     def device(self) -> str:
         """``cpu`` or ``cuda``."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
 
     def made_on(self) -> str:
@@ -104,7 +105,7 @@ class TorchDrawer:
         self._asked = sampler.options["engine"] if engine is None else engine
         self._engine: Engine = resolve_engine(self._asked, self._place)
 
-    def __reduce__(self) -> tuple[Callable[..., TorchDrawer], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., TorchDrawer], tuple[object, ...]]:
         """What another process needs: model, schedule and plan; no buffers, no captured graphs."""
         sampler = self._sampler
         given = sampler.options
@@ -118,10 +119,10 @@ class TorchDrawer:
         """``cpu`` or ``cuda``."""
         return self._place.type
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
         sampler = self._sampler
-        options: dict[str, Any] = {k: v for k, v in sampler.options.items() if k not in PLACES}
+        options: Json = {k: v for k, v in sampler.options.items() if k not in PLACES}
         options |= {"dtype": str(sampler.dtype).removeprefix("torch."), "shape": list(self.image_shape)}
         if options["precision"] is None:  # so that a job begun before there was this option goes on
             del options["precision"]
@@ -225,7 +226,7 @@ class OnnxDrawer:
         self.condition_channels = self._sampler.folder.condition_channels
         self.plan = self._sampler.plan(**self._options)
 
-    def __reduce__(self) -> tuple[Callable[..., OnnxDrawer], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., OnnxDrawer], tuple[object, ...]]:
         """What another process needs: the folder and the options."""
         settings = {"guidance_scale": self._guidance_scale, "threads": self.threads, "options": self._options}
         settings["provider_options"] = self._provider_options
@@ -236,7 +237,7 @@ class OnnxDrawer:
         """``cpu`` or ``cuda``."""
         return "cuda" if self._sampler.provider == "CUDAExecutionProvider" else "cpu"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
         import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
@@ -288,7 +289,7 @@ class OnnxDrawer:
         return pixels
 
 
-def _reopened(folder: Path, provider: str, settings: dict[str, Any]) -> OnnxDrawer:
+def _reopened(folder: Path, provider: str, settings: Json) -> OnnxDrawer:
     return OnnxDrawer(folder, provider, **settings)
 
 

@@ -8,19 +8,20 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 import fastddpm
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.inputs import Json
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.drawers import Drawer
 from fastddpm.jobs.errors import JobStopped
 from fastddpm.jobs.manifest import (
     MANIFEST,
     RECORDS,
+    Record,
     add_record,
     check_place,
     close_manifest,
@@ -92,7 +93,7 @@ class Job:
         other.outdir = outdir
         return other
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """Everything that the files depend on, as JSON values."""
         blocks = self.blocks
         labels = blocks.labels
@@ -141,7 +142,7 @@ class Job:
             group.from_first(lambda: self._end(merge))
             return self._images(missing) if group.is_first else None
 
-    def draw_shard(self, index: int, advance: Callable[[int], None] = lambda count: None) -> dict[str, Any]:
+    def draw_shard(self, index: int, advance: Callable[[int], None] = lambda count: None) -> Record:
         """Draws one shard and writes it, then its record; the record."""
         seeds, labels = self.blocks.shard(index)
         pixels = []
@@ -152,8 +153,13 @@ class Job:
         with self._writing():
             write_shard(self.outdir / name, self.format, np.concatenate(pixels), seeds, labels)
             size, checksum = digest(self.outdir / name)
-            record = {"name": name, "images": len(seeds), "bytes": size, "sha256": checksum}
-            record["made_on"] = self.drawer.made_on()
+            record: Record = {
+                "name": name,
+                "images": len(seeds),
+                "bytes": size,
+                "sha256": checksum,
+                "made_on": self.drawer.made_on(),
+            }
             add_record(self.outdir, record)
         return record
 

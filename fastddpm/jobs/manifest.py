@@ -11,11 +11,11 @@ import textwrap
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from fastddpm.checks import BadArgument, whole
 from fastddpm.files import replacing, write_json
-from fastddpm.inputs import member, read_json
+from fastddpm.inputs import Json, member, read_json
 from fastddpm.jobs.errors import OtherSettingsError
 from fastddpm.jobs.shards import digest
 from fastddpm.locks import LOCK
@@ -23,6 +23,16 @@ from fastddpm.temporaries import is_temporary
 
 MANIFEST, RECORDS = "manifest.json", "records"
 LONGEST_VALUE = 60
+
+
+class Record(TypedDict):
+    """What is written down of a shard."""
+
+    name: str
+    images: int
+    bytes: int
+    sha256: str
+    made_on: str
 
 
 def check_place(folder: Path) -> None:
@@ -67,7 +77,7 @@ def open_manifest(folder: Path, settings: Mapping[str, object]) -> None:
     (folder / RECORDS).mkdir(exist_ok=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Json:
     """``settings``, and ``shards`` when all are there: name, images, bytes, sha256 and made_on of each.
 
     Raises:
@@ -92,13 +102,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
-def add_record(folder: Path, record: Mapping[str, Any]) -> None:
+def add_record(folder: Path, record: Record) -> None:
     """Writes down that a shard is there."""
     with replacing(folder / RECORDS / f"{Path(record['name']).stem}.json") as temporary:
         temporary.write_text(json.dumps(record))
 
 
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+def read_records(folder: Path) -> dict[str, Record]:
     """The records of all shards that were finished, by name: name, images, bytes, sha256 and made_on.
 
     Raises:
@@ -137,7 +147,7 @@ def close_manifest(folder: Path, records: Mapping[str, Mapping[str, object]]) ->
         (folder / RECORDS).rmdir()
 
 
-def _is_intact(folder: Path, record: Mapping[str, Any]) -> bool:
+def _is_intact(folder: Path, record: Record) -> bool:
     shard = folder / record["name"]
     return shard.exists() and digest(shard) == (record["bytes"], record["sha256"])
 

@@ -13,6 +13,7 @@ write, and its processes listen on every interface. A cluster started here is fo
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import secrets
@@ -23,7 +24,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from fastddpm.checks import BadArgument
 
@@ -31,7 +32,7 @@ LOOPBACK = "127.0.0.1"
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 
-def connected() -> Any:
+def connected() -> ModuleType:
     """The module ray, connected to the cluster of RAY_ADDRESS, or to one started here for this process.
 
     Raises:
@@ -44,18 +45,17 @@ def connected() -> Any:
         raise BadArgument("workers", "'ray' without Ray (pip install 'fastddpm[ray]')", "'local'") from error
     if ray.is_initialized():
         return ray
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    start = functools.partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
     with _sigterm_kept():
         if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
-            ray.init(**quiet)
+            start()
         else:
             with _on_loopback(), _with_token():
-                ray.init(
+                start(
                     address="local",
                     include_dashboard=False,
                     _node_ip_address=LOOPBACK,
                     _temp_dir=_private_folder(ray),
-                    **quiet,
                 )
     return ray
 
@@ -119,7 +119,7 @@ def _token_file() -> None:
         ) from error
 
 
-def _private_folder(ray: Any) -> str:
+def _private_folder(ray: ModuleType) -> str:
     """A new folder for a cluster's sockets and logs, taken away when this process ends.
 
     Ray opens its own folder to all, so this is one within one. Its name is short: the path of a socket has
@@ -130,7 +130,7 @@ def _private_folder(ray: Any) -> str:
     return str(Path(outer) / "r")
 
 
-def _end(ray: Any, folder: str, owner: int) -> None:
+def _end(ray: ModuleType, folder: str, owner: int) -> None:
     if os.getpid() == owner:  # not in a fork
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

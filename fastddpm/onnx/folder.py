@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastddpm.checks import BadArgument, whole
 from fastddpm.inputs import (
     MAX_SIDE,
     InputError,
+    Json,
     check_regular,
     member,
     open_regular,
@@ -100,14 +100,14 @@ def read_folder(folder: str | Path) -> ModelFolder:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
 
 
-def _method_names(names: Any) -> list[str]:
+def _method_names(names: object) -> list[str]:
     """A list of names as it is; a ValueError for anything else."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise BadArgument("methods", repr(names), "a list of names")
     return list(names)
 
 
-def _description(path: Path) -> dict[str, Any]:
+def _description(path: Path) -> Json:
     file = path / DESCRIPTION
     if not path.is_dir() or not file.exists():
         raise OnnxFolderError(

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 
+Session: TypeAlias = onnxruntime.InferenceSession
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SHORT = {"cpu": CPU, "cuda": CUDA}
 PACKAGES = {
@@ -55,7 +56,7 @@ class Provider:
         on_cuda = self.name in (CUDA, "TensorrtExecutionProvider")
         return ("cuda", int(self.options.get("device_id", 0))) if on_cuda else ("cpu", 0)
 
-    def session(self, file: Path, *, graphs: bool = False) -> Any:
+    def session(self, file: Path, *, graphs: bool = False) -> Session:
         """A session that runs ``file`` on this provider.
 
         Args:
@@ -74,7 +75,9 @@ class Provider:
         if self.name == CUDA:
             options = {**CUDA_OPTIONS, **({"enable_cuda_graph": "1"} if graphs else {})}
         options |= self.options
-        wanted: list[Any] = [(self.name, options)] if self.name == CPU else [(self.name, options), CPU]
+        wanted: list[str | tuple[str, dict[str, str]]] = (
+            [(self.name, options)] if self.name == CPU else [(self.name, options), CPU]
+        )
         try:
             session = onnxruntime.InferenceSession(str(file), settings, providers=wanted)
         except Exception as error:  # ONNX Runtime's exceptions have no common class of their own

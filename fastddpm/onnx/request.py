@@ -121,7 +121,7 @@ def to_uint8(images: Float32) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(levels.transpose(0, 2, 3, 1)).astype(np.uint8)
 
 
-def _guidance(folder: ModelFolder, scale: Any) -> float:
+def _guidance(folder: ModelFolder, scale: float | npt.NDArray[np.generic]) -> float:
     given = scale.item() if isinstance(scale, np.ndarray) and not scale.ndim else scale
     number = check_number("guidance_scale", given)
     if number != 1 and folder.null_label is None:
@@ -153,7 +153,7 @@ def _labels(folder: ModelFolder, class_labels: Any, count: int, *, guided: bool)
     return np.array(values, dtype=np.int64)
 
 
-def _condition(folder: ModelFolder, condition: Any, count: int) -> Float32 | None:
+def _condition(folder: ModelFolder, condition: object, count: int) -> Float32 | None:
     channels, (_, height, width) = folder.condition_channels, folder.image_shape
     if not channels:
         if condition is not None:

@@ -15,10 +15,11 @@ from fastddpm.finite import check_finite
 from fastddpm.forks import ForkLock
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 from fastddpm.onnx.folder import read_folder
-from fastddpm.onnx.providers import CPU, CUDA, choose_provider
+from fastddpm.onnx.providers import CPU, CUDA, Session, choose_provider
 from fastddpm.onnx.request import (
     Batch,
     Float32,
+    Int64,
     PlanOptions,
     check_output,
     make_batch,
@@ -81,7 +82,7 @@ class OnnxSampler:
             loop = "steps" if self._provider.name == CUDA else "file"
         self.loop = loop
         self._lock = ForkLock()
-        self._step_sessions: dict[bool, tuple[Any, bool]] = {}
+        self._step_sessions: dict[bool, tuple[Session, bool]] = {}
         self._step_loops: dict[tuple[int, bool], StepLoop] = {}
         self._graphs: bool = self._provider.name == CUDA
         self._file_session: Any = None
@@ -199,7 +200,7 @@ class OnnxSampler:
 
     def _run_file(self, plan: Plan, eta: float, batch: Batch) -> Float32:
         """One run of sampler.onnx, which makes the plan's table and draws the noise itself."""
-        feeds: dict[str, Any] = {
+        feeds: dict[str, Int64 | Float32] = {
             "seeds": batch.seeds,
             "timesteps": plan.timesteps,
             "method": np.asarray(self._number(plan.method), dtype=np.int64),
@@ -227,13 +228,13 @@ class OnnxSampler:
             loop = self._step_loops[size, guided]
             return loop.run(plan, batch.rows(0, size), advance)[: len(batch)]
 
-    def _step_session(self, *, guided: bool) -> tuple[Any, bool]:
+    def _step_session(self, *, guided: bool) -> tuple[Session, bool]:
         """The session of step.onnx or step_guided.onnx, and whether it captures its runs."""
         if guided not in self._step_sessions:
             self._step_sessions[guided] = self._new_step_session(guided)
         return self._step_sessions[guided]
 
-    def _new_step_session(self, guided: bool) -> tuple[Any, bool]:
+    def _new_step_session(self, guided: bool) -> tuple[Session, bool]:
         name = "step_guided.onnx" if guided else "step.onnx"
         try:
             return self._session(name, STEP_INPUTS, {"x_next", "x0"}, graphs=self._graphs), self._graphs
@@ -244,7 +245,7 @@ class OnnxSampler:
             self._graphs = False
             return self._session(name, STEP_INPUTS, {"x_next", "x0"}), False
 
-    def _session(self, name: str, inputs: set[str], outputs: set[str], *, graphs: bool = False) -> Any:
+    def _session(self, name: str, inputs: set[str], outputs: set[str], *, graphs: bool = False) -> Session:
         """A session on one of the folder's models that has the inputs and outputs it should have."""
         folder = self.folder
         inputs = inputs | ({"class_labels"} if folder.num_classes is not None else set())

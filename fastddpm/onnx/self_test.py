@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from fastddpm.onnx.errors import ProviderError
+from fastddpm.onnx.providers import Session
 from fastddpm.onnx.request import Float32
 from fastddpm_kernels.noise import reference
 
@@ -23,7 +22,7 @@ Rounding alone comes nowhere near in float32: see "How near" in docs/onnx.md. Ot
 """
 
 
-def check_noise(session: Any, provider: str) -> None:
+def check_noise(session: Session, provider: str) -> None:
     """Runs noise.onnx and compares its words, bit for bit, and its normals with NumPy's.
 
     Args:

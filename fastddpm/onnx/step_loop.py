@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
+from fastddpm.onnx.providers import Session
 from fastddpm.onnx.request import Batch, Float32
 from fastddpm.plans import Plan
 from fastddpm_kernels.noise.reference import normal
@@ -53,7 +54,7 @@ class StepLoop:
 
     def __init__(
         self,
-        session: Any,
+        session: Session,
         image: tuple[int, int, int],
         batch: int,
         device: tuple[str, int],
@@ -70,7 +71,7 @@ class StepLoop:
         self._noise = self._buffer((SLOTS, self._stride))
         self._rows = self._buffer((SLOTS, N_COLUMNS))
         self._times = self._buffer((SLOTS,), self._time_dtype)
-        self._fixed: dict[str, Any] = {}
+        self._fixed: dict[str, onnxruntime.OrtValue] = {}
         if "class_labels" in inputs:
             self._fixed["class_labels"] = self._buffer((batch,), np.int64)
         if "guidance_scale" in inputs:
@@ -125,10 +126,10 @@ class StepLoop:
                 noise[k - start, : self._elements] = z.ravel()
         return Chunk(noise, rows, times)
 
-    def _buffer(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+    def _buffer(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, *self._device)
 
-    def _binding(self, slot: int) -> Any:
+    def _binding(self, slot: int) -> onnxruntime.IOBinding:
         here, there = slot % 2, (slot + 1) % 2
         item = np.dtype(self._time_dtype).itemsize
         sources = {
@@ -148,7 +149,7 @@ class StepLoop:
         return binding
 
 
-def _run_options(first_graph: int | None, slot: int) -> Any:
+def _run_options(first_graph: int | None, slot: int) -> onnxruntime.RunOptions:
     options = onnxruntime.RunOptions()
     if first_graph is not None:
         # A graph is replayed on the addresses that it was captured with, so each binding has its own.

@@ -7,7 +7,7 @@ with its rounding (half to even). All return int64 [S], descending.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -79,11 +79,11 @@ def resolve_timesteps(
     return visited
 
 
-def check_steps(num_train_timesteps: int, num_inference_steps: Any) -> None:
+def check_steps(num_train_timesteps: int, num_inference_steps: object) -> None:
     """ValueError unless num_inference_steps is an integer in 1 .. T."""
     whole("num_inference_steps", num_inference_steps, least=1, most=num_train_timesteps)
 
 
-def check_timesteps(num_train_timesteps: int, timesteps: object) -> Int64:
+def check_timesteps(num_train_timesteps: int, timesteps: npt.ArrayLike) -> Int64:
     """`timesteps` as int64, or ValueError unless strictly descending integers in 0 .. T-1."""
     return falling("timesteps", timesteps, least=0, most=num_train_timesteps - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,6 +20,13 @@ MAX_PIXELS = 2**24
 """Of a picture and of what is made of it: 4096 x 4096. The state of 8 samples of it takes 1.6 GB."""
 HOLDS_ALPHA = {".png": True, ".webp": True, ".tif": True, ".tiff": True, ".jpg": False, ".jpeg": False}
 """Suffixes that can be written, and whether the format has an alpha channel."""
+
+
+class SaveOptions(TypedDict, total=False):
+    """Of `Image.save`."""
+
+    icc_profile: bytes
+    quality: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Picture:
             OSError: the file cannot be written.
         """
         check_target(path, has_alpha=self.alpha is not None)
-        options: dict[str, Any] = {} if self.profile is None else {"icc_profile": self.profile}
+        options: SaveOptions = {} if self.profile is None else {"icc_profile": self.profile}
         if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
             options["quality"] = 95
         with replacing(path) as temporary:

@@ -8,7 +8,7 @@ the table of docs/math.md; nothing is clipped, since a clip of x_0 is no propert
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,6 +22,15 @@ from fastddpm.score.sdes import SDE, like
 
 if TYPE_CHECKING:
     from fastddpm.sampler import Sampler
+
+
+class NetworkOptions(TypedDict, total=False):
+    """Of `NetworkScore`, what follows from a sampler."""
+
+    prediction_type: PredictionType
+    noise_level: bool
+    cond: dict[str, Tensor]
+    uncond: dict[str, Tensor]
 
 
 class NetworkScore:
@@ -111,7 +120,7 @@ def score_of(
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
     """
-    options: dict[str, Any] = {
+    options: NetworkOptions = {
         "prediction_type": sampler.plan.prediction_type,
         "noise_level": sampler.plan.model_time.dtype.kind == "f",
     }

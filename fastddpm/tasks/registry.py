@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastddpm.checks import check_choice, check_known
 from fastddpm.files import write_json
 from fastddpm.formats.files import CheckpointError, read_json
+from fastddpm.inputs import Fields, Json
 from fastddpm.tasks.task import Colorize, Deblur, Inpaint, SuperResolve, Task
 
 TASKS: dict[str, type[Task]] = {
@@ -33,18 +32,18 @@ def make_task(name: str, **parameters: object) -> Task:
     """
     check_choice("task", name, list(TASKS))
     known = [field.name for field in dataclasses.fields(TASKS[name]) if field.init]
-    given: dict[str, Any] = {key: value for key, value in parameters.items() if value is not None}
+    given: Json = {key: value for key, value in parameters.items() if value is not None}
     check_known(given, known, of=f"the task {name}")
     return TASKS[name](**given)
 
 
-def task_to_dict(task: Task) -> dict[str, Any]:
+def task_to_dict(task: Task) -> Json:
     """JSON values: ``{"task": name, ...fields}``."""
     name = next(name for name, kind in TASKS.items() if type(task) is kind)
     return {"task": name, **dataclasses.asdict(task)}
 
 
-def task_from_dict(values: Mapping[str, Any]) -> Task:
+def task_from_dict(values: Fields) -> Task:
     """Inverse of :func:`task_to_dict`."""
     given = dict(values)
     return make_task(given.pop("task", ""), **given)

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.files import replacing_folder, sha256, write_tensors
-from fastddpm.inputs import check_regular, read_json
+from fastddpm.inputs import Json, check_regular, read_json
 from fastddpm.training.description import RunNotWritten
 
 TENSOR_FILES = ("model", "ema", "optimizer")
@@ -88,7 +87,7 @@ def steps(run: Path) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
-def read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], Json]:
     """Tensors by file and name, and the state, of a checkpoint.
 
     Raises:
@@ -107,7 +106,7 @@ def read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, 
         raise CheckpointError(f"{error}; {advice}") from error
 
 
-def _read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def _read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], Json]:
     folder = _folder(run, step)
     file = folder / CHECKSUMS
     try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from fastddpm.checks import check_choice, check_known, check_number, whole
+from fastddpm.inputs import Fields, Json
 from fastddpm.randomness import MAX_SEED
 from fastddpm.training.objective import Objective
 
@@ -87,12 +87,12 @@ class TrainConfig:
         fall = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
         return self.lr * warm * fall[self.lr_schedule]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Fields as JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+    def from_dict(cls, values: Fields) -> TrainConfig:
         """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
         known = [field.name for field in dataclasses.fields(cls)]
         check_known(values, known, of="train.json")

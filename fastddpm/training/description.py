@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from fastddpm.checkpoint import CheckpointError
 from fastddpm.checks import BadArgument
 from fastddpm.data.order import indices_for
 from fastddpm.files import check_writable, made_folder, write_json
-from fastddpm.inputs import read_json
+from fastddpm.inputs import Json, read_json
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task
 from fastddpm.tasks.registry import task_to_dict
@@ -41,7 +40,7 @@ def describe(
     schedule: NoiseSchedule,
     data: TrainingData,
     task: Task | None = None,
-) -> dict[str, Any]:
+) -> Json:
     """The JSON document of a run: its objective, options, network, schedule, task and data."""
     options = config.to_dict()
     return {

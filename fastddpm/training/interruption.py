@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 from fastddpm.interruption import NAMES, put_back, taken
 
@@ -27,12 +27,13 @@ def stop_on_interrupt() -> Iterator[list[int]]:
     """Yields a list that is empty until a signal, whose number it gets; a second one stops at once."""
     stopped: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         if not stopped:
             stopped.append(number)
             return
-        if callable(before.get(number)):
-            before[number](number, frame)  # which may want to know
+        earlier = before.get(number)
+        if callable(earlier):
+            earlier(number, frame)  # which may want to know
         raise KeyboardInterrupt
 
     before = taken(stop, ("SIGINT", *NAMES))

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from typing_extensions import TypeVarTuple, Unpack
+
+    Ts = TypeVarTuple("Ts")
 
 T = TypeVar("T")
 
@@ -14,7 +20,7 @@ class MainProcessFailed(RuntimeError):
     """What every other process raises where the main process raised; the message is that of the cause."""
 
 
-def on_main(accelerator: Any, work: Callable[..., T], *arguments: Any) -> T:
+def on_main(accelerator: Accelerator, work: Callable[[Unpack[Ts]], T], *arguments: Unpack[Ts]) -> T:
     """``work(*arguments)`` on the main process alone; all processes call this and get its result.
 
     Args:
@@ -25,7 +31,7 @@ def on_main(accelerator: Any, work: Callable[..., T], *arguments: Any) -> T:
     Raises:
         Exception: on the main process what ``work`` raised; MainProcessFailed on the others.
     """
-    result: Any = None
+    result = None
     failure: Exception | None = None
     if accelerator.is_main_process:
         try:
@@ -40,10 +46,10 @@ def on_main(accelerator: Any, work: Callable[..., T], *arguments: Any) -> T:
             raise MainProcessFailed(message)
     if failure is not None:
         raise failure
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[return-value]
 
 
-def on_any(accelerator: Any, flag: bool) -> bool:
+def on_any(accelerator: Accelerator, flag: bool) -> bool:
     """Whether ``flag`` is true on any process; all processes call this at the same step.
 
     Waits for the device: on a GPU not a thing for every step.

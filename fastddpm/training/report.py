@@ -6,16 +6,19 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastddpm.files import replacing
 from fastddpm.images import grid, save_png, to_uint8
-from fastddpm.inputs import parse_json, read_bytes
+from fastddpm.inputs import Json, parse_json, read_bytes
 from fastddpm.sampler import Sampler
 from fastddpm.tasks import Task
 from fastddpm.training.validation import VALIDATION_ORDINAL, TrainingData
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 MAX_LOG = 2**28
 """Bytes of a run's log: some million lines."""
@@ -34,14 +37,14 @@ class Log:
         self.entries = [entry for entry in read_log(run) if entry["step"] <= step]
         with replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
-        self._board: Any = None
+        self._board: SummaryWriter | None = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
-    def write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: Json) -> None:
         """Adds a line, whole or not at all; ``entry`` has a ``step``."""
         self.entries.append(entry)
         size = self.path.stat().st_size
@@ -61,7 +64,7 @@ class Log:
             self._board.close()
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
+def read_log(run: Path) -> list[Json]:
     """The lines of a run's log that have a step; a last line cut short by a crash is left out.
 
     Raises:
@@ -78,7 +81,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def plot_losses(run: Path, entries: list[dict[str, Any]]) -> None:
+def plot_losses(run: Path, entries: list[Json]) -> None:
     """Writes `loss.png`: training and validation loss over steps, on logarithmic axes."""
     from matplotlib.figure import Figure
 

@@ -14,7 +14,6 @@ import functools
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from fastddpm.checkpoint import CheckpointError, save_folder
 from fastddpm.checks import BadArgument
 from fastddpm.data.order import indices_for
+from fastddpm.inputs import Json
 from fastddpm.locks import exclusive
 from fastddpm.options import SamplerOptions
 from fastddpm.progress import progress_bar
@@ -242,7 +242,7 @@ class Trainer:
     def _sampler(self) -> Sampler:
         return Sampler(self._averaged(), self.schedule, **self.sampler_options)
 
-    def _write(self, entry: dict[str, Any], pictures: bool, checkpoint: bool) -> None:
+    def _write(self, entry: Json, pictures: bool, checkpoint: bool) -> None:
         assert self.log is not None
         with checkpoints.explained(self.run):
             self.log.write(entry)
@@ -258,7 +258,7 @@ class Trainer:
             "ema": self.ema.module.state_dict(),
             "optimizer": checkpoints.optimizer_tensors(self._bare_optimizer()),
         }
-        state: dict[str, Any] = {"step": self.step, "best_loss": self.best[0], "best_step": self.best[1]}
+        state: Json = {"step": self.step, "best_loss": self.best[0], "best_step": self.best[1]}
         scaler = self.accelerator.scaler
         if scaler is not None:
             state["scaler"] = scaler.state_dict()

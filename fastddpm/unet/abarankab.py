@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument
+from fastddpm.inputs import Fields
 from fastddpm.unet.blocks import activate
 from fastddpm.unet.config import CHOICES, Activation, UNetConfig
 from fastddpm.unet.inference import assemble, infer
@@ -41,7 +41,7 @@ NAMES = Names(
 )
 
 
-def recognises(keys: Mapping[str, Any]) -> bool:
+def recognises(keys: Mapping[str, object]) -> bool:
     """Whether a state dict is that of one of their networks."""
     return "init_conv.weight" in keys and "out_conv.weight" in keys and "downs.0.conv_1.weight" in keys
 
@@ -89,7 +89,7 @@ OPTIONS = {
 """Our options on the left, the keyword arguments of their UNet on the right."""
 
 
-def config(options: Mapping[str, Any], activation: Activation = "relu") -> UNetConfig:
+def config(options: Fields, activation: Activation = "relu") -> UNetConfig:
     """Our configuration from the keyword arguments of their UNet, whose defaults fill what is left out."""
     given = {
         "channel_mults": (1, 2, 4, 8),

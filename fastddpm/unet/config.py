@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 from fastddpm.checks import BadArgument
+from fastddpm.inputs import Fields, Json
 
+Options: TypeAlias = dict[str, Any]
+"""Keyword arguments of `UNetConfig`, which checks them."""
 Activation = Literal["silu", "relu", "gelu", "mish"]
 Norm = Literal["gn", "bn", "in", "none"]
 TimeConditioning = Literal["bias", "affine", "scale_shift"]
@@ -196,12 +199,12 @@ class UNetConfig:
         """Height and width, padding included, are multiples of this."""
         return int(2 ** (len(self.channel_mults) - 1))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Fields as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
+    def from_dict(cls, values: Fields) -> UNetConfig:
         """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))

@@ -6,12 +6,12 @@ Source: diffusers 0.42.1, models/unets/unet_2d.py and unet_2d_blocks.py. diffuse
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument
-from fastddpm.unet.config import UNetConfig
+from fastddpm.inputs import Fields, Json
+from fastddpm.unet.config import MidAttention, UNetConfig
 from fastddpm.unet.diffusers_names import state_dict, their_state_dict
 from fastddpm.unet.inference import assemble
 from fastddpm.unet.matching import agrees
@@ -19,7 +19,7 @@ from fastddpm.unet.unet import UNet
 
 __all__ = ["config", "from_module", "state_dict", "their_config", "their_state_dict"]
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: Json = {
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -49,7 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-_FIXED: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1,),
@@ -62,7 +62,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 """Options with one meaning here, and the values that have it."""
 
 
-def config(options: Mapping[str, Any], *, num_classes: int | None = None) -> UNetConfig:
+def config(options: Fields, *, num_classes: int | None = None) -> UNetConfig:
     """Our configuration from that of a ``UNet2DModel``, whose defaults fill what is left out.
 
     Args:
@@ -115,7 +115,7 @@ def config(options: Mapping[str, Any], *, num_classes: int | None = None) -> UNe
     )
 
 
-def _attention_levels(given: Mapping[str, Any]) -> tuple[int, ...]:
+def _attention_levels(given: Fields) -> tuple[int, ...]:
     down, up = list(given["down_block_types"]), list(given["up_block_types"])
     for name, kinds, plain in (
         ("down_block_types", down, ("DownBlock2D", "AttnDownBlock2D")),
@@ -130,7 +130,7 @@ def _attention_levels(given: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(level for level, attends in enumerate(levels) if attends)
 
 
-def _mid_attention(given: Mapping[str, Any]) -> Any:
+def _mid_attention(given: Fields) -> MidAttention:
     if not given["add_attention"]:
         return "none"
     groups = given["attn_norm_num_groups"]
@@ -141,7 +141,7 @@ def _mid_attention(given: Mapping[str, Any]) -> Any:
     return "norm"
 
 
-def their_config(ours: UNetConfig) -> dict[str, Any]:
+def their_config(ours: UNetConfig) -> Json:
     """Keyword arguments of a ``UNet2DModel`` that computes what ours does; ``sample_size`` is left open.
 
     Raises:
@@ -211,7 +211,7 @@ def from_module(module: nn.Module, *, num_classes: int | None = None) -> UNet | 
     except (ValueError, TypeError):
         return None
 
-    def call(x: Tensor, t: Tensor, labels: Tensor | None) -> Any:
+    def call(x: Tensor, t: Tensor, labels: Tensor | None) -> object:
         return module(x, t, class_labels=labels).sample
 
     return unet if agrees(unet, module, call) else None

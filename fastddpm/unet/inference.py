@@ -7,17 +7,16 @@ groups of GroupNorm, the activation, the scale of time, or the heads of attentio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
-from fastddpm.unet.config import UNetConfig
+from fastddpm.unet.config import Options, UNetConfig
 from fastddpm.unet.unet import UNet
 
 
-def infer(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def infer(state: Mapping[str, Tensor]) -> Options:
     """The options of :class:`UNetConfig` that a state dict shows.
 
     Args:

@@ -17,7 +17,7 @@ RELATIVE = 1e-4
 
 
 @torch.no_grad()
-def agrees(unet: UNet, module: nn.Module, call: Callable[[Tensor, Tensor, Tensor | None], Any]) -> bool:
+def agrees(unet: UNet, module: nn.Module, call: Callable[[Tensor, Tensor, Tensor | None], object]) -> bool:
     """Whether a network gives the outputs of a module, on random images at times over the whole range.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ def following(conv: nn.Conv2d) -> PackedConv2d | CopiedConv2d:
 
 def can_be_packed(conv: nn.Conv2d) -> bool:
     """Whether oneDNN runs it here: float32 on a CPU, outside autocast, with what these classes know."""
-    mkldnn: Any = torch.backends.mkldnn
+    is_available: Callable[[], bool] = torch.backends.mkldnn.is_available
     return (
         conv.weight.device.type == "cpu"
         and conv.weight.dtype == torch.float32
-        and mkldnn.is_available()
+        and is_available()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")
         and not torch.is_autocast_enabled("cpu")
@@ -97,7 +98,7 @@ class PackedConv2d(nn.Module):
     def packed(self, shape: torch.Size) -> Tensor:
         """The weight in oneDNN's order for inputs of a shape."""
         if self._packed is None or self._packed_for != shape:
-            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+            reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv2d_weight
             plain = self._source[0].weight.detach().contiguous().to_mkldnn()
             self._packed = reorder(plain, self.padding, self.stride, [1, 1], 1, list(shape))
             self._packed_for = shape

@@ -7,7 +7,7 @@ other form is shared with it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ class PhaseUpsample(nn.Module):
         out_channels, in_channels = source.weight.shape[:2]
         # Drawing initial weights would advance torch's generator, from which a chain's noise may come.
         options = {"device": source.weight.device, "dtype": source.weight.dtype}
-        undrawn: Any = skip_init
-        phases: nn.Conv2d = undrawn(nn.Conv2d, in_channels, 4 * out_channels, 2, padding=1, **options)
+        undrawn: Callable[..., nn.Conv2d] = skip_init
+        phases = undrawn(nn.Conv2d, in_channels, 4 * out_channels, 2, padding=1, **options)
         phases.requires_grad_(False)
         self._sources = [source, phases]  # in a list: no parts of this module
         self.conv = following(phases)
@@ -76,7 +76,7 @@ class TwoPassGroupNorm(nn.Module):
         self.weight, self.bias, self.eps = source.weight, source.bias, source.eps
         self.group_size = source.num_channels // source.num_groups
         group = source.weight.new_ones(self.group_size, self.group_size)
-        block_diag: Any = torch.block_diag  # untyped in torch
+        block_diag: Callable[..., Tensor] = torch.block_diag  # untyped in torch
         self.same_group = nn.Buffer(block_diag(*[group] * source.num_groups))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument
-from fastddpm.unet.config import UNetConfig
+from fastddpm.unet.config import Options, UNetConfig
 from fastddpm.unet.inference import assemble, infer
 from fastddpm.unet.matching import agrees, single
 from fastddpm.unet.names import Names
@@ -103,7 +103,7 @@ def their_state_dict(unet: UNet, prefix: str = "") -> dict[str, Tensor]:
     return state
 
 
-def our_config(fields: Mapping[str, Any], variant: Variant, *, num_groups: int) -> UNetConfig:
+def our_config(fields: Options, variant: Variant, *, num_groups: int) -> UNetConfig:
     """Our configuration from what :func:`fastddpm.unet.inference.infer` found in the tensors."""
     options = {"num_groups": num_groups, "time_activation": variant == "ddpm", "activation": "silu"}
     return UNetConfig(**{**fields, **options})
@@ -131,7 +131,7 @@ def from_module(module: nn.Module) -> UNet | None:
     except (ValueError, TypeError):
         return None
 
-    def call(x: Tensor, t: Tensor, labels: Tensor | None) -> Any:
+    def call(x: Tensor, t: Tensor, labels: Tensor | None) -> object:
         return module(x, t[:, None].to(x.dtype) if variant == "sr3" else t)
 
     return unet if agrees(unet, module, call) else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from fastddpm.checks import BadArgument
@@ -11,7 +9,7 @@ from fastddpm.checks import BadArgument
 Generators = torch.Generator | list[torch.Generator] | None
 
 
-def one_each(generator: Any, count: int, *, exactly: bool = False) -> Any:
+def one_each(generator: Generators, count: int, *, exactly: bool = False) -> Generators:
     """Generators as `diffusers.utils.randn_tensor` uses them.
 
     A list of one is that generator, drawing for the whole batch; of a longer list the first B are used.

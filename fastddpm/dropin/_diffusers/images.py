@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastddpm.dropin.peer import Peer
 
-def finished(pipeline: Any, x: Tensor, dtype: torch.dtype, output_type: str | None, return_dict: bool) -> Any:
+
+def finished(
+    pipeline: Peer, x: Tensor, dtype: torch.dtype, output_type: str | None, return_dict: bool
+) -> Any:
     """A chain's last state as the pipelines of diffusers return it.
 
     Args:

@@ -9,7 +9,10 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from fastddpm.dropin.peer import Peer
 
 SchedulerKind = Literal["DDPMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"]
 PipelineKind = Literal["DDPMPipeline", "DDIMPipeline"]
@@ -43,7 +46,7 @@ _PIPELINES: dict[PipelineKind, set[str]] = {
 }
 
 
-def scheduler_kind(obj: Any) -> SchedulerKind | None:
+def scheduler_kind(obj: Peer) -> SchedulerKind | None:
     """Which of the schedulers that have a plan an object is, or None. Never raises."""
     try:
         if isinstance(obj, type) or not isinstance(getattr(obj, "config", None), Mapping):
@@ -62,7 +65,7 @@ def scheduler_kind(obj: Any) -> SchedulerKind | None:
     return None
 
 
-def pipeline_kind(obj: Any) -> PipelineKind | None:
+def pipeline_kind(obj: Peer) -> PipelineKind | None:
     """Which of the pipelines an object is, whatever its scheduler; or None. Never raises."""
     try:
         if isinstance(obj, type) or not callable(obj):
@@ -78,7 +81,7 @@ def pipeline_kind(obj: Any) -> PipelineKind | None:
     return None
 
 
-def _parameters(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+def _parameters(function: Callable[..., object]) -> tuple[frozenset[str], bool]:
     """Names of a function's parameters, without self and the starred ones; and whether there are starred.
 
     Chains ask before each call, and `inspect` takes a tenth of a millisecond.
@@ -89,9 +92,9 @@ def _parameters(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
 
 
 @functools.lru_cache(maxsize=64)
-def _parameters_of(function: Callable[..., Any], *, is_method: bool) -> tuple[frozenset[str], bool]:
+def _parameters_of(function: Callable[..., object], *, is_method: bool) -> tuple[frozenset[str], bool]:
     starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    called: Any = types.MethodType(function, object()) if is_method else function
+    called: Callable[..., object] = types.MethodType(function, object()) if is_method else function
     parameters = inspect.signature(called).parameters.values()
     named = frozenset(p.name for p in parameters if p.kind not in starred and p.name != "self")
     return named, any(p.kind in starred for p in parameters)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument, is_whole
+from fastddpm.dropin.peer import Peer
 from fastddpm.network import unwrapped
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet import diffusers as dialect
 
 
-def check_network(unet: Any) -> None:
+def check_network(unet: nn.Module) -> None:
     """ValueError for a network that is moved between devices while it runs."""
     if any(hasattr(part, "_hf_hook") for part in unet.modules()):
         raise BadArgument(
@@ -24,14 +24,16 @@ def check_network(unet: Any) -> None:
         )
 
 
-def image_shape(unet: Any) -> tuple[int, int, int]:
+def image_shape(unet: Peer) -> tuple[int, int, int]:
     """``(C, H, W)`` of the images that a UNet makes, as the pipelines read it."""
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return int(unet.config.in_channels), int(height), int(width)
 
 
-def label_tensors(unet: Any, class_labels: Any, count: int) -> dict[str, Tensor]:
+def label_tensors(
+    unet: nn.Module, class_labels: int | Sequence[int] | Tensor | None, count: int
+) -> dict[str, Tensor]:
     """``{"class_labels": (B, ...)}`` for a class-conditional UNet, else nothing.
 
     Args:
@@ -81,12 +83,12 @@ class Translation:
         return dialect.state_dict(theirs, self.config)
 
 
-def call(unet: Any, x: Tensor, t: Tensor, **cond: Tensor) -> Any:
+def call(unet: nn.Module, x: Tensor, t: Tensor, **cond: Tensor) -> object:
     """A UNet's output for x ``(B, C, H, W)`` and t ``(B,)``."""
     return unet(x, t, **cond)
 
 
-def call_with_log_variance(channels: int, unet: Any, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+def call_with_log_variance(channels: int, unet: nn.Module, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
     """Of a network of variance_type "learned", whose second half is the variance: a plan's row takes its log.
 
     Returns:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, PeerOptions
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_dpmsolver_scheduler
+from fastddpm.plans.diffusers.config import Scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
 
 
@@ -49,13 +49,13 @@ class Options:
         return cls(**given)  # type: ignore[misc]  # of other names there is none
 
 
-def variance_type_of(scheduler: Any, options: Options) -> str:
+def variance_type_of(scheduler: Scheduler, options: Options) -> str:
     """The variance_type that a DDPMScheduler's steps have."""
     return options.variance_type or str(scheduler.config["variance_type"])
 
 
 def plan_of(
-    scheduler: Any,
+    scheduler: Scheduler,
     num_inference_steps: int,
     options: Options,
     *,
@@ -102,11 +102,11 @@ class Plans:
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Any, Any, dict[str, Tensor], Plan]] = []
+        self._kept: list[tuple[tuple[object, ...], object, dict[str, Tensor], Plan]] = []
 
     def get(
         self,
-        scheduler: Any,
+        scheduler: Scheduler,
         num_inference_steps: int,
         options: Options,
         *,
@@ -131,12 +131,12 @@ class Plans:
         return plan
 
 
-def _tensors(scheduler: Any) -> dict[str, Tensor]:
+def _tensors(scheduler: object) -> dict[str, Tensor]:
     found = {name: getattr(scheduler, name, None) for name in _READ}
     return {name: value.detach() for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _same(before: Any, now: Any) -> bool:
+def _same(before: object, now: object) -> bool:
     """Whether two configurations are equal; arrays in them, which do not compare to one truth, never are."""
     try:
         return bool(before == now)

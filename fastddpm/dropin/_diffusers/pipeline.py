@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from fastddpm.dropin._diffusers.network import (
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
 from fastddpm.dropin.network import PeerNetwork
-from fastddpm.dropin.peer import DropIn
+from fastddpm.dropin.peer import DropIn, Peer
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
@@ -57,7 +58,7 @@ class FastPipeline(DropIn):
 
     peer: str
 
-    def __init__(self, original: Any, settings: Settings, options: Options) -> None:
+    def __init__(self, original: Peer, settings: Settings, options: Options) -> None:
         super().__init__(original)
         self.settings, self.options = settings, options
         self._plans = Plans()
@@ -71,12 +72,12 @@ class FastPipeline(DropIn):
         self._short_plan()
 
     @property
-    def unet(self) -> Any:
+    def unet(self) -> Peer:
         """The original's network, as it is now."""
         return self.original.unet
 
     @property
-    def scheduler(self) -> Any:
+    def scheduler(self) -> Peer:
         """The original's scheduler, as it is now; chains do not change it."""
         return self.original.scheduler
 
@@ -239,16 +240,16 @@ class FastPipeline(DropIn):
             trajectory.look(k, x, x0)
         return trajectory.taken()
 
-    def set_progress_bar_config(self, **config: Any) -> None:
+    def set_progress_bar_config(self, **config: object) -> None:
         """tqdm's arguments for this object's bar, such as ``disable=True``; until then the original's."""
         self._progress_bar_config = config
 
-    def to(self, *args: Any, **kwargs: Any) -> FastPipeline:
+    def to(self, *args: object, **kwargs: object) -> FastPipeline:
         """Moves the network, which is the original's as well, and returns this object."""
         self.original.to(*args, **kwargs)
         return self
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: object) -> None:
         """Saves the original's folder, which anyone can load with diffusers."""
         self.original.save_pretrained(save_directory, **options)
 

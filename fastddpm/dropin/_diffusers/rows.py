@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
-from fastddpm.dropin._diffusers.generators import one_each
+from fastddpm.dropin._diffusers.generators import Generators, one_each
 from fastddpm.dropin._diffusers.network import with_log_variance
 from fastddpm.engine.step import predicted_x0
 from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise
 from fastddpm.transfer import to_device
 from fastddpm_kernels import N_COLUMNS, reverse_step
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 
 class Rows:
@@ -38,11 +41,11 @@ class Rows:
         self._row_at = [self._row_of.get(t) for t in values]
         self._tensors: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def __contains__(self, timestep: Any) -> bool:
+    def __contains__(self, timestep: int | Tensor) -> bool:
         """Whether a timestep has a row; one on a GPU is taken to have."""
         return _is_on_device(timestep) or int(timestep) in self._row_of
 
-    def find(self, timestep: Any, device: torch.device) -> tuple[Tensor, Tensor, bool]:
+    def find(self, timestep: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor, bool]:
         """(table, counter, whether the row draws noise) for a timestep.
 
         An integer, or a tensor on the CPU, is looked up on the host. A tensor on a GPU is never read: an
@@ -129,7 +132,7 @@ def take_step(
     return x.to(dtype), x0.to(dtype)
 
 
-def drawn(generator: Any, model_output: Tensor, sample: Tensor) -> Tensor:
+def drawn(generator: Generators, model_output: Tensor, sample: Tensor) -> Tensor:
     """Noise as the original draws it: the model's dtype and device, float32 ``(B, C, ...)``."""
     generator = one_each(generator, len(sample))
     return TorchNoise(generator, model_output.device, model_output.dtype).draw(tuple(sample.shape))
@@ -157,10 +160,10 @@ def _threshold(plan: Plan, m: Tensor, x: Tensor, table: Tensor, counter: Tensor)
     return bound
 
 
-def _is_on_device(timestep: Any) -> bool:
+def _is_on_device(timestep: object) -> TypeGuard[Tensor]:
     return isinstance(timestep, Tensor) and timestep.device.type != "cpu"
 
 
-def _current(device: torch.device) -> AbstractContextManager[Any]:
+def _current(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device, wherever its tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

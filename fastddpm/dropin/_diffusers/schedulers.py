@@ -6,6 +6,7 @@ configurations and model_index.json, which then load without fastddpm.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +15,11 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler, DDPMSchedulerOut
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.rows import Rows, drawn, take_step
 from fastddpm.dropin.settings import Report
+from fastddpm.inputs import Fields
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler
 
 OWN = ("_planned", "_rows", "_options", "_host", "original")
@@ -30,27 +33,27 @@ class _Fast:
 
     public_name: ClassVar[str]
     tables: ClassVar[tuple[str, ...]]
+    # The original's.
+    config: Fields
+    timesteps: Tensor
 
     def hold_tables(self) -> None:
         """Copies the tables and timesteps to the host, where rows are made: `add_noise` moves the others."""
-        scheduler: Any = self
-        held = {name: getattr(scheduler, name).detach().cpu() for name in self.tables}
-        timesteps = scheduler.timesteps
-        self.__dict__["_host"] = (timesteps, timesteps.tolist(), _Held(scheduler.config, held))
+        held = {name: getattr(self, name).detach().cpu() for name in self.tables}
+        timesteps = self.timesteps
+        self.__dict__["_host"] = (timesteps, timesteps.tolist(), _Held(self.config, held))
 
     def _held(self) -> tuple[list[int], _Held]:
         """The timesteps' values, and what plans are made from."""
-        scheduler: Any = self
         host = self.__dict__.get("_host")
-        if host is None or host[0] is not scheduler.timesteps or host[2].config is not scheduler.config:
+        if host is None or host[0] is not self.timesteps or host[2].config is not self.config:
             self.hold_tables()
         _, values, held = self.__dict__["_host"]
         return values, held
 
-    def _rows_for(self, key: tuple[Any, ...]) -> Rows | None:
+    def _rows_for(self, key: tuple[object, ...]) -> Rows | None:
         """Rows made before for these arguments, the current configuration and the current timesteps."""
-        scheduler: Any = self
-        basis = (scheduler.config, scheduler.timesteps)
+        basis = (self.config, self.timesteps)
         planned = self.__dict__.get("_planned")
         if planned is None or planned[0] is not basis[0] or planned[1] is not basis[1]:
             self.__dict__["_planned"], self.__dict__["_rows"] = basis, {}
@@ -62,7 +65,7 @@ class _Fast:
         for name in ("_planned", "_rows", "_host"):
             self.__dict__.pop(name, None)
 
-    def _keep(self, key: tuple[Any, ...], rows: Rows) -> Rows:
+    def _keep(self, key: tuple[object, ...], rows: Rows) -> Rows:
         self.__dict__["_rows"][key] = rows
         return rows
 
@@ -71,7 +74,7 @@ class _Fast:
         options: Options = self.__dict__.get("_options", Options())
         return options
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # By the public name: pickle would look for the original's class under the name that this one bears.
         state = {name: value for name, value in vars(self).items() if name not in OWN[:2]}
         return _restored, (self.public_name,), state
@@ -81,7 +84,7 @@ class _Fast:
 
     def report(self) -> Report:
         """What a step is made of."""
-        config: Any = self.config  # type: ignore[attr-defined]
+        config = self.config
         why = ["steps that need gradients: they go through the original's step"]
         if config["thresholding"]:
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
@@ -109,7 +112,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
         model_output: Tensor,
         timestep: int | Tensor,
         sample: Tensor,
-        generator: Any = None,
+        generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
         """One step, as `DDPMScheduler.step`: new tensors, the sample is not changed.
@@ -130,8 +133,8 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
                 variance_type, or variance_type "fixed_large_log", which is NaN in diffusers.
         """
         if _needs_gradient(model_output, sample):
-            whatever: Any = timestep  # diffusers says int, and its own pipelines give tensors
-            return super().step(model_output, whatever, sample, generator, return_dict)
+            step: Callable[..., Any] = super().step  # which takes more than its annotations say
+            return step(model_output, timestep, sample, generator, return_dict)
         rows = self._current_rows()
         if timestep not in rows:
             raise BadArgument("timestep", str(int(timestep)), "one of scheduler.timesteps")
@@ -142,10 +145,11 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
             return prev_sample, x0
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+    def set_timesteps(self, *args: object, **kwargs: object) -> None:
         """As `DDPMScheduler.set_timesteps`; with a device, the plan goes there at once."""
         self._forget()
-        super().set_timesteps(*args, **kwargs)
+        set_timesteps: Callable[..., None] = super().set_timesteps
+        set_timesteps(*args, **kwargs)
         self.hold_tables()
         if self.timesteps.device.type != "cpu":
             self._current_rows().tensors(self.timesteps.device)
@@ -173,7 +177,7 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
-        generator: Any = None,
+        generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
@@ -216,10 +220,11 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+    def set_timesteps(self, *args: object, **kwargs: object) -> None:
         """As `DDIMScheduler.set_timesteps`; with a device, the plan for eta = 0 goes there at once."""
         self._forget()
-        super().set_timesteps(*args, **kwargs)
+        set_timesteps: Callable[..., None] = super().set_timesteps
+        set_timesteps(*args, **kwargs)
         self.hold_tables()
         if self.timesteps.device.type != "cpu":
             self._rows_at(self.timesteps[0], 0.0, False).tensors(self.timesteps.device)
@@ -238,17 +243,22 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
 
     def _made(self, key: tuple[float, bool], timesteps: list[int]) -> Rows:
         values, held = self._held()
-        options: dict[str, Any] = {"eta": key[0], "use_clipped_model_output": key[1], "timesteps": timesteps}
-        previous = self._habits.previous_timestep
         steps: Any = self.num_inference_steps
-        plan = from_ddim_scheduler(held, steps, previous_timestep=previous, **options)
+        plan = from_ddim_scheduler(
+            held,
+            steps,
+            eta=key[0],
+            use_clipped_model_output=key[1],
+            previous_timestep=self._habits.previous_timestep,
+            timesteps=timesteps,
+        )
         return Rows(plan, self.timesteps, values)
 
 
 class _Held:
     """A configuration with the tensors that a plan is made from."""
 
-    def __init__(self, config: Any, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, config: Fields, tensors: dict[str, Tensor]) -> None:
         self.config = config
         self.alphas_cumprod = tensors["alphas_cumprod"]
         self.final_alpha_cumprod = tensors.get("final_alpha_cumprod")
@@ -258,9 +268,10 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _restored(public_name: str) -> Any:
+def _restored(public_name: str) -> FastDDPMScheduler | FastDDIMScheduler:
     kind = {"FastDDPMScheduler": FastDDPMScheduler, "FastDDIMScheduler": FastDDIMScheduler}[public_name]
-    return kind.__new__(kind)
+    restored: FastDDPMScheduler | FastDDIMScheduler = kind.__new__(kind)
+    return restored
 
 
 for _kind, _original in ((FastDDPMScheduler, DDPMScheduler), (FastDDIMScheduler, DDIMScheduler)):

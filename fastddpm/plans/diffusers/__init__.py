@@ -8,12 +8,12 @@ the spacing and its noise in the last step. For plans without those habits use `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy.typing as npt
 
 from fastddpm.checks import check_choice
-from fastddpm.plans.diffusers.config import read_config
+from fastddpm.plans.diffusers.config import SchedulerOrConfig, read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
 from fastddpm.plans.diffusers.dpmsolver import from_dpmsolver_scheduler
@@ -43,7 +43,7 @@ class SchedulerOptions(TypedDict, total=False):
 
 
 def from_scheduler(
-    scheduler: Mapping[str, Any] | Any, num_inference_steps: int, **options: Unpack[SchedulerOptions]
+    scheduler: SchedulerOrConfig, num_inference_steps: int, **options: Unpack[SchedulerOptions]
 ) -> Plan:
     """The plan of a diffusers scheduler or its configuration, whichever of the three it is.
 

@@ -7,18 +7,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol, TypeAlias, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.inputs import Fields, Json
 from fastddpm.plans.formula import LARGEST_RECIPROCAL, check_recoverable, prediction_columns
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, PredictionType, check_clip_range
 from fastddpm.plans.spacing import SPACINGS, Int64, check_timesteps
 
-COMMON_DEFAULTS: dict[str, Any] = {
+
+class Scheduler(Protocol):
+    """A scheduler of diffusers, or what stands for one."""
+
+    @property
+    def config(self) -> Fields: ...
+
+
+SchedulerOrConfig: TypeAlias = Fields | Scheduler
+"""A scheduler object, or its configuration alone."""
+
+
+class SchedulerConfig(TypedDict, total=False):
+    """The fields of the three schedulers' configurations that are read; each has its own among them."""
+
+    _class_name: str
+    num_train_timesteps: int
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
+    trained_betas: npt.ArrayLike | None
+    prediction_type: PredictionType
+    thresholding: bool
+    dynamic_thresholding_ratio: float
+    sample_max_value: float
+    steps_offset: int
+    rescale_betas_zero_snr: bool
+    timestep_spacing: str
+    clip_sample: bool
+    clip_sample_range: float
+    variance_type: str | None
+    set_alpha_to_one: bool
+    solver_order: int
+    algorithm_type: str
+    solver_type: str
+    lower_order_final: bool
+    euler_at_final: bool
+    final_sigmas_type: str
+    lambda_min_clipped: float
+
+
+COMMON_DEFAULTS: Json = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -33,17 +75,15 @@ COMMON_DEFAULTS: dict[str, Any] = {
 }
 
 
-def read_config(
-    scheduler: Mapping[str, Any] | Any, defaults: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def read_config(scheduler: SchedulerOrConfig, defaults: Fields | None = None) -> SchedulerConfig:
     """The configuration of a scheduler object, or a copy of the mapping, with `defaults` for missing keys."""
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
         raise BadArgument("scheduler", repr(scheduler), "a diffusers scheduler or its configuration")
-    return {**(defaults or {}), **config}
+    return cast("SchedulerConfig", {**(defaults or {}), **config})
 
 
-def float32_betas(config: Mapping[str, Any], accepted: tuple[str, ...]) -> torch.Tensor:
+def float32_betas(config: SchedulerConfig, accepted: tuple[str, ...]) -> torch.Tensor:
     """betas as the schedulers' constructors make them: float32 [T]; `accepted` are the class's schedules."""
     start, end, total = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
     schedule = config["beta_schedule"]
@@ -66,7 +106,7 @@ def float32_betas(config: Mapping[str, Any], accepted: tuple[str, ...]) -> torch
     return torch.tensor(steps, dtype=torch.float32)
 
 
-def float32_alphas_cumprod(config: Mapping[str, Any], accepted: tuple[str, ...]) -> torch.Tensor:
+def float32_alphas_cumprod(config: SchedulerConfig, accepted: tuple[str, ...]) -> torch.Tensor:
     """alphas_cumprod, float32 [T], rescaled to zero terminal SNR where the configuration says so."""
     betas = float32_betas(config, accepted)
     if config["rescale_betas_zero_snr"]:
@@ -80,7 +120,7 @@ def float32_alphas_cumprod(config: Mapping[str, Any], accepted: tuple[str, ...])
 
 
 def stored_alphas_cumprod(
-    scheduler: Mapping[str, Any] | Any, config: Mapping[str, Any], accepted: tuple[str, ...]
+    scheduler: SchedulerOrConfig, config: SchedulerConfig, accepted: tuple[str, ...]
 ) -> torch.Tensor:
     """The alphas_cumprod that a scheduler object holds, on the CPU; made from the configuration of a mapping.
 
@@ -90,7 +130,7 @@ def stored_alphas_cumprod(
     return float32_alphas_cumprod(config, accepted) if held is None else held.detach().cpu()
 
 
-def ancestral_timesteps(config: Mapping[str, Any], num_inference_steps: int) -> Int64:
+def ancestral_timesteps(config: SchedulerConfig, num_inference_steps: int) -> Int64:
     """The timesteps that DDPMScheduler and DDIMScheduler visit, before `looked_up` has checked them."""
     total, steps, spacing = config["num_train_timesteps"], num_inference_steps, config["timestep_spacing"]
     check_choice("timestep_spacing", spacing, SPACINGS)
@@ -104,7 +144,7 @@ def ancestral_timesteps(config: Mapping[str, Any], num_inference_steps: int) -> 
     return visited
 
 
-def given_timesteps(timesteps: Any) -> Int64:
+def given_timesteps(timesteps: npt.ArrayLike) -> Int64:
     """Timesteps that a caller gave, as int64; whether they descend is for `looked_up` to say."""
     values = np.asarray(timesteps)
     if values.ndim != 1 or len(values) == 0 or values.dtype.kind not in "iu":
@@ -112,7 +152,7 @@ def given_timesteps(timesteps: Any) -> Int64:
     return values.astype(np.int64)
 
 
-def looked_up(alphas_cumprod: torch.Tensor, visited: Int64, config: Mapping[str, Any]) -> torch.Tensor:
+def looked_up(alphas_cumprod: torch.Tensor, visited: Int64, config: SchedulerConfig) -> torch.Tensor:
     """alphas_cumprod at the timesteps visited, [S].
 
     The last may be -1: the "trailing" spacing ends there for some S (61 of 1000), with an (S+1)-th step from
@@ -133,7 +173,7 @@ def looked_up(alphas_cumprod: torch.Tensor, visited: Int64, config: Mapping[str,
     return alphas_cumprod[torch.from_numpy(visited)]
 
 
-def usable_timesteps(config: Mapping[str, Any], num_inference_steps: int, values: npt.NDArray[Any]) -> Int64:
+def usable_timesteps(config: SchedulerConfig, num_inference_steps: int, values: Float64) -> Int64:
     """DPM-Solver's `values` as int64, or ValueError where diffusers would look up what does not exist.
 
     Its "trailing" can end with an extra -1 (61 of 1000 steps), steps_offset can run past the end, and its
@@ -152,7 +192,7 @@ def usable_timesteps(config: Mapping[str, Any], num_inference_steps: int, values
 
 
 def x0_columns(
-    config: Mapping[str, Any], alpha: torch.Tensor, sigma: torch.Tensor, *, clips: bool
+    config: SchedulerConfig, alpha: torch.Tensor, sigma: torch.Tensor, *, clips: bool
 ) -> dict[str, Float64 | float]:
     """p, q, r and d for x = alpha*x0 + sigma*eps with float32 alpha and sigma, [S].
 
@@ -161,7 +201,7 @@ def x0_columns(
 
     `clips`: the class has clip_sample. Thresholding comes first, and then nothing is clipped.
     """
-    prediction_type: PredictionType = config["prediction_type"]
+    prediction_type = config["prediction_type"]
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     thresholds = bool(config["thresholding"])
     r = math.inf
@@ -182,7 +222,7 @@ def x0_columns(
     return {"x0_from_x": p, "x0_from_m": q, "x0_bound": r, "x0_divisor": 0.0 if bounded else 1.0}
 
 
-def thresholding_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
+def thresholding_of(config: SchedulerConfig) -> tuple[float, float] | None:
     """(ratio, largest bound) of the configuration's dynamic thresholding, or None."""
     if not config["thresholding"]:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,8 @@ import torch
 from fastddpm.checks import BadArgument, check_choice, check_number
 from fastddpm.plans.diffusers.config import (
     COMMON_DEFAULTS,
+    SchedulerConfig,
+    SchedulerOrConfig,
     ancestral_timesteps,
     given_timesteps,
     looked_up,
@@ -37,7 +38,7 @@ _DEFAULTS = {
 
 
 def from_ddim_scheduler(
-    scheduler: Mapping[str, Any] | Any,
+    scheduler: SchedulerOrConfig,
     num_inference_steps: int,
     *,
     eta: float = 0.0,
@@ -130,7 +131,7 @@ def _epsilon_columns(
 
 
 def _final(
-    scheduler: Mapping[str, Any] | Any, config: Mapping[str, Any], alphas_cumprod: torch.Tensor
+    scheduler: SchedulerOrConfig, config: SchedulerConfig, alphas_cumprod: torch.Tensor
 ) -> torch.Tensor:
     """alphas_cumprod after the last step: what the scheduler holds, else what its constructor would."""
     held = None if isinstance(scheduler, Mapping) else getattr(scheduler, "final_alpha_cumprod", None)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,8 @@ import torch
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.config import (
     COMMON_DEFAULTS,
+    SchedulerConfig,
+    SchedulerOrConfig,
     ancestral_timesteps,
     given_timesteps,
     looked_up,
@@ -42,7 +43,7 @@ _DEFAULTS = {
 
 
 def from_ddpm_scheduler(
-    scheduler: Mapping[str, Any] | Any,
+    scheduler: SchedulerOrConfig,
     num_inference_steps: int | None = None,
     *,
     timesteps: Sequence[int] | npt.ArrayLike | None = None,
@@ -106,7 +107,7 @@ def from_ddpm_scheduler(
     )
 
 
-def _check_variance_type(variance_type: str, adds_noise: bool, log_variance: bool) -> None:
+def _check_variance_type(variance_type: str | None, adds_noise: bool, log_variance: bool) -> None:
     """ValueError unless a row can express it."""
     check_choice("variance_type", variance_type, _VARIANCE_TYPES)
     if variance_type == "fixed_large_log" and adds_noise:
@@ -124,7 +125,7 @@ def _check_variance_type(variance_type: str, adds_noise: bool, log_variance: boo
 
 
 def _noise_columns(
-    variance_type: str, variance: torch.Tensor, beta: torch.Tensor
+    variance_type: str | None, variance: torch.Tensor, beta: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """c and the bounds of the log variance, [S]: sigma = c * exp(0.5*(f*max + (1-f)*min)), f = (v+1)/2."""
     zero, one = torch.zeros_like(beta), torch.ones_like(beta)
@@ -139,7 +140,7 @@ def _noise_columns(
 
 
 def _timesteps(
-    config: Mapping[str, Any], num_inference_steps: int | None, timesteps: Any
+    config: SchedulerConfig, num_inference_steps: int | None, timesteps: npt.ArrayLike | None
 ) -> npt.NDArray[np.int64]:
     total = config["num_train_timesteps"]
     if timesteps is not None:

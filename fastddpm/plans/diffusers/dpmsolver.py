@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.config import (
     COMMON_DEFAULTS,
+    SchedulerConfig,
+    SchedulerOrConfig,
     float32_alphas_cumprod,
     read_config,
     thresholding_of,
@@ -44,7 +43,7 @@ _DEFAULTS = {
 }
 
 
-def from_dpmsolver_scheduler(scheduler: Mapping[str, Any] | Any, num_inference_steps: int) -> Plan:
+def from_dpmsolver_scheduler(scheduler: SchedulerOrConfig, num_inference_steps: int) -> Plan:
     """The steps of a DPMSolverMultistepScheduler after `set_timesteps(num_inference_steps)`.
 
     algorithm_type "dpmsolver++", solver_order 1 or 2, solver_type "midpoint" or "heun". Coefficients in
@@ -103,7 +102,7 @@ def from_dpmsolver_scheduler(scheduler: Mapping[str, Any] | Any, num_inference_s
     )
 
 
-def _checked(config: dict[str, Any]) -> dict[str, Any]:
+def _checked(config: SchedulerConfig) -> SchedulerConfig:
     """The configuration with diffusers' own replacements, or ValueError for what no row can express."""
     if config["algorithm_type"] == "deis":
         config["algorithm_type"] = "dpmsolver++"
@@ -116,12 +115,12 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     if config["solver_order"] not in (1, 2):
         raise BadArgument("solver_order", repr(config["solver_order"]), "1 or 2")
     for name in _OTHER_SIGMAS:
-        if config[name]:
-            raise BadArgument(name, repr(config[name]), "False: only timesteps of the training schedule")
+        if config.get(name):
+            raise BadArgument(name, repr(config.get(name)), "False: only timesteps of the training schedule")
     return config
 
 
-def _timesteps(config: Mapping[str, Any], alphas_cumprod: torch.Tensor, steps: int) -> Int64:
+def _timesteps(config: SchedulerConfig, alphas_cumprod: torch.Tensor, steps: int) -> Int64:
     """The timesteps visited, below the one where the log SNR falls under `lambda_min_clipped`."""
     total, spacing = config["num_train_timesteps"], config["timestep_spacing"]
     log_snr = torch.log(torch.sqrt(alphas_cumprod)) - torch.log(torch.sqrt(1 - alphas_cumprod))
@@ -136,7 +135,7 @@ def _timesteps(config: Mapping[str, Any], alphas_cumprod: torch.Tensor, steps: i
     return usable_timesteps(config, steps, values)
 
 
-def _second_order_steps(config: Mapping[str, Any], n_steps: int) -> range:
+def _second_order_steps(config: SchedulerConfig, n_steps: int) -> range:
     """The steps that use the x0 before: not the first, and not always the last."""
     if config["solver_order"] == 1:
         return range(0)
