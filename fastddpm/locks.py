@@ -33,17 +33,18 @@ def exclusive(folder: Path, argument: str, work: str) -> Iterator[None]:
     path = folder / LOCK
     lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
-        raise FolderInUse(
-            argument,
-            f"{str(folder)!r}, where another {work} is running,",
-            "another folder, or this one when that has ended,",
-        ) from None
-    try:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise FolderInUse(
+                argument,
+                f"{str(folder)!r}, where another {work} is running,",
+                "another folder, or this one when that has ended,",
+            ) from None
         yield
     finally:
-        # While it is held: whoever waits for the file that was here sees that it has no name, and makes its
-        # own.
-        path.unlink(missing_ok=True)
-        lock.release()
+        if lock.is_locked:
+            # While it is held: whoever waits for the file that was here sees that it has no name, and makes
+            # its own.
+            path.unlink(missing_ok=True)
+            lock.release()

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastddpm.engine.sessions import RUNTIMES, missing
 from fastddpm.network import unwrapped
 from fastddpm.timing import Call, replayed
 from fastddpm_bench.contest import Contestant, Settings
@@ -111,7 +112,8 @@ def engines(settings: Settings) -> tuple[str, ...]:
     """The engines of ours that run on the device; those that compile take minutes to begin."""
     if settings.is_cuda:
         return ("cudagraph", "compile") if settings.quick else ("eager", "cudagraph", "compile", "max")
-    return ("eager",) if settings.quick else ("eager", "compile")
+    runtimes = tuple(runtime for runtime in RUNTIMES if not missing(runtime))
+    return ("eager", *runtimes[:1]) if settings.quick else ("eager", *runtimes, "compile")
 
 
 def replayed_too(contestant: Contestant, settings: Settings) -> list[Contestant]:
