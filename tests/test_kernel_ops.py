@@ -157,7 +157,7 @@ import sys, torch
 before = "triton" in sys.modules
 import fastddpm_kernels
 assert ("triton" in sys.modules) == before
-assert "fastddpm_kernels.reverse_step.op" not in sys.modules
+assert "fastddpm_kernels.reverse_step.kernel" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -165,8 +165,8 @@ assert "fastddpm_kernels.reverse_step.op" not in sys.modules
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_opcheck():
-    from fastddpm_kernels.q_sample.op import q_sample_op
-    from fastddpm_kernels.reverse_step.op import reverse_step_op
+    from fastddpm_kernels.q_sample.kernel import q_sample_op
+    from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
     for case, shape in itertools.product(CASES, (SHAPES[33], SHAPES[3072])):
         given = step_cases.clone(step_cases.arguments(case, shape), "cuda")

@@ -57,8 +57,8 @@ class _Package(ModuleType):
     group_norm_silu = _operator(".group_norm_silu.dispatch", "group_norm_silu")
     normal = _operator(".noise.torch_twin", "normal")
     noise_mse = _operator(".noise_mse.dispatch", "noise_mse")
-    q_sample = _operator(".q_sample.dispatch", "q_sample")
-    reverse_step = _operator(".reverse_step.dispatch", "reverse_step")
+    q_sample = _operator(".q_sample.op", "q_sample")
+    reverse_step = _operator(".reverse_step.op", "reverse_step")
 
 
 if not TYPE_CHECKING:

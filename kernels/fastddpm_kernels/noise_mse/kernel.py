@@ -21,10 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import BLOCK_SIZE, geometry
+from ..launch import BLOCK_SIZE, division, geometry
 from ..noise.kernel import box_muller, philox
 from ..q_sample.reference import TRAINING_NOISE_STREAM
-from ..reverse_step.kernel import division
 
 STREAM = tl.constexpr(TRAINING_NOISE_STREAM)
 
