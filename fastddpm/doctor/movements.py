@@ -151,7 +151,7 @@ def training(shape: tuple[int, ...], device: torch.device) -> list[Movement]:
 def _gradient(prediction: Tensor, seeds: Tensor) -> Call:
     """The gradient alone, as autograd runs it after the loss; where no kernel runs, both."""
     if runs_kernels(prediction.device):
-        from fastddpm_kernels.noise_mse.op import noise_mse_backward_op
+        from fastddpm_kernels.noise_mse.kernel import noise_mse_backward_op
 
         slopes = torch.full((len(prediction),), 1 / len(prediction), device=prediction.device)
         return lambda: noise_mse_backward_op(slopes, prediction, seeds, seeds, "l2", None, None, None)

@@ -56,7 +56,7 @@ class _Package(ModuleType):
     add_group_norm_silu = _operator(".group_norm_silu.dispatch", "add_group_norm_silu")
     group_norm_silu = _operator(".group_norm_silu.dispatch", "group_norm_silu")
     normal = _operator(".noise.torch_twin", "normal")
-    noise_mse = _operator(".noise_mse.dispatch", "noise_mse")
+    noise_mse = _operator(".noise_mse.op", "noise_mse")
     q_sample = _operator(".q_sample.op", "q_sample")
     reverse_step = _operator(".reverse_step.op", "reverse_step")
 

@@ -15,7 +15,7 @@ from fastddpm_kernels.group_norm_silu.op import (
     group_norm_silu_backward_op,
     group_norm_silu_op,
 )
-from fastddpm_kernels.noise_mse.op import noise_mse_backward_op, noise_mse_op
+from fastddpm_kernels.noise_mse.kernel import noise_mse_backward_op, noise_mse_op
 from fastddpm_kernels.q_sample.kernel import q_sample_op
 from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
