@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastddpm.doctor import layers
 from fastddpm.doctor.cases import SHAPES, Case, cases, error, on
-from fastddpm_kernels.group_norm_silu.op import group_norm_silu_op
+from fastddpm_kernels.group_norm_silu.launches import group_norm_silu_op
 from fastddpm_kernels.noise_mse.kernel import noise_mse_op
 from fastddpm_kernels.q_sample.kernel import q_sample_op
 from fastddpm_kernels.reverse_step.kernel import reverse_step_op

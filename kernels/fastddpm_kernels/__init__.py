@@ -53,8 +53,8 @@ def _operator(folder: str, name: str) -> property:
 class _Package(ModuleType):
     """The operators, loaded when asked for. Properties, because some of them are named like their folders."""
 
-    add_group_norm_silu = _operator(".group_norm_silu.dispatch", "add_group_norm_silu")
-    group_norm_silu = _operator(".group_norm_silu.dispatch", "group_norm_silu")
+    add_group_norm_silu = _operator(".group_norm_silu.op", "add_group_norm_silu")
+    group_norm_silu = _operator(".group_norm_silu.op", "group_norm_silu")
     normal = _operator(".noise.torch_twin", "normal")
     noise_mse = _operator(".noise_mse.op", "noise_mse")
     q_sample = _operator(".q_sample.op", "q_sample")

@@ -10,7 +10,7 @@ import step_cases
 import torch
 from step_cases import CASES, SHAPES
 
-from fastddpm_kernels.group_norm_silu.op import (
+from fastddpm_kernels.group_norm_silu.launches import (
     add_group_norm_silu_op,
     group_norm_silu_backward_op,
     group_norm_silu_op,
