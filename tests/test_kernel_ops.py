@@ -136,6 +136,29 @@ def test_a_sample_too_large_for_a_grid_is_an_error():
         q_sample(huge, *positional[1:], seeds=positional[1], ordinals=positional[1])
 
 
+@pytest.mark.parametrize(
+    ("operator", "kernels"),
+    {
+        "reverse_step": ["reverse_step_kernel"],
+        "q_sample": ["q_sample_kernel"],
+        "noise_mse": ["loss_kernel"],
+        "noise_mse_backward": ["gradient_kernel"],
+        "group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
+        "add_group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
+        "group_norm_silu_backward": ["backward_kernel"],
+    }.items(),
+)
+def test_torch_knows_the_kernels_of_an_operator(operator, kernels):
+    """It keeps compiled code by their source, and finds them by name when the operator is registered."""
+    import fastddpm_kernels.group_norm_silu.launches
+    import fastddpm_kernels.noise_mse.kernel
+    import fastddpm_kernels.q_sample.kernel
+    import fastddpm_kernels.reverse_step.kernel  # noqa: F401
+
+    known = torch._library.triton.get_triton_kernels_for_op(f"fastddpm::{operator}")
+    assert sorted(kernel.fn.__name__ for kernel in known) == kernels
+
+
 def test_importing_needs_neither_triton_nor_a_gpu():
     code = """
 import sys

@@ -84,10 +84,11 @@ def test_the_prediction_is_read_once_each_way(v, dtype, channels_last):
     """Bytes an element that the interpreter's loads and stores move, scalars aside."""
     given = arguments((2, 20, 20), v=v, dtype=dtype, channels_last=channels_last)
     prediction = given["prediction"].detach()
-    size, image = prediction.element_size(), 4 * v
+    size, image, counted = prediction.element_size(), 4 * v, operands(given, "l2")
     with CountedTraffic() as moved:
         launch(loss_kernel, operands(given, "l2"), torch.empty(3, tiles(prediction)))
-    assert moved["bytes"] == (size + image) * prediction.numel()
+    assert moved["bytes"] == (size + image) * prediction.numel() == counted.traffic().bytes
     with CountedTraffic() as moved:
         launch(gradient_kernel, operands(given, "l2"), torch.ones(3), torch.empty_like(prediction))
     assert moved["bytes"] == (2 * size + image) * prediction.numel()
+    assert moved["bytes"] == counted.traffic(backward=True).bytes
