@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastddpm_kernels import N_COLUMNS, Column
 from fastddpm_kernels.noise import reference as noise_spec
-from fastddpm_kernels.q_sample.reference import q_sample as q_sample_reference
-from fastddpm_kernels.reverse_step.reference import reverse_step as reverse_step_reference
+from fastddpm_kernels.q_sample import reference as q_sample_reference
+from fastddpm_kernels.reverse_step import reference as step_reference
 
 Arguments: TypeAlias = dict[str, Any]
 """Keyword arguments of a public function of the kernels."""
@@ -135,7 +135,7 @@ def _float64_step(arguments: Arguments) -> list[Tensor]:
     if arguments["noise"] is not None:
         drawn = noise_spec.normal(arguments["noise"].numpy(), K + 1, wide["x"].shape[1:], repeat=REPEAT)
         wide["noise"] = torch.from_numpy(drawn)[None]
-    reverse_step_reference(**wide)
+    step_reference.reverse_step(step_reference.Arguments(**wide))
     return [wide["x"]] if wide["x0"] is None else [wide["x"], wide["x0"]]
 
 
@@ -165,7 +165,9 @@ def q_sample_case(shape: tuple[int, int, int], *, drawn: bool) -> Case:
     if drawn:
         numbers = noise_spec.normal(SEEDS, ordinals.numpy(), shape, stream=1, repeat=ordinals.numpy() >> 32)
         noise = torch.from_numpy(numbers)
-    expected = q_sample_reference(x_0.double(), t, signal.double(), sigma.double(), noise.double())
+    wide: Arguments = {name: _double(value) for name, value in arguments.items()}
+    wide |= {"noise": noise.double(), "seeds": None, "ordinals": None}
+    expected, _ = q_sample_reference.q_sample(q_sample_reference.Arguments(**wide))
     kind = "drawn" if drawn else "given"
     return Case(f"q_sample, noise {kind}, {_words(shape)}", "q_sample", arguments, [expected])
 

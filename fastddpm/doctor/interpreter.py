@@ -6,20 +6,16 @@ It needs TRITON_INTERPRET=1 and prints one line of JSON: name and error of every
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fastddpm.doctor import layers
 from fastddpm.doctor.cases import SHAPES, Case, cases, error, on
-from fastddpm_kernels.group_norm_silu.op import group_norm_silu_op
-from fastddpm_kernels.noise_mse.op import noise_mse_op
-from fastddpm_kernels.q_sample import kernel as q_sample
-from fastddpm_kernels.reverse_step import kernel as reverse_step
-
-# Modules of kernels are untyped, since a kernel's arguments have no Python types.
-LAUNCH: dict[str, Callable[..., None]] = {"q_sample": q_sample.launch, "reverse_step": reverse_step.launch}
+from fastddpm_kernels.group_norm_silu.launches import group_norm_silu_op
+from fastddpm_kernels.noise_mse.kernel import noise_mse_op
+from fastddpm_kernels.q_sample.kernel import q_sample_op
+from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
 
 def run(case: Case) -> float:
@@ -29,12 +25,9 @@ def run(case: Case) -> float:
         return error(case, layers.norm_results(_norm, arguments))
     if case.operator == "noise_mse":
         return error(case, layers.loss_results(_loss, arguments))
-    launch = LAUNCH[case.operator]
     if case.operator == "q_sample":
-        x_t = torch.empty_like(arguments["x_0"])
-        launch(*arguments.values(), x_t, None)
-        return error(case, [x_t])
-    launch(**arguments)
+        return error(case, [q_sample_op(**arguments, return_noise=False)[0]])
+    reverse_step_op(**arguments)
     return error(case, [arguments["x"]] if arguments["x0"] is None else [arguments["x"], arguments["x0"]])
 
 

@@ -1,14 +1,12 @@
 """The kernels as samplers, trainers and networks call them, each with the bytes that it must move.
 
-What `bandwidth` measures. The bytes are those that an operator must read and write, each tensor once; tables,
-counters, seeds and vectors of channels, up to a few per cent of them, are left out.
+What `bandwidth` measures. The bytes are the operators' own count (`fastddpm_kernels.traffic`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +17,11 @@ import fastddpm_kernels
 from fastddpm.plans import Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
 from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels.compat import runs_kernels
+from fastddpm_kernels.group_norm_silu import reference as norm_reference
+from fastddpm_kernels.noise_mse import reference as loss_reference
+from fastddpm_kernels.q_sample import reference as q_sample_reference
+from fastddpm_kernels.reverse_step import reference as step_reference
+from fastddpm_kernels.traffic import size
 
 Call = Callable[[], object]
 Map = tuple[int, int]
@@ -36,6 +39,9 @@ LARGE_MAPS: tuple[Map, ...] = (
     *((256, 16), (512, 16), (768, 16), (1024, 16), (512, 8), (1024, 8)),
 )
 """The same of the network of google/ddpm-celebahq-256, 256x256 pixels."""
+
+META = torch.device("meta")
+"""Tensors whose bytes are counted and that nobody reads."""
 
 NUM_GROUPS = 32
 ROW = 10
@@ -98,41 +104,41 @@ def _step(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> Movement:
     plan, guided = _plan(name), STEPS[name].get("guided", False)
-    table = torch.tensor(plan.table, device=device)
-    counter = torch.tensor([ROW, 0], device=device)
+    table, counter = torch.tensor(plan.table, device=device), torch.tensor([ROW, 0], device=device)
     seeds = torch.arange(shape[0], device=device) if plan.stochastic else None
     scales = torch.ones(shape[0], device=device) if guided else None
     rows = shape[0] * (2 if guided else 1)
 
-    def make() -> Call:
+    def arguments(device: torch.device) -> step_reference.Arguments:
         x = _normal(shape, device)
         m = _normal((rows, *shape[1:]), device, dtype, layout)
         x0 = _normal(shape, device) if plan.multistep else None
-        return lambda: fastddpm_kernels.reverse_step(
+        return step_reference.Arguments(
             x,
             m,
             table,
             counter,
-            noise=seeds,
+            seeds,
             guidance=scales,
             x0=x0,
             clip=plan.clip,
             multistep=plan.multistep,
         )
 
-    elements = math.prod(shape)
-    # x is read and written, and so is the last x0 where the row has a use for it.
-    states = 8 * elements * (2 if plan.multistep else 1)
-    outputs = rows * elements // shape[0] * dtype.itemsize
+    def make() -> Call:
+        given = arguments(device)._asdict()
+        return lambda: fastddpm_kernels.reverse_step(**given)
+
+    sized = arguments(META)
+    footprint = size(sized.x, sized.m, sized.x0)
     words = f"reverse_step, m {_kind(dtype, layout)}, {name}, {_words(shape)}"
-    return Movement(words, states + outputs, states // 2 + outputs, make)
+    return Movement(words, sized.traffic().bytes, footprint, make)
 
 
 def training(shape: tuple[int, ...], device: torch.device) -> list[Movement]:
     """`q_sample`, its noise drawn, and `noise_mse` forward and backward."""
     seeds = torch.arange(shape[0], device=device)
     t, signal = seeds % 10, torch.linspace(0.9, 0.1, 10, device=device)
-    elements = math.prod(shape)
 
     def noised() -> Call:
         x_0 = _normal(shape, device)
@@ -145,11 +151,14 @@ def training(shape: tuple[int, ...], device: torch.device) -> list[Movement]:
     def gradient(dtype: torch.dtype) -> Call:
         return _gradient(_normal(shape, device, dtype), seeds)
 
-    found = [Movement(f"q_sample, noise drawn, {_words(shape)}", 8 * elements, 8 * elements, noised)]
+    sized = q_sample_reference.Arguments(_normal(shape, META), t, signal, signal, None, seeds, seeds)
+    n_bytes = sized.traffic().bytes
+    found = [Movement(f"q_sample, noise drawn, {_words(shape)}", n_bytes, n_bytes, noised)]
     for dtype in (torch.float32, torch.bfloat16):
-        for name, tensors, make in (("forward", 1, loss), ("backward", 2, gradient)):
+        loss_arguments = loss_reference.Arguments(_normal(shape, META, dtype), seeds, seeds)
+        for name, backward, make in (("forward", False, loss), ("backward", True, gradient)):
             words = f"noise_mse {_kind(dtype)}, {name}, {_words(shape)}"
-            n_bytes = tensors * elements * dtype.itemsize
+            n_bytes = loss_arguments.traffic(backward=backward).bytes
             found.append(Movement(words, n_bytes, n_bytes, functools.partial(make, dtype)))
     return found
 
@@ -157,7 +166,7 @@ def training(shape: tuple[int, ...], device: torch.device) -> list[Movement]:
 def _gradient(prediction: Tensor, seeds: Tensor) -> Call:
     """The gradient alone, as autograd runs it after the loss; where no kernel runs, both."""
     if runs_kernels(prediction.device):
-        from fastddpm_kernels.noise_mse.op import noise_mse_backward_op
+        from fastddpm_kernels.noise_mse.kernel import noise_mse_backward_op
 
         slopes = torch.full((len(prediction),), 1 / len(prediction), device=prediction.device)
         return lambda: noise_mse_backward_op(slopes, prediction, seeds, seeds, "l2", None, None, None)
@@ -196,7 +205,7 @@ def _norm(
             return lambda: F.silu(F.group_norm(x, *affine))
         return lambda: fastddpm_kernels.group_norm_silu(x, *affine, pre_bias=pre_bias)
 
-    n_bytes = 2 * math.prod(shape) * dtype.itemsize
+    n_bytes = norm_reference.Arguments(_normal(shape, META, dtype), *affine).traffic().bytes
     name = "torch's group_norm, then silu," if plain else "group_norm_silu"
     return Movement(f"{name} {_kind(dtype, layout)}, {_words(shape)}", n_bytes, n_bytes, make)
 

@@ -53,12 +53,12 @@ def _operator(folder: str, name: str) -> property:
 class _Package(ModuleType):
     """The operators, loaded when asked for. Properties, because some of them are named like their folders."""
 
-    add_group_norm_silu = _operator(".group_norm_silu.dispatch", "add_group_norm_silu")
-    group_norm_silu = _operator(".group_norm_silu.dispatch", "group_norm_silu")
+    add_group_norm_silu = _operator(".group_norm_silu.op", "add_group_norm_silu")
+    group_norm_silu = _operator(".group_norm_silu.op", "group_norm_silu")
     normal = _operator(".noise.torch_twin", "normal")
-    noise_mse = _operator(".noise_mse.dispatch", "noise_mse")
-    q_sample = _operator(".q_sample.dispatch", "q_sample")
-    reverse_step = _operator(".reverse_step.dispatch", "reverse_step")
+    noise_mse = _operator(".noise_mse.op", "noise_mse")
+    q_sample = _operator(".q_sample.op", "q_sample")
+    reverse_step = _operator(".reverse_step.op", "reverse_step")
 
 
 if not TYPE_CHECKING:

@@ -16,13 +16,13 @@ def check_tensor(
     name: str,
     tensor: Tensor,
     *,
-    shape: Sequence[int],
+    shape: tuple[int, ...],
     dtypes: Sequence[torch.dtype],
     device: torch.device,
     contiguous: bool = True,
 ) -> None:
     """Raise ValueError, naming the argument, unless it has this shape, a dtype of these and this device."""
-    if tuple(tensor.shape) != tuple(shape):
+    if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; accepted is {tuple(shape)}")
     if tensor.dtype not in dtypes:
         accepted = ", ".join(str(dtype) for dtype in dtypes)

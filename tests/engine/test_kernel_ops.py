@@ -136,6 +136,29 @@ def test_a_sample_too_large_for_a_grid_is_an_error():
         q_sample(huge, *positional[1:], seeds=positional[1], ordinals=positional[1])
 
 
+@pytest.mark.parametrize(
+    ("operator", "kernels"),
+    {
+        "reverse_step": ["reverse_step_kernel"],
+        "q_sample": ["q_sample_kernel"],
+        "noise_mse": ["loss_kernel"],
+        "noise_mse_backward": ["gradient_kernel"],
+        "group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
+        "add_group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
+        "group_norm_silu_backward": ["backward_kernel"],
+    }.items(),
+)
+def test_torch_knows_the_kernels_of_an_operator(operator, kernels):
+    """It keeps compiled code by their source, and finds them by name when the operator is registered."""
+    import fastddpm_kernels.group_norm_silu.launches
+    import fastddpm_kernels.noise_mse.kernel
+    import fastddpm_kernels.q_sample.kernel
+    import fastddpm_kernels.reverse_step.kernel  # noqa: F401
+
+    known = torch._library.triton.get_triton_kernels_for_op(f"fastddpm::{operator}")
+    assert sorted(kernel.fn.__name__ for kernel in known) == kernels
+
+
 def test_importing_needs_neither_triton_nor_a_gpu():
     code = """
 import sys
@@ -157,7 +180,7 @@ import sys, torch
 before = "triton" in sys.modules
 import fastddpm_kernels
 assert ("triton" in sys.modules) == before
-assert "fastddpm_kernels.reverse_step.op" not in sys.modules
+assert "fastddpm_kernels.reverse_step.kernel" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -165,8 +188,8 @@ assert "fastddpm_kernels.reverse_step.op" not in sys.modules
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_opcheck():
-    from fastddpm_kernels.q_sample.op import q_sample_op
-    from fastddpm_kernels.reverse_step.op import reverse_step_op
+    from fastddpm_kernels.q_sample.kernel import q_sample_op
+    from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
     for case, shape in itertools.product(CASES, (SHAPES[33], SHAPES[3072])):
         given = step_cases.clone(step_cases.arguments(case, shape), "cuda")

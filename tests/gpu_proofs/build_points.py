@@ -10,14 +10,14 @@ import step_cases
 import torch
 from step_cases import CASES, SHAPES
 
-from fastddpm_kernels.group_norm_silu.op import (
+from fastddpm_kernels.group_norm_silu.launches import (
     add_group_norm_silu_op,
     group_norm_silu_backward_op,
     group_norm_silu_op,
 )
-from fastddpm_kernels.noise_mse.op import noise_mse_backward_op, noise_mse_op
-from fastddpm_kernels.q_sample import kernel as q_sample
-from fastddpm_kernels.reverse_step import kernel as reverse_step
+from fastddpm_kernels.noise_mse.kernel import noise_mse_backward_op, noise_mse_op
+from fastddpm_kernels.q_sample.kernel import q_sample_op
+from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
 Point = Callable[[], Any]
 
@@ -29,7 +29,7 @@ def step_point(name: str, dtype: str = "float32", layout: str = "contiguous", n:
     """A launch of `reverse_step` in a case of step_cases, with m of this dtype and layout."""
     case = next(case for case in CASES if case.name == name)
     options = {"m_dtype": DTYPES[dtype], "channels_last": LAYOUTS[layout]}
-    return lambda: reverse_step.launch(**step_cases.arguments(case, SHAPES[n], **options))
+    return lambda: reverse_step_op(**step_cases.arguments(case, SHAPES[n], **options))
 
 
 def q_sample_point(noise: str, n: int = 3072) -> Point:
@@ -38,9 +38,9 @@ def q_sample_point(noise: str, n: int = 3072) -> Point:
     def run() -> None:
         x_0, t, table = torch.zeros(2, *SHAPES[n]), torch.zeros(2, dtype=torch.int64), torch.zeros(1000)
         if noise == "given":
-            q_sample.launch(x_0, t, table, table, x_0, None, None, x_0, None)
+            q_sample_op(x_0, t, table, table, x_0, None, None, False)
         else:
-            q_sample.launch(x_0, t, table, table, None, t, t, x_0, x_0)
+            q_sample_op(x_0, t, table, table, None, t, t, True)
 
     return run
 

@@ -24,10 +24,10 @@ import step_cases
 from step_cases import CASES, SHAPES, TOLERANCE
 from traffic import Traffic
 
-from fastddpm_kernels.group_norm_silu.op import group_norm_silu_op
-from fastddpm_kernels.noise_mse.op import noise_mse_op
-from fastddpm_kernels.q_sample.kernel import launch as launch_q_sample
-from fastddpm_kernels.reverse_step.kernel import launch as launch_reverse_step
+from fastddpm_kernels.group_norm_silu.launches import group_norm_silu_op
+from fastddpm_kernels.noise_mse.kernel import noise_mse_op
+from fastddpm_kernels.q_sample.kernel import q_sample_op
+from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
 MOVED = {
     "DDPM step": "clip",
@@ -56,7 +56,7 @@ def step_errors() -> dict[str, tuple[float, float]]:
             }
             given = step_cases.arguments(case, SHAPES[33], **options)
             result = step_cases.clone(given)
-            launch_reverse_step(**result)
+            reverse_step_op(**result)
             expected = dict(zip(("x", "x0"), step_cases.expected(given), strict=True))
             for name, values in expected.items():
                 if given[name] is not None:
@@ -69,9 +69,10 @@ def step_errors() -> dict[str, tuple[float, float]]:
 def q_sample_errors() -> dict[str, tuple[float, float]]:
     """The noise drawn, of two ordinals that need both words."""
     shape = SHAPES[784]
-    x_0, x_t, drawn = torch.randn(2, *shape), torch.zeros(2, *shape), torch.zeros(2, *shape)
+    x_0 = torch.randn(2, *shape)
     t, signal, sigma = torch.tensor([1, 0]), torch.tensor([0.9, 0.4]), torch.tensor([0.3, 0.8])
-    launch_q_sample(x_0, t, signal, sigma, None, torch.full((2,), SEED), torch.tensor(ORDINALS), x_t, drawn)
+    seeds, ordinals = torch.full((2,), SEED), torch.tensor(ORDINALS)
+    x_t, drawn = q_sample_op(x_0, t, signal, sigma, None, seeds, ordinals, True)
     noise = training_noise(shape)
     a, b = (table.double().numpy()[t.numpy()].reshape(-1, 1, 1, 1) for table in (signal, sigma))
     expected = a * x_0.double().numpy() + b * noise
@@ -147,17 +148,17 @@ def step_traffic() -> dict[str, Any]:
         case = next(case for case in CASES if case.name == case_name)
         given = step_cases.arguments(case, SHAPES[784], seeds=(5,))
         with Traffic() as traffic:
-            launch_reverse_step(**given)
+            reverse_step_op(**given)
         moved[name] = traffic.figures(*(given[key] for key in ("x", "m", "x0") if given[key] is not None))
     return moved
 
 
 def q_sample_traffic() -> dict[str, Any]:
     """The noise drawn, not stored."""
-    x_0, x_t = torch.zeros(2, *SHAPES[784]), torch.zeros(2, *SHAPES[784])
+    x_0 = torch.zeros(2, *SHAPES[784])
     t, table = torch.tensor([1, 0]), torch.tensor([0.9, 0.4])
     with Traffic() as traffic:
-        launch_q_sample(x_0, t, table, table, None, t, t, x_t, None)
+        x_t, _ = q_sample_op(x_0, t, table, table, None, t, t, False)
     return {"q_sample, noise drawn": traffic.figures(x_0, x_t)}
 
 

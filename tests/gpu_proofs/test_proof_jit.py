@@ -13,8 +13,8 @@ from kernel_build import inspect, recorded
 from step_cases import CASES, SHAPES
 
 from fastddpm_kernels.noise.reference import plane_size
-from fastddpm_kernels.q_sample import kernel as q_sample
-from fastddpm_kernels.reverse_step import kernel as reverse_step
+from fastddpm_kernels.q_sample.kernel import q_sample_op
+from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
 TARGET = "sm_90"
 CLIP = next(case for case in CASES if case.name == "clip")
@@ -30,7 +30,7 @@ def step(batch, shape, offset=0):
     given = step_cases.arguments(CLIP, shape, seeds=tuple(range(batch)))
     buffer = torch.zeros(given["x"].numel() + offset)
     given["x"] = buffer[offset:].view(given["x"].shape)
-    reverse_step.launch(**given)
+    reverse_step_op(**given)
 
 
 @pytest.mark.parametrize("n", [1, 5, 784, 3072])
@@ -83,7 +83,7 @@ def test_other_timesteps_and_seeds_are_the_same_build(proof):
     with recorded(TARGET) as launches:
         for size in (10, 16, 1000):
             x_0, t, table = torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.int64), torch.zeros(size)
-            q_sample.launch(x_0, t, table, table, None, t, t, x_0, None)
+            q_sample_op(x_0, t, table, table, None, t, t, False)
     builds = len({id(launch.compiled) for launch in launches})
     proof("c", "q_sample: tables of 10, 16 and 1000 timesteps", launches=len(launches), builds=builds)
     assert builds == 1

@@ -17,8 +17,9 @@ from guards import Guarded
 from test_reverse_step_kernel import CountedTraffic
 
 from fastddpm_kernels.group_norm_silu import tiles
-from fastddpm_kernels.group_norm_silu.kernel import Vectors, configure, group_norm_silu_kernel
-from fastddpm_kernels.group_norm_silu.op import add_group_norm_silu_op, group_norm_silu_op
+from fastddpm_kernels.group_norm_silu.kernel import group_norm_silu_kernel
+from fastddpm_kernels.group_norm_silu.launches import add_group_norm_silu_op, configure, group_norm_silu_op
+from fastddpm_kernels.group_norm_silu.reference import Arguments
 
 # One in one pass and one that is split, with every option, in both layouts.
 SMALL = [*ONE_PASS[4:6], *SPLIT[2:4]]
@@ -111,10 +112,7 @@ def test_writes_nothing_outside_of_y():
         y = Guarded(torch.zeros(case.shape))
         statistics = Guarded(torch.zeros(3, case.shape[0], case.num_groups))
         cut = tiles.one_pass(given["x"], case.num_groups)
-        vectors = Vectors(*(given[vector] for vector in VECTORS))
-        grid, arguments, options = configure(
-            given["x"], case.num_groups, given["eps"], vectors, True, cut, y.tensor, statistics.tensor, None
-        )
+        grid, arguments, options = configure(Arguments(**given), cut, y.tensor, statistics.tensor)
         group_norm_silu_kernel[grid](*arguments, **options)
         assert y.intact()
         assert statistics.intact()

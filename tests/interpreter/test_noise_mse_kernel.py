@@ -12,15 +12,18 @@ from step_cases import SHAPES
 from test_reverse_step_kernel import CountedTraffic
 from torch.library import opcheck
 
-from fastddpm_kernels.noise_mse.kernel import launch_gradient, launch_loss, tiles
-from fastddpm_kernels.noise_mse.op import noise_mse_op
-from fastddpm_kernels.noise_mse.reference import distances
+from fastddpm_kernels.noise_mse.kernel import configure, gradient_kernel, loss_kernel, noise_mse_op, tiles
+from fastddpm_kernels.noise_mse.reference import Arguments, distances
 
 
 def operands(given, loss):
-    """In the order of the operators."""
     image = (given.get(name) for name in ("x_0", "signal", "sigma"))
-    return (given["prediction"].detach(), given["seeds"], given["ordinals"], loss, *image)
+    return Arguments(given["prediction"].detach(), given["seeds"], given["ordinals"], loss, *image)
+
+
+def launch(kernel, given, *outputs):
+    grid, arguments, options = configure(given, *outputs)
+    kernel[grid](*arguments, **options)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -30,10 +33,10 @@ def test_loss_and_gradient_against_float64(loss, v, n):
     given = arguments(SHAPES[n], v=v)
     prediction = given["prediction"].detach()
     sums = Guarded(torch.full((3, tiles(prediction)), math.nan))
-    launch_loss(*operands(given, loss), sums.tensor)
+    launch(loss_kernel, operands(given, loss), sums.tensor)
     value = (given["weights"] * sums.tensor.sum(dim=1) / n).mean()
     grad = Guarded(torch.full_like(prediction, math.nan))
-    launch_gradient(*operands(given, loss), given["weights"] / 3, grad.tensor)
+    launch(gradient_kernel, operands(given, loss), given["weights"] / 3, grad.tensor)
     check(given, loss, value, grad.tensor)
     assert sums.intact()
     assert grad.intact()
@@ -58,7 +61,7 @@ def test_nan_and_infinity_give_the_gradients_of_torch(loss):
     given = arguments((3, 4, 4))
     given["prediction"].data.view(-1)[:3] = torch.tensor([math.nan, math.inf, -math.inf])
     grads = []
-    for function in (noise_mse_op, distances):
+    for function in (noise_mse_op, lambda *operand: distances(Arguments(*operand))):
         given["prediction"].grad = None
         value = function(given["prediction"], *operands(given, loss)[1:])
         value.sum().backward()
@@ -81,10 +84,11 @@ def test_the_prediction_is_read_once_each_way(v, dtype, channels_last):
     """Bytes an element that the interpreter's loads and stores move, scalars aside."""
     given = arguments((2, 20, 20), v=v, dtype=dtype, channels_last=channels_last)
     prediction = given["prediction"].detach()
-    size, image = prediction.element_size(), 4 * v
+    size, image, counted = prediction.element_size(), 4 * v, operands(given, "l2")
     with CountedTraffic() as moved:
-        launch_loss(*operands(given, "l2"), torch.empty(3, tiles(prediction)))
-    assert moved["bytes"] == (size + image) * prediction.numel()
+        launch(loss_kernel, operands(given, "l2"), torch.empty(3, tiles(prediction)))
+    assert moved["bytes"] == (size + image) * prediction.numel() == counted.traffic().bytes
     with CountedTraffic() as moved:
-        launch_gradient(*operands(given, "l2"), torch.ones(3), torch.empty_like(prediction))
+        launch(gradient_kernel, operands(given, "l2"), torch.ones(3), torch.empty_like(prediction))
     assert moved["bytes"] == (2 * size + image) * prediction.numel()
+    assert moved["bytes"] == counted.traffic(backward=True).bytes

@@ -6,8 +6,8 @@ import torch
 from step_cases import CASES, SHAPES
 from torch.library import opcheck
 
-from fastddpm_kernels.q_sample.op import q_sample_op
-from fastddpm_kernels.reverse_step.op import reverse_step_op
+from fastddpm_kernels.q_sample.kernel import q_sample_op
+from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
 CHECKS = ("test_schema", "test_autograd_registration")
 

@@ -12,7 +12,7 @@ from torch import nn
 import fastddpm
 from fastddpm import fusion
 from fastddpm_bench.peers import sr3 as peers_sr3
-from fastddpm_kernels.group_norm_silu.reference import group_norm_silu as reference
+from fastddpm_kernels import group_norm_silu as reference
 
 diffusers = pytest.importorskip("diffusers")
 

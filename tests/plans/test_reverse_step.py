@@ -11,7 +11,7 @@ import torch
 from step_cases import CASES, SHAPES, TOLERANCE, Case
 
 from fastddpm_kernels import Column, reverse_step
-from fastddpm_kernels.reverse_step.reference import reverse_step as reference_reverse_step
+from fastddpm_kernels.reverse_step import reference
 
 ids = [case.name for case in CASES]
 
@@ -54,7 +54,7 @@ def test_only_x_and_x0_change():
 def test_coefficients_are_unpacked_in_the_order_of_the_columns():
     letters = sorted(step_cases.COLUMNS, key=step_cases.COLUMNS.__getitem__)
     assert [step_cases.COLUMNS[letter] for letter in letters] == list(Column)
-    assert f"{', '.join(letters)} = row" in inspect.getsource(reference_reverse_step)
+    assert f"{', '.join(letters)} = row" in inspect.getsource(reference.reverse_step)
 
 
 def test_linear_case_equals_the_long_form():

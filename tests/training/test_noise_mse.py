@@ -160,7 +160,7 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("v", [False, True], ids=["epsilon", "v"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_one_operator_each_way_and_nothing_of_the_images_size_but_the_gradient(v, channels_last):
-    from fastddpm_kernels.noise_mse.op import noise_mse_backward_op
+    from fastddpm_kernels.noise_mse.kernel import noise_mse_backward_op
 
     with pretended(TARGETS["sm_90"]), FakeTensorMode():
         given = {
@@ -204,7 +204,7 @@ def test_kernel_agrees_with_float64(loss, v, dtype, channels_last, n):
 def test_kernel_compiles_and_opcheck():
     from torch.library import opcheck
 
-    from fastddpm_kernels.noise_mse.op import noise_mse_op
+    from fastddpm_kernels.noise_mse.kernel import noise_mse_op
 
     given = arguments((3, 16, 16), v=True, channels_last=True, device="cuda")
     compiled = torch.compile(noise_mse, fullgraph=True)(**given)

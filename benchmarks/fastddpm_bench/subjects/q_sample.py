@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from fastddpm_bench.subjects.variants import replayed_too
 from fastddpm_bench.workloads import noise
 from fastddpm_kernels import q_sample
 from fastddpm_kernels.noise.reference import normal
+from fastddpm_kernels.q_sample.reference import Arguments
 
 TRAINING_STREAM = 1
 
@@ -58,16 +57,18 @@ def contests(settings: Settings) -> list[Contest]:
             setup=functools.partial(Batch, shape, settings.device),
             contestants=entrants,
             tolerance=1e-5,
-            costs=functools.partial(_traffic, shape, 2 + (kind == "given")),
+            costs=functools.partial(_traffic, kind == "drawn"),
         )
         for name, shape in shapes.items()
         for kind, entrants in (("given", _given(settings)), ("drawn", _drawn(settings)))
     ]
 
 
-def _traffic(shape: tuple[int, ...], tensors: int, shared: Any) -> list[OpCost]:
+def _traffic(drawn: bool, batch: Batch) -> list[OpCost]:
     """x_0 (and z) read, x_t written."""
-    return [OpCost("q_sample", 0, tensors * 4 * math.prod(shape), shape)]
+    signal, sigma = batch.tables
+    given = Arguments(batch.x_0, batch.t, signal, sigma, None if drawn else batch.z)
+    return [OpCost("q_sample", 0, given.traffic().bytes, tuple(batch.x_0.shape))]
 
 
 def _given(settings: Settings) -> list[Contestant]:

@@ -6,8 +6,6 @@ With the noise given, and with the noise drawn: per sample from seeds here, from
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from fastddpm_bench.subjects.variants import replayed_too
 from fastddpm_bench.workloads import noise
 from fastddpm_kernels import reverse_step
 from fastddpm_kernels.noise.reference import normal
+from fastddpm_kernels.reverse_step.reference import Arguments
 
 SHAPES = {"mnist": (64, 1, 28, 28), "cifar10": (64, 3, 32, 32), "256x256": (4, 3, 256, 256)}
 ROW = 500
@@ -72,16 +71,18 @@ def contests(settings: Settings) -> list[Contest]:
             setup=functools.partial(Step, shape, settings.device),
             contestants=entrants,
             tolerance=1e-5,
-            costs=functools.partial(_traffic, shape, 3 + (kind == "given")),
+            costs=functools.partial(_traffic, kind == "drawn"),
         )
         for name, shape in shapes.items()
         for kind, entrants in (("given", _given(settings)), ("drawn", _drawn(settings)))
     ]
 
 
-def _traffic(shape: tuple[int, ...], tensors: int, shared: Any) -> list[OpCost]:
+def _traffic(drawn: bool, step: Step) -> list[OpCost]:
     """x and m (and z) read, x written: what any implementation moves."""
-    return [OpCost("reverse_step", 0, tensors * 4 * math.prod(shape), shape)]
+    noise = step.seeds if drawn else step.z[None]
+    given = Arguments(step.x, step.m, step.table, step.counter, noise, clip=True)
+    return [OpCost("reverse_step", 0, given.traffic().bytes, tuple(step.x.shape))]
 
 
 def _given(settings: Settings) -> list[Contestant]:

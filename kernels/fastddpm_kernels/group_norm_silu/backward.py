@@ -7,34 +7,27 @@ With the names of `kernel`, k = weight * (1 + scale), and means over the n value
     A  = sum dv,  B = sum dv * x_hat,  X = sum x_hat          over the pixels of a channel
     dx = rstd * (k*dv - mean(k*dv) - x_hat * mean(k*dv * x_hat))
 
-The gradients of the vectors follow from A, B and X alone (`op`): float32 (3, pixel chunks, N, C). Bytes per
-element in float32: one pass reads dy and x and writes dx: 12; where a group is split, the sums are one pass
-over dy and x and dx another: 20.
+The gradients of the vectors follow from A, B and X alone (`launches`): float32 (3, pixel chunks, N, C).
+Bytes per element in float32: one pass reads dy and x and writes dx: 12; where a group is split, the sums are
+one pass over dy and x and dx another: 20.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..fast_math import sigmoid_factor
-from ..launch import Launch
 from .kernel import (
     NOT_SPECIALIZED,
-    Vectors,
     group_sum,
-    launch_sizes,
-    layout_cases,
     load_tile,
     only_existing,
     per_channel,
-    row_stride,
     tile_elements,
     tile_place,
     to_channels,
 )
-from .tiles import PER_THREAD, Tiles
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -133,25 +126,3 @@ def backward_kernel(
             tl.store(dx_ptr + first_element + element, dx)
         else:
             tl.store(dx_ptr + first_element + element, dx, mask=mask)
-
-
-def configure_backward(
-    dy: Tensor,
-    x: Tensor,
-    statistics: Tensor,
-    vectors: Vectors,
-    silu: bool,
-    tiles: Tiles,
-    sums: Tensor | None,
-    means: Tensor | None,
-    dx: Tensor | None,
-) -> Launch:
-    """The launch of `backward_kernel`: which of sums and dx it writes, and what it has of the means."""
-    weight, bias, pre_bias, scale, shift = vectors
-    grid, sizes = launch_sizes(x, statistics.shape[2], tiles)
-    arguments = (
-        *(dy, x, statistics, weight, bias, pre_bias, row_stride(pre_bias)),
-        *(scale, row_stride(scale), shift, row_stride(shift), sums, means, dx, *sizes),
-    )
-    options = tiles.options(PER_THREAD["backward"])
-    return grid, arguments, options | {"SILU": silu, **layout_cases(x, tiles)}

@@ -23,27 +23,10 @@ atomics: a chunk writes its statistics, and each program of the second kernel co
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..fast_math import sigmoid_factor
-from ..launch import Launch
-from .tiles import FULL_CARD, PER_THREAD, Tiles, is_channels_last, power_of_two
-
-
-class Vectors(NamedTuple):
-    """What a norm has per channel, (C,), and per sample and channel, (N or 1, C), channels side by side."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    pre_bias: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
-
 
 NOT_SPECIALIZED = ["pre_bias_row", "scale_row", "shift_row", "pixel_chunks", "n_statistics"]
 
@@ -325,75 +308,3 @@ def group_norm_silu_kernel(
         tl.store(y_ptr + first_element + element, v)
     else:
         tl.store(y_ptr + first_element + element, v, mask=mask)
-
-
-def configure(
-    x: Tensor,
-    num_groups: int,
-    eps: float,
-    vectors: Vectors,
-    silu: bool,
-    tiles: Tiles,
-    y: Tensor,
-    statistics: Tensor,
-    partials: Tensor | None,
-    residual: Tensor | None = None,
-    total: Tensor | None = None,
-) -> Launch:
-    """The launch of `group_norm_silu_kernel`, which writes y and statistics; partials if a group is split.
-
-    With a residual in x's layout, x + residual is normalised, and written to total.
-    """
-    weight, bias, pre_bias, scale, shift = vectors
-    cases = {"SILU": silu, "BLOCK_CHUNKS": power_of_two(tiles.chunks), **layout_cases(x, tiles)}
-    grid, sizes = launch_sizes(x, num_groups, tiles)
-    arguments = (
-        *(x, residual, total, weight, bias, pre_bias, row_stride(pre_bias)),
-        *(scale, row_stride(scale), shift, row_stride(shift)),
-        *(partials, y, statistics, eps, *sizes),
-    )
-    return grid, arguments, tiles.options(per_thread(grid)) | cases
-
-
-def configure_statistics(
-    x: Tensor,
-    num_groups: int,
-    pre_bias: Tensor | None,
-    tiles: Tiles,
-    partials: Tensor,
-    residual: Tensor | None = None,
-    total: Tensor | None = None,
-) -> Launch:
-    """The launch of `statistics_kernel`, which writes partials, and total where there is a residual."""
-    grid, sizes = launch_sizes(x, num_groups, tiles)
-    options = tiles.options(per_thread(grid)) | layout_cases(x, tiles)
-    return grid, (x, residual, total, pre_bias, row_stride(pre_bias), partials, *sizes), options
-
-
-def launch_sizes(x: Tensor, num_groups: int, tiles: Tiles) -> tuple[tuple[int, int], tuple[int, ...]]:
-    """The grid, and the sizes that every kernel is told."""
-    n_statistics = x.shape[0] * num_groups
-    pixels = math.prod(x.shape[2:])
-    return (n_statistics // tiles.groups, tiles.chunks), (
-        num_groups,
-        pixels,
-        tiles.pixel_chunks,
-        n_statistics,
-    )
-
-
-def per_thread(grid: tuple[int, int]) -> int:
-    """Elements of a thread in a launch of so many programs."""
-    return PER_THREAD["full" if math.prod(grid) >= FULL_CARD else "small"]
-
-
-def layout_cases(x: Tensor, tiles: Tiles) -> dict[str, bool]:
-    """What is compile-time about a map: its layout, and whether its tiles have an element everywhere."""
-    whole = tiles.group_channels % tiles.block_channels == 0
-    exact = whole and math.prod(x.shape[2:]) % tiles.block_pixels == 0
-    return {"CHANNELS_LAST": is_channels_last(x), "EXACT": exact}
-
-
-def row_stride(vectors: Tensor | None) -> int:
-    """What lies between the vectors of two samples: 0 where one serves all."""
-    return 0 if vectors is None or vectors.shape[0] == 1 else vectors.stride(0)

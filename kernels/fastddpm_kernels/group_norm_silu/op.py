@@ -1,181 +1,168 @@
-"""Registration of `fastddpm::group_norm_silu`: the Triton kernels as an operator, with its gradient."""
+"""The public `group_norm_silu`: argument checks, then the Triton operator on CUDA, else plain torch."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
-from ..compat import wrap_triton
-from . import tiles as cut
-from .backward import backward_kernel, configure_backward
-from .kernel import Vectors, configure, configure_statistics, group_norm_silu_kernel, statistics_kernel
+from ..compat import runs_kernels
+from .reference import Arguments
+from .reference import group_norm_silu as reference_group_norm_silu
+from .tiles import fits, is_channels_last
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ACTIVATIONS = ("silu", "none")
 
 
-@triton_op("fastddpm::group_norm_silu", mutates_args={})
-def group_norm_silu_op(
+def group_norm_silu(
     x: Tensor,
     num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    pre_bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, Tensor]:
-    """(y, statistics), the latter float32 (3, N, G) for the backward pass.
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    pre_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """y = silu(group_norm(x + pre_bias) * (1 + scale) + shift): a residual block between two convolutions.
 
-    Arguments as in `dispatch.group_norm_silu`, which checks them and asks `tiles` whether they fit.
+    Args:
+        x: (N, C, ...). On CUDA float32, float16 and bfloat16 go through the fused kernel, in float32
+            throughout; contiguous and channels_last maps are read as they are, others are copied first.
+            Other dtypes, and groups of more than about 16 million elements, take the plain path.
+        num_groups: G, a divisor of C.
+        weight, bias: (C,), or None.
+        eps: added to the variance of a group.
+        pre_bias: (N, C), or (1, C) for all samples alike; None adds nothing.
+        scale, shift: likewise, both or neither.
+        activation: "silu" or "none".
+
+    Returns y, in x's layout; on CUDA in x's dtype, elsewhere in the dtype that PyTorch promotes to. Gradients
+    flow to every tensor. A NaN or infinity in a group of x makes the whole group NaN, as in
+    `torch.nn.functional.group_norm`.
+
+    Raises:
+        ValueError: num_groups does not divide C, a vector has another shape or device, scale comes without
+            shift, or another activation is named.
+
+    Sources: GroupNorm (Wu and He 2018), equations 1 to 3; SiLU (Elfwing et al. 2018); a bias before the norm:
+    the code of DDPM (Ho et al. 2020); scale and shift after it: that of Improved DDPM (Nichol and Dhariwal
+    2021).
     """
-    return _forward(x, None, None, num_groups, eps, Vectors(weight, bias, pre_bias, scale, shift), silu)
+    _check(x, num_groups, activation)
+    _check_vectors(x, weight, bias, pre_bias, scale, shift)
+    silu = activation == "silu"
+    if not _is_for_kernels(x, num_groups):
+        return reference_group_norm_silu(
+            Arguments(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)
+        )
+    from .launches import group_norm_silu_op
+
+    if not (x.is_contiguous() or is_channels_last(x)):
+        x = x.contiguous()
+    weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
+    pre_bias, scale, shift = (_with_neighbouring_channels(tensor) for tensor in (pre_bias, scale, shift))
+    y: Tensor = group_norm_silu_op(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)[0]
+    return y
 
 
-@triton_op("fastddpm::add_group_norm_silu", mutates_args={})
-def add_group_norm_silu_op(
+def add_group_norm_silu(
     x: Tensor,
     residual: Tensor,
     num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    pre_bias: Tensor | None,
-    silu: bool,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    pre_bias: Tensor | None = None,
+    activation: str = "silu",
 ) -> tuple[Tensor, Tensor]:
-    """(y, x + residual); residual is like x. It has no gradient."""
-    total = torch.empty_like(x)
-    vectors = Vectors(weight, bias, pre_bias, None, None)
-    return _forward(x, residual, total, num_groups, eps, vectors, silu)[0], total
+    """(`group_norm_silu` of x + residual, x + residual): the end of a residual block and the next one's norm.
 
+    Args:
+        x: as of `group_norm_silu`.
+        residual: of x's shape and dtype.
+        num_groups, weight, bias, eps, pre_bias, activation: as of `group_norm_silu`.
 
-def _forward(
-    x: Tensor,
-    residual: Tensor | None,
-    total: Tensor | None,
-    num_groups: int,
-    eps: float,
-    vectors: Vectors,
-    silu: bool,
-) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(x)
-    statistics = x.new_empty((3, x.shape[0], num_groups), dtype=torch.float32)
-    tiles = cut.one_pass(x, num_groups)
-    partials = None
-    if tiles is None:
-        tiles = cut.split(x, num_groups)
-        assert tiles is not None
-        partials = x.new_empty((4, x.shape[0], num_groups, tiles.chunks), dtype=torch.float32)
-        grid, arguments, options = configure_statistics(
-            x, num_groups, vectors.pre_bias, tiles, partials, residual, total
+    On CUDA one pass where a group fits, without a gradient; with gradients, and elsewhere, two operations.
+
+    Raises:
+        ValueError: as `group_norm_silu`, and for a residual of another shape, dtype or device.
+    """
+    _check(x, num_groups, activation)
+    _check_vectors(x, weight, bias, pre_bias, None, None)
+    kind = (residual.shape, residual.dtype, residual.device)
+    if kind != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"residual: {tuple(residual.shape)}, {residual.dtype} on {residual.device} given; accepted is "
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}, as x is"
         )
-        wrap_triton(statistics_kernel)[grid](*arguments, **options)
-        if total is not None:
-            x, residual, total = total, None, None
-    grid, arguments, options = configure(
-        x, num_groups, eps, vectors, silu, tiles, y, statistics, partials, residual, total
+    given = (x, residual, weight, bias, pre_bias)
+    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+    if needs_gradient or not _is_for_kernels(x, num_groups):
+        total = x + residual
+        options = {"pre_bias": pre_bias, "activation": activation}
+        return group_norm_silu(total, num_groups, weight, bias, eps, **options), total  # type: ignore[arg-type]
+    from .launches import add_group_norm_silu_op
+
+    if not (x.is_contiguous() or is_channels_last(x)):
+        x = x.contiguous()
+    if residual.stride() != x.stride():
+        residual = torch.empty_like(x).copy_(residual)
+    weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
+    pre_bias, silu = _with_neighbouring_channels(pre_bias), activation == "silu"
+    outputs: tuple[Tensor, Tensor] = add_group_norm_silu_op(
+        x, residual, num_groups, weight, bias, eps, pre_bias, silu
     )
-    wrap_triton(group_norm_silu_kernel)[grid](*arguments, **options)
-    return y, statistics
+    return outputs
 
 
-@triton_op("fastddpm::group_norm_silu_backward", mutates_args={})
-def group_norm_silu_backward_op(
-    dy: Tensor,
+def _is_for_kernels(x: Tensor, num_groups: int) -> bool:
+    return runs_kernels(x.device) and x.dtype in DTYPES and x.numel() > 0 and fits(x, num_groups)
+
+
+def _check(x: Tensor, num_groups: int, activation: str) -> None:
+    if x.dim() < 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W), or any (N, C, ...)")
+    if num_groups < 1 or x.shape[1] % num_groups:
+        raise ValueError(
+            f"num_groups is {num_groups}; accepted are divisors of the {x.shape[1]} channels of x"
+        )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
+
+
+def _check_vectors(
     x: Tensor,
-    statistics: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     pre_bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, Tensor]:
-    """(dx, sums): the gradient of x, and A, B, X of `backward`, float32 (3, N, C)."""
-    vectors = Vectors(weight, bias, pre_bias, scale, shift)
-    num_groups = statistics.shape[2]
-    if dy.stride() != x.stride():
-        dy = torch.empty_like(x).copy_(dy)
-    dx = torch.empty_like(x)
-    tiles = cut.one_pass(x, num_groups, cut.LARGEST_BACKWARD_TILE)
-    is_split = tiles is None
-    if tiles is None:
-        tiles = cut.split(x, num_groups)
-        assert tiles is not None
-    sums = x.new_empty((3, tiles.pixel_chunks, *x.shape[:2]), dtype=torch.float32)
-    grid, arguments, options = configure_backward(
-        dy, x, statistics, vectors, silu, tiles, sums, None, None if is_split else dx
-    )
-    wrap_triton(backward_kernel)[grid](*arguments, **options)
-    sums = sums.sum(1)
-    if is_split:
-        means = _group_means(sums, _gain(x, weight, scale), x, num_groups)
-        grid, arguments, options = configure_backward(
-            dy, x, statistics, vectors, silu, tiles, None, means, dx
-        )
-        wrap_triton(backward_kernel)[grid](*arguments, **options)
-    return dx, sums
-
-
-def _gain(x: Tensor, weight: Tensor | None, scale: Tensor | None) -> Tensor:
-    """k = weight * (1 + scale), float32 (N or 1, C)."""
-    gain = x.new_ones((1, x.shape[1]), dtype=torch.float32)
-    if weight is not None:
-        gain = gain * weight
-    return gain if scale is None else gain * (1 + scale.to(torch.float32))
-
-
-def _group_means(sums: Tensor, gain: Tensor, x: Tensor, num_groups: int) -> Tensor:
-    """The means of k*dv and of k*dv * x_hat over each group, float32 (2, N, G)."""
-    of_groups = (sums[:2] * gain).reshape(2, x.shape[0], num_groups, -1).sum(-1)
-    return of_groups * (x.shape[0] * num_groups / x.numel())
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, _, weight, bias, _, pre_bias, scale, shift, silu = inputs
-    statistics = output[1]
-    ctx.save_for_backward(x, statistics, weight, bias, pre_bias, scale, shift)
-    ctx.silu = silu
-    ctx.mark_non_differentiable(statistics)
-
-
-def _backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, statistics, weight, bias, pre_bias, scale, shift = ctx.saved_tensors
-    dx, sums = group_norm_silu_backward_op(dy, x, statistics, weight, bias, pre_bias, scale, shift, ctx.silu)
-    of_dv, of_product = sums[0], sums[1]
-    factor = 1 if scale is None else 1 + scale.to(torch.float32)
-    d_weight = d_bias = d_pre_bias = d_scale = d_shift = None
-    if weight is not None:
-        d_weight = (factor * of_product).sum(0).to(weight.dtype)
-    if bias is not None:
-        d_bias = (factor * of_dv).sum(0).to(bias.dtype)
-    if pre_bias is not None:
-        d_pre_bias = _rows(_pre_bias_gradient(x, statistics, sums, _gain(x, weight, scale)), pre_bias)
-    if scale is not None:
-        d_scale = of_product if weight is None else of_product * weight
-        d_scale = _rows(d_scale if bias is None else d_scale + of_dv * bias, scale)
-        d_shift = _rows(of_dv, shift)
-    return dx, None, d_weight, d_bias, None, d_pre_bias, d_scale, d_shift, None
-
-
-def _pre_bias_gradient(x: Tensor, statistics: Tensor, sums: Tensor, gain: Tensor) -> Tensor:
-    """The sum of dx over the pixels of each channel, from the sums that dx was made of: float32 (N, C)."""
+) -> None:
+    if (scale is None) != (shift is None):
+        alone = "scale" if shift is None else "shift"
+        raise ValueError(f"{alone} is given alone; accepted are scale and shift together, or neither")
     batch, channels = x.shape[:2]
-    num_groups = statistics.shape[2]
-    pixels = x.numel() // (batch * channels)
-    of_gradient, of_projection = _group_means(sums, gain, x, num_groups)[..., None]
-    by_group = (batch, num_groups, channels // num_groups)
-    of_dx: Tensor = (gain * sums[0]).reshape(by_group) - pixels * of_gradient
-    of_dx = (of_dx - sums[2].reshape(by_group) * of_projection) * statistics[2, ..., None]
-    return of_dx.reshape(batch, channels)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and (vector.dim() != 1 or vector.shape[0] != channels):
+            raise ValueError(f"{name} has shape {tuple(vector.shape)}; accepted is {(channels,)}")
+    for name, vectors in (("pre_bias", pre_bias), ("scale", scale), ("shift", shift)):
+        if vectors is None:
+            continue
+        if vectors.dim() != 2 or vectors.shape[0] not in (1, batch) or vectors.shape[1] != channels:
+            raise ValueError(
+                f"{name} has shape {tuple(vectors.shape)}; accepted is {(batch, channels)}, or "
+                f"{(1, channels)} for all samples"
+            )
+    given = {"weight": weight, "bias": bias, "pre_bias": pre_bias, "scale": scale, "shift": shift}
+    for name, tensor in given.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}; accepted is {x.device}, where x is")
 
 
-def _rows(gradient: Tensor, vectors: Tensor) -> Tensor:
-    """A gradient (N, C) for vectors (N or 1, C)."""
-    if vectors.shape[0] == 1:
-        gradient = gradient.sum(0, keepdim=True)
-    return gradient.to(vectors.dtype)
-
-
-group_norm_silu_op.register_autograd(_backward, setup_context=_setup_context)
+def _with_neighbouring_channels(vectors: Tensor | None) -> Tensor | None:
+    """As the kernel reads it: rows may lie apart, as those of a slice of a table do."""
+    return vectors if vectors is None or vectors.stride(1) == 1 else vectors.contiguous()

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..traffic import Traffic, size
 
-def group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    *,
-    pre_bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str = "silu",
-) -> Tensor:
-    """The operations of a residual block one after the other; arguments as in `dispatch.group_norm_silu`."""
+
+class Arguments(NamedTuple):
+    """Of one call, in the order of the operator's schema; what each is says `op.group_norm_silu`."""
+
+    x: Tensor
+    num_groups: int
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
+    pre_bias: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    silu: bool = True
+    residual: Tensor | None = None
+
+    def traffic(self) -> Traffic:
+        """x is read, y written, a residual read and its sum written, as in one pass.
+
+        Operations: x + residual, x + pre_bias, a sum, the difference from the mean, its square and their sum,
+        one multiply-add for what comes after, SiLU.
+        """
+        tensors = 2 if self.residual is None else 4
+        added = (self.residual is not None) + (self.pre_bias is not None)
+        return Traffic(tensors * size(self.x), (added + 6 + 4 * self.silu) * self.x.numel())
+
+
+def group_norm_silu(given: Arguments) -> Tensor:
+    """The operations of a residual block one after the other; a residual was added before."""
+    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, _ = given
     per_sample_and_channel = (..., *(None,) * (x.dim() - 2))
     if pre_bias is not None:
         biased = x + pre_bias[per_sample_and_channel]
@@ -28,4 +47,4 @@ def group_norm_silu(
     x = F.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None and shift is not None:
         x = x * (1 + scale[per_sample_and_channel]) + shift[per_sample_and_channel]
-    return F.silu(x) if activation == "silu" else x
+    return F.silu(x) if silu else x

@@ -1,5 +1,5 @@
 """The training loss of a predicted noise, which is drawn again rather than read."""
 
-from .dispatch import noise_mse
+from .op import noise_mse
 
 __all__ = ["noise_mse"]

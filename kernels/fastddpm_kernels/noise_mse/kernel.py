@@ -15,16 +15,20 @@ writes as much: 8 or 4. x_0 (4) is read both times where there is one.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
 
-from ..launch import BLOCK_SIZE, geometry
+from ..compat import wrap_triton
+from ..launch import BLOCK_SIZE, division, geometry
 from ..noise.kernel import box_muller, philox
 from ..q_sample.reference import TRAINING_NOISE_STREAM
-from ..reverse_step.kernel import division
+from .reference import Arguments
 
 STREAM = tl.constexpr(TRAINING_NOISE_STREAM)
 
@@ -177,29 +181,22 @@ def gradient_kernel(
             tl.store(grad_ptr + row + place, scale * slope, mask=mask)
 
 
-def configure(
-    prediction: Tensor,
-    seeds: Tensor,
-    ordinals: Tensor,
-    loss: str,
-    x_0: Tensor | None,
-    signal: Tensor | None,
-    sigma: Tensor | None,
-    *outputs: Tensor,
-) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
-    """The launch for these arguments (as in `dispatch.noise_mse`): grid, positional and keyword arguments.
+def configure(given: Arguments, *outputs: Tensor) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """The launch for these arguments: grid, positional and keyword arguments.
 
     Args:
+        given: the arguments.
         outputs: `sums` (B, tiles) for the loss; `grad_loss` (B,) and `grad` like prediction for its gradient.
 
     Raises:
         ValueError: a sample has too many elements for a grid.
     """
+    prediction, seeds, ordinals, loss, *image = given
     n_elements, plane_16, grid, options = geometry("prediction", prediction)
     channels_last = not prediction.is_contiguous()
     channels = prediction.shape[1]
     spatial = n_elements // channels
-    tensors = (prediction, seeds, ordinals, x_0, signal, sigma, *outputs)
+    tensors = (prediction, seeds, ordinals, *image, *outputs)
     numbers = (n_elements, plane_16, channels, spatial, *division(spatial if channels_last else 2))
     cases = {"LOSS": loss, "CHANNELS_LAST": channels_last, "EXACT": n_elements == grid[1] * TILE_ELEMENTS}
     return grid, (*tensors, *numbers), options | cases | WARPS
@@ -210,15 +207,49 @@ def tiles(prediction: Tensor) -> int:
     return geometry("prediction", prediction)[2][1]
 
 
-def launch_loss(prediction, seeds, ordinals, loss, x_0, signal, sigma, sums):
-    """Run the kernel into sums; on CPU tensors under Triton's interpreter."""
-    grid, arguments, options = configure(prediction, seeds, ordinals, loss, x_0, signal, sigma, sums)
-    loss_kernel[grid](*arguments, **options)
+@triton_op(
+    "fastddpm::noise_mse",
+    mutates_args={},
+    schema="(Tensor prediction, Tensor seeds, Tensor ordinals, str loss, Tensor? x_0, Tensor? signal, "
+    "Tensor? sigma) -> Tensor",
+)
+def noise_mse_op(*arguments: Any) -> Tensor:
+    """The mean distance of each sample, float32 (B,); `op.noise_mse` checks the arguments."""
+    given = Arguments(*arguments)
+    shape, device = given.prediction.shape, given.prediction.device
+    sums = torch.empty((shape[0], tiles(given.prediction)), dtype=torch.float32, device=device)
+    grid, operands, options = configure(given, sums)
+    wrap_triton(loss_kernel)[grid](*operands, **options)
+    return sums.sum(dim=1) / math.prod(shape[1:])
 
 
-def launch_gradient(prediction, seeds, ordinals, loss, x_0, signal, sigma, grad_loss, grad):
-    """Run the kernel into grad; on CPU tensors under Triton's interpreter."""
-    grid, arguments, options = configure(
-        prediction, seeds, ordinals, loss, x_0, signal, sigma, grad_loss, grad
+@triton_op(
+    "fastddpm::noise_mse_backward",
+    mutates_args={},
+    schema="(Tensor grad_loss, Tensor prediction, Tensor seeds, Tensor ordinals, str loss, Tensor? x_0, "
+    "Tensor? signal, Tensor? sigma) -> Tensor",
+)
+def noise_mse_backward_op(grad_loss: Tensor, *arguments: Any) -> Tensor:
+    """The gradient of prediction, in its dtype and layout, from that of the distances, float32 (B,)."""
+    given = Arguments(*arguments)
+    grad = torch.empty_like(given.prediction)
+    grid, operands, options = configure(given, grad_loss, grad)
+    wrap_triton(gradient_kernel)[grid](*operands, **options)
+    return grad
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    prediction, seeds, ordinals, ctx.loss, x_0, signal, sigma = inputs
+    ctx.save_for_backward(prediction, seeds, ordinals, x_0, signal, sigma)
+
+
+def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    prediction, seeds, ordinals, x_0, signal, sigma = ctx.saved_tensors
+    # The gradient of a mean is one number expanded to (B,).
+    grad = noise_mse_backward_op(
+        grad_loss.contiguous(), prediction, seeds, ordinals, ctx.loss, x_0, signal, sigma
     )
-    gradient_kernel[grid](*arguments, **options)
+    return grad, None, None, None, None, None, None
+
+
+noise_mse_op.register_autograd(_backward, setup_context=_setup_context)

@@ -12,13 +12,18 @@ asked for.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import triton_op
 
+from ..compat import wrap_triton
 from ..launch import Launch, geometry
 from ..noise.kernel import lanes, normals
-from .reference import TRAINING_NOISE_STREAM
+from .reference import TRAINING_NOISE_STREAM, Arguments
 
 STREAM = tl.constexpr(TRAINING_NOISE_STREAM)
 
@@ -65,28 +70,50 @@ def q_sample_kernel(
     tl.store(x_t_ptr + row + element, signal * x_0 + sigma * z, mask=mask)
 
 
-def configure(
-    x_0: Tensor,
-    t: Tensor,
-    signal: Tensor,
-    sigma: Tensor,
-    noise: Tensor | None,
-    seeds: Tensor | None,
-    ordinals: Tensor | None,
-    x_t: Tensor,
-    drawn: Tensor | None,
-) -> Launch:
+def configure(given: Arguments, x_t: Tensor, drawn: Tensor | None) -> Launch:
     """The launch for these arguments: grid, positional and keyword arguments. x_t and drawn are written.
 
     Raises:
         ValueError: a sample has too many elements for a grid.
     """
-    n_elements, plane_16, grid, options = geometry("x_0", x_0)
-    tensors = (x_0, t, signal, sigma, noise, seeds, ordinals, x_t, drawn)
-    return grid, (*tensors, n_elements, plane_16, signal.numel()), options
+    n_elements, plane_16, grid, options = geometry("x_0", given.x_0)
+    return grid, (*given[:7], x_t, drawn, n_elements, plane_16, given.signal.numel()), options
 
 
-def launch(x_0, t, signal, sigma, noise, seeds, ordinals, x_t, drawn):
-    """Run the kernel into x_t and, unless it is None, drawn; on CPU tensors under Triton's interpreter."""
-    grid, arguments, options = configure(x_0, t, signal, sigma, noise, seeds, ordinals, x_t, drawn)
-    q_sample_kernel[grid](*arguments, **options)
+@triton_op(
+    "fastddpm::q_sample",
+    mutates_args={},
+    schema="(Tensor x_0, Tensor t, Tensor sqrt_alphas_cumprod, Tensor sqrt_one_minus_alphas_cumprod, "
+    "Tensor? noise, Tensor? seeds, Tensor? ordinals, bool return_noise) -> (Tensor, Tensor)",
+)
+def q_sample_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """(x_t, the drawn noise); the noise is empty where it was given or nobody asks for it.
+
+    `op.q_sample` checks the arguments.
+    """
+    given = Arguments(*arguments)
+    x_t = torch.empty_like(given.x_0)
+    drawn = torch.empty_like(x_t) if given.return_noise and given.noise is None else None
+    grid, operands, options = configure(given, x_t, drawn)
+    wrap_triton(q_sample_kernel)[grid](*operands, **options)
+    return x_t, given.x_0.new_empty(0) if drawn is None else drawn
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, t, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod, *_ = inputs
+    ctx.save_for_backward(t, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_x_t: Tensor, grad_drawn: Tensor | None) -> tuple[Tensor | None, ...]:
+    t, sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod = ctx.saved_tensors
+    per_sample = (-1, *(1,) * (grad_x_t.dim() - 1))
+    grad_x_0 = grad_noise = None
+    if ctx.needs_input_grad[0]:
+        grad_x_0 = sqrt_alphas_cumprod.index_select(0, t).reshape(per_sample) * grad_x_t
+    if ctx.needs_input_grad[4]:
+        grad_noise = sqrt_one_minus_alphas_cumprod.index_select(0, t).reshape(per_sample) * grad_x_t
+    return grad_x_0, None, None, None, grad_noise, None, None, None
+
+
+q_sample_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,5 +1,5 @@
 """One row of a sampler's table applied to the state, in place: one fused pass for every method."""
 
-from .dispatch import reverse_step
+from .op import reverse_step
 
 __all__ = ["reverse_step"]

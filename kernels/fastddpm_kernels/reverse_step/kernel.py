@@ -19,14 +19,18 @@ read (4).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch.library import triton_op
 
-from ..launch import Launch, geometry
+from ..compat import wrap_triton
+from ..launch import Launch, division, geometry
 from ..noise.kernel import lanes, normals
 from ..table import N_COLUMNS, Column
+from .reference import Arguments
 
 P = tl.constexpr(int(Column.X0_FROM_X))
 Q = tl.constexpr(int(Column.X0_FROM_M))
@@ -184,64 +188,39 @@ def reverse_step_kernel(
     tl.store(x_row_ptr + element, x_next, mask=mask)
 
 
-def division(divisor: int) -> tuple[int, int]:
-    """(magic, shift) with n // divisor = (n * magic >> 32) >> shift for all 0 <= n < 2**31, divisor >= 2.
-
-    Two instructions instead of the twenty of a division (Granlund and Montgomery, "Division by Invariant
-    Integers using Multiplication", 1994).
-    """
-    bits = (divisor - 1).bit_length()
-    return -(-(1 << (31 + bits)) // divisor), bits - 1
-
-
-def configure(
-    x: Tensor,
-    m: Tensor,
-    table: Tensor,
-    counter: Tensor,
-    noise: Tensor | None,
-    x0: Tensor | None,
-    guidance: Tensor | None,
-    threshold: Tensor | None,
-    clip: bool,
-    multistep: bool,
-    divide: bool,
-    rederive: bool,
-) -> Launch:
-    """The launch for these arguments (as in `dispatch.reverse_step`): grid, positional and keyword arguments.
+def configure(given: Arguments) -> Launch:
+    """The launch for these arguments: grid, positional and keyword arguments.
 
     Raises:
         ValueError: a sample has too many elements for a grid.
     """
+    x, m, noise = given.x, given.m, given.noise
     n_elements, plane_16, grid, options = geometry("x", x)
     seeded = noise is not None and noise.dtype == torch.int64
     ring_slots = 1 if noise is None or seeded else noise.shape[0]
     channels_last = not m.is_contiguous()
     spatial = n_elements // x.shape[1]
-    tensors = (x, m, table, counter, noise, x0, guidance, threshold)
-    numbers = (
-        n_elements,
-        plane_16,
-        x.shape[1],
-        spatial,
-        *division(spatial if channels_last else 2),
-        ring_slots,
-    )
+    magic, shift = division(spatial if channels_last else 2)
+    numbers = (n_elements, plane_16, x.shape[1], spatial, magic, shift, ring_slots)
     cases = {
-        "CLIP": clip,
-        "MULTISTEP": multistep,
-        "DIVIDE": divide,
-        "REDERIVE": rederive,
+        "CLIP": given.clip,
+        "MULTISTEP": given.multistep,
+        "DIVIDE": given.divide,
+        "REDERIVE": given.rederive,
         "SEEDED": seeded,
         "LEARNED_RANGE": m.shape[1] != x.shape[1],
         "CHANNELS_LAST": channels_last,
     }
-    return grid, (*tensors, *numbers), options | cases
+    return grid, (*given[:8], *numbers), options | cases
 
 
-def launch(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive):
-    """Run the kernel in place on x and x0; on CPU tensors under Triton's interpreter."""
-    grid, arguments, options = configure(
-        x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive
-    )
-    reverse_step_kernel[grid](*arguments, **options)
+@triton_op(
+    "fastddpm::reverse_step",
+    mutates_args={"x", "x0"},
+    schema="(Tensor(a0!) x, Tensor m, Tensor table, Tensor counter, Tensor? noise, Tensor(a5!)? x0, "
+    "Tensor? guidance, Tensor? threshold, bool clip, bool multistep, bool divide, bool rederive) -> ()",
+)
+def reverse_step_op(*arguments: Any) -> None:
+    """In place on x and x0; `op.reverse_step` checks the arguments. No gradient."""
+    grid, operands, options = configure(Arguments(*arguments))
+    wrap_triton(reverse_step_kernel)[grid](*operands, **options)

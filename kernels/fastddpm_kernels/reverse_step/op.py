@@ -1,31 +1,142 @@
-"""Registration of `fastddpm::reverse_step`: the Triton kernel as an operator that torch.compile traces."""
+"""The public `reverse_step`: argument checks, then the Triton operator on a CUDA tensor, else plain torch."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.library import triton_op
 
-from ..compat import wrap_triton
-from .kernel import configure, reverse_step_kernel
+from ..arguments import check_state, check_tensor
+from ..compat import runs_kernels
+from ..table import N_COLUMNS
+from .reference import Arguments
+from .reference import reverse_step as reference_reverse_step
+
+M_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@triton_op("fastddpm::reverse_step", mutates_args={"x", "x0"})
-def reverse_step_op(
+def reverse_step(
     x: Tensor,
     m: Tensor,
     table: Tensor,
     counter: Tensor,
+    *,
+    noise: Tensor | None = None,
+    x0: Tensor | None = None,
+    guidance: Tensor | None = None,
+    threshold: Tensor | None = None,
+    clip: bool = False,
+    multistep: bool = False,
+    divide: bool = False,
+    rederive: bool = False,
+) -> None:
+    """One reverse step, in place on x, with the coefficients of row k = counter[0] of the table:
+
+        m      = m_u + w*(m_c - m_u)                     with guidance
+        x0     = clip(p*x + q*m, -r, r)                  or clip(p*x + q*m, -s, s) / s with threshold
+        x_next = a*x0 + b*x + e*m + h*x0_prev + c*z
+
+    Where nothing bends or reads x0 this is x_next = linear_x*x + linear_m*m + c*z, and is computed so. With
+    divisions it is computed as written, and on the CPU each operation rounds once, in this order:
+
+        x0     = clip((p*x + q*m) / d, -r, r)            divide
+        x_next = a*x0 + e*eps + h*x0_prev + c*z,  eps = (b*x + f*x0 + g*m) / w       rederive
+
+    Args:
+        x: float32 (B, C, H, W), or any (B, ...), contiguous. Overwritten by x_next. With several GPUs, x's
+            is the current one: Triton launches there.
+        m: the network's output, float32, float16 or bfloat16, contiguous or channels_last; another layout is
+            copied first. It has the shape of x; with 2C channels the second half is the learned-range
+            variance v in [-1, 1]; with guidance it has 2B rows, first the B unconditional and then the B
+            conditional ones.
+        table: float32 (S, 16), columns `Column`.
+        counter: int64 (2,) = (k, repeat), 0 <= k < S, read on the device only: k beyond the table is not
+            detected on a GPU. The noise has step word k + 1.
+        noise: None: no noise term. int64 (B,): a seed in [0, 2**63) per sample, z drawn by the noise spec
+            (stream 0). float32 (K, *x.shape): z = noise[k % K].
+        x0: float32 like x, receives the clean image after the clip.
+        guidance: float32 (B,), the scales w.
+        threshold: float32 (B,), the bounds s > 0; takes the place of clip.
+        clip: bound x0 by column r.
+        multistep: x0 holds x0_prev on entry (2M). Without it the h term is left out.
+        divide: x0 has the divisor d, before the bound; d = 0 gives infinities, or NaN.
+        rederive: e takes eps in place of m, from x, the bounded x0 and m; likewise w = 0.
+
+    With 2C channels the noise is scaled by sigma = c * exp(0.5*(f*log_var_max + (1-f)*log_var_min)), f =
+    (v+1)/2, v from the conditional half, else by c.
+
+    NaN and infinity pass as they do through torch.clamp: a NaN stays one.
+
+    Raises:
+        ValueError: an argument has another shape, dtype, device or layout, or clip meets threshold, or
+            multistep has no x0.
+
+    Sources: DDPM (Ho et al. 2020), equations 7 and 11; DDIM (Song et al. 2021), 12; DPM-Solver++ (Lu et al.
+    2022), algorithm 2; learned range: Improved DDPM (Nichol and Dhariwal 2021), 15; thresholding: Imagen
+    (Saharia et al. 2022).
+    """
+    _check(x, m, table, counter, guidance)
+    _check_options(x, noise, x0, threshold, clip, multistep)
+    if not _is_dense(m):
+        m = m.contiguous()
+    given = Arguments(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive)
+    if runs_kernels(x.device):
+        from .kernel import reverse_step_op
+
+        reverse_step_op(*given)
+    else:
+        reference_reverse_step(given)
+
+
+def _check(x: Tensor, m: Tensor, table: Tensor, counter: Tensor, guidance: Tensor | None) -> None:
+    check_state("x", x)
+    if m.dtype not in M_DTYPES:
+        raise ValueError(f"m has dtype {m.dtype}; accepted: {', '.join(str(dtype) for dtype in M_DTYPES)}")
+    if m.device != x.device:
+        raise ValueError(f"m is on {m.device}; accepted is {x.device}, where x is")
+    rows = x.shape[0] if guidance is None else 2 * x.shape[0]
+    plain = (rows, *x.shape[1:])
+    learned = (rows, 2 * x.shape[1], *x.shape[2:])
+    if tuple(m.shape) not in (plain, learned):
+        raise ValueError(
+            f"m has shape {tuple(m.shape)}; accepted is {plain}, or {learned} with learned-range variance, "
+            f"for x {tuple(x.shape)} {'without' if guidance is None else 'with'} guidance"
+        )
+    if table.dim() != 2 or table.shape[0] < 1:
+        raise ValueError(f"table has shape {tuple(table.shape)}; accepted is (S, {N_COLUMNS}), S >= 1")
+    check_tensor("table", table, shape=(table.shape[0], N_COLUMNS), dtypes=(torch.float32,), device=x.device)
+    check_tensor("counter", counter, shape=(2,), dtypes=(torch.int64,), device=x.device)
+    if guidance is not None:
+        check_tensor("guidance", guidance, shape=x.shape[:1], dtypes=(torch.float32,), device=x.device)
+
+
+def _check_options(
+    x: Tensor,
     noise: Tensor | None,
     x0: Tensor | None,
-    guidance: Tensor | None,
     threshold: Tensor | None,
     clip: bool,
     multistep: bool,
-    divide: bool,
-    rederive: bool,
 ) -> None:
-    """In place on x and x0; arguments as in `dispatch.reverse_step`, which checks them. No gradient."""
-    grid, arguments, options = configure(
-        x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive
-    )
-    wrap_triton(reverse_step_kernel)[grid](*arguments, **options)
+    if noise is not None and noise.dtype == torch.int64:
+        check_tensor("noise (seeds)", noise, shape=x.shape[:1], dtypes=(torch.int64,), device=x.device)
+    elif noise is not None:
+        if noise.dim() != x.dim() + 1 or noise.shape[0] < 1:
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)} and dtype {noise.dtype}; accepted: int64 seeds "
+                f"{tuple(x.shape[:1])}, or float32 (K, *{tuple(x.shape)}) with K >= 1"
+            )
+        ring = (noise.shape[0], *x.shape)
+        check_tensor("noise", noise, shape=ring, dtypes=(torch.float32,), device=x.device)
+    if x0 is not None:
+        check_tensor("x0", x0, shape=x.shape, dtypes=(torch.float32,), device=x.device)
+    if threshold is not None:
+        check_tensor("threshold", threshold, shape=x.shape[:1], dtypes=(torch.float32,), device=x.device)
+    if clip and threshold is not None:
+        raise ValueError("clip is True and threshold is given; accepted is one of the two bounds of x0")
+    if multistep and x0 is None:
+        raise ValueError("multistep is True and x0 is None; accepted is a buffer that holds the previous x0")
+
+
+def _is_dense(m: Tensor) -> bool:
+    """Whether the kernel reads this layout: contiguous, or channels_last."""
+    return m.is_contiguous() or (m.dim() == 4 and m.is_contiguous(memory_format=torch.channels_last))

@@ -5,28 +5,56 @@ It works in place, reads nothing on the host and traces in one graph, so that In
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..noise import normal
+from ..traffic import Traffic, size
 
 
-def reverse_step(
-    x: Tensor,
-    m: Tensor,
-    table: Tensor,
-    counter: Tensor,
-    *,
-    noise: Tensor | None = None,
-    x0: Tensor | None = None,
-    guidance: Tensor | None = None,
-    threshold: Tensor | None = None,
-    clip: bool = False,
-    multistep: bool = False,
-    divide: bool = False,
-    rederive: bool = False,
-) -> None:
-    """One reverse step in float32, in place on x and x0; arguments as in `dispatch.reverse_step`."""
+class Arguments(NamedTuple):
+    """Of one call, in the order of the operator's schema; what each is says `op.reverse_step`."""
+
+    x: Tensor
+    m: Tensor
+    table: Tensor
+    counter: Tensor
+    noise: Tensor | None = None
+    x0: Tensor | None = None
+    guidance: Tensor | None = None
+    threshold: Tensor | None = None
+    clip: bool = False
+    multistep: bool = False
+    divide: bool = False
+    rederive: bool = False
+
+    def traffic(self) -> Traffic:
+        """x is read and written, m read, x0 written and in a multistep read, given noise read."""
+        n = self.x.numel()
+        noise, learned = self.noise, self.m.shape[1] != self.x.shape[1]
+        m_elements = 2 * n if self.guidance is not None else n
+        if learned and noise is not None:
+            m_elements += n  # v, of the conditional half
+        states = 2 + (0 if self.x0 is None else 1 + self.multistep)
+        states += noise is not None and noise.is_floating_point()
+
+        if self.x0 is None and self.threshold is None and not (self.clip or self.divide or self.rederive):
+            operations = 3
+        else:
+            bound = 3 if self.threshold is not None else 2 * self.clip
+            operations = 3 + self.divide + bound + (9 if self.rederive else 5) + 2 * self.multistep
+        if self.guidance is not None:
+            operations += 3
+        if noise is not None:
+            operations += 11 if learned else 2
+        return Traffic(states * size(self.x) + m_elements * self.m.element_size(), operations * n)
+
+
+def reverse_step(arguments: Arguments) -> None:
+    """One reverse step in float32, in place on x and x0."""
+    x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive = arguments
     row = table.index_select(0, counter[:1]).squeeze(0)
     # In the order of `Column` (whose members torch.compile cannot trace as indices).
     p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m, d, f, g, w = row.unbind()
