@@ -165,9 +165,10 @@ def q_sample_case(shape: tuple[int, int, int], *, drawn: bool) -> Case:
     if drawn:
         numbers = noise_spec.normal(SEEDS, ordinals.numpy(), shape, stream=1, repeat=ordinals.numpy() >> 32)
         noise = torch.from_numpy(numbers)
-    wide: Arguments = {name: _double(value) for name, value in arguments.items()}
-    wide |= {"noise": noise.double(), "seeds": None, "ordinals": None}
-    expected, _ = q_sample_reference.q_sample(q_sample_reference.Arguments(**wide))
+    wide = q_sample_reference.Arguments(
+        x_0.double(), t, signal.double(), sigma.double(), noise=noise.double()
+    )
+    expected, _ = q_sample_reference.q_sample(wide)
     kind = "drawn" if drawn else "given"
     return Case(f"q_sample, noise {kind}, {_words(shape)}", "q_sample", arguments, [expected])
 
