@@ -132,7 +132,9 @@ def chain_contest(
         subject=subject,
         workload=f"{workload.name}, {method}, {steps} steps, batch {batch}{in_words}",
         setup=functools.partial(Chain, workload, method, batch, steps, settings.device, precision),
-        contestants=contestants(settings, with_onnx=workload in (MNIST, CIFAR10)),
+        contestants=contestants(
+            settings, with_onnx=workload in (MNIST, CIFAR10), in_float32=precision is None
+        ),
         # Our plans are computed in float64 and theirs in float32, and layouts sum in other orders: over a
         # chain that is below what a uint8 level shows (1/255 in [0, 1]), as asked of any two backends.
         # In bfloat16 two right chains of the model in the box differ by 7e-3, and each by 4e-2 from float32;
@@ -147,7 +149,7 @@ def chain_contest(
     )
 
 
-def contestants(settings: Settings, *, with_onnx: bool = False) -> list[Contestant]:
+def contestants(settings: Settings, *, with_onnx: bool = False, in_float32: bool = True) -> list[Contestant]:
     """The pipelines, plain loops, ONNX Runtime on a CPU, and ours."""
     found = [
         Contestant(f"diffusers{layout.name}", functools.partial(theirs, layout=layout))
@@ -162,7 +164,7 @@ def contestants(settings: Settings, *, with_onnx: bool = False) -> list[Contesta
         for name, loop in (("whole chain", "file"), ("step by step", "steps")):
             run = functools.partial(onnx_chain, loop=loop)
             found.append(Contestant(f"fastddpm.onnx, {name}", run, ours=True, expected=of_philox))
-    for engine in engines(settings):
+    for engine in engines(settings, in_float32=in_float32):
         found.append(Contestant(f"fastddpm.optimize, {engine}", functools.partial(ours, engine=engine), True))
         found.append(Contestant(f"Sampler, {engine}", functools.partial(sampler, engine=engine), True))
     return found

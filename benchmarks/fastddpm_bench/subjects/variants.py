@@ -108,11 +108,14 @@ def in_bfloat16(module: nn.Module, layout: Layout) -> AsSample:
     return AsSample(arranged(InDtype(copy.deepcopy(module), torch.bfloat16), layout))
 
 
-def engines(settings: Settings) -> tuple[str, ...]:
-    """The engines of ours that run on the device; those that compile take minutes to begin."""
+def engines(settings: Settings, *, in_float32: bool = True) -> tuple[str, ...]:
+    """The engines of ours that run on the device; those that compile take minutes to begin.
+
+    Other runtimes are among them on a CPU, where they are installed and the network is in float32.
+    """
     if settings.is_cuda:
         return ("cudagraph", "compile") if settings.quick else ("eager", "cudagraph", "compile", "max")
-    runtimes = tuple(runtime for runtime in RUNTIMES if not missing(runtime))
+    runtimes = tuple(runtime for runtime in RUNTIMES if in_float32 and not missing(runtime))
     return ("eager", *runtimes[:1]) if settings.quick else ("eager", *runtimes, "compile")
 
 
