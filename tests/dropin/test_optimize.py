@@ -176,10 +176,12 @@ def test_a_report_is_text():
     assert "fused     nothing" in str(Report("a", "b", "c", "d"))
 
 
-def test_auto_says_what_compiling_would_give(unet):
-    """On a GPU nothing is compiled that was not asked for."""
+def test_auto_says_what_another_engine_would_give(unet):
+    """Nothing is compiled or handed over that was not asked for."""
     runner = Settings().runner(unet, capacity=10)
-    assert runner.engine_in_words() == "eager"
+    assert runner.engine_in_words().startswith("eager, chosen by auto; engine='onnxruntime' takes less time")
+    half = Settings().runner(unet, capacity=10, dtype=torch.bfloat16)
+    assert half.engine_in_words() == "eager"
     runner.loops = Loops("cudagraph")
     assert "engine='compile' has fewer launches" in runner.engine_in_words()
     asked = Settings(engine="eager").runner(unet, capacity=10)
