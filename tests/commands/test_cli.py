@@ -136,7 +136,10 @@ BAD = {
     "unwritable output": (["--out", "/proc/a.png"], "cannot be written"),
     "unwritable folder": (["--outdir", "/proc/a"], "cannot be written"),
     "file in place of a folder": (["--outdir", sys.executable], "a folder accepted"),
-    "no such engine": (["--engine", "fast"], "auto, eager, compile, cudagraph, max accepted"),
+    "no such engine": (
+        ["--engine", "fast"],
+        "auto, eager, compile, cudagraph, max, onnxruntime, openvino accepted",
+    ),
     "engine of a GPU": (["--engine", "cudagraph"], "--engine: 'cudagraph' needs a CUDA device"),
     "the other engine of a GPU": (["--engine", "max"], "needs a CUDA device"),
     "device that is not there": (["--device", "cuda:77"], "cpu"),
