@@ -1,8 +1,8 @@
-"""A network run by ONNX Runtime or OpenVINO on a CPU; noise, plan and update stay as they are.
+"""A network run by ONNX Runtime on a CPU; noise, plan and update stay as they are.
 
 The network is traced and handed over when the first step of a loop runs, with that step's own inputs, by
-which the two are compared too. Runtimes keep copies of the weights, arranged as they like: before each chain
-a checksum of the weights says whether these are still the model's.
+which the two are compared too. It keeps copies of the weights, arranged as it likes: before each chain a
+checksum of the weights says whether these are still the model's.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import os
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,28 +23,17 @@ from fastddpm.engine.errors import EngineUnavailable
 from fastddpm.network import Network, modules_of
 from fastddpm.weights import Inventory
 
-Runtime = Literal["onnxruntime", "openvino"]
-RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
-# The extra that installs each.
-_EXTRAS: dict[Runtime, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
 OPSET = 20
 SAME_OUTPUT = 1e-5
 """Largest difference from the module's output that is rounding, relative to the output's largest value where
 that is above 1."""
 
 
-def missing(runtime: Runtime) -> str:
-    """What is to be installed for a runtime; empty if it is there."""
-    if find_spec(runtime) is not None:
+def missing() -> str:
+    """What is to be installed; empty if it is there."""
+    if find_spec("onnxruntime") is not None:
         return ""
-    return f"{runtime}, not installed here: pip install 'fastddpm[{_EXTRAS[runtime]}]'"
-
-
-class Running(Protocol):
-    """A network handed over to a runtime."""
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The output, which the next call may write over."""
+    return "onnxruntime, not installed here: pip install 'fastddpm[onnx]'"
 
 
 class Session:
@@ -53,13 +41,12 @@ class Session:
 
     Args:
         network: in float32 on the CPU.
-        runtime: who computes it.
     """
 
-    def __init__(self, network: Network, runtime: Runtime) -> None:
-        self._network, self._runtime = network, runtime
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._inventory = Inventory(modules_of(network.model))
-        self._running: Running | None = None
+        self._running: _OnnxRuntime | None = None
         self._model: tuple[int, ...] | None = None
         self._surroundings = (0, 0)
         self._is_changed = False
@@ -77,7 +64,7 @@ class Session:
         """As `Network.predict`; RuntimeWarning where the network is handed over once more.
 
         Raises:
-            EngineUnavailable: it cannot be handed over, or the runtime computes something else.
+            EngineUnavailable: it cannot be handed over, or ONNX Runtime computes something else.
         """
         inputs = self._network.arguments(x, time)
         if self._running is None:
@@ -85,30 +72,28 @@ class Session:
         return self._running(inputs)
 
     def memory(self) -> int:
-        """Bytes of the network as handed over; the runtime's own buffers are not known."""
+        """Bytes of the network as handed over; ONNX Runtime's own buffers are not known."""
         return self._bytes
 
-    def _handed_over(self, inputs: Sequence[Tensor]) -> Running:
+    def _handed_over(self, inputs: Sequence[Tensor]) -> _OnnxRuntime:
         began = time.perf_counter()
         proto = traced(_Core(self._network), inputs)
         try:
-            running: Running = _OnnxRuntime(proto) if self._runtime == "onnxruntime" else _OpenVino(proto)
-        except Exception as error:  # they raise many kinds
-            raise EngineUnavailable(
-                f"engine: {self._runtime!r} refuses the model ({_one_line(error)})"
-            ) from error
+            running = _OnnxRuntime(proto)
+        except Exception as error:  # it raises many kinds
+            raise EngineUnavailable(f"engine: ONNX Runtime refuses the model ({_one_line(error)})") from error
         wanted, found = self._network.core(*inputs), running(inputs)
         off = float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
         if not off <= SAME_OUTPUT:  # NaN too
             raise EngineUnavailable(
-                f"engine: {self._runtime!r} gives other outputs than the model, by {off:.1e}; "
+                f"engine: ONNX Runtime gives other outputs than the model, by {off:.1e}; "
                 f"{SAME_OUTPUT:.0e} is accepted: a model must compute the same of the same inputs, and take "
                 "no decision by their values"
             )
         self._bytes = len(proto)
         if self._is_changed:
             warnings.warn(
-                f"engine {self._runtime!r}: the model has changed, and to hand it over again took "
+                "engine 'onnxruntime': the model has changed, and to hand it over again took "
                 f"{time.perf_counter() - began:.1f} s; 'eager' and 'compile' read weights where they are",
                 RuntimeWarning,
                 stacklevel=2,
@@ -188,32 +173,6 @@ class _OnnxRuntime:
             self._binding.bind_cpu_input(name, inputs[_place(name)].detach().contiguous().numpy())
         self._session.run_with_iobinding(self._binding)
         return self._output
-
-
-class _OpenVino:
-    """OpenVINO, in float32."""
-
-    def __init__(self, proto: bytes) -> None:
-        import openvino
-
-        settings = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        compiled = openvino.compile_model(openvino.convert_model(io.BytesIO(proto)), "CPU", settings)
-        self._request = compiled.create_infer_request()
-        self._names = [_own_name(one.get_names()) for one in compiled.inputs]  # of those that it uses
-
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        arrays = {name: inputs[_place(name)].detach().contiguous().numpy() for name in self._names}
-        self._request.infer(arrays, share_inputs=True)
-        return torch.from_numpy(self._request.get_output_tensor().data)
-
-
-def _own_name(names: Collection[str]) -> str:
-    """Of the names of an input, to which OpenVINO adds those of what is made of it, the one it came with."""
-    return next(name for name in names if name.startswith("input_"))
 
 
 def _place(name: str) -> int:

@@ -57,7 +57,12 @@ def stranger():
 def cluster(tmp_path_factory, stranger):
     """What a job connects to by itself: two processors, whose workers find the modules of the tests."""
     tests = Path(__file__).parents[1]
-    places = [str(tests), str(tests.parent / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    places = [
+        str(Path(__file__).parent),
+        str(tests),
+        str(tests.parent / "benchmarks"),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="t-") as shared:
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)

@@ -199,6 +199,5 @@ def test_sweeps_have_everybody_s_fastest():
         "plain loop, channels_last, compiled",
         "Sampler, eager",
         "Sampler, onnxruntime",
-        "Sampler, openvino",
         "Sampler, compile",
     ]

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastddpm.engine.sessions import RUNTIMES, missing
+from fastddpm.engine.sessions import missing
 from fastddpm.network import unwrapped
 from fastddpm.timing import Call, replayed
 from fastddpm_bench.contest import Contestant, Settings
@@ -111,12 +111,12 @@ def in_bfloat16(module: nn.Module, layout: Layout) -> AsSample:
 def engines(settings: Settings, *, in_float32: bool = True) -> tuple[str, ...]:
     """The engines of ours that run on the device; those that compile take minutes to begin.
 
-    Other runtimes are among them on a CPU, where they are installed and the network is in float32.
+    ONNX Runtime is among them on a CPU, where it is installed and the network is in float32.
     """
     if settings.is_cuda:
         return ("cudagraph", "compile") if settings.quick else ("eager", "cudagraph", "compile", "max")
-    runtimes = tuple(runtime for runtime in RUNTIMES if in_float32 and not missing(runtime))
-    return ("eager", *runtimes[:1]) if settings.quick else ("eager", *runtimes, "compile")
+    runtimes = ("onnxruntime",) if in_float32 and not missing() else ()
+    return ("eager", *runtimes) if settings.quick else ("eager", *runtimes, "compile")
 
 
 def replayed_too(contestant: Contestant, settings: Settings) -> list[Contestant]:
