@@ -1,8 +1,8 @@
 """A network run by ONNX Runtime on a CPU; noise, plan and update stay as they are.
 
 The network is traced and handed over when the first step of a loop runs, with that step's own inputs, by
-which the two are compared too. It keeps copies of the weights, arranged as it likes: before each chain a
-checksum of the weights says whether these are still the model's.
+which the two are compared too. ONNX Runtime keeps copies of the weights, arranged as it likes: before each
+chain a checksum of the weights says whether these are still the model's.
 """
 
 from __future__ import annotations

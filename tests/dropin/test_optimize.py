@@ -182,7 +182,7 @@ def test_a_report_is_text():
 def test_auto_says_what_another_engine_would_give(unet):
     """Nothing is compiled or handed over that was not asked for."""
     runner = Settings().runner(unet, capacity=10)
-    assert runner.engine_in_words().startswith("eager, chosen by auto; engine='onnxruntime' takes less time")
+    assert runner.engine_in_words().startswith("eager, chosen by auto; engine='onnxruntime' has ONNX Runtime")
     half = Settings().runner(unet, capacity=10, dtype=torch.bfloat16)
     assert half.engine_in_words() == "eager"
     runner.loops = Loops("cudagraph")
