@@ -220,8 +220,8 @@ class Runner:
             )
         if self._asked == "auto" and self.device.type == "cpu" and self.dtype == torch.float32:
             return (
-                "eager, chosen by auto; engine='onnxruntime' has ONNX Runtime run the network, which it takes "
-                "seconds to prepare (pip install 'fastddpm[onnx]')"
+                "eager, chosen by auto; engine='onnxruntime' has ONNX Runtime run the network, "
+                "which it takes seconds to prepare (pip install 'fastddpm[onnx]')"
             )
         return self.engine
 
