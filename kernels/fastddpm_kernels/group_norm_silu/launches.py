@@ -119,47 +119,58 @@ def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     return y, statistics, total
 
 
-@triton_op(
-    "fastddpm::group_norm_silu",
-    mutates_args={},
-    schema="(Tensor x, SymInt num_groups, Tensor? weight, Tensor? bias, float eps, Tensor? pre_bias, "
-    "Tensor? scale, Tensor? shift, bool silu) -> (Tensor, Tensor)",
-)
-def group_norm_silu_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+@triton_op("fastddpm::group_norm_silu", mutates_args={})
+def group_norm_silu_op(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pre_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
     """(y, statistics), the latter float32 (3, N, G) for the backward pass.
 
     `op.group_norm_silu` checks the arguments and asks `tiles` whether they fit.
     """
-    y, statistics, _ = forward(Arguments(*arguments))
+    given = Arguments(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)
+    y, statistics, _ = forward(given)
     return y, statistics
 
 
-@triton_op(
-    "fastddpm::add_group_norm_silu",
-    mutates_args={},
-    schema="(Tensor x, Tensor residual, SymInt num_groups, Tensor? weight, Tensor? bias, float eps, "
-    "Tensor? pre_bias, bool silu) -> (Tensor, Tensor)",
-)
-def add_group_norm_silu_op(x: Tensor, residual: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+@triton_op("fastddpm::add_group_norm_silu", mutates_args={})
+def add_group_norm_silu_op(
+    x: Tensor,
+    residual: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pre_bias: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
     """(y, x + residual); residual is like x. It has no gradient."""
-    num_groups, weight, bias, eps, pre_bias, silu = others
     given = Arguments(x, num_groups, weight, bias, eps, pre_bias, silu=silu, residual=residual)
     y, _, total = forward(given)
     assert total is not None
     return y, total
 
 
-@triton_op(
-    "fastddpm::group_norm_silu_backward",
-    mutates_args={},
-    schema="(Tensor dy, Tensor x, Tensor statistics, Tensor? weight, Tensor? bias, Tensor? pre_bias, "
-    "Tensor? scale, Tensor? shift, bool silu) -> (Tensor, Tensor)",
-)
+@triton_op("fastddpm::group_norm_silu_backward", mutates_args={})
 def group_norm_silu_backward_op(
-    dy: Tensor, x: Tensor, statistics: Tensor, *others: Any
+    dy: Tensor,
+    x: Tensor,
+    statistics: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    pre_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dx, sums): the gradient of x, and A, B, X of `backward`, float32 (3, N, C)."""
-    weight, bias, pre_bias, scale, shift, silu = others
     num_groups = statistics.shape[2]
     given = Arguments(x, num_groups, weight, bias, pre_bias=pre_bias, scale=scale, shift=shift, silu=silu)
     if dy.stride() != x.stride():

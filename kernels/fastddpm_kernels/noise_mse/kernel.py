@@ -207,15 +207,18 @@ def tiles(prediction: Tensor) -> int:
     return geometry("prediction", prediction)[2][1]
 
 
-@triton_op(
-    "fastddpm::noise_mse",
-    mutates_args={},
-    schema="(Tensor prediction, Tensor seeds, Tensor ordinals, str loss, Tensor? x_0, Tensor? signal, "
-    "Tensor? sigma) -> Tensor",
-)
-def noise_mse_op(*arguments: Any) -> Tensor:
+@triton_op("fastddpm::noise_mse", mutates_args={})
+def noise_mse_op(
+    prediction: Tensor,
+    seeds: Tensor,
+    ordinals: Tensor,
+    loss: str,
+    x_0: Tensor | None,
+    signal: Tensor | None,
+    sigma: Tensor | None,
+) -> Tensor:
     """The mean distance of each sample, float32 (B,); `op.noise_mse` checks the arguments."""
-    given = Arguments(*arguments)
+    given = Arguments(prediction, seeds, ordinals, loss, x_0, signal, sigma)
     shape, device = given.prediction.shape, given.prediction.device
     sums = torch.empty((shape[0], tiles(given.prediction)), dtype=torch.float32, device=device)
     grid, operands, options = configure(given, sums)
@@ -223,15 +226,19 @@ def noise_mse_op(*arguments: Any) -> Tensor:
     return sums.sum(dim=1) / math.prod(shape[1:])
 
 
-@triton_op(
-    "fastddpm::noise_mse_backward",
-    mutates_args={},
-    schema="(Tensor grad_loss, Tensor prediction, Tensor seeds, Tensor ordinals, str loss, Tensor? x_0, "
-    "Tensor? signal, Tensor? sigma) -> Tensor",
-)
-def noise_mse_backward_op(grad_loss: Tensor, *arguments: Any) -> Tensor:
+@triton_op("fastddpm::noise_mse_backward", mutates_args={})
+def noise_mse_backward_op(
+    grad_loss: Tensor,
+    prediction: Tensor,
+    seeds: Tensor,
+    ordinals: Tensor,
+    loss: str,
+    x_0: Tensor | None,
+    signal: Tensor | None,
+    sigma: Tensor | None,
+) -> Tensor:
     """The gradient of prediction, in its dtype and layout, from that of the distances, float32 (B,)."""
-    given = Arguments(*arguments)
+    given = Arguments(prediction, seeds, ordinals, loss, x_0, signal, sigma)
     grad = torch.empty_like(given.prediction)
     grid, operands, options = configure(given, grad_loss, grad)
     wrap_triton(gradient_kernel)[grid](*operands, **options)

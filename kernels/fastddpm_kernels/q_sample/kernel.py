@@ -80,18 +80,23 @@ def configure(given: Arguments, x_t: Tensor, drawn: Tensor | None) -> Launch:
     return grid, (*given[:7], x_t, drawn, n_elements, plane_16, given.signal.numel()), options
 
 
-@triton_op(
-    "fastddpm::q_sample",
-    mutates_args={},
-    schema="(Tensor x_0, Tensor t, Tensor sqrt_alphas_cumprod, Tensor sqrt_one_minus_alphas_cumprod, "
-    "Tensor? noise, Tensor? seeds, Tensor? ordinals, bool return_noise) -> (Tensor, Tensor)",
-)
-def q_sample_op(*arguments: Any) -> tuple[Tensor, Tensor]:
+@triton_op("fastddpm::q_sample", mutates_args={})
+def q_sample_op(
+    x_0: Tensor,
+    t: Tensor,
+    sqrt_alphas_cumprod: Tensor,
+    sqrt_one_minus_alphas_cumprod: Tensor,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    ordinals: Tensor | None,
+    return_noise: bool,
+) -> tuple[Tensor, Tensor]:
     """(x_t, the drawn noise); the noise is empty where it was given or nobody asks for it.
 
     `op.q_sample` checks the arguments.
     """
-    given = Arguments(*arguments)
+    tables = (sqrt_alphas_cumprod, sqrt_one_minus_alphas_cumprod)
+    given = Arguments(x_0, t, *tables, noise, seeds, ordinals, return_noise)
     x_t = torch.empty_like(given.x_0)
     drawn = torch.empty_like(x_t) if given.return_noise and given.noise is None else None
     grid, operands, options = configure(given, x_t, drawn)

@@ -19,11 +19,10 @@ read (4).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from torch.library import triton_op
 
 from ..compat import wrap_triton
@@ -214,13 +213,22 @@ def configure(given: Arguments) -> Launch:
     return grid, (*given[:8], *numbers), options | cases
 
 
-@triton_op(
-    "fastddpm::reverse_step",
-    mutates_args={"x", "x0"},
-    schema="(Tensor(a0!) x, Tensor m, Tensor table, Tensor counter, Tensor? noise, Tensor(a5!)? x0, "
-    "Tensor? guidance, Tensor? threshold, bool clip, bool multistep, bool divide, bool rederive) -> ()",
-)
-def reverse_step_op(*arguments: Any) -> None:
+@triton_op("fastddpm::reverse_step", mutates_args={"x", "x0"})
+def reverse_step_op(
+    x: Tensor,
+    m: Tensor,
+    table: Tensor,
+    counter: Tensor,
+    noise: Tensor | None,
+    x0: Tensor | None,
+    guidance: Tensor | None,
+    threshold: Tensor | None,
+    clip: bool,
+    multistep: bool,
+    divide: bool,
+    rederive: bool,
+) -> None:
     """In place on x and x0; `op.reverse_step` checks the arguments. No gradient."""
-    grid, operands, options = configure(Arguments(*arguments))
+    given = Arguments(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive)
+    grid, operands, options = configure(given)
     wrap_triton(reverse_step_kernel)[grid](*operands, **options)
