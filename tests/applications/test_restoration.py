@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 import time
-import zlib
 
 import numpy as np
 import pytest
 import torch
+from pictures import big_png, random_pixels
 from PIL import Image
 from torch import nn
 
@@ -39,10 +38,6 @@ def zero_restorer(task, channels, tile=16):
     options = {"method": "ddim", "num_inference_steps": 2, "prediction_type": "sample"}
     sampler = Sampler(unet, NoiseSchedule.cosine(20), shape=(channels, tile, tile), **options)
     return Restorer(sampler, task)
-
-
-def random_pixels(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def pixels_of(picture):
@@ -102,16 +97,6 @@ def test_orientation_is_applied_and_the_profile_kept(tmp_path):
     assert written.info["icc_profile"] == b"a profile"
     assert ORIENTATION not in written.getexif()
     np.testing.assert_array_equal(np.asarray(written), np.rot90(pixels, -1))
-
-
-def big_png(path, width, height):
-    """The header of a PNG of any size, and nothing else in it."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = b""
-    for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
-        body = name + content
-        chunks += struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
 
 
 @pytest.mark.parametrize(("side", "factor"), [(20_000, 1), (5_000, 1), (2_000, 4)])

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pictures import big_png, random_pixels
 from PIL import Image
-from test_restoration import big_png, random_pixels
 
 from fastddpm import NoiseSchedule, UNet, UNetConfig, load
 from fastddpm.checkpoint import save_folder
