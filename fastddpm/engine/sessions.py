@@ -23,6 +23,8 @@ from fastddpm.engine.errors import EngineUnavailable
 from fastddpm.network import Network, modules_of
 from fastddpm.weights import Inventory
 
+# torch traces into ONNX with the first.
+PACKAGES = ("onnx", "onnxruntime")
 OPSET = 20
 SAME_OUTPUT = 1e-5
 """Largest difference from the module's output that is rounding, relative to the output's largest value where
@@ -31,9 +33,8 @@ that is above 1."""
 
 def missing() -> str:
     """What is to be installed; empty if it is there."""
-    if find_spec("onnxruntime") is not None:
-        return ""
-    return "onnxruntime, not installed here: pip install 'fastddpm[onnx]'"
+    absent = [package for package in PACKAGES if find_spec(package) is None]
+    return f"{', '.join(absent)}, not installed here: pip install 'fastddpm[onnx]'" if absent else ""
 
 
 class Session:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
 import numpy.typing as npt
 
@@ -71,19 +71,13 @@ def plan_table(g: Graph, options: TableOptions, timesteps: str, method: str, eta
     steps = g("Size", timesteps)
     index = g("Range", g.int64(0), steps, g.int64(1))
     abar = g("Gather", g.float64(options.alphas_cumprod), timesteps)
-    # Vectors in the place of arrays: what a formula may do with one, it may do with the other.
     passed = Passed(
-        *(
-            cast("Float64", Vector(g, name))
-            for name in (
-                abar,
-                g("Concat", g.slice(abar, 1, END, 0), g.float64([1.0]), axis=0),
-                g("Equal", index, g.int64(0)),
-                g("Equal", index, g("Sub", steps, g.int64(1))),
-            )
-        )  # type: ignore[arg-type]  # the last two stand for bool
+        abar=_in_place_of_array(g, abar),
+        abar_next=_in_place_of_array(g, g("Concat", g.slice(abar, 1, END, 0), g.float64([1.0]), axis=0)),
+        is_first=_in_place_of_array(g, g("Equal", index, g.int64(0))),
+        is_last=_in_place_of_array(g, g("Equal", index, g("Sub", steps, g.int64(1)))),
     )
-    told = replace(options.formula, eta=cast("float", Vector(g, g("Cast", eta, to=DOUBLE))))
+    told = replace(options.formula, eta=_in_place_of_array(g, g("Cast", eta, to=DOUBLE)))
     length = g("Shape", timesteps)
     tables = [_stacked(g, entry.formula(passed, told), options.clip, length) for entry in METHODS.values()]
     table = g("Gather", g("Concat", *tables, axis=0), method)
@@ -125,7 +119,7 @@ def _stacked(g: Graph, columns: Columns, clip: float, length: str) -> str:
     if beyond:
         raise ExportError(f"formula: the column {beyond[0]} given, which no file has a step for")
     p, q, a, b, e = (
-        _vector(g, values.get(column, 0.0), length)
+        _in_place_of_array(g, _name(g, values.get(column, 0.0), length))
         for column in (
             Column.X0_FROM_X,
             Column.X0_FROM_M,
@@ -143,8 +137,9 @@ def _stacked(g: Graph, columns: Columns, clip: float, length: str) -> str:
     return g("Concat", *stacked, axis=2)
 
 
-def _vector(g: Graph, value: Float64 | float, length: str) -> Float64:
-    return cast("Float64", Vector(g, _name(g, value, length)))
+def _in_place_of_array(g: Graph, name: str) -> Any:
+    """A vector, which a formula may do with what it may do with an array, or with the number eta."""
+    return Vector(g, name)
 
 
 def _name(g: Graph, value: Float64 | float, length: str) -> str:

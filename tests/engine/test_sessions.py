@@ -193,7 +193,11 @@ def test_where_it_does_not_run(monkeypatch):
         half.sample(seeds=[1], progress=False)
     with pytest.raises(EngineUnavailable, match="'onnxruntime' runs on a CPU and the model is on 'cuda'"):
         Sampler(model, NoiseSchedule.linear(), engine=ENGINE, device="cuda", **OPTIONS)
-    monkeypatch.setattr(sessions, "find_spec", lambda name: None)
+    monkeypatch.setattr(sessions, "find_spec", lambda name: None if name in absent else name)
+    absent = ["onnx"]  # without which torch traces nothing
+    with pytest.raises(EngineUnavailable, match="'onnxruntime' needs onnx, not installed here"):
+        Sampler(model, NoiseSchedule.linear(), engine=ENGINE, **OPTIONS)
+    absent = ["onnxruntime"]
     with pytest.raises(
         EngineUnavailable, match=r"'onnxruntime' needs onnxruntime, .* pip install 'fastddpm\[onnx\]'"
     ):
