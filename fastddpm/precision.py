@@ -39,6 +39,24 @@ def dtype_of(precision: str | None, dtype: torch.dtype | None) -> torch.dtype | 
     return DTYPES.get(precision, dtype)
 
 
+def precision_for(
+    precision: Precision | None, dtype: torch.dtype | None, weights: torch.dtype
+) -> Precision | None:
+    """The precision of a network that takes x in its weights' dtype alone, as ours does: ``dtype`` bfloat16
+    or float16 for float32 weights is ``bf16`` or ``fp16``.
+
+    Raises:
+        ValueError: a dtype that is neither the weights' nor one that they are cast to.
+    """
+    if precision is not None or dtype in (None, weights):
+        return precision
+    if weights == torch.float32 and dtype == torch.bfloat16:
+        return "bf16"
+    if weights == torch.float32 and dtype == torch.float16:
+        return "fp16"
+    raise BadArgument("dtype", f"{dtype} for a network in {weights}", f"None or {weights}")
+
+
 def check_dtype(precision: str | None, dtype: torch.dtype) -> None:
     """ValueError where float32's precision is chosen for a network that runs in another dtype."""
     if precision in ("highest", "tf32") and dtype != torch.float32:

@@ -26,13 +26,14 @@ from fastddpm.plans.formula import VarianceType
 from fastddpm.plans.method import MethodName, MethodOptions, TimeInput
 from fastddpm.plans.plan import PredictionType
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
-from fastddpm.precision import Precision, described, dtype_of
+from fastddpm.precision import Precision, described, dtype_of, precision_for
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import NoiseKind
 from fastddpm.request import make_batches
 from fastddpm.runner import Runner
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.trajectory import Trajectory
+from fastddpm.unet import UNet
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,14 +77,16 @@ class Sampler:
         null_label: the label that means "no class"; taken from our own networks.
         shape: ``(C, H, W)`` of an image, so that `sample` need not be told.
         device: where to run; None for where the model's weights are (a function's are found in its closure).
-        dtype: what the model takes x in; None for its weights'.
+        dtype: what the model takes x in; None for its weights'. A `UNet` takes it in its weights' alone, so
+            that bfloat16 and float16 are ``precision`` ``bf16`` and ``fp16`` there.
         precision: what the network computes in; the state, the tables and the noise stay float32.
             ``highest``: float32 without TF32. ``tf32``: float32 with TF32 in convolutions and products on
             CUDA, and as ``highest`` elsewhere. ``bf16`` and ``fp16``: a copy of the model, a torch Module
             with float32 weights, in that dtype; weights changed between calls are used by the next. None: in
             its weights' dtype, float32 as torch is set, which in torch's default is TF32 in convolutions on
             CUDA. Settings of torch hold while a loop is made or runs, and are then as they were.
-        engine: ``auto``, ``eager``, ``compile``, ``cudagraph`` or ``max``; see docs/architecture.md.
+        engine: ``auto``, ``eager``, ``compile``, ``cudagraph``, ``max`` or ``onnxruntime``; see
+            docs/architecture.md.
         steps_per_graph: steps that a captured engine records in one CUDA graph; None for all of the first
             call's, at most 64.
 
@@ -184,13 +187,14 @@ class Sampler:
         self.shape = None if shape is None else image_shape(shape)
         seen_device, seen_dtype = model_device_dtype(model)
         self.device = seen_device if device is None else torch.device(device)
-        self.dtype = dtype_of(precision, dtype) or seen_dtype
+        is_ours = isinstance(model, UNet)
+        self.precision = precision_for(precision, dtype, seen_dtype) if is_ours else precision
+        self.dtype = dtype_of(self.precision, dtype) or seen_dtype
         if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise BadArgument("model", f"{self.dtype} weights", "float32, float16 or bfloat16")
-        self.precision = precision
         self._cast: InDtype | None = None
-        if precision in ("bf16", "fp16") and seen_dtype != self.dtype:
-            self._check_cast(precision, seen_dtype)
+        if self.precision in ("bf16", "fp16") and seen_dtype != self.dtype:
+            self._check_cast(self.precision, seen_dtype)
         if steps_per_graph is not None:
             steps_per_graph = whole("steps_per_graph", steps_per_graph, least=1)
         self.runner = Runner(
@@ -198,7 +202,7 @@ class Sampler:
             device=self.device,
             dtype=self.dtype,
             engine=engine,
-            precision=precision,
+            precision=self.precision,
             capacity=len(schedule),
             steps_per_graph=steps_per_graph,
         )

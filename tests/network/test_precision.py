@@ -288,6 +288,19 @@ def test_a_copy_in_the_dtype_and_the_original_untouched(name, limit):
     assert torch.equal(cast.sample(**REQUEST), found)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_dtype_of_our_network_is_a_precision(dtype):
+    """Given x in another dtype than its weights, it would stop at its first convolution."""
+    unet = make_unet(TINY)
+    full = sampler(unet, **ONE)
+    cast = full.replace(dtype=dtype)
+    by_hand = sampler(copy.deepcopy(unet).to(dtype), **ONE)
+    assert torch.equal(cast.sample(**REQUEST), by_hand.sample(**REQUEST))
+    assert torch.equal(cast.replace(dtype=None).sample(**REQUEST), full.sample(**REQUEST))
+    with pytest.raises(ValueError, match="dtype: torch.float32 for a network in"):
+        by_hand.replace(dtype=torch.float32)
+
+
 @pytest.mark.parametrize("change", ["in place", "load_state_dict", "assign", "buffer"])
 def test_weights_changed_between_calls_are_used(change):
     unet = make_unet(TINY)
