@@ -21,7 +21,7 @@ PYTHON_TORCH29 ?= $(call first_python,python3.10 $(wildcard $(HOME)/.pyenv/versi
 
 # What depends on torch and Triton: steps, engines, operators, kernels and their builds, drop-ins, export, training.
 # Of the compilations, marked slow, the engine's are enough: a drop-in's step is compiled the same way.
-COMPILED_TESTS = tests/engine/test_engine.py tests/network/test_rearranged.py
+COMPILED_TESTS = tests/engine/test_engine.py
 TORCH_TESTS = $(wildcard $(addprefix tests/*/test_,$(addsuffix .py,compat deferred engine_captured sessions sampler \
     kernel_ops capturable noise_mse fusion trainer dropin_diffusers dropin_diffusers_schedulers dropin_guided_diffusion \
     dropin_lucidrains export_networks export_table)))

@@ -13,12 +13,11 @@ from fastddpm.checks import BadArgument
 from fastddpm.network import Model, Network
 from fastddpm.unet import UNet
 from fastddpm.unet.deferred import Deferred
-from fastddpm.unet.rearranged import Rearranged, can_be_rearranged
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Form = Literal["plain", "rearranged", "deferred"]
+Form = Literal["plain", "deferred"]
 
 
 class ModelInputs(TypedDict):
@@ -52,10 +51,8 @@ class TabulatedUNet(Network):
         super().__init__(
             model, cond={} if class_labels is None else {"class_labels": class_labels}, **buffers
         )
-        self._form: Rearranged | Deferred | None = None
-        if form != "plain" and can_be_rearranged(model):
-            self._form = Rearranged(model) if form == "rearranged" else Deferred(model)
-        if isinstance(self._form, Deferred):
+        self._deferred = Deferred(model) if form == "deferred" and is_as_built(model) else None
+        if self._deferred is not None:
             self.layout = torch.channels_last
         width = model.bias_width
         self.table = torch.zeros(len(self.time), width, dtype=model.dtype, device=self.time.device)
@@ -64,19 +61,19 @@ class TabulatedUNet(Network):
             self.class_bias = self.table.new_zeros(len(class_labels), width)
 
     def begin(self, rows: int) -> None:
-        """Computes the tables, and brings the other forms of the weights up to date."""
-        if self._form is not None:
-            self._form.refresh()
+        """Computes the tables, and brings the other form of the weights up to date."""
         biases = self.model.time_biases(self.time[:rows])
-        if isinstance(self._form, Deferred) and self._form.table_offset is not None:
-            biases = biases + self._form.table_offset
+        if self._deferred is not None:
+            self._deferred.refresh()
+            if self._deferred.table_offset is not None:
+                biases = biases + self._deferred.table_offset
         self.table[:rows].copy_(biases)
         if self.class_bias is not None:
             self.class_bias.copy_(self.model.class_biases(self.given["class_labels"]))
 
     def tensors(self) -> list[Tensor]:
         """What it holds besides the model, the weights of its other form among them."""
-        return [*super().tensors(), *(self._form.tensors() if self._form is not None else ())]
+        return [*super().tensors(), *(self._deferred.tensors() if self._deferred is not None else ())]
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
         """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
@@ -97,7 +94,17 @@ class TabulatedUNet(Network):
 
     def core(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
         """The output for a bias in the place of the time."""
-        return (self._form or self.model).forward_biased(x, t)
+        return (self._deferred or self.model).forward_biased(x, t)
+
+
+def is_as_built(unet: UNet) -> bool:
+    """Whether the network is as its configuration builds it: nothing exchanged, hooked or parametrised."""
+    with torch.device("meta"):
+        plain = UNet(unet.config)
+    kinds = {name: type(module) for name, module in plain.named_modules()}
+    return kinds == {name: type(module) for name, module in unet.named_modules()} and not any(
+        module._forward_hooks or module._forward_pre_hooks for module in unet.modules()
+    )
 
 
 def bind(
@@ -108,9 +115,9 @@ def bind(
     Args:
         model: the model.
         cond: see `Network`.
-        form: what our UNet is run as. ``plain``: as it is. ``rearranged``: as Inductor runs it fastest on a
-            CPU (`fastddpm.unet.rearranged`). ``deferred``: as a GPU does (`fastddpm.unet.deferred`). Both sum
-            in another order, and a network that has been altered stays as it is.
+        form: what our UNet is run as. ``plain``: as it is. ``deferred``: as a GPU does
+            (`fastddpm.unet.deferred`), which sums in another order; a network that has been altered stays as
+            it is.
         buffers: the other arguments of `Network`.
     """
     if isinstance(model, UNet):

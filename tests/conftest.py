@@ -145,7 +145,7 @@ def _heed_interrupts() -> None:
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled is traced and run by torch's operators: a minute of C++ less for each loop.
 
-    Inductor's own part is held by `test_engine.py` and `test_rearranged.py`.
+    Inductor's own part is held by `test_engine.py`.
     """
     compile_ = torch.compile
 

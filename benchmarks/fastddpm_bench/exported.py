@@ -1,9 +1,11 @@
-"""ONNX files of the networks that contests run, exported once a process, and sessions on them."""
+"""ONNX files of the networks that contests run, and what runs them: ONNX Runtime and OpenVINO on the CPU."""
 
 from __future__ import annotations
 
 import functools
+import io
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,8 @@ from fastddpm.sampler import Sampler
 from fastddpm_bench.workloads import Workload
 
 DEFAULT_STEPS = 50
+Model = Callable[[Tensor, Tensor], Tensor]
+"""``(x, t) -> m``."""
 
 
 @functools.cache
@@ -48,17 +52,60 @@ def folder(workload: Workload) -> Path:
     return path
 
 
-def network(workload: Workload) -> Callable[[Tensor, Tensor], Tensor]:
-    """``(x, t) -> m`` by ONNX Runtime on the CPU, with as many threads as torch has."""
+def by_torch(workload: Workload, batch: int) -> bytes:
+    """A network of fixed shapes as torch's own exporter writes it, with inputs x and t and the output m."""
+    file = io.BytesIO()
+    given = (torch.zeros(batch, *workload.shape), torch.zeros(batch, dtype=torch.long))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            workload.unet(torch.device("cpu")),
+            given,
+            file,  # type: ignore[arg-type]  # said of the other exporter alone
+            dynamo=False,
+            opset_version=20,
+            input_names=["x", "t"],
+            output_names=["m"],
+        )
+    return file.getvalue()
+
+
+def by_onnxruntime(workload: Workload, batch: int) -> Model:
+    """ONNX Runtime, with as many threads as torch has."""
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    path = folder(workload) / "denoiser.onnx"
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        by_torch(workload, batch), options, providers=["CPUExecutionProvider"]
+    )
 
     def run(x: Tensor, t: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["m"], {"x": x.numpy(), "t": t.numpy()})[0])
+
+    return run
+
+
+def by_openvino(workload: Workload, batch: int, precision: Literal["f32", "bf16"]) -> Model:
+    """OpenVINO, with as many threads as torch has, computing in a precision.
+
+    Raises:
+        ImportError: openvino is not installed.
+    """
+    import openvino  # type: ignore[import-not-found, import-untyped, unused-ignore]
+
+    core = openvino.Core()
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    model = core.compile_model(core.read_model(by_torch(workload, batch)), "CPU", options)
+    request = model.create_infer_request()
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        found = request.infer({"x": x.numpy(), "t": t.numpy()}, share_inputs=True)
+        return torch.from_numpy(found[0])
 
     return run
 

@@ -214,7 +214,7 @@ class Loops:
         # Where the weights lie: a captured graph reads those addresses, a compiled step that dtype.
         held = inventories or self.inventories(model)
         places = [inventory.places() for inventory in held]
-        form = form_for(self.engine, device, held)
+        form = form_for(device, held)
         key = (form, case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
         if key in self._loops:
             self._loops.move_to_end(key)
@@ -278,11 +278,10 @@ class Loops:
         return len(self._loops)
 
 
-def form_for(engine: Engine, device: torch.device, held: Sequence[Inventory]) -> Form:
-    """What our UNet is run as, where it is one: the form that is fastest there; with hooks, as it is."""
-    if device.type == "cuda" and not any(inventory.is_hooked() for inventory in held):
-        return "deferred"
-    return "rearranged" if device.type == "cpu" and engine == "compile" else "plain"
+def form_for(device: torch.device, held: Sequence[Inventory]) -> Form:
+    """What our UNet is run as, where it is one: on a GPU the form that is fastest there, unless hooked."""
+    is_hooked = any(inventory.is_hooked() for inventory in held)
+    return "deferred" if device.type == "cuda" and not is_hooked else "plain"
 
 
 def _global_key() -> tuple[object, ...]:

@@ -185,6 +185,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor."""
-    array = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    """The bytes of a tensor, where they are if its elements lie side by side in some order."""
+    plain = tensor.detach().cpu()
+    if plain.is_contiguous(memory_format=torch.channels_last):
+        plain = plain.permute(0, 2, 3, 1)
+    array = plain.contiguous().flatten().view(torch.uint8).numpy()
     return memoryview(array)  # type: ignore[arg-type]  # NumPy's stubs do not say that it is a buffer

@@ -198,8 +198,7 @@ class Deferred(nn.Module):
     """A network in this form.
 
     Args:
-        source: the network, as `fastddpm.unet.rearranged.can_be_rearranged` wants it. Its tensors must stay
-            where they are.
+        source: the network, as its configuration builds it. Its tensors must stay where they are.
     """
 
     def __init__(self, source: UNet) -> None:

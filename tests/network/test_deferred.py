@@ -12,7 +12,7 @@ from torch import nn
 
 from fastddpm import UNet
 from fastddpm.engine import Loops, executors, loop
-from fastddpm.tabulated import TabulatedUNet, bind
+from fastddpm.tabulated import TabulatedUNet, bind, is_as_built
 from fastddpm.unet import abarankab, diffusers
 from fastddpm.unet.deferred import Deferred
 from fastddpm.unet.phases import phase_kernels, phases_interleaved
@@ -211,6 +211,32 @@ def test_a_hooked_network_runs_as_it_is(unet, register):
         type = "cuda"
 
     held = Loops("cudagraph").inventories(unet)
-    assert loop.form_for("cudagraph", Cuda(), held) == "deferred"
+    assert loop.form_for(Cuda(), held) == "deferred"
     getattr(unet.mid[0], register)(lambda *_: None)
-    assert loop.form_for("cudagraph", Cuda(), held) == "plain"
+    assert loop.form_for(Cuda(), held) == "plain"
+
+
+def exchanged(unet):
+    unet.conv_out = nn.Sequential(unet.conv_out)
+
+
+def hooked(unet):
+    unet.mid[0].register_forward_hook(lambda *_: None)
+
+
+def hooked_before(unet):
+    unet.mid[0].register_forward_pre_hook(lambda *_: None)
+
+
+def parametrised(unet):
+    nn.utils.parametrizations.weight_norm(unet.conv_in)
+
+
+@pytest.mark.parametrize("change", [exchanged, hooked, hooked_before, parametrised])
+def test_a_changed_network_runs_as_it_is(unet, change):
+    assert is_as_built(unet)
+    change(unet)
+    assert not is_as_built(unet)
+    labels = {"class_labels": torch.tensor([0])}
+    network = network_of(unet, cond=labels, condition=None, guided=False, form="deferred")
+    assert not any(isinstance(value, Deferred) for value in vars(network).values())

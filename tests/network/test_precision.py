@@ -297,7 +297,7 @@ def test_the_dtype_of_our_network_is_a_precision(dtype):
     by_hand = sampler(copy.deepcopy(unet).to(dtype), **ONE)
     assert torch.equal(cast.sample(**REQUEST), by_hand.sample(**REQUEST))
     assert torch.equal(cast.replace(dtype=None).sample(**REQUEST), full.sample(**REQUEST))
-    with pytest.raises(ValueError, match="dtype: torch.float32 for a network in"):
+    with pytest.raises(ValueError, match="float32 for a network in"):
         by_hand.replace(dtype=torch.float32)
 
 

@@ -109,7 +109,12 @@ def contests(settings: Settings) -> list[Contest]:
             sizes += [(PIXELS_64, "ddpm", 16, 50, None), (PIXELS_256, "ddpm", 4, 50, None)]
     sizes.append((MNIST, "ddim", 64 if settings.is_cuda else 8, few, None))
     if not settings.quick and not settings.is_cuda:
-        sizes += [(CIFAR10, "ddpm", 2, 10, None)]
+        sizes += [
+            (MNIST, "ddim", 1, few, None),
+            (MNIST, "ddim", 32, 20, None),
+            (MNIST, "ddim", 8, few, "bf16"),
+        ]
+        sizes += [(CIFAR10, "ddpm", 2, 10, None), (CIFAR10, "ddpm", 1, 10, None)]
         sizes += [(PIXELS_64, "ddpm", 16, 50, None), (PIXELS_256, "ddpm", 4, 50, None)]
     return [
         chain_contest("pipelines", workload, method, batch, steps, settings, precision)
@@ -159,8 +164,11 @@ def contestants(settings: Settings, *, with_onnx: bool = False, in_float32: bool
         Contestant(f"plain loop{layout.name}", functools.partial(plain, layout=layout))
         for layout in layouts(settings)
     ]
-    if with_onnx and not settings.quick and not settings.is_cuda:
-        found.append(Contestant("plain loop, ONNX Runtime", plain_onnx))
+    if with_onnx and not settings.is_cuda:
+        found.append(Contestant("plain loop, OpenVINO", plain_openvino))
+    if with_onnx and not settings.is_cuda and in_float32:
+        found.append(Contestant("plain loop, ONNX Runtime", plain_onnxruntime))
+    if with_onnx and not settings.is_cuda and in_float32 and not settings.quick:
         for name, loop in (("whole chain", "file"), ("step by step", "steps")):
             run = functools.partial(onnx_chain, loop=loop)
             found.append(Contestant(f"fastddpm.onnx, {name}", run, ours=True, expected=of_philox))
@@ -198,9 +206,15 @@ def plain(chain: Chain, layout: Any) -> Call:
     return plain_loop(chain, lambda x, t: unwrapped(network(x, t)))
 
 
-def plain_onnx(chain: Chain) -> Call:
+def plain_onnxruntime(chain: Chain) -> Call:
     """The same loop around the network in ONNX Runtime."""
-    return plain_loop(chain, exported.network(chain.workload))
+    return plain_loop(chain, exported.by_onnxruntime(chain.workload, chain.batch))
+
+
+def plain_openvino(chain: Chain) -> Call:
+    """The same loop around the network in OpenVINO, in the chain's precision."""
+    precision: Literal["f32", "bf16"] = "f32" if chain.precision is None else "bf16"
+    return plain_loop(chain, exported.by_openvino(chain.workload, chain.batch, precision))
 
 
 def plain_loop(chain: Chain, network: Callable[[Tensor, Tensor], Tensor]) -> Call:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastddpm.timing import Call
 from fastddpm.unet.deferred import Deferred
-from fastddpm.unet.rearranged import Rearranged
 from fastddpm_bench import exported
 from fastddpm_bench.contest import Contest, Contestant, Settings
 from fastddpm_bench.costs import OpCost, watched
@@ -68,6 +67,7 @@ def _contestants(settings: Settings) -> list[Contestant]:
         found += replayed_too(theirs, settings)
     if not settings.quick and not settings.is_cuda:
         found.append(Contestant("ONNX Runtime", _onnxruntime))
+        found.append(Contestant("OpenVINO", _openvino))
     for layout in layouts(settings):
         build = functools.partial(_tabulated, layout=layout)
         ours = Contestant(f"fastddpm UNet, tabulated{layout.name}", build, ours=True)
@@ -96,8 +96,6 @@ def _tabulated(shared: Pass, layout: Layout) -> Call:
     if shared.device.type == "cuda":
         module = Deferred(module)
         bias = bias if module.table_offset is None else bias + module.table_offset
-    elif layout.compiled:
-        module = Rearranged(module).unet
     mode = None if layout.compiled == "default" else layout.compiled
     forward = module.forward_biased
     if layout.compiled:
@@ -106,6 +104,10 @@ def _tabulated(shared: Pass, layout: Layout) -> Call:
 
 
 def _onnxruntime(shared: Pass) -> Call:
-    """The network as `fastddpm.export_onnx` writes it, on the CPU with as many threads as torch has."""
-    run = exported.network(shared.workload)
+    run = exported.by_onnxruntime(shared.workload, len(shared.x))
+    return lambda: run(shared.x, shared.t)
+
+
+def _openvino(shared: Pass) -> Call:
+    run = exported.by_openvino(shared.workload, len(shared.x), "f32")
     return lambda: run(shared.x, shared.t)
