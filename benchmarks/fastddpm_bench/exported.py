@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastddpm.plans.method import MethodName
 from fastddpm.sampler import Sampler
+from fastddpm_bench.contest import LeftOut
 from fastddpm_bench.workloads import Workload
 
 DEFAULT_STEPS = 50
@@ -91,6 +92,7 @@ def by_openvino(workload: Workload, batch: int, precision: Literal["f32", "bf16"
 
     Raises:
         ImportError: openvino is not installed.
+        LeftOut: it computes in another precision here, as it does without a word on a CPU without bfloat16.
     """
     import openvino  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
@@ -101,6 +103,9 @@ def by_openvino(workload: Workload, batch: int, precision: Literal["f32", "bf16"
         "PERFORMANCE_HINT": "LATENCY",
     }
     model = core.compile_model(core.read_model(by_torch(workload, batch)), "CPU", options)
+    found = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if found != precision:
+        raise LeftOut(f"OpenVINO computes in {found} on this CPU, not in {precision}")
     request = model.create_infer_request()
 
     def run(x: Tensor, t: Tensor) -> Tensor:
