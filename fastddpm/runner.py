@@ -17,6 +17,7 @@ from torch import Tensor
 from fastddpm.batch import Batch
 from fastddpm.copies import Copies
 from fastddpm.engine import Engine, Loop, Loops, StepCase, executors, resolve_engine
+from fastddpm.engine.ahead import rows_at_once
 from fastddpm.finite import warn_if_not_finite
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, without_grad
 from fastddpm.plans import Plan
@@ -113,8 +114,11 @@ class Runner:
             self_condition: give the model the last one, as ``x_self_cond``.
         """
         in_python = not executors.is_captured(self.engine, self.device)
-        ring_steps = 1 if in_python else NOISE_SEGMENT
-        case = step_case(batch, plan, ring_steps=ring_steps, keep_x0=keep_x0, self_condition=self_condition)
+        if isinstance(batch.source, TorchNoise):
+            ring = ring_length(batch.shape, 1 if in_python else NOISE_SEGMENT)
+        else:
+            ring = rows_at_once(batch.shape) if executors.is_uncompiled(self.engine, self.device) else 0
+        case = step_case(batch, plan, ring=ring, keep_x0=keep_x0, self_condition=self_condition)
         inventories = self.loops.inventories(self.model)
         with in_eval_mode(self.model, inventories):
             with computing_in(self.precision, self.device):
@@ -231,7 +235,7 @@ class Runner:
 
 
 def step_case(
-    batch: Batch, plan: Plan, *, ring_steps: int, keep_x0: bool, self_condition: bool = False
+    batch: Batch, plan: Plan, *, ring: int, keep_x0: bool, self_condition: bool = False
 ) -> StepCase:
     """What is fixed in every step of this batch under this plan."""
     is_torch = isinstance(batch.source, TorchNoise)
@@ -240,7 +244,7 @@ def step_case(
     return StepCase(
         shape=batch.shape,
         noise=batch.source.kind if is_noisy else "none",
-        ring=ring_length(batch.shape, ring_steps) if is_torch and is_noisy else 0,
+        ring=ring if is_noisy else 0,
         guided=batch.guidance is not None,
         clip=plan.clip,
         multistep=plan.multistep,

@@ -164,6 +164,11 @@ def is_captured(engine: Engine, device: torch.device) -> bool:
     return engine in ("cudagraph", "max") or (engine == "compile" and device.type == "cuda")
 
 
+def is_uncompiled(engine: Engine, device: torch.device) -> bool:
+    """Whether Python runs every operator of a step on a CPU, around the network at least."""
+    return device.type == "cpu" and engine in ("eager", "onnxruntime")
+
+
 def compile_network(engine: Engine, network: Network, device: torch.device) -> Session | None:
     """Compiles the network by itself where the step around it is captured, or hands it to ONNX Runtime.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastddpm.engine.ahead import DrawnAhead
 from fastddpm.engine.executors import (
     Engine,
     EngineChoice,
@@ -68,8 +69,14 @@ class Loop:
             keep_heap()
         self.buffers = StepBuffers(case, capacity, device)
         # x_T is drawn from the seeds also where the steps draw nothing.
-        noise = self.buffers.noise if case.noise == "philox" else None
-        self.seeds = torch.zeros(case.shape[0], dtype=torch.int64, device=device) if noise is None else noise
+        drawn = self.buffers.noise if case.noise == "philox" else None
+        self._ahead: DrawnAhead | None = None
+        if drawn is not None and not case.ring:
+            self.seeds = drawn
+        else:
+            self.seeds = torch.zeros(case.shape[0], dtype=torch.int64, device=device)
+        if drawn is not None and case.ring:
+            self._ahead = DrawnAhead(self.seeds, drawn)
         guidance = {} if self.buffers.guidance is None else {"guidance": self.buffers.guidance}
         small = {"counter": self.buffers.counter, "seeds": self.seeds, **guidance}
         self._parcel = Parcel({**small, **{f"cond {k}": v for k, v in network.given.items()}}, device)
@@ -80,7 +87,7 @@ class Loop:
         if self.buffers.x0 is not None:
             changed.append(self.buffers.x0)
         self._session = compile_network(engine, network, device)
-        one_step = functools.partial(step, network, self.buffers, case)
+        one_step = functools.partial(step, network, self.buffers, case, self._ahead)
         self.device = device
         with self.current():
             self._executor = make_executor(engine, one_step, changed, **options)
@@ -132,6 +139,8 @@ class Loop:
         if copies is not None:
             copies.refresh()
         self._parcel.unpack()
+        if self._ahead is not None:
+            self._ahead.forget()
         if draws:
             self.buffers.x.copy_(normal(self.seeds, 0, self.case.shape[1:]))
         if self.buffers.x0 is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.engine.ahead import DrawnAhead
 from fastddpm_kernels import N_COLUMNS, Column, reverse_step
 from fastddpm_kernels.reverse_step.reference import split_output
 from fastddpm_kernels.table import X0
@@ -30,9 +31,9 @@ class StepCase:
 
     Attributes:
         shape: ``(B, C, H, W)`` of the state.
-        noise: where z comes from: nowhere, drawn in the kernel from per-sample seeds, or a ring of drawn
-            noise.
-        ring: steps that the noise ring holds (``noise="torch"``).
+        noise: where z comes from: nowhere, per-sample seeds (the noise spec), or torch's generators.
+        ring: steps that the noise ring holds: with ``torch``, and with ``philox`` where it is drawn ahead; 0
+            for noise drawn in the kernel.
         guided: classifier-free guidance; the network runs on the doubled batch.
         clip: predicted x0 is clipped to the row's radius.
         multistep: the row uses the previous step's x0.
@@ -78,10 +79,10 @@ class StepBuffers:
         self.counter = torch.zeros(2, dtype=torch.int64, device=device)
         self.table = zeros((capacity, N_COLUMNS))
         self.noise: Tensor | None = None
-        if case.noise == "philox":
-            self.noise = torch.zeros(batch, dtype=torch.int64, device=device)
-        elif case.noise == "torch":
+        if case.ring:
             self.noise = zeros((case.ring, *case.shape))
+        elif case.noise == "philox":
+            self.noise = torch.zeros(batch, dtype=torch.int64, device=device)
         self.x0 = zeros(case.shape) if case.multistep or case.keep_x0 or case.self_condition else None
         self.guidance = zeros(batch) if case.guided else None
 
@@ -90,14 +91,17 @@ class StepBuffers:
         return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
 
-def step(predict: Predict, buffers: StepBuffers, case: StepCase) -> None:
+def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhead | None = None) -> None:
     """Takes the state from plan row k to the next, where k stands in ``buffers.counter``.
 
     Args:
         predict: ``(x, k) -> m``, a :class:`fastddpm.network.Network` or one compiled.
         buffers: what the step reads and writes.
         case: what is fixed.
+        ahead: what fills the buffers' ring, of noise by the spec; None where there is none.
     """
+    if ahead is not None:
+        ahead.fill(buffers.counter)
     k = buffers.counter[:1]
     # m = model(x_k, t_k)
     m = predict(buffers.x, k)
