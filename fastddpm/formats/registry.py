@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastddpm.formats import abarankab, ddim, diffusers, ours, sr3
+from fastddpm.formats import abarankab, ddim, diffusers, ours, pytorch_ddpm, sr3
 from fastddpm.formats.format import Format
 
 FORMATS: dict[str, Format] = {
@@ -14,5 +14,10 @@ FORMATS: dict[str, Format] = {
         lambda state, buffers, given: diffusers.read_state(state, given),
     ),
     "fastddpm": Format(ours.ANCHOR, ours.recognises, lambda state, buffers, given: ours.read(state, given)),
+    "pytorch_ddpm": Format(
+        pytorch_ddpm.ANCHOR,
+        pytorch_ddpm.recognises,
+        lambda state, buffers, given: pytorch_ddpm.read(state, given),
+    ),
     "ddim": Format(ddim.ANCHOR, ddim.recognises, lambda state, buffers, given: ddim.read(state, given)),
 }
