@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
-from fastddpm.formats import accelerate, diffusers
+from fastddpm.formats import accelerate, diffusers, refused
 from fastddpm.formats.documents import StandIn, read_document
 from fastddpm.formats.files import (
     WANTED,
@@ -119,13 +119,14 @@ def load(
     """Reads a model into a sampler with the network at ``.model``.
 
     Args:
-        source: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box; a ``.pth`` or
-            ``.safetensors`` file of abarankab/DDPM or the SR3 repository; a folder of diffusers; or a state
-            dict of any of them.
-        format: ``abarankab``, ``sr3``, ``diffusers`` or ``fastddpm``; ``auto`` tells them apart by their
-            names of tensors and files.
+        source: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box; a file that a
+            training script wrote, with a network of a library in docs/formats.md in it; a folder of diffusers
+            or accelerate; or a state dict or other document of any of them.
+        format: whose network it is, one of `FORMATS`; ``auto`` tells them apart by their names of tensors
+            and files.
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
-            without // comments, such as the SR3 repository's): an error names what is missing.
+            without // comments, such as the SR3 repository's): an error names what is missing. ``weights``
+            in it picks one network of several, by the place that an error lists.
         ema: take the averaged weights where a checkpoint has both.
         device: where the network goes.
         dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32. To keep
@@ -229,6 +230,9 @@ def _nothing_found(document: object, where: str, formats: Mapping[str, object]) 
     if not tensors:
         keys = ", ".join(repr(key)[:40] for key in list(document)[:8])
         return f"{where}: a state dict of tensors accepted; it has the entries {keys or 'none'}"
+    foreign = refused.name_of(tensors)
+    if foreign is not None:
+        return f"{where}: {foreign}"
     names = ", ".join(str(name)[:60] for name in list(sorted(tensors, key=len)[-1])[:3])
     return (
         f"state dict: of none of {', '.join(formats)}; its first names are {names}. For another network: "

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 
 from fastddpm import inputs
 from fastddpm.formats.files import CheckpointError, torch_document
+from fastddpm.formats.refused import is_edm_pickle
 from fastddpm.inputs import InputError
 
+INSTEAD = "fastddpm.score takes the network that its own code builds"
 MAX_CLASSES = 256
 """Classes of objects in one file."""
 
@@ -47,6 +49,11 @@ def read_document(path: Path) -> object:
             try:
                 return torch_document(path, file, size)
             except CheckpointError as error:
+                file.seek(0)
+                if is_edm_pickle(file.read(2**20)):
+                    raise CheckpointError(
+                        f"{path}: a pickle of EDM or StyleGAN, which holds code; {INSTEAD}"
+                    ) from error
                 names = _classes(file) if isinstance(error.__cause__, pickle.UnpicklingError) else []
                 if not names:
                     raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastddpm.formats import abarankab, ddim, diffusers, ours, pytorch_ddpm, sr3
+from fastddpm.formats import abarankab, ddim, diffusers, lucidrains, ours, pytorch_ddpm, sr3
 from fastddpm.formats.format import Format
 
 FORMATS: dict[str, Format] = {
@@ -14,6 +14,7 @@ FORMATS: dict[str, Format] = {
         lambda state, buffers, given: diffusers.read_state(state, given),
     ),
     "fastddpm": Format(ours.ANCHOR, ours.recognises, lambda state, buffers, given: ours.read(state, given)),
+    "lucidrains": Format(lucidrains.ANCHOR, lucidrains.recognises, lucidrains.read),
     "pytorch_ddpm": Format(
         pytorch_ddpm.ANCHOR,
         pytorch_ddpm.recognises,

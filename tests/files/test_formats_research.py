@@ -174,3 +174,40 @@ def test_a_table_of_other_times_is_refused():
     name = "time_embedding.timembedding.0.weight"
     with pytest.raises(CheckpointError, match="not the sines and cosines of its code"):
         fastddpm.load({**state, name: state[name] + 0.1}, config=dict(GIVEN))
+
+
+FOREIGN = {
+    "Palette": {"cond_embed.0.weight": (8, 8), "input_blocks.0.0.weight": (8, 6, 3, 3), "gammas": (10,)},
+    "guided-diffusion": {"time_embed.0.weight": (32, 8), "input_blocks.0.0.weight": (8, 3, 3, 3)},
+    "score_sde_pytorch": {
+        "all_modules.0.weight": (8, 8),
+        "all_modules.2.weight": (8, 3, 3, 3),
+        "sigmas": (9,),
+    },
+    "EDM": {"model.map_layer0.weight": (8, 8), "model.map_layer1.weight": (8, 8)},
+    "classifier-free guidance": {"null_classes_emb": (8,), "classes_emb.weight": (3, 8)},
+    "UNet2DConditionModel": {"down_blocks.0.attentions.0.proj_in.weight": (8, 8)},
+}
+
+
+@pytest.mark.parametrize("owner", FOREIGN)
+@pytest.mark.parametrize("prefix", ["", "module.", "denoise_fn.module.", "_orig_mod.model."])
+def test_networks_that_are_not_read_are_named_with_what_to_do(owner, prefix, tmp_path):
+    state = {f"{prefix}{name}": torch.zeros(shape) for name, shape in FOREIGN[owner].items()}
+    torch.save({"model": state, "step": 3}, tmp_path / "net.pt")
+    for source in (state, tmp_path / "net.pt", [state, 3]):
+        with pytest.raises(
+            CheckpointError, match=rf"of .*{owner}.*, which is not read here; .*take"
+        ) as refused:
+            fastddpm.load(source, config=dict(GIVEN))
+        assert len(str(refused.value).replace(str(tmp_path), "")) < 300
+
+
+@pytest.mark.parametrize("module", [b"torch_utils.persistence", b"training.networks"])
+def test_pickles_of_edm_are_named(module, tmp_path):
+    content = b"\x80\x02c" + module + b"\n_reconstruct_persistent_obj\n)R."
+    (tmp_path / "edm-cifar10.pkl").write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"a pickle of EDM or StyleGAN, which holds code; fastddpm\.score"
+    ):
+        fastddpm.load(tmp_path / "edm-cifar10.pkl")
