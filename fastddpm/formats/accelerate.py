@@ -8,17 +8,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fastddpm.files import is_ours
 from fastddpm.formats.documents import read_document
 
 _FILE = re.compile(r"((?:pytorch_)?model(?:_\d+)?)\.(?:safetensors|bin)|(custom_checkpoint_\d+)\.pkl")
+_OURS = ("config.json", "schedule.json", "sampler.json")
 MAX_FILES = 32
 
 
 def recognises(folder: Path) -> bool:
-    """Whether a folder has weights under accelerate's names, and is no model folder."""
-    return not (folder / "config.json").exists() and any(
-        name != "" and not custom for name, custom, _ in _files(folder)
-    )
+    """Whether a folder has weights under accelerate's names, and is no model folder, whole or in part."""
+    weights = [path for name, _, path in _files(folder) if name]
+    if not weights or any((folder / name).exists() for name in _OURS):
+        return False
+    return not any(path.is_file() and path.suffix == ".safetensors" and is_ours(path) for path in weights)
 
 
 def read(folder: Path) -> dict[str, object]:

@@ -487,3 +487,13 @@ def test_the_name_in_the_file_is_the_one_in_the_error(state):
     with pytest.raises(CheckpointError, match=r"model\._orig_mod\.conv_out\.bias holds NaN"):
         loaded({"state_dict": broken})
     assert TINY.num_groups == GIVEN["num_groups"]
+
+
+@pytest.mark.parametrize("kept", [("model.safetensors",), ("model.safetensors", "schedule.json")])
+def test_what_is_left_of_a_model_folder_is_no_folder_of_accelerate(net, tmp_path, kept):
+    folder = fastddpm.save_folder(tmp_path / "m", net, NoiseSchedule.linear(20), {"shape": [3, 8, 8]})
+    for path in folder.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json: not found"):
+        fastddpm.load(folder)
