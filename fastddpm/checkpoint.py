@@ -8,19 +8,30 @@ executed. Files are written under a temporary name and renamed together.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
-from fastddpm.formats import abarankab, diffusers, sr3
-from fastddpm.formats.files import CheckpointError, check_finite, read_json, read_tensors, tensors_of
-from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
+from fastddpm.formats import accelerate, diffusers, refused
+from fastddpm.formats.documents import StandIn, read_document
+from fastddpm.formats.files import (
+    WANTED,
+    CheckpointError,
+    check_bytes,
+    check_finite,
+    check_tensors,
+    read_json,
+    read_tensors,
+)
+from fastddpm.formats.loaded import Loaded, known
+from fastddpm.formats.registry import FORMATS as STATE_FORMATS
+from fastddpm.formats.wrapped import chosen, networks, state_dicts
 from fastddpm.inputs import Json
 from fastddpm.interruption import postponed
 from fastddpm.options import ModelOptions, SamplerOptions
@@ -36,8 +47,8 @@ T = TypeVar("T")
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = ("mnist", "mnist_sr", "mnist_deblur", "photo_sr")
 FILES = ("config.json", "model.safetensors", "schedule.json", "sampler.json")
-FORMATS = ("auto", "abarankab", "sr3", "diffusers", "fastddpm")
-Source = str | Path | Mapping[str, Tensor]
+FORMATS = ("auto", *STATE_FORMATS)
+Source = str | Path | Mapping[str, Any] | Sequence[Any]
 
 __all__ = ["CheckpointError", "load", "read", "save_folder"]
 
@@ -108,13 +119,14 @@ def load(
     """Reads a model into a sampler with the network at ``.model``.
 
     Args:
-        source: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box; a ``.pth`` or
-            ``.safetensors`` file of abarankab/DDPM or the SR3 repository; a folder of diffusers; or a state
-            dict of any of them.
-        format: ``abarankab``, ``sr3``, ``diffusers`` or ``fastddpm``; ``auto`` tells them apart by their
-            names of tensors and files.
+        source: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box; a file that a
+            training script wrote, with a network of a library in docs/formats.md in it; a folder of diffusers
+            or accelerate; or a state dict or other document of any of them.
+        format: whose network it is, one of `FORMATS`; ``auto`` tells them apart by their names of tensors
+            and files.
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
-            without // comments, such as the SR3 repository's): an error names what is missing.
+            without // comments, such as the SR3 repository's): an error names what is missing. ``weights``
+            in it picks one network of several, by the place that an error lists.
         ema: take the averaged weights where a checkpoint has both.
         device: where the network goes.
         dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32. To keep
@@ -147,17 +159,19 @@ def read(
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
     check_choice("format", format, FORMATS)
     given = dict(config or {})
-    if isinstance(source, Mapping):
-        # Copies: the network is not to change with what was given, nor the other way round.
-        state = {name: value.clone() for name, value in tensors_of(source, "state dict").items()}
-        return _read_state(state, "state dict", format, given, ema=ema)
+    if not isinstance(source, (str, Path)):
+        return _read_document(source, "state dict", format, given, ema=ema, is_callers=True)
     path = _path(source)
-    if not path.is_dir():
-        return _read_state(read_tensors(path), str(path), format, given, ema=ema)
-    if format in ("abarankab", "sr3"):
-        raise CheckpointError(f"{path}: a folder, a file that torch.save wrote is what {format} has")
+    if path.is_dir():
+        path = accelerate.part(path, ema=ema)
+    else:
+        return _read_document(read_document(path), str(path), format, given, ema=ema)
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
         return diffusers.read(path, given)
+    if accelerate.recognises(path):
+        return _read_document(accelerate.read(path), str(path), format, given, ema=ema)
+    if format not in ("auto", "fastddpm"):
+        raise CheckpointError(f"{path}: a folder, a file that torch.save wrote is what {format} has")
     known(given, ("image_size",))
     model = _read_model(path)
     schedule = _parsed(path / "schedule.json", NoiseSchedule.from_dict)
@@ -180,47 +194,50 @@ def _path(source: str | Path) -> Path:
     )
 
 
-def _read_state(state: dict[str, Tensor], where: str, format: str, given: Json, *, ema: bool) -> Loaded:
-    if format == "auto":
-        format = _format_of(state)
-    if format == "abarankab":
-        loaded = abarankab.read(state, given, ema=ema)
-    elif format == "sr3":
-        loaded = sr3.read(state, given)
-    elif format == "diffusers":
-        loaded = diffusers.read_state(state, given)
-    else:
-        loaded = _read_ours(state, given)
-    check_finite(loaded.model.state_dict(), where, named_as=state)
+def _read_document(
+    document: object, where: str, format: str, given: Json, *, ema: bool, is_callers: bool = False
+) -> Loaded:
+    """The network in what a file holds, or in an object of ``is_callers``, whose tensors are copied."""
+    formats = STATE_FORMATS if format == "auto" else {format: STATE_FORMATS[format]}
+    found = networks(document, formats)
+    if not found:
+        raise CheckpointError(_nothing_found(document, where, formats))
+    for one in found:
+        check_tensors({**one.named, **one.buffers}, where)
+    one = chosen(document, found, ema=ema, weights=given.pop("weights", None), where=where)
+    values = {id(value): value.detach() for value in (*one.state.values(), *one.named.values())}
+    if is_callers:  # the network is not to change with what was given, nor the other way round
+        values = {key: value.clone() for key, value in values.items()}
+    state = {name: values[id(value)] for name, value in one.state.items()}
+    named = {name: values[id(value)] for name, value in one.named.items()}
+    if not is_callers:
+        check_bytes(state, Path(where))
+    loaded = formats[one.format].read(state, one.buffers, given)
+    check_finite(loaded.model.state_dict(), where, named_as=named)
     return loaded
 
 
-def _format_of(state: Mapping[str, Tensor]) -> str:
-    checks: dict[str, Callable[[Mapping[str, Tensor]], bool]] = {
-        "abarankab": abarankab.recognises,
-        "sr3": sr3.recognises,
-        "diffusers": diffusers.recognises_state,
-        "fastddpm": lambda names: "conv_in.weight" in names and "down.0.conv1.weight" in names,
-    }
-    for name, recognises in checks.items():
-        if recognises(state):
-            return name
-    names = ", ".join(list(state)[:5])
-    raise CheckpointError(
-        f"state dict: of none of {', '.join(checks)}; its first names are {names}. For another network: "
+def _nothing_found(document: object, where: str, formats: Mapping[str, object]) -> str:
+    """What a document without a network of these formats has instead."""
+    held = list(document.values()) if isinstance(document, Mapping) else [document]
+    if any(isinstance(value, (StandIn, type)) for value in held):
+        return f"{where}: holds more than tensors; {WANTED}"
+    if not isinstance(document, (Mapping, list, tuple)):
+        return f"{where}: holds {type(document).__name__}, a state dict accepted"
+    tensors: list[dict[str, Tensor]] = [value for _, value in state_dicts(document)]
+    if isinstance(document, Mapping) and all(isinstance(value, Tensor) for value in held) and held:
+        tensors = tensors or [dict(document)]
+    if not tensors:
+        keys = ", ".join(repr(key)[:40] for key in list(document)[:8])
+        return f"{where}: a state dict of tensors accepted; it has the entries {keys or 'none'}"
+    foreign = refused.name_of(tensors)
+    if foreign is not None:
+        return f"{where}: {foreign}"
+    names = ", ".join(str(name)[:60] for name in list(sorted(tensors, key=len)[-1])[:3])
+    return (
+        f"state dict: of none of {', '.join(formats)}; its first names are {names}. For another network: "
         "fastddpm.Sampler(model, schedule) with the model built by its own code"
     )
-
-
-def _read_ours(state: dict[str, Tensor], given: Json) -> Loaded:
-    """A state dict of our UNet without its folder; the rest comes from ``given``."""
-    known(given, (*UNetConfig().to_dict(), *SHARED))
-    asked = {**groups_asked(state), "activation": "silu, relu, gelu or mish"}
-    asked |= {"image_size": "a side in pixels or (H, W)", "schedule": "the content of a schedule.json"}
-    ask(given, asked, "a state dict")
-    schedule, (height, width) = schedule_of(given.pop("schedule")), square(given.pop("image_size"))
-    unet = network(state, given, {})
-    return Loaded(unet, schedule, {"shape": [unet.config.image_channels, height, width]})
 
 
 def _configuration(config: Mapping[str, object] | str | Path | None) -> Json:

@@ -155,7 +155,7 @@ def check_replaceable(folder: Path, names: Iterable[str], weights: Path) -> None
         ValueError: naming the file that would be lost.
     """
     there = sorted(name for name in names if (folder / name).exists())
-    if there and not _is_ours(weights):
+    if there and not is_ours(weights):
         raise BadArgument(
             "folder",
             f"{str(folder)!r}, which holds {there[0]} of something else,",
@@ -163,7 +163,7 @@ def check_replaceable(folder: Path, names: Iterable[str], weights: Path) -> None
         )
 
 
-def _is_ours(weights: Path) -> bool:
+def is_ours(weights: Path) -> bool:
     """Whether `write_tensors` wrote a file with `WRITER` among its words."""
     from safetensors import SafetensorError, safe_open
 

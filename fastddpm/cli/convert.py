@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastddpm.checkpoint import read, save_folder
+from fastddpm.checkpoint import FORMATS, read, save_folder
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.formats.files import read_json
 from fastddpm.formats.writing import save_pipeline
@@ -19,7 +19,7 @@ TARGETS = ("fastddpm", "diffusers")
 def convert(
     source: Annotated[str, typer.Argument(metavar="IN", help="Model folder, .pth or .safetensors file.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    format: Annotated[str, typer.Option(help="Of IN: auto, abarankab, sr3, diffusers or fastddpm.")] = "auto",
+    format: Annotated[str, typer.Option(help=f"Of IN: {', '.join(FORMATS)}.")] = "auto",
     to: Annotated[str, typer.Option(help="fastddpm: our folder; diffusers: a pipeline folder.")] = "fastddpm",
     config: Annotated[
         Path | None, typer.Option(help="JSON with what IN does not say, such as SR3's configuration.")
@@ -36,7 +36,7 @@ def convert(
     if not isinstance(loaded.model, UNet):
         raise BadArgument(
             "IN",
-            f"{source}, a UNet2DModel that our UNet does not fit and that stays with diffusers,",
+            f"{source}, a {type(loaded.model).__name__} that our UNet does not express,",
             "any other network",
         )
     save = save_pipeline if to == "diffusers" else save_folder

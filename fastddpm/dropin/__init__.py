@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from fastddpm.dropin.settings import PeerOptions, Report, Settings
+from fastddpm.dropin.wrapped import held, seen_through
 from fastddpm.engine import Engine
 from fastddpm.network import Model
 from fastddpm.plans.method import MethodOptions
@@ -98,10 +99,13 @@ def optimize(
     """A fast object with the call of ``obj``, whose images for the same seed are the same.
 
     The original is left as it was and its network is shared, not copied: weights changed in place are used
-    by the next call. The result's ``original`` is the object given, ``report()`` says what became of it.
+    by the next call. The result's ``original`` is the object given, or what is inside where that is a
+    wrapper; ``report()`` says what became of it.
 
     Args:
-        obj: a pipeline, scheduler, diffusion object or network of a library listed in docs/dropin.md.
+        obj: a pipeline, scheduler, diffusion object or network of a library listed in docs/dropin.md; in
+            wrappers of one module too (DataParallel, DistributedDataParallel, compiled, ema_pytorch's EMA,
+            of which the average is taken). Of a trainer that holds one an error names the attribute to give.
         noise: ``torch`` consumes the random stream as the original does; ``philox`` draws by the noise spec,
             one seed per image, inside the kernel.
         engine: ``auto``, ``eager``, ``compile``, ``cudagraph`` or ``max``.
@@ -118,15 +122,23 @@ def optimize(
     """
     dtype = dtype_of(precision, dtype)
     settings = Settings(noise=noise, engine=engine, dtype=dtype, precision=precision)
-    known = []
-    for name in PEERS:
-        peer = importlib.import_module(f"fastddpm.dropin.{name}")
-        if peer.recognises(obj):
-            return peer.build(obj, settings, **options)
-        known.append(peer.DESCRIPTION)
+    peers = [importlib.import_module(f"fastddpm.dropin.{name}") for name in PEERS]
+
+    def recognises(one: object) -> bool:
+        return any(peer.recognises(one) for peer in peers)
+
+    further = ("", obj) if recognises(obj) else seen_through(obj, recognises)
+    if further is not None:
+        inside = further[1]
+        return next(peer for peer in peers if peer.recognises(inside)).build(inside, settings, **options)
     if callable(obj) and not isinstance(obj, type) and "schedule" in options:
         return _sampler(obj, settings, **options)
-    known.append("any callable model(x, t, **cond) with schedule=")
+    places = held(obj, recognises)
+    if places:
+        raise Unrecognised(
+            f"obj: {type(obj).__name__} given, what it holds at {' or '.join(places[:4])} accepted"
+        )
+    known = [peer.DESCRIPTION for peer in peers] + ["any callable model(x, t, **cond) with schedule="]
     raise Unrecognised(
         f"obj: {type(obj).__name__} given; known are {'; '.join(known)}. For any other network that predicts "
         "noise: fastddpm.Sampler(model, fastddpm.NoiseSchedule.linear(1000)), with model(x, t) -> epsilon"

@@ -1,4 +1,4 @@
-"""abarankab/DDPM: state dicts of its UNet, or of its whole GaussianDiffusion with both networks."""
+"""abarankab/DDPM: state dicts of its UNet, alone or within its GaussianDiffusion, which holds two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastddpm.inputs import Fields
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import abarankab as dialect
 
-_EMA, _MODEL = "ema_model.", "model."
+ANCHOR = "downs.0.conv_1.weight"
 _ASKED = {
     "activation": "relu (their default), silu (their scripts'), mish or gelu",
     "time_scale": "their time_emb_scale, 1.0 unless set",
@@ -23,20 +23,18 @@ _ASKED = {
 
 def recognises(state: Mapping[str, object]) -> bool:
     """Whether a state dict is one of theirs."""
-    return any(f"{prefix}init_conv.weight" in state for prefix in ("", _MODEL)) and any(
-        name.endswith("downs.0.conv_1.weight") for name in state
-    )
+    return "init_conv.weight" in state and ANCHOR in state
 
 
-def read(state: Mapping[str, Tensor], given: Fields, *, ema: bool) -> Loaded:
+def read(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Fields) -> Loaded:
     """Reads a state dict.
 
     Args:
-        state: of a UNet, or of a GaussianDiffusion, whose betas give the schedule.
+        state: of a UNet.
+        buffers: of the GaussianDiffusion that held it, whose betas give the schedule; or none.
         given: what the tensors do not show: ``activation``, ``num_groups``, ``time_scale``, ``image_size``,
             ``initial_pad`` where it is not 0, ``norm`` where it is ``in``, and ``schedule`` for a bare UNet.
             Names of their arguments are taken too.
-        ema: take the averaged weights where there are both.
 
     Raises:
         CheckpointError: naming what is missing or contradicts the tensors.
@@ -44,12 +42,10 @@ def read(state: Mapping[str, Tensor], given: Fields, *, ema: bool) -> Loaded:
     theirs = {name: ours for ours, name in dialect.OPTIONS.items()} | {"img_size": "image_size"}
     options = {theirs.get(name, name): value for name, value in given.items()}
     known(options, (*dialect.OPTIONS, *SHARED))
-    whole = f"{_MODEL}init_conv.weight" in state
-    prefix = (_EMA if ema and f"{_EMA}init_conv.weight" in state else _MODEL) if whole else ""
-    ours = dialect.state_dict(state, prefix)
+    ours = dialect.state_dict(state)
     asked = dict(_ASKED) if "norm" in options else {**_ASKED, **groups_asked(ours)}
-    if "betas" in state:
-        options.setdefault("schedule", _schedule(state["betas"]))
+    if "betas" in buffers:
+        options.setdefault("schedule", _schedule(buffers["betas"]))
     else:
         asked["schedule"] = "a NoiseSchedule, its betas, or the content of a schedule.json"
     ask(options, asked, "a state dict of abarankab/DDPM")

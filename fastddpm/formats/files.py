@@ -21,6 +21,7 @@ from fastddpm.inputs import InputError, Json
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COUNTERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 """Of buffers such as BatchNorm's; a weight of such a type is refused where it would enter a network."""
+WANTED = "torch.save(network.state_dict(), path) writes what is read here"
 SHOWN = 4
 """Times that the bytes of a file may be shown by its tensors: weights may be tied."""
 
@@ -52,28 +53,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return tensors_of(load_file(path), str(path))
         with inputs.open_regular(path) as file:
-            state = tensors_of(_torch_document(path, file, size), str(path))
+            state = tensors_of(torch_document(path, file, size), str(path))
     except InputError as error:
         raise CheckpointError(str(error)) from error
     except (SafetensorError, OSError) as error:
         kind = "safetensors" if path.suffix == ".safetensors" else "torch"
         raise CheckpointError(f"{path}: not a complete {kind} file ({error})") from error
-    if sum(value.numel() * value.element_size() for value in state.values()) > SHOWN * size:
-        raise CheckpointError(f"{path}: its tensors show many times the {size:,} bytes that it has")
+    check_bytes(state, path)
     return state
 
 
-def _torch_document(path: Path, file: BinaryIO, size: int) -> object:
+def check_bytes(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors that show many times the bytes of the file or folder that they are from."""
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    if sum(value.numel() * value.element_size() for value in state.values()) > SHOWN * size:
+        raise CheckpointError(f"{path}: its tensors show many times the {size:,} bytes that it has")
+
+
+def torch_document(path: Path, file: BinaryIO, size: int) -> object:
+    """What `torch.save` wrote into an open file of ``size`` bytes, on the CPU; without code or inflation.
+
+    Raises:
+        CheckpointError: caused by an `UnpicklingError` where there is more than ``weights_only`` takes.
+    """
     try:
         _check_archive(file, size)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about formats; what is wrong becomes an error
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than tensors, or is damaged; torch.save(network.state_dict(), path) writes "
-            "what is read here"
-        ) from error
+        raise CheckpointError(f"{path}: holds more than tensors, or is damaged; {WANTED}") from error
     except Exception as error:  # the unpickler raises whatever a damaged file trips it over
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise CheckpointError(f"{path}: not a complete torch file ({reason})") from error
@@ -97,7 +107,7 @@ def _check_archive(file: BinaryIO, size: int) -> None:
 
 
 def tensors_of(document: object, name: str) -> dict[str, Tensor]:
-    """The state dict that an object is, without the ``module.`` of DataParallel.
+    """The state dict that an object is.
 
     Raises:
         CheckpointError: not a mapping from names to tensors, of which the keys are listed; or one with a
@@ -111,17 +121,19 @@ def tensors_of(document: object, name: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{name}: a state dict of tensors accepted; it has the entries {keys or 'none'}"
         )
-    for key, value in document.items():
+    check_tensors(document, name)
+    return {str(key): value.detach() for key, value in document.items()}
+
+
+def check_tensors(state: Mapping[str, Tensor], where: str) -> None:
+    """Refuses tensors that no network here has: sparse, quantised, complex, empty, of other classes."""
+    for key, value in state.items():
         kind = _strange(value)
         if kind:
             raise CheckpointError(
-                f"{name}: {str(key)[:200]} is {kind} ({value.dtype}); dense tensors of float32, float64, "
+                f"{where}: {str(key)[:200]} is {kind} ({value.dtype}); dense tensors of float32, float64, "
                 "float16 or bfloat16, and integers as counters, accepted"
             )
-    state = {str(key): value.detach() for key, value in document.items()}
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
 
 
 def _strange(value: Tensor) -> str:

@@ -13,7 +13,7 @@ from fastddpm.options import SamplerOptions
 from fastddpm.unet import sr3 as dialect
 from fastddpm.unet.config import Options
 
-_PREFIX = "denoise_fn."
+ANCHOR = "final_conv.block.3.weight"
 _OPTIONS = ("num_groups", "dropout", *SHARED)
 _UNET = {
     "in_channel": "in_channels",
@@ -27,27 +27,27 @@ _UNET = {
 
 def recognises(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is one of theirs."""
-    return dialect.variant_of(_network(state)) is not None
+    return dialect.variant_of(state) is not None
 
 
-def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
+def read(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Fields) -> Loaded:
     """Reads a state dict of either variant.
 
     Args:
-        state: of a GaussianDiffusion or its network.
+        state: of a network.
+        buffers: of the GaussianDiffusion that held it; or none.
         given: the content of their JSON configuration; or, without one, ``num_groups`` (their norm_groups),
-            ``image_size``, and ``schedule`` where the state dict holds no betas. ``schedule_phase`` beside
+            ``image_size``, and ``schedule`` where no betas lie beside it. ``schedule_phase`` beside
             their ``model`` picks one of the two schedules of a configuration: ``val``, with which they
             sample, unless it is ``train``. Without a configuration the betas stored are the schedule.
 
     Raises:
         CheckpointError: naming what is missing or contradicts the tensors.
     """
-    picked = _network(state)
-    variant = dialect.variant_of(picked)
+    variant = dialect.variant_of(state)
     if variant is None:
         raise CheckpointError("state dict: no network of the SR3 repository in it, of variant sr3 or ddpm")
-    ours = dialect.state_dict(picked)
+    ours = dialect.state_dict(state)
     options = _from_configuration(given, variant) if "model" in given else dict(given)
     if "norm_groups" in options:
         options["num_groups"] = options.pop("norm_groups")
@@ -56,8 +56,8 @@ def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
         shown["out_channels"] = None  # an unconditional network
     known(options, _OPTIONS)
     asked = {**groups_asked(ours), "image_size": "a side in pixels or (H, W)"}
-    if "betas" in state:
-        betas = state["betas"].detach().cpu().double().numpy()
+    if "betas" in buffers:
+        betas = buffers["betas"].detach().cpu().double().numpy()
         options.setdefault("schedule", betas)
     else:
         asked["schedule"] = "as in their configuration, or a NoiseSchedule"
@@ -68,11 +68,6 @@ def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
     if variant == "sr3":
         defaults["time_input"] = "noise_level"
     return Loaded(unet, schedule, {**defaults, "shape": [unet.config.image_channels, height, width]})
-
-
-def _network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state) else ""
-    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _from_configuration(document: Fields, variant: str) -> Options:

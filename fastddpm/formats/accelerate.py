@@ -1,0 +1,55 @@
+"""Folders that ``accelerator.save_state`` wrote, and those of diffusers' training scripts in them.
+
+Source: accelerate 1.15.0, checkpointing.py and utils/constants.py.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fastddpm.files import is_ours
+from fastddpm.formats.documents import read_document
+
+_FILE = re.compile(r"((?:pytorch_)?model(?:_\d+)?)\.(?:safetensors|bin)|(custom_checkpoint_\d+)\.pkl")
+_OURS = ("config.json", "schedule.json", "sampler.json")
+MAX_FILES = 32
+
+
+def recognises(folder: Path) -> bool:
+    """Whether a folder has weights under accelerate's names, and is no model folder, whole or in part."""
+    weights = [path for name, _, path in _files(folder) if name]
+    if not weights or any((folder / name).exists() for name in _OURS):
+        return False
+    return not any(path.is_file() and path.suffix == ".safetensors" and is_ours(path) for path in weights)
+
+
+def read(folder: Path) -> dict[str, object]:
+    """The models and registered objects in a folder, by the names of their files.
+
+    An average that was registered for checkpointing is a ``custom_checkpoint``. Optimisers and random states
+    are left out.
+
+    Raises:
+        CheckpointError: naming a file that cannot be read.
+    """
+    return {name or custom: read_document(path) for name, custom, path in _files(folder)[:MAX_FILES]}
+
+
+def part(folder: Path, *, ema: bool) -> Path:
+    """Of a folder of diffusers' training scripts, with ``unet`` and ``unet_ema`` in it, one of these."""
+    if (folder / "model_index.json").exists():
+        return folder
+    for name in ("unet_ema", "unet") if ema else ("unet", "unet_ema"):
+        if (folder / name / "config.json").is_file():
+            return folder / name
+    return folder
+
+
+def _files(folder: Path) -> list[tuple[str, str, Path]]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        match = _FILE.fullmatch(path.name)
+        if match:
+            found.append((match[1] or "", match[2] or "", path))
+    return found
