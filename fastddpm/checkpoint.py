@@ -101,6 +101,7 @@ def load(
     format: str = "auto",
     config: Mapping[str, object] | str | Path | None = None,
     ema: bool = True,
+    variant: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     **options: Unpack[ModelOptions],
@@ -116,6 +117,8 @@ def load(
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
             without // comments, such as the SR3 repository's): an error names what is missing.
         ema: take the averaged weights where a checkpoint has both.
+        variant: of a diffusers folder's weights, such as ``fp16``; None is those without one, or the only one
+            there.
         device: where the network goes.
         dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32. To keep
             float32 weights and compute in another precision: ``precision=``, an option of :class:`Sampler`.
@@ -128,10 +131,12 @@ def load(
         ValueError: an option that is not accepted.
     """
     given = _configuration(config)
+    if variant is not None:
+        given["variant"] = variant
     shape = options.get("shape")
     if shape is not None and "model" not in given:
         given.setdefault("image_size", list(shape)[-2:])
-    loaded = read(source, format=format, config=given, ema=ema)
+    loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"))
     model = loaded.model.to(torch.device(device), dtype).to(memory_format=torch.channels_last)
     try:
         sampler = Sampler(model, loaded.schedule, **loaded.options)
@@ -142,7 +147,12 @@ def load(
 
 
 def read(
-    source: Source, *, format: str = "auto", config: Mapping[str, object] | None = None, ema: bool = True
+    source: Source,
+    *,
+    format: str = "auto",
+    config: Mapping[str, object] | None = None,
+    ema: bool = True,
+    method: str | None = None,
 ) -> Loaded:
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
     check_choice("format", format, FORMATS)
@@ -150,14 +160,14 @@ def read(
     if isinstance(source, Mapping):
         # Copies: the network is not to change with what was given, nor the other way round.
         state = {name: value.clone() for name, value in tensors_of(source, "state dict").items()}
-        return _read_state(state, "state dict", format, given, ema=ema)
+        return _read_state(state, "state dict", format, given, ema=ema, method=method)
     path = _path(source)
     if not path.is_dir():
-        return _read_state(read_tensors(path), str(path), format, given, ema=ema)
+        return _read_state(read_tensors(path), str(path), format, given, ema=ema, method=method)
     if format in ("abarankab", "sr3"):
         raise CheckpointError(f"{path}: a folder, a file that torch.save wrote is what {format} has")
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
-        return diffusers.read(path, given)
+        return diffusers.read(path, given, ema=ema, method=method)
     known(given, ("image_size",))
     model = _read_model(path)
     schedule = _parsed(path / "schedule.json", NoiseSchedule.from_dict)
@@ -180,7 +190,9 @@ def _path(source: str | Path) -> Path:
     )
 
 
-def _read_state(state: dict[str, Tensor], where: str, format: str, given: Json, *, ema: bool) -> Loaded:
+def _read_state(
+    state: dict[str, Tensor], where: str, format: str, given: Json, *, ema: bool, method: str | None
+) -> Loaded:
     if format == "auto":
         format = _format_of(state)
     if format == "abarankab":
@@ -188,7 +200,7 @@ def _read_state(state: dict[str, Tensor], where: str, format: str, given: Json, 
     elif format == "sr3":
         loaded = sr3.read(state, given)
     elif format == "diffusers":
-        loaded = diffusers.read_state(state, given)
+        loaded = diffusers.read_state(state, given, method=method)
     else:
         loaded = _read_ours(state, given)
     check_finite(loaded.model.state_dict(), where, named_as=state)
