@@ -112,6 +112,7 @@ def load(
     format: str = "auto",
     config: Mapping[str, object] | str | Path | None = None,
     ema: bool = True,
+    variant: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     **options: Unpack[ModelOptions],
@@ -128,6 +129,8 @@ def load(
             without // comments, such as the SR3 repository's): an error names what is missing. ``weights``
             in it picks one network of several, by the place that an error lists.
         ema: take the averaged weights where a checkpoint has both.
+        variant: of a diffusers folder's weights, such as ``fp16``; None is those without one, or the only one
+            there.
         device: where the network goes.
         dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32. To keep
             float32 weights and compute in another precision: ``precision=``, an option of :class:`Sampler`.
@@ -140,10 +143,12 @@ def load(
         ValueError: an option that is not accepted.
     """
     given = _configuration(config)
+    if variant is not None:
+        given["variant"] = variant
     shape = options.get("shape")
     if shape is not None and "model" not in given:
         given.setdefault("image_size", list(shape)[-2:])
-    loaded = read(source, format=format, config=given, ema=ema)
+    loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"))
     model = loaded.model.to(torch.device(device), dtype).to(memory_format=torch.channels_last)
     try:
         sampler = Sampler(model, loaded.schedule, **loaded.options)
@@ -154,22 +159,25 @@ def load(
 
 
 def read(
-    source: Source, *, format: str = "auto", config: Mapping[str, object] | None = None, ema: bool = True
+    source: Source,
+    *,
+    format: str = "auto",
+    config: Mapping[str, object] | None = None,
+    ema: bool = True,
+    method: str | None = None,
 ) -> Loaded:
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
     check_choice("format", format, FORMATS)
     given = dict(config or {})
     if not isinstance(source, (str, Path)):
-        return _read_document(source, "state dict", format, given, ema=ema, is_callers=True)
+        return _read_document(source, "state dict", format, given, ema=ema, method=method, is_callers=True)
     path = _path(source)
-    if path.is_dir():
-        path = accelerate.part(path, ema=ema)
-    else:
-        return _read_document(read_document(path), str(path), format, given, ema=ema)
+    if not path.is_dir():
+        return _read_document(read_document(path), str(path), format, given, ema=ema, method=method)
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
-        return diffusers.read(path, given)
+        return diffusers.read(path, given, ema=ema, method=method)
     if accelerate.recognises(path):
-        return _read_document(accelerate.read(path), str(path), format, given, ema=ema)
+        return _read_document(accelerate.read(path), str(path), format, given, ema=ema, method=method)
     if format not in ("auto", "fastddpm"):
         raise CheckpointError(f"{path}: a folder, a file that torch.save wrote is what {format} has")
     known(given, ("image_size",))
@@ -195,7 +203,14 @@ def _path(source: str | Path) -> Path:
 
 
 def _read_document(
-    document: object, where: str, format: str, given: Json, *, ema: bool, is_callers: bool = False
+    document: object,
+    where: str,
+    format: str,
+    given: Json,
+    *,
+    ema: bool,
+    method: str | None,
+    is_callers: bool = False,
 ) -> Loaded:
     """The network in what a file holds, or in an object of ``is_callers``, whose tensors are copied."""
     formats = STATE_FORMATS if format == "auto" else {format: STATE_FORMATS[format]}
@@ -212,7 +227,10 @@ def _read_document(
     named = {name: values[id(value)] for name, value in one.named.items()}
     if not is_callers:
         check_bytes(state, Path(where))
-    loaded = formats[one.format].read(state, one.buffers, given)
+    if one.format == "diffusers":
+        loaded = diffusers.read_state(state, given, method=method)
+    else:
+        loaded = formats[one.format].read(state, one.buffers, given)
     check_finite(loaded.model.state_dict(), where, named_as=named)
     return loaded
 

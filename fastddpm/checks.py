@@ -159,3 +159,9 @@ def shown(value: object) -> str:
 def _interval(least: int, most: int) -> str:
     power = (most + 1).bit_length() - 1
     return f"[{least}, 2**{power})" if power >= 32 and most + 1 == 2**power else f"[{least}, {most}]"
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """Text of a file on one line, cut to be part of an error."""
+    line = " ".join(text[: 4 * most].split())
+    return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 3]}..."

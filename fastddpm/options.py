@@ -58,6 +58,7 @@ class SourceOptions(ChainOptions, total=False):
     format: str
     config: Mapping[str, object] | str | Path | None
     ema: bool
+    variant: str | None
     device: str | torch.device
     dtype: torch.dtype
 

@@ -1,4 +1,4 @@
-"""Folders that ``accelerator.save_state`` wrote, and those of diffusers' training scripts in them.
+"""Folders that ``accelerator.save_state`` wrote.
 
 Source: accelerate 1.15.0, checkpointing.py and utils/constants.py.
 """
@@ -34,16 +34,6 @@ def read(folder: Path) -> dict[str, object]:
         CheckpointError: naming a file that cannot be read.
     """
     return {name or custom: read_document(path) for name, custom, path in _files(folder)[:MAX_FILES]}
-
-
-def part(folder: Path, *, ema: bool) -> Path:
-    """Of a folder of diffusers' training scripts, with ``unet`` and ``unet_ema`` in it, one of these."""
-    if (folder / "model_index.json").exists():
-        return folder
-    for name in ("unet_ema", "unet") if ema else ("unet", "unet_ema"):
-        if (folder / name / "config.json").is_file():
-            return folder / name
-    return folder
 
 
 def _files(folder: Path) -> list[tuple[str, str, Path]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastddpm.checks import shortened
 from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.inputs import MAX_SIDE, Fields
 from fastddpm.options import SamplerOptions
@@ -129,7 +130,8 @@ def square(size: object) -> tuple[int, int]:
     whole = all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_SIDE for n in sides)
     if len(sides) != 2 or not whole:
         raise ConfigError(
-            f"image_size={size!r} given, a side in pixels or (H, W), up to {MAX_SIDE:,}, accepted"
+            f"image_size={shortened(repr(size))} given, a side in pixels or (H, W), up to {MAX_SIDE:,}, "
+            "accepted"
         )
     return sides[0], sides[1]
 

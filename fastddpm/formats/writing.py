@@ -10,7 +10,7 @@ import numpy as np
 
 from fastddpm.checks import BadArgument
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
-from fastddpm.formats.diffusers import SCHEDULERS, WEIGHTS
+from fastddpm.formats.diffusers import CLASSES, WEIGHTS
 from fastddpm.inputs import Json
 from fastddpm.interruption import postponed
 from fastddpm.options import SamplerOptions
@@ -84,7 +84,7 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> Json:
     Raises:
         ValueError: an option that diffusers' schedulers have not.
     """
-    names = {ours: theirs for theirs, ours in SCHEDULERS.items()}
+    names = {name: theirs for name, theirs in CLASSES.items() if name in ("ddpm", "ddim")}
     if method.method not in names:
         raise BadArgument("method", repr(method.method), f"{' or '.join(names)} by a pipeline of diffusers")
     for name, value in method.to_dict().items():

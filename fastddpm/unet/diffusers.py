@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from fastddpm.checks import BadArgument
 from fastddpm.inputs import Fields, Json
 from fastddpm.unet.config import MidAttention, UNetConfig
-from fastddpm.unet.diffusers_names import state_dict, their_state_dict
+from fastddpm.unet.diffusers_names import modern, state_dict, their_state_dict
 from fastddpm.unet.inference import assemble
 from fastddpm.unet.matching import agrees
 from fastddpm.unet.unet import UNet
 
-__all__ = ["config", "from_module", "state_dict", "their_config", "their_state_dict"]
+__all__ = ["config", "from_module", "modern", "state_dict", "their_config", "their_state_dict"]
 
 DEFAULTS: Json = {
     "sample_size": None,
@@ -49,6 +49,16 @@ DEFAULTS: Json = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
+AVERAGING = (
+    "decay",
+    "min_decay",
+    "optimization_step",
+    "update_after_step",
+    "use_ema_warmup",
+    "inv_gamma",
+    "power",
+)
+"""What EMAModel.save_pretrained adds to a configuration (training_utils.py): nothing of the network's."""
 _FIXED: dict[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
@@ -72,7 +82,8 @@ def config(options: Fields, *, num_classes: int | None = None) -> UNetConfig:
     Raises:
         ValueError: an option that our network has not, naming it.
     """
-    given = {**DEFAULTS, **{name: value for name, value in options.items() if not name.startswith("_")}}
+    own = {name: value for name, value in options.items() if not name.startswith("_")}
+    given = {**DEFAULTS, **{name: value for name, value in own.items() if name not in AVERAGING}}
     unknown = sorted(set(given) - set(DEFAULTS))
     if unknown:
         raise BadArgument(unknown[0], "an option that UNet2DModel has not", "those that it has")

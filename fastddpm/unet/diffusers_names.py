@@ -43,7 +43,7 @@ def state_dict(theirs: Mapping[str, Tensor], ours: UNetConfig) -> dict[str, Tens
 
     Queries, keys and values become one tensor; a name that is not known comes back as it is.
     """
-    rest = {_modern(name): value for name, value in theirs.items()}
+    rest = {modern(name): value for name, value in theirs.items()}
     state = {}
     for our_name, names in _names(ours):
         tensors = [rest.pop(name) for name in names if name in rest]
@@ -68,7 +68,8 @@ def their_state_dict(unet: UNet) -> dict[str, Tensor]:
     return state
 
 
-def _modern(name: str) -> str:
+def modern(name: str) -> str:
+    """A name of theirs as it is today."""
     match = re.fullmatch(r"(.+\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)", name)
     return f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}" if match else name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -12,10 +13,19 @@ from fastddpm.dropin.peer import Peer
 from fastddpm.network import unwrapped
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet import diffusers as dialect
+from fastddpm.unet.diffusers_classes import check_known_class
 
 
 def check_network(unet: nn.Module) -> None:
-    """ValueError for a network that is moved between devices while it runs."""
+    """ValueError for a network that wants more than ``(x, t)``, draws no pictures, or moves as it runs."""
+    check_known_class(type(unet).__name__)
+    try:
+        inspect.signature(unet.forward).bind(None, None)
+    except TypeError as error:
+        given = f"{type(unet).__name__}, called as unet(x, t): {error},"
+        raise BadArgument(
+            "unet", given, "a network of the image and the timestep, such as UNet2DModel,"
+        ) from error
     if any(hasattr(part, "_hf_hook") for part in unet.modules()):
         raise BadArgument(
             "unet",

@@ -1,0 +1,271 @@
+"""Schedulers of diffusers in folders: repeated, read for their betas, or refused with what to pass."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import resource
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tolerances import DROP_IN
+
+from fastddpm import CheckpointError, NoiseSchedule, load
+
+diffusers = pytest.importorskip("diffusers")
+
+TINY = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+ACCEPTED = "DDPMScheduler or DDIMScheduler or DPMSolverMultistepScheduler accepted"
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(**{**TINY, **options}).eval()
+
+
+def saved(folder, scheduler, **options):
+    made = diffusers.DDPMPipeline(network(**options), scheduler)
+    made.save_pretrained(folder)
+    return made
+
+
+def edited(folder, **changes):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refused(folder, *words, **options):
+    """The one line that a folder is refused with, which holds all the words."""
+    with pytest.raises(CheckpointError) as caught:
+        load(folder, **options)
+    message = str(caught.value)
+    assert "\n" not in message, message
+    assert len(message.replace(str(folder), ".")) < 300, message
+    for word in words:
+        assert word in message, message
+
+
+# ------------------------------------------------------------------ repeated
+
+
+REPEATED = {
+    "default": {},
+    "leading": {"timestep_spacing": "leading"},
+    "trailing": {"timestep_spacing": "trailing"},
+    "v, zero snr": {
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    },
+    "x0, cosine": {"prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"},
+    "scaled betas": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "given betas": {"trained_betas": np.linspace(1e-3, 0.1, 100).tolist(), "num_train_timesteps": 100},
+    "orders at the end": {"lower_order_final": False, "euler_at_final": True},
+    "solver of another": {"solver_type": "bh2"},
+    "no timestep below the clip": {"lambda_min_clipped": -5.1},
+    "learned variance": {"variance_type": "learned_range"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [7, 20])
+@pytest.mark.parametrize("case", REPEATED)
+def test_dpm_solver_as_diffusers_own_loop(tmp_path, case, steps):
+    scheduler = diffusers.DPMSolverMultistepScheduler(**REPEATED[case])
+    made = saved(tmp_path, scheduler, out_channels=6 if case == "learned variance" else 3)
+    scheduler.set_timesteps(steps)
+    x_T = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    x = x_T
+    for t in scheduler.timesteps:
+        x = scheduler.step(made.unet(x, t).sample, t, x).prev_sample
+    sampler = load(tmp_path)
+    assert (sampler.plan.method, len(sampler.plan)) == ("dpmpp_2m", 20)
+    sampler = sampler.replace(num_inference_steps=steps)
+    assert sampler.plan.timesteps.tolist() == scheduler.timesteps.tolist()
+    difference = (sampler.sample(x_T=x_T, progress=False) - x).abs().max()
+    assert difference <= DROP_IN * x.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "base"),
+    [("DDPMParallelScheduler", "DDPMScheduler"), ("DDIMParallelScheduler", "DDIMScheduler")],
+)
+def test_parallel_schedulers_take_the_steps_of_the_plain_ones(tmp_path, kind, base):
+    options = {"beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
+    scheduler, plain = (getattr(diffusers, name)(**options) for name in (kind, base))
+    x, m = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    for one in (scheduler, plain):
+        one.set_timesteps(20)
+    for t in plain.timesteps[:3]:
+        steps = [
+            one.step(m, t, x, generator=torch.Generator().manual_seed(4)).prev_sample
+            for one in (scheduler, plain)
+        ]
+        assert torch.equal(*steps)
+    saved(tmp_path / "parallel", scheduler)
+    saved(tmp_path / "plain", plain)
+    assert load(tmp_path / "parallel").options == load(tmp_path / "plain").options
+
+
+# ------------------------------------------------------------------ refused, with what to pass
+
+
+@pytest.mark.parametrize(
+    ("options", "ways"),
+    [
+        ({"solver_order": 3}, ['{"solver_order": 2}', 'method="dpmpp_2m"']),
+        ({"solver_order": 1}, ["optimize(pipeline)", 'method="dpmpp_2m"']),
+        ({"solver_type": "heun"}, ["optimize(pipeline)", 'method="dpmpp_2m"']),
+        ({"final_sigmas_type": "sigma_min"}, ["optimize(pipeline)", 'method="dpmpp_2m"']),
+        ({"algorithm_type": "sde-dpmsolver++"}, ['method="dpmpp_2m"']),
+        ({"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, ['method="dpmpp_2m"']),
+        ({"use_karras_sigmas": True}, ['method="dpmpp_2m"']),
+        ({"use_exponential_sigmas": True}, ['method="dpmpp_2m"']),
+        ({"use_lu_lambdas": True}, ['method="dpmpp_2m"']),
+        (
+            {"lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"},
+            ["optimize(pipeline)", 'method="dpmpp_2m"'],
+        ),
+    ],
+)
+def test_what_dpmpp_2m_is_not(tmp_path, options, ways):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers' own, of dpmsolver
+        saved(tmp_path, diffusers.DPMSolverMultistepScheduler(**options))
+    refused(tmp_path, f"scheduler: {next(iter(options))}=", *ways)
+    assert load(tmp_path, method="dpmpp_2m").plan.method == "dpmpp_2m"
+
+
+@pytest.mark.parametrize(
+    ("options", "neutral"),
+    [({"thresholding": True}, False), ({"steps_offset": 1, "timestep_spacing": "leading"}, 0)],
+)
+def test_what_no_method_has(tmp_path, options, neutral):
+    saved(tmp_path, diffusers.DPMSolverMultistepScheduler(**options))
+    name = next(iter(options))
+    refused(tmp_path, f"scheduler: {name}=", "optimize(pipeline)", f'"{name}": {neutral}')
+    assert load(tmp_path, config={"scheduler": {name: neutral}}).plan.method == "dpmpp_2m"
+
+
+def every_other_scheduler():
+    for name in sorted(vars(diffusers.schedulers).get("__all__", dir(diffusers.schedulers))):
+        kind = getattr(diffusers.schedulers, name, None)
+        known = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DPMSolverMultistep")
+        if not name.endswith("Scheduler") or name.removesuffix("Scheduler") in known:
+            continue
+        if inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin):
+            yield name
+
+
+OTHERS = list(every_other_scheduler())
+
+
+def test_there_are_many_others():
+    assert len(OTHERS) > 30
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_scheduler(tmp_path, name):
+    """Refused; with method= read for its betas, which are the scheduler's own, where it has any."""
+    try:
+        scheduler = getattr(diffusers.schedulers, name)()
+    except Exception as error:  # one that has no defaults, or wants a package that is not here
+        pytest.skip(f"{type(error).__name__}: {error}")
+    saved(tmp_path, diffusers.DDPMScheduler())
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    refused(tmp_path, f"scheduler: _class_name='{name}' given", ACCEPTED)
+    has_betas = "beta_schedule" in scheduler.config
+    if not has_betas or "snr_shift_scale" in scheduler.config:
+        refused(tmp_path, "no betas" if not has_betas else "another process than a DDPM's", method="ddim")
+        return
+    refused(tmp_path, 'method="ddim"', '{"_class_name": "DDIMScheduler"}')
+    neutral = {"steps_offset": 0, "set_alpha_to_one": True}
+    sampler = load(tmp_path, method="ddim", config={"scheduler": neutral})
+    assert (sampler.plan.method, len(sampler.plan)) == ("ddim", 50)
+    expected = scheduler.alphas_cumprod.double().numpy()
+    assert abs(sampler.schedule.alphas_cumprod - expected).max() <= 1e-6
+    converted = load(tmp_path, config={"scheduler": {**neutral, "_class_name": "DDIMScheduler"}})
+    assert converted.options == sampler.options
+
+
+def test_methods_that_take_a_schedulers_place(tmp_path):
+    saved(tmp_path, diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", num_train_timesteps=200))
+    assert load(tmp_path, method="ddpm").options["clip_sample_range"] == 1.0
+    solver = load(tmp_path, method="dpmpp_2m")
+    assert (len(solver.plan), solver.options["clip_sample_range"]) == (20, None)
+    assert solver.schedule == NoiseSchedule.scaled_linear(200)
+    edited(tmp_path, timestep_type="continuous")
+    refused(tmp_path, "timestep_type='continuous', another process", method="ddim")
+
+
+def test_none_is_the_variance_of_ddpm(tmp_path):
+    """Which DDPMScheduler computes for variance_type None, what a solver's configuration has."""
+    saved(tmp_path, diffusers.DPMSolverMultistepScheduler())
+    sampler = load(tmp_path, config={"scheduler": {"_class_name": "DDPMScheduler"}})
+    assert (sampler.plan.method, sampler.options["variance_type"]) == ("ddpm", "fixed_small")
+    theirs = diffusers.DDPMScheduler(variance_type=None)
+    expected = [float(theirs._get_variance(t)) for t in (1, 500, 999)]
+    assert np.allclose(sampler.schedule.posterior_variance[[1, 500, 999]], expected, rtol=1e-4)
+
+
+def test_few_training_timesteps(tmp_path):
+    saved(tmp_path, diffusers.DPMSolverMultistepScheduler(num_train_timesteps=10))
+    assert len(load(tmp_path).plan) == 10
+
+
+# ------------------------------------------------------------------ wrong configurations
+
+
+WRONG = [
+    ("num_train_timesteps", 1e10),
+    ("num_train_timesteps", 10**10),
+    ("num_train_timesteps", 0),
+    ("num_train_timesteps", None),
+    ("trained_betas", "x"),
+    ("trained_betas", [0.1, "x"]),
+    ("trained_betas", [[0.1]]),
+    ("trained_betas", [0.1] * 5),
+    ("beta_start", "x"),
+    ("beta_end", 2.0),
+    ("beta_schedule", "x" * 5000),
+    ("clip_sample", "yes"),
+    ("clip_sample_range", None),
+    ("clip_sample_range", -1),
+    ("prediction_type", 3),
+    ("variance_type", ["fixed_small"]),
+    ("timestep_spacing", None),
+    ("steps_offset", 0.5),
+    ("thresholding", "no"),
+    ("rescale_betas_zero_snr", 1),
+    ("_class_name", ["DDPMScheduler"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_scheduler_is_refused_before_anything_is_made(tmp_path, monkeypatch, name, value):
+    saved(tmp_path, diffusers.DDPMScheduler())
+    edited(tmp_path, **{name: value})
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    monkeypatch.setattr("fastddpm.formats.diffusers.build", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr(torch, "linspace", lambda *_, **__: pytest.fail("allocated"))
+    refused(tmp_path, f"scheduler: {name}")
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "laplace", "linear"])
+def test_too_many_timesteps_for_every_schedule(tmp_path, name):
+    saved(tmp_path, diffusers.DDPMScheduler())
+    edited(tmp_path, beta_schedule=name, num_train_timesteps=10**10)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path, "scheduler: num_train_timesteps: 10000000000 given")
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
