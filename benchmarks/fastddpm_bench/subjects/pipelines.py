@@ -109,7 +109,7 @@ def contests(settings: Settings) -> list[Contest]:
             sizes += [(PIXELS_64, "ddpm", 16, 50, None), (PIXELS_256, "ddpm", 4, 50, None)]
     sizes.append((MNIST, "ddim", 64 if settings.is_cuda else 8, few, None))
     if not settings.quick and not settings.is_cuda:
-        sizes += [(MNIST, "ddim", 1, few, None), (MNIST, "ddim", 32, 20, None)]
+        sizes += [(MNIST, "ddim", 1, few, None), (MNIST, "ddim", 32, 5, None)]
         sizes += [(CIFAR10, "ddpm", 2, 10, None), (CIFAR10, "ddpm", 1, 10, None)]
         sizes += [(PIXELS_64, "ddpm", 16, 50, None), (PIXELS_256, "ddpm", 4, 50, None)]
     return [
