@@ -12,14 +12,13 @@ from fastddpm.files import is_ours
 from fastddpm.formats.documents import read_document
 
 _FILE = re.compile(r"((?:pytorch_)?model(?:_\d+)?)\.(?:safetensors|bin)|(custom_checkpoint_\d+)\.pkl")
-_OURS = ("config.json", "schedule.json", "sampler.json")
 MAX_FILES = 32
 
 
 def recognises(folder: Path) -> bool:
     """Whether a folder has weights under accelerate's names, and is no model folder, whole or in part."""
     weights = [path for name, _, path in _files(folder) if name]
-    if not weights or any((folder / name).exists() for name in _OURS):
+    if not weights or (folder / "config.json").exists():
         return False
     return not any(path.is_file() and path.suffix == ".safetensors" and is_ours(path) for path in weights)
 

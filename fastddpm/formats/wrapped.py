@@ -60,6 +60,14 @@ class Found:
 
 def state_dicts(document: object) -> Iterator[tuple[Place, dict[str, Tensor]]]:
     """Every mapping in a document that holds tensors of weights, with the keys that lead to it, once each."""
+    for place, value in _containers(document):
+        tensors = {name: child for name, child in _entries(value) if isinstance(child, Tensor)}
+        if any(name.endswith("weight") for name in tensors) and isinstance(value, Mapping):
+            yield place, tensors
+
+
+def _containers(document: object) -> Iterator[tuple[Place, object]]:
+    """The dicts and lists in a document, outer ones first, each once: one may hold itself."""
     seen: set[int] = set()
     level: list[tuple[Place, object]] = [((), document)]
     for _ in range(MAX_DEPTH):
@@ -68,9 +76,7 @@ def state_dicts(document: object) -> Iterator[tuple[Place, dict[str, Tensor]]]:
             if id(value) in seen:
                 continue
             seen.add(id(value))
-            tensors = {k: v for k, v in _entries(value) if isinstance(v, Tensor)}
-            if any(name.endswith("weight") for name in tensors) and isinstance(value, Mapping):
-                yield place, tensors
+            yield place, value
             for key, child in _entries(value):
                 if isinstance(child, (Mapping, list, tuple)):
                     below.append(((*place, key), child))
@@ -240,14 +246,11 @@ def _with_listed(document: object, one: Found, where: str) -> Found:
 
 
 def _averages_in_order(document: object) -> list[Tensor] | None:
-    level = [document]
-    for _ in range(MAX_DEPTH):
-        for value in level:
-            for key, child in _entries(value):
-                values = child if key in _LISTED and isinstance(child, list) else []
-                if values and all(isinstance(one, Tensor) for one in values):
-                    return values
-        level = [child for value in level for _, child in _entries(value)]
+    for _, value in _containers(document):
+        for key, child in _entries(value):
+            values = child if key in _LISTED and isinstance(child, list) else []
+            if values and all(isinstance(one, Tensor) for one in values):
+                return values
     return None
 
 

@@ -463,7 +463,7 @@ def test_whole_modules_are_refused_with_what_to_save(net, tmp_path):
 
 def test_documents_without_end(state):
     loop: list = []
-    loop.append(loop)
+    loop.extend([loop] * 64)
     deep: dict = {}
     for _ in range(2000):
         deep = {"a": deep}
@@ -497,3 +497,11 @@ def test_what_is_left_of_a_model_folder_is_no_folder_of_accelerate(net, tmp_path
             path.unlink()
     with pytest.raises(CheckpointError, match=r"config\.json: not found"):
         fastddpm.load(folder)
+
+
+def test_a_folder_with_a_configuration_is_none_of_accelerate(state, tmp_path):
+    save_file({name: value.clone() for name, value in state.items()}, tmp_path / "model.safetensors")
+    assert is_same(loaded(tmp_path), state)
+    (tmp_path / "config.json").write_text('{"architectures": ["Another"]}')
+    with pytest.raises(CheckpointError, match=r"config\.json: "):
+        fastddpm.load(tmp_path, config={"image_size": 8})
