@@ -29,20 +29,20 @@ def is_coder(name: str) -> bool:
     return _reason(name) == _CODES
 
 
-def check_class(name: object) -> None:
+def check_class(name: object, argument: str = "_class_name") -> None:
     """BadArgument for the name of a class that is no ``UNet2DModel``; None, which nobody said, passes."""
     if name is None or name == NETWORK:
         return
     if not isinstance(name, str):
-        raise BadArgument("_class_name", shortened(repr(name)), NETWORK)
+        raise BadArgument(argument, shortened(repr(name)), NETWORK)
     reason = _reason(name) or "is another network, for Sampler(model, schedule) with model(x, t) -> epsilon"
-    raise BadArgument("_class_name", f"{shortened(name)}, which {reason},", NETWORK)
+    raise BadArgument(argument, f"{shortened(name)}, which {reason},", NETWORK)
 
 
-def check_known_class(name: str) -> None:
-    """As `check_class`, for the class of a live network, which may have any other name."""
-    if _reason(name) is not None:
-        check_class(name)
+def check_live(kind: type, argument: str) -> None:
+    """As `check_class`, for a live network's class; only diffusers' own are known by their names."""
+    if kind.__module__.startswith("diffusers.") and _reason(kind.__name__) is not None:
+        check_class(kind.__name__, argument)
 
 
 def _reason(name: str) -> str | None:

@@ -253,7 +253,7 @@ def test_other_networks_are_named(tmp_path, name, place):
     made = diffusers.DDPMPipeline(other, diffusers.DDPMScheduler())
     made.save_pretrained(tmp_path)
     refused(tmp_path, name)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"unet: {name}, which"):
         fastddpm.optimize(made)
 
 

@@ -218,6 +218,19 @@ def test_none_is_the_variance_of_ddpm(tmp_path):
     assert np.allclose(sampler.schedule.posterior_variance[[1, 500, 999]], expected, rtol=1e-4)
 
 
+def test_what_a_solvers_configuration_leaves_out(tmp_path):
+    saved(tmp_path, diffusers.DDPMScheduler())
+    sampler = load(tmp_path, config={"scheduler": {"_class_name": "DPMSolverMultistepScheduler"}})
+    assert sampler.options["timestep_spacing"] == "leading"  # of DDPM's, which says it
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DPMSolverMultistepScheduler"}))
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("DDPMScheduler", "DPMSolverMultistepScheduler"))
+    scheduler = diffusers.DPMSolverMultistepScheduler()
+    scheduler.set_timesteps(20)
+    assert load(tmp_path).plan.timesteps.tolist() == scheduler.timesteps.tolist()
+
+
 def test_few_training_timesteps(tmp_path):
     saved(tmp_path, diffusers.DPMSolverMultistepScheduler(num_train_timesteps=10))
     assert len(load(tmp_path).plan) == 10

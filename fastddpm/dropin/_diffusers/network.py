@@ -13,12 +13,12 @@ from fastddpm.dropin.peer import Peer
 from fastddpm.network import unwrapped
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet import diffusers as dialect
-from fastddpm.unet.diffusers_classes import check_known_class
+from fastddpm.unet.diffusers_classes import check_live
 
 
 def check_network(unet: nn.Module) -> None:
     """ValueError for a network that wants more than ``(x, t)``, draws no pictures, or moves as it runs."""
-    check_known_class(type(unet).__name__)
+    check_live(type(unet), "unet")
     try:
         inspect.signature(unet.forward).bind(None, None)
     except TypeError as error:
