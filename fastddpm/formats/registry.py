@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastddpm.formats import abarankab, ddim, diffusers, lucidrains, ours, pytorch_ddpm, sr3
+from fastddpm.formats import abarankab, ddim, diffusers, guided_diffusion, lucidrains, ours, pytorch_ddpm, sr3
 from fastddpm.formats.format import Format
 
 FORMATS: dict[str, Format] = {
@@ -19,6 +19,11 @@ FORMATS: dict[str, Format] = {
         pytorch_ddpm.ANCHOR,
         pytorch_ddpm.recognises,
         lambda state, buffers, given: pytorch_ddpm.read(state, given),
+    ),
+    "guided_diffusion": Format(
+        guided_diffusion.ANCHOR,
+        guided_diffusion.recognises,
+        lambda state, buffers, given: guided_diffusion.read(state, given),
     ),
     "ddim": Format(ddim.ANCHOR, ddim.recognises, lambda state, buffers, given: ddim.read(state, given)),
 }

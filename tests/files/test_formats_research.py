@@ -178,7 +178,10 @@ def test_a_table_of_other_times_is_refused():
 
 FOREIGN = {
     "Palette": {"cond_embed.0.weight": (8, 8), "input_blocks.0.0.weight": (8, 6, 3, 3), "gammas": (10,)},
-    "guided-diffusion": {"time_embed.0.weight": (32, 8), "input_blocks.0.0.weight": (8, 3, 3, 3)},
+    "guided-diffusion with resblock_updown": {
+        "time_embed.0.weight": (32, 8),
+        "input_blocks.0.0.weight": (8, 3, 3, 3),
+    },
     "score_sde_pytorch": {
         "all_modules.0.weight": (8, 8),
         "all_modules.2.weight": (8, 3, 3, 3),
