@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, shortened
 from fastddpm.unet.config import Options, UNetConfig
 from fastddpm.unet.unet import UNet
 
@@ -70,20 +70,25 @@ def assemble(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
     with torch.device("meta"):
         unet = UNet(config)
     tensors = unet.state_dict()
-    expected = {name: tuple(value.shape) for name, value in tensors.items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    for name in sorted(set(expected) | set(given)):
-        if expected.get(name) != given.get(name):
-            raise ValueError(
-                f"{name} has shape {given.get(name, 'none (missing)')}, "
-                f"{expected.get(name, 'no such tensor')} expected"
-            )
+    check_shapes(state, tensors)
     for name, value in state.items():
         if value.is_floating_point() != tensors[name].is_floating_point():
             accepted = "floating point numbers" if tensors[name].is_floating_point() else "integers"
             raise ValueError(f"{name} holds {value.dtype}, {accepted} expected")
     unet.load_state_dict(dict(state), assign=True)
     return unet.eval()
+
+
+def check_shapes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """ValueError naming the first tensor that is missing, unexpected or of another shape than wanted."""
+    expected = {name: tuple(value.shape) for name, value in wanted.items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(set(expected) | set(given)):
+        if expected.get(name) != given.get(name):
+            raise ValueError(
+                f"{shortened(name)} has shape {given.get(name, 'none (missing)')}, "
+                f"{expected.get(name, 'no such tensor')} expected"
+            )
 
 
 def _shape(state: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from fastddpm.unet import UNetConfig
 from fastddpm.unet import diffusers as dialect
 from fastddpm.unet.config import MAX_BLOCKS, MAX_CLASSES, MAX_LEVELS, MAX_WIDTH
 from fastddpm.unet.diffusers_classes import check_class
-from fastddpm.unet.inference import assemble
+from fastddpm.unet.inference import assemble, check_shapes
 
 _MOST = {
     "in_channels": MAX_WIDTH,
@@ -98,24 +98,15 @@ def _theirs(state: Mapping[str, Tensor], options: Fields, reason: str, where: st
     try:
         with torch.device("meta"):  # nothing is allocated for sizes that the tensors do not have
             model: nn.Module = UNet2DModel.from_config(fields)  # type: ignore[no-untyped-call]
-        wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     except Exception as error:  # the constructor checks little, and raises what a bad option trips it over
         words = shortened(str(error) or type(error).__name__, 160)
         raise CheckpointError(f"{where}: no UNet2DModel can be built for it ({words})") from error
-    _check_fits(state, wanted, where)
+    try:
+        check_shapes(state, model.state_dict())
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     model.load_state_dict(dict(state), assign=True)
     return model.eval()
-
-
-def _check_fits(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """CheckpointError naming the first tensor that is missing, unexpected or of another shape."""
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    for name in sorted(set(wanted) | set(given)):
-        if given.get(name) != wanted.get(name):
-            raise CheckpointError(
-                f"{where}: {shortened(name)} has shape {given.get(name, 'none (missing)')}, "
-                f"{wanted.get(name, 'no such tensor')} expected"
-            )
 
 
 def _check_options(given: Fields) -> None:
