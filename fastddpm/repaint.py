@@ -100,7 +100,7 @@ def repaint(
         NonFiniteSamples: NaN or infinity among the results, as in :meth:`Sampler.sample`.
     """
     jump, resample = whole("jump", jump, least=1), whole("resample", resample, least=1)
-    if sampler.plan.multistep:
+    if sampler.plan.kept:
         raise BadArgument(
             "method", sampler.plan.method, "ddpm or ddim (going back needs steps that remember nothing)"
         )

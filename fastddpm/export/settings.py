@@ -187,7 +187,7 @@ def _inferred(plan: Plan, sampler: Sampler) -> Method:
 
 def _same(given: Plan, ours: Plan) -> bool:
     """Whether two plans make the same steps; without a clip, x0 is only a way of writing them."""
-    through_x0 = given.clip or given.multistep
+    through_x0 = given.clip or bool(given.kept)
     steps = (
         (
             Column.X0_FROM_X,
@@ -195,7 +195,7 @@ def _same(given: Plan, ours: Plan) -> bool:
             Column.FROM_X0,
             Column.FROM_X,
             Column.FROM_M,
-            Column.FROM_X0_PREV,
+            Column.FROM_KEPT_1,
         )
         if through_x0
         else (Column.LINEAR_X, Column.LINEAR_M)

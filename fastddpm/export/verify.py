@@ -22,6 +22,7 @@ from fastddpm.export.compose import NOISE_ELEMENTS
 from fastddpm.export.errors import ExportError
 from fastddpm.export.network import Whole
 from fastddpm.export.settings import Settings
+from fastddpm.export.table import ROW_COLUMNS
 from fastddpm.plans import METHODS, Plan
 from fastddpm.plans.method import MethodName
 from fastddpm.sampler import Sampler
@@ -160,7 +161,7 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
     errors = []
     for row, k in rows:
         feed: Arrays = {name: tensor.numpy() for name, tensor in given.items()}
-        feed |= {"row": row, "time": plan.model_time[k : k + 1].reshape(())}
+        feed |= {"row": row[:ROW_COLUMNS], "time": plan.model_time[k : k + 1].reshape(())}
         if guided:
             feed["guidance_scale"] = np.array(GUIDANCE, np.float32)
         found = _outputs(run, feed)
@@ -182,7 +183,7 @@ def _torch_step(
         labels = torch.cat((torch.full_like(labels, settings.call.null_label or 0), labels))
     output = _network(settings, inputs, time.expand(len(inputs)), labels)
     counter, noise = torch.zeros(2, dtype=torch.int64), given["noise"][None]
-    reverse_step(Arguments(x, output, row[None], counter, noise, x0, guidance, clip=True, multistep=True))
+    reverse_step(Arguments(x, output, row[None], counter, noise, x0, guidance, kept=x0[None], clip=True))
     return x, x0
 
 
