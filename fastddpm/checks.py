@@ -146,9 +146,8 @@ def falling(
     ``strictly``, not above it."""
     listed = np.asarray(values)
     whole_numbers = listed.ndim == 1 and len(listed) > 0 and listed.dtype.kind in "iu"
-    falls = whole_numbers and np.all(
-        (listed[1:] < listed[:-1]) | (listed[1:] == listed[:-1] if not strictly else False)
-    )
+    below = np.less if strictly else np.less_equal
+    falls = whole_numbers and np.all(below(listed[1:], listed[:-1]))
     if not falls or listed[0] > most or listed[-1] < least:
         span = f"none below {least}" if most == MAX_SEED else f"in {_interval(least, most)}"
         raise BadArgument(

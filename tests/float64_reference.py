@@ -56,7 +56,7 @@ def reverse_step(
     combine: bool = False,
     rederive: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(x_next, x0, the prediction to keep) of a step, sample by sample; `row` has the coefficients by their names in the formula.
+    """(x_next, x0, the prediction to keep) of a step, sample by sample; `row` has the coefficients by name.
 
     m may have twice the channels (learned range) and, with w, twice the rows (unconditional first).
     """

@@ -60,7 +60,7 @@ def guided_output(g: Graph, m: str, channels: int, has_variance: bool, *, scale:
 
 
 def update(g: Graph, x: str, output: Output, row: str, x0_prev: str) -> Update:
-    """The step without its noise. x and x0_prev are float32 [B, C, H, W], row float32 [16], the first columns."""
+    """The step without its noise. x and x0_prev are float32 [B, C, H, W], row its first 16 columns."""
 
     def times(column: Column, tensor: str) -> str:
         return g("Mul", coefficient(column), tensor)

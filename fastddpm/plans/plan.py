@@ -3,8 +3,8 @@
     x0     = clip(p*x + q*m, -r, r)
     x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z          z ~ N(0, I), m the network's output
 
-k1 to k3 are predictions of earlier rows, x0 or a sum such as eps. Plans that repeat a library divide where it does: x0 by d, and eps, in the place of m, by w
-(`fastddpm_kernels.table`).
+k1 to k3 are predictions of earlier rows, x0 or a sum such as eps. Plans that repeat a library divide where it
+does: x0 by d, and eps, in the place of m, by w (`fastddpm_kernels.table`).
 
 The functions of this package go from a `NoiseSchedule` (or a diffusers scheduler's configuration) to a
 `Plan`; a sampler walks its rows with `fastddpm_kernels.reverse_step`. Nothing here needs a network or torch.
@@ -56,7 +56,7 @@ class Plan:
             an index does.
         draws: bool [S], the rows at which the method draws from a sequential random generator. Left out, it
             is where c is not 0; some libraries draw noise that they then multiply by 0.
-        starts: bool [S], the rows at which a chain may begin: not between the rows of one step. Left out, all.
+        starts: bool [S], the rows at which a chain may begin: not between those of one step. Left out, all.
         start_scale: standard deviation of the noise that a chain starts from.
     """
 

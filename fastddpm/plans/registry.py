@@ -53,8 +53,8 @@ def register_method(
     Args:
         name: what ``method=`` is then given.
         formula: as of `fastddpm.plans.formula`; it may use the columns ``x0_from_x``, ``x0_from_m``,
-            ``from_x0``, ``from_x``, ``from_m``, ``from_kept_1`` (the x0 of the row before), ``from_noise``, ``log_var_min`` and
-            ``log_var_max``.
+            ``from_x0``, ``from_x``, ``from_m``, ``from_kept_1`` (of the last x0), ``from_noise``,
+            ``log_var_min`` and ``log_var_max``.
         takes: as of `Entry`, as is the next.
         skips_last: likewise.
 

@@ -4,7 +4,7 @@
     x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z          z ~ N(0, 1)
 
 m is the network's output, k1 to k3 are up to three predictions of earlier rows: what a linear multistep or
-Runge-Kutta method remembers. Each row puts its own prediction into one of these places, after it has read them:
+Runge-Kutta method remembers. Each row puts its own into one of these places, after it has read them:
 
     k_slot = x0, or i*x0 + j*x + n*m                     COMBINE
 
@@ -28,7 +28,7 @@ MOST_KEPT = 3
 
 
 class Column(IntEnum):
-    """Position of each coefficient in a row; 12 to 15 hold 0 in tables without divisions, 22 and 23 in all."""
+    """Position of each coefficient in a row; 12 to 15 are 0 in tables without divisions, 22 and 23 always."""
 
     X0_FROM_X = 0
     """p: x0 from x."""

@@ -41,9 +41,7 @@ class Walker:
     def __init__(self, plan):
         self.plan = plan
         self.table = torch.tensor(plan.table)
-        self.kept = torch.full(
-            (1, *SHAPE), 7.0
-        )  # what is left over from elsewhere: a first row must not use it
+        self.kept = torch.full((1, *SHAPE), 7.0)  # left over from elsewhere: a first row must not use it
 
     def step(self, k, x, m, generator):
         plan, x = self.plan, x.clone()
