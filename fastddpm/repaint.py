@@ -180,7 +180,7 @@ class _Chain:
 
 def levels(plan: Plan, schedule: NoiseSchedule) -> list[float]:
     """abar of the state before each row and after the last, S + 1 of them; the last is 1."""
-    return [*schedule.alphas_cumprod[plan.timesteps].tolist(), 1.0]
+    return [*plan.levels(schedule).tolist(), 1.0]
 
 
 def _expanded(name: str, values: Tensor, count: int) -> Tensor:

@@ -18,7 +18,7 @@ from fastddpm.export.nodes import BOOL, DOUBLE, END, FLOAT, INT32, INT64, Graph
 from fastddpm.export.vector import Vector
 from fastddpm.plans.formula import Columns, FormulaOptions, Passed
 from fastddpm.plans.plan import Float64, collapsed
-from fastddpm.plans.registry import METHODS
+from fastddpm.plans.registry import formulas
 from fastddpm_kernels.table import Column
 
 LARGEST = 3.0e38
@@ -63,7 +63,7 @@ def plan_table(g: Graph, options: TableOptions, timesteps: str, method: str, eta
         g: where to compute it.
         options: what is fixed.
         timesteps: int64 [S], strictly descending in 0 .. T-1.
-        method: int64 [], index into `METHODS`.
+        method: int64 [], index into the methods that have a formula.
         eta: float32 [], of ddim.
 
     Running it fails (an index out of bounds) where a number of the table is not finite.
@@ -82,7 +82,7 @@ def plan_table(g: Graph, options: TableOptions, timesteps: str, method: str, eta
     )
     told = replace(options.formula, eta=_in_place_of_array(g, g("Cast", eta, to=DOUBLE)))
     length = g("Shape", timesteps)
-    tables = [_stacked(g, entry.formula(passed, told), options.clip, length) for entry in METHODS.values()]
+    tables = [_stacked(g, formula(passed, told), options.clip, length) for formula in formulas().values()]
     table = g("Gather", g("Concat", *tables, axis=0), method)
     largest = [math.inf if column == Column.X0_BOUND else LARGEST for column in range(ROW_COLUMNS)]
     is_finite = g("LessOrEqual", g("Abs", table), g.float64(largest))

@@ -25,6 +25,7 @@ from fastddpm.export.settings import Settings
 from fastddpm.export.table import ROW_COLUMNS
 from fastddpm.plans import METHODS, Plan
 from fastddpm.plans.method import MethodName
+from fastddpm.plans.registry import formulas
 from fastddpm.sampler import Sampler
 from fastddpm_kernels import N_COLUMNS, Column
 from fastddpm_kernels.noise import reference
@@ -201,8 +202,8 @@ def _chains(settings: Settings) -> Iterator[tuple[Plan, float, float]]:
     guidance = GUIDANCE if settings.call.null_label is not None else 1.0
     yield settings.sampler.plan, settings.method.eta, 1.0
     steps = min(FEW_STEPS, len(settings.schedule))
-    for name, entry in METHODS.items():
-        eta = 0.5 if "eta" in entry.takes else 0.0
+    for name in formulas():
+        eta = 0.5 if "eta" in METHODS[name].takes else 0.0
         method = settings.method.adapted(
             method=cast("MethodName", name), num_inference_steps=steps, timestep_spacing="leading", eta=eta
         )
@@ -233,7 +234,7 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
         feed |= {
             "seeds": np.array(SEEDS, np.int64),
             "timesteps": plan.timesteps,
-            "method": np.array(list(METHODS).index(plan.method), np.int64),
+            "method": np.array(list(formulas()).index(plan.method), np.int64),
             "eta": np.array(eta, np.float32),
         }
         if call.null_label is not None:

@@ -42,7 +42,7 @@ class Plan:
     Attributes:
         method: the method's name, such as "ddpm".
         timesteps: int64 [S], the training timesteps visited, descending, none below 0. Where a step takes
-            several rows, two may be at one timestep.
+            several rows, or the network is told times between these, two rows may be at one.
         model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels, or timesteps
             between two of training.
         table: float32 [S, 24]; columns as in `fastddpm_kernels.table.Column`.
@@ -56,8 +56,8 @@ class Plan:
             an index does.
         draws: bool [S], the rows at which the method draws from a sequential random generator. Left out, it
             is where c is not 0; some libraries draw noise that they then multiply by 0.
+        alphas_cumprod: float64 [S], where each row begins; None where its timestep says it.
         starts: bool [S], the rows at which a chain may begin: not between those of one step. Left out, all.
-        start_scale: standard deviation of the noise that a chain starts from.
     """
 
     method: str
@@ -70,22 +70,25 @@ class Plan:
     thresholding: tuple[float, float] | None = None
     wraps: bool = False
     draws: npt.NDArray[np.bool_] | None = None
+    alphas_cumprod: Float64 | None = None
     starts: npt.NDArray[np.bool_] | None = None
-    start_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         several = self.starts is not None and not np.all(self.starts)
-        falling("timesteps", self.timesteps, least=-1 if self.wraps else 0, strictly=not several)
+        between = np.asarray(self.model_time).dtype.kind == "f"
+        least = -1 if self.wraps else 0
+        falling("timesteps", self.timesteps, least=least, strictly=not (several or between))
         steps = len(self.timesteps)
-        check_number("start_scale", self.start_scale, above=0)
         draws = self.table[:, Column.FROM_NOISE] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
         self._freeze("timesteps", self.timesteps, np.int64, (steps,))
         self._freeze("model_time", self.model_time, time_dtype, (steps,))
         self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
         self._freeze("draws", draws, np.bool_, (steps,))
+        if self.alphas_cumprod is not None:
+            self._freeze("alphas_cumprod", self.alphas_cumprod, np.float64, (steps,))
         self._freeze("starts", np.ones(steps) if self.starts is None else self.starts, np.bool_, (steps,))
         for divisor in (Column.X0_DIVISOR, Column.EPS_DIVISOR):
             divides = self.table[:, divisor] != 0
@@ -137,6 +140,12 @@ class Plan:
     def combines(self) -> bool:
         """Whether what is kept is a sum of x0, x and m, instead of x0."""
         return bool(np.any(self.table[:, KEPT]))
+
+    def levels(self, schedule: NoiseSchedule) -> Float64:
+        """alphas_cumprod where each row begins, float64 [S]."""
+        if self.alphas_cumprod is not None:
+            return self.alphas_cumprod
+        return schedule.alphas_cumprod[self.timesteps]
 
     def row_of(self, timestep: int) -> int:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""

@@ -102,8 +102,8 @@ def test_every_method_and_dtype(run, folder):
 
 BAD = {
     "unknown method": (
-        ["--method", "euler"],
-        "--method: 'euler' given, one of ddpm, ddim, dpmpp_2m accepted",
+        ["--method", "eular"],
+        "--method: 'eular' given, one of ddpm, ddim, dpmpp_2m,",
     ),
     "more steps than T": (["--steps", "1001"], "1000"),
     "no steps": (["--steps", "0"], "--steps: 0 given, an integer in [1, 1000] accepted"),
