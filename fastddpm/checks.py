@@ -139,13 +139,20 @@ def seed_list(values: Any, name: str = "seeds") -> list[int]:
     return [int(value) for value in listed]
 
 
-def falling(name: str, values: npt.ArrayLike, *, least: int, most: int = MAX_SEED) -> npt.NDArray[np.int64]:
-    """Integers from ``most`` down to ``least``, at least one, each below the one before it."""
+def falling(
+    name: str, values: npt.ArrayLike, *, least: int, most: int = MAX_SEED, strictly: bool = True
+) -> npt.NDArray[np.int64]:
+    """Integers from ``most`` down to ``least``, at least one, each below the one before it, or, where not
+    ``strictly``, not above it."""
     listed = np.asarray(values)
     whole_numbers = listed.ndim == 1 and len(listed) > 0 and listed.dtype.kind in "iu"
-    if not whole_numbers or listed[0] > most or listed[-1] < least or np.any(listed[1:] >= listed[:-1]):
+    below = np.less if strictly else np.less_equal
+    falls = whole_numbers and np.all(below(listed[1:], listed[:-1]))
+    if not falls or listed[0] > most or listed[-1] < least:
         span = f"none below {least}" if most == MAX_SEED else f"in {_interval(least, most)}"
-        raise BadArgument(name, repr(values), f"at least one integer, strictly descending, {span}")
+        raise BadArgument(
+            name, repr(values), f"at least one integer, {'strictly ' * strictly}descending, {span}"
+        )
     return listed.astype(np.int64)
 
 

@@ -100,7 +100,7 @@ def repaint(
         NonFiniteSamples: NaN or infinity among the results, as in :meth:`Sampler.sample`.
     """
     jump, resample = whole("jump", jump, least=1), whole("resample", resample, least=1)
-    if sampler.plan.multistep:
+    if sampler.plan.kept:
         raise BadArgument(
             "method", sampler.plan.method, "ddpm or ddim (going back needs steps that remember nothing)"
         )
@@ -180,7 +180,7 @@ class _Chain:
 
 def levels(plan: Plan, schedule: NoiseSchedule) -> list[float]:
     """abar of the state before each row and after the last, S + 1 of them; the last is 1."""
-    return [*schedule.alphas_cumprod[plan.timesteps].tolist(), 1.0]
+    return [*plan.levels(schedule).tolist(), 1.0]
 
 
 def _expanded(name: str, values: Tensor, count: int) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,19 +62,21 @@ class Sampler:
             or any callable that does not change x. Sampling runs its modules in eval mode, and puts them
             back.
         schedule: the noise schedule it was trained with.
-        method: ``ddpm`` (Ho et al. 2020), ``ddim`` (Song et al. 2021) or ``dpmpp_2m`` (DPM-Solver++(2M), Lu
-            et al. 2022).
+        method: ``ddpm`` (Ho et al. 2020), ``ddim`` (Song et al. 2021), ``dpmpp_2m`` (DPM-Solver++(2M), Lu et
+            al. 2022), or a solver: ``dpmpp_3m``, ``unipc``, ``heun`` and others (docs/math.md).
         num_inference_steps: steps, 1 to T; None for all T.
         prediction_type: what the model predicts: ``epsilon``, ``sample`` or ``v_prediction``.
         variance_type: of ddpm: ``fixed_small`` (the posterior variance), ``fixed_large`` (beta) or
             ``learned_range`` (2C output channels).
         sigma_scale: factor on ddpm's sigma, in [0, inf); 0 is a deterministic chain (and not DDIM).
         clip_sample_range: predicted x0 is clipped to +- this; None for no clip, as in the textbook.
-        timestep_spacing: ``leading``, ``linspace`` or ``trailing``.
+        timestep_spacing: ``leading``, ``linspace`` or ``trailing``; of solvers also ``karras``,
+            ``exponential`` or ``beta``.
         timesteps: the timesteps themselves, strictly descending, instead of a spacing.
         eta: of ddim: 0 deterministic, 1 as noisy as ddpm.
         time_input: what the model takes as t: ``timestep``, int64, or ``noise_level``, float32
             sqrt(alphas_cumprod[t]), as SR3 does.
+        solver_order: of solvers that can have several.
         null_label: the label that means "no class"; taken from our own networks.
         shape: ``(C, H, W)`` of an image, so that `sample` need not be told.
         device: where to run; None for where the model's weights are (a function's are found in its closure).
@@ -117,6 +120,7 @@ class Sampler:
         timesteps: Timesteps | None = None,
         eta: float = 0.0,
         time_input: TimeInput = "timestep",
+        solver_order: int | None = None,
         null_label: int | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
@@ -136,6 +140,7 @@ class Sampler:
             timesteps=timesteps,
             eta=eta,
             time_input=time_input,
+            solver_order=solver_order,
         )
         self._set_up(
             model,
@@ -410,9 +415,9 @@ class Sampler:
         """
         row = self._row_of(timestep)
         batches = self._batches(request, batch_size=batch_size, x=images)
-        t = int(self.plan.timesteps[row])
         # q(x_t | x_0): Ho et al. 2020, eq. 4
-        scale, sigma = self.schedule.sqrt_alphas_cumprod[t], self.schedule.sqrt_one_minus_alphas_cumprod[t]
+        abar = self.plan.levels(self.schedule)[row]
+        scale, sigma = np.sqrt(abar), np.sqrt(1 - abar)
         for batch in batches:
             batch.x = float(scale) * batch.initial() + float(sigma) * batch.source.encoding(batch.shape, row)
         return self._run(

@@ -48,19 +48,20 @@ def reverse_step(
     row: dict[str, float],
     *,
     z: np.ndarray | None = None,
-    x0_prev: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
     w: np.ndarray | None = None,
     s: np.ndarray | None = None,
     clip: bool = False,
     divide: bool = False,
+    combine: bool = False,
     rederive: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(x_next, x0) of a step, sample by sample; `row` has the coefficients by their names in the formula.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x_next, x0, the prediction to keep) of a step, sample by sample; `row` has the coefficients by name.
 
     m may have twice the channels (learned range) and, with w, twice the rows (unconditional first).
     """
     batch, channels = x.shape[:2]
-    out, clean = np.empty(x.shape), np.empty(x.shape)
+    out, clean, own = np.empty(x.shape), np.empty(x.shape), np.empty(x.shape)
     for i in range(batch):
         conditional = m[batch + i] if w is not None else m[i]
         output = conditional[:channels].astype(np.float64)
@@ -78,8 +79,9 @@ def reverse_step(
             direction = (from_x + row["f"] * x0 + row["g"] * output) / row["w"]
             from_x = 0.0
         following = row["a"] * x0 + from_x + row["e"] * direction
-        if x0_prev is not None:
-            following = following + row["h"] * x0_prev[i].astype(np.float64)
+        for weight, earlier in zip(("h", "h2", "h3"), () if kept is None else kept, strict=False):
+            following = following + row[weight] * earlier[i]
+        own[i] = row["i"] * x0 + row["j"] * state + row["n"] * output if combine else x0
         if z is not None:
             sigma: float | np.ndarray = row["c"]
             if conditional.shape[0] == 2 * channels:
@@ -88,4 +90,4 @@ def reverse_step(
                 sigma = row["c"] * np.sqrt(np.exp(log_variance))
             following = following + sigma * z[i]
         out[i], clean[i] = following, x0
-    return out, clean
+    return out, clean, own

@@ -30,7 +30,7 @@ COLUMNS = {
     "a": Column.FROM_X0,
     "b": Column.FROM_X,
     "e": Column.FROM_M,
-    "h": Column.FROM_X0_PREV,
+    "h": Column.FROM_KEPT_1,
     "c": Column.FROM_NOISE,
     "log_var_min": Column.LOG_VAR_MIN,
     "log_var_max": Column.LOG_VAR_MAX,
@@ -40,6 +40,12 @@ COLUMNS = {
     "f": Column.EPS_FROM_X0,
     "g": Column.EPS_FROM_M,
     "w": Column.EPS_DIVISOR,
+    "h2": Column.FROM_KEPT_2,
+    "h3": Column.FROM_KEPT_3,
+    "i": Column.KEPT_FROM_X0,
+    "j": Column.KEPT_FROM_X,
+    "n": Column.KEPT_FROM_M,
+    "slot": Column.KEPT_SLOT,
 }
 ROW = {
     "p": 1.3,
@@ -56,6 +62,12 @@ ROW = {
     "f": -0.57,
     "g": 0.21,
     "w": 1.1,
+    "h2": 0.17,
+    "h3": -0.08,
+    "i": -0.4,
+    "j": 1.2,
+    "n": 0.3,
+    "slot": 0,
 }
 
 
@@ -67,7 +79,9 @@ class Case:
     noise: str | None = "seeds"
     clip: bool = False
     x0: bool = False
-    multistep: bool = False
+    kept: int = 0
+    slot: int = 0
+    combine: bool = False
     guidance: bool = False
     threshold: bool = False
     learned_range: bool = False
@@ -82,8 +96,11 @@ CASES = (
     Case("deterministic_linear", noise=None),
     Case("ring", noise="ring", clip=True),
     Case("x0_out", x0=True),
-    Case("multistep", noise=None, x0=True, multistep=True, clip=True),
-    Case("multistep_noisy", x0=True, multistep=True),
+    Case("multistep", noise=None, kept=1, clip=True),
+    Case("multistep_noisy", x0=True, kept=1),
+    Case("two_kept", noise=None, kept=2, slot=1),
+    Case("three_kept", noise=None, kept=3, slot=2, combine=True),
+    Case("three_kept_noisy", kept=3, slot=0, combine=True, clip=True, x0=True),
     Case("threshold", threshold=True, x0=True),
     Case("guidance", guidance=True, clip=True),
     Case("learned_range", learned_range=True, clip=True),
@@ -91,15 +108,17 @@ CASES = (
     Case("divide", divide=True),
     Case("divide_clip", divide=True, clip=True),
     Case("rederive", rederive=True, clip=True),
-    Case("divide_rederive_multistep", noise="ring", divide=True, rederive=True, x0=True, multistep=True),
-    Case("everything", guidance=True, learned_range=True, threshold=True, x0=True, multistep=True),
+    Case("divide_rederive_multistep", noise="ring", divide=True, rederive=True, kept=1),
+    Case("everything", guidance=True, learned_range=True, threshold=True, kept=1),
     Case("divided_everything", guidance=True, learned_range=True, threshold=True, divide=True, rederive=True),
 )
 
 
-def table(row: dict[str, float] = ROW, k: int = K) -> Tensor:
+def table(row: dict[str, float] = ROW, k: int = K, *, slot: int = 0) -> Tensor:
     """Four rows with `row` as the k-th and NaN in the others, so that reading a wrong one shows."""
-    values = dict(row, linear_x=row["a"] * row["p"] + row["b"], linear_m=row["a"] * row["q"] + row["e"])
+    values = dict(
+        row, slot=slot, linear_x=row["a"] * row["p"] + row["b"], linear_m=row["a"] * row["q"] + row["e"]
+    )
     rows = torch.full((4, N_COLUMNS), math.nan, dtype=torch.float64)
     rows[k] = 0
     for name, value in values.items():
@@ -130,35 +149,41 @@ def arguments(
     return {
         "x": draw(batch, *shape),
         "m": m,
-        "table": table(),
+        "table": table(slot=case.slot),
         "counter": torch.tensor([K, REPEAT]),
         "noise": noise,
         "x0": draw(batch, *shape) if case.x0 else None,
         "guidance": torch.tensor([1.5, 0.0, 4.0])[:batch] if case.guidance else None,
         "threshold": torch.tensor([1.2, 0.7, 2.0])[:batch] if case.threshold else None,
+        "kept": draw(case.kept, batch, *shape) if case.kept else None,
         "clip": case.clip,
-        "multistep": case.multistep,
+        "combine": case.combine,
         "divide": case.divide,
         "rederive": case.rederive,
     }
 
 
-def expected(given: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(x_next, x0) in float64 for these arguments, from float64_reference."""
+def expected(given: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(x_next, x0, kept) in float64 for these arguments, from float64_reference."""
     x = given["x"].numpy()
     row = {name: float(np.float32(value)) for name, value in ROW.items()}
-    return float64_reference.reverse_step(
+    kept = None if given["kept"] is None else given["kept"].numpy().astype(np.float64)
+    x_next, x0, own = float64_reference.reverse_step(
         x,
         given["m"].to(torch.float32).contiguous().numpy(),
         row,
         z=_noise(given, x.shape),
-        x0_prev=given["x0"].numpy() if given["multistep"] else None,
+        kept=kept,
         w=None if given["guidance"] is None else given["guidance"].numpy(),
         s=None if given["threshold"] is None else given["threshold"].numpy(),
         clip=given["clip"],
         divide=given["divide"],
+        combine=given["combine"],
         rederive=given["rederive"],
     )
+    if kept is not None:
+        kept[int(given["table"][K, Column.KEPT_SLOT])] = own
+    return x_next, x0, kept
 
 
 def _noise(given: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:

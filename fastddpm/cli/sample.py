@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -41,9 +42,19 @@ def sample(
         typer.Option("--class", help="Class, or classes 0-4,7 taken in turn by seed. All, if left out."),
         Sets("class_labels"),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="ddpm, ddim, dpmpp_2m, unipc, heun or another; docs/math.md has them.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Inference steps, 1 to T."), Sets("num_inference_steps")
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Of the steps: leading, linspace or trailing; of solvers also karras."),
+        Sets("timestep_spacing"),
+    ] = None,
+    order: Annotated[
+        int | None, typer.Option(help="Of a solver that can have several."), Sets("solver_order")
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 deterministic, 1 as ddpm.")] = None,
     guidance: Annotated[
@@ -96,8 +107,9 @@ def sample(
     check_choice("backend", backend, ("torch", "onnx"))
     if backend == "onnx":
         given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config}
-        refuse_torch_options(engine=engine, dtype=dtype, **given)
-        chosen = cast("PlanOptions", {"method": method, "num_inference_steps": steps, "eta": eta})  # as typed
+        refuse_torch_options(engine=engine, dtype=dtype, order=order, **given)
+        typed = {"method": method, "num_inference_steps": steps, "eta": eta, "timestep_spacing": spacing}
+        chosen = cast("PlanOptions", typed)
         if is_job:
             export = onnx_drawer(model, job, device=device, guidance=guidance, plan=chosen)
             refuse_condition(model, export.condition_channels)
@@ -124,9 +136,9 @@ def sample(
     sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **options)
     _refuse_condition(model, sampler)
     typed_engine = cast("Engine", engine)
-    sampler = sampler.replace(
-        **_method(sampler, method, steps, eta), engine="auto" if is_job else typed_engine
-    )
+    steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
+    steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
+    sampler = sampler.replace(**_method(sampler, steps_of_it), engine="auto" if is_job else typed_engine)
     labels = choose_labels(sampler.facts.num_classes, classes, seed_list)
     if is_job:
         place = job.device(device)
@@ -152,10 +164,9 @@ def sample(
     print(summary(frames[-1], where, seconds, written))
 
 
-def _method(sampler: Sampler, method: str | None, steps: int | None, eta: float | None) -> MethodOptions:
+def _method(sampler: Sampler, given: Mapping[str, object]) -> MethodOptions:
     """What was given, and what goes with it where it is another method than the folder's."""
     assert sampler.method is not None
-    given = {"method": method, "num_inference_steps": steps, "eta": eta}
     # As typed; `Sampler` checks them.
     changes = cast("MethodOptions", {name: value for name, value in given.items() if value is not None})
     return sampler.method.adapted(**changes).to_dict()

@@ -29,7 +29,7 @@ ROW = {
     "from_x0": 0.35,
     "from_x": 0.62,
     "from_m": 0.11,
-    "from_x0_prev": -0.23,
+    "from_kept_1": -0.23,
     "from_noise": 0.41,
     "log_var_min": -3.2,
     "log_var_max": -0.7,
@@ -39,6 +39,12 @@ ROW = {
     "eps_from_x0": -0.57,
     "eps_from_m": 0.21,
     "eps_divisor": 1.1,
+    "from_kept_2": 0.17,
+    "from_kept_3": -0.08,
+    "kept_from_x0": -0.4,
+    "kept_from_x": 1.2,
+    "kept_from_m": 0.3,
+    "kept_slot": 0,
 }
 
 
@@ -49,7 +55,8 @@ class Variant(TypedDict, total=False):
     dtype: torch.dtype
     channels_last: bool
     noisy: bool
-    multistep: bool
+    kept: int
+    combine: bool
     guided: bool
     learned_range: bool
     thresholded: bool
@@ -63,7 +70,8 @@ STEPS: dict[str, Variant] = {
     "clip, bfloat16": {"clip": True, "dtype": torch.bfloat16},
     "clip, channels_last": {"clip": True, "channels_last": True},
     "deterministic": {"clip": True, "noisy": False},
-    "2M": {"clip": True, "noisy": False, "multistep": True},
+    "2M": {"clip": True, "noisy": False, "kept": 1},
+    "three kept": {"noisy": False, "kept": 3, "combine": True},
     "guidance": {"clip": True, "guided": True},
     "learned range": {"clip": True, "learned_range": True},
     "threshold": {"thresholded": True},
@@ -101,6 +109,7 @@ def cases(shape: tuple[int, int, int]) -> list[Case]:
 def step_case(name: str, shape: tuple[int, int, int]) -> Case:
     """A case of `reverse_step`."""
     options, batch = STEPS[name], len(SEEDS)
+    kept = options.get("kept", 0)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *shape, generator=generator)
     rows = batch * (2 if options.get("guided") else 1)
@@ -118,11 +127,12 @@ def step_case(name: str, shape: tuple[int, int, int]) -> Case:
         "table": table,
         "counter": torch.tensor([K, REPEAT]),
         "noise": torch.tensor(SEEDS) if options.get("noisy", True) else None,
-        "x0": torch.randn(batch, *shape, generator=generator) if options.get("multistep") else None,
+        "x0": torch.zeros(batch, *shape) if kept else None,
         "guidance": torch.tensor([1.5, 0.0, 4.0]) if options.get("guided") else None,
         "threshold": torch.tensor([1.2, 0.7, 2.0]) if options.get("thresholded") else None,
+        "kept": torch.randn(kept, batch, *shape, generator=generator) if kept else None,
         "clip": options.get("clip", False),
-        "multistep": options.get("multistep", False),
+        "combine": options.get("combine", False),
         "divide": options.get("divide", False),
         "rederive": options.get("rederive", False),
     }
@@ -136,7 +146,12 @@ def _float64_step(arguments: Arguments) -> list[Tensor]:
         drawn = noise_spec.normal(arguments["noise"].numpy(), K + 1, wide["x"].shape[1:], repeat=REPEAT)
         wide["noise"] = torch.from_numpy(drawn)[None]
     step_reference.reverse_step(step_reference.Arguments(**wide))
-    return [wide["x"]] if wide["x0"] is None else [wide["x"], wide["x0"]]
+    return written(wide)
+
+
+def written(arguments: Arguments) -> list[Tensor]:
+    """Of a step's arguments, what it writes."""
+    return [arguments[name] for name in ("x", "x0", "kept") if arguments[name] is not None]
 
 
 def _double(value: object) -> object:

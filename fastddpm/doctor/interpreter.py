@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.doctor import layers
-from fastddpm.doctor.cases import SHAPES, Case, cases, error, on
+from fastddpm.doctor.cases import SHAPES, Case, cases, error, on, written
 from fastddpm_kernels.group_norm_silu.launches import group_norm_silu_op
 from fastddpm_kernels.noise_mse.kernel import noise_mse_op
 from fastddpm_kernels.q_sample.kernel import q_sample_op
@@ -28,7 +28,7 @@ def run(case: Case) -> float:
     if case.operator == "q_sample":
         return error(case, [q_sample_op(**arguments, return_noise=False)[0]])
     reverse_step_op(**arguments)
-    return error(case, [arguments["x"]] if arguments["x0"] is None else [arguments["x"], arguments["x0"]])
+    return error(case, written(arguments))
 
 
 def _norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, *, pre_bias: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 
 import fastddpm_kernels
 from fastddpm.doctor import layers
-from fastddpm.doctor.cases import SEEDS, SHAPES, STEP_LIMIT, Case, cases, error, on
+from fastddpm.doctor.cases import SEEDS, SHAPES, STEP_LIMIT, Case, cases, error, on, written
 from fastddpm.doctor.comparison import Check, Comparison
 from fastddpm_kernels import compat
 from fastddpm_kernels.noise import normal, words
@@ -73,8 +73,7 @@ def _run(case: Case, device: torch.device) -> float:
     if case.operator == "noise_mse":
         return error(case, layers.loss_results(fastddpm_kernels.noise_mse, arguments))
     fastddpm_kernels.reverse_step(**arguments)
-    written = [arguments["x"]] if arguments["x0"] is None else [arguments["x"], arguments["x0"]]
-    return error(case, written)
+    return error(case, written(arguments))
 
 
 def interpreted() -> list[Check]:

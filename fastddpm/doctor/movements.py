@@ -112,7 +112,7 @@ def _step(
     def arguments(device: torch.device) -> step_reference.Arguments:
         x = _normal(shape, device)
         m = _normal((rows, *shape[1:]), device, dtype, layout)
-        x0 = _normal(shape, device) if plan.multistep else None
+        kept = _normal((1, *shape), device) if plan.kept else None
         return step_reference.Arguments(
             x,
             m,
@@ -120,9 +120,8 @@ def _step(
             counter,
             seeds,
             guidance=scales,
-            x0=x0,
+            kept=kept,
             clip=plan.clip,
-            multistep=plan.multistep,
         )
 
     def make() -> Call:
@@ -130,7 +129,7 @@ def _step(
         return lambda: fastddpm_kernels.reverse_step(**given)
 
     sized = arguments(META)
-    footprint = size(sized.x, sized.m, sized.x0)
+    footprint = size(sized.x, sized.m, sized.kept)
     words = f"reverse_step, m {_kind(dtype, layout)}, {name}, {_words(shape)}"
     return Movement(words, sized.traffic().bytes, footprint, make)
 

@@ -84,8 +84,7 @@ class Loop:
         changed = [self.buffers.x, self.buffers.counter]
         if case.self_condition and self.buffers.x0 is not None:
             network.cond["x_self_cond"] = self.buffers.x0
-        if self.buffers.x0 is not None:
-            changed.append(self.buffers.x0)
+        changed += [kept for kept in (self.buffers.x0, self.buffers.kept) if kept is not None]
         self._session = compile_network(engine, network, device)
         one_step = functools.partial(step, network, self.buffers, case, self._ahead)
         self.device = device
@@ -143,8 +142,9 @@ class Loop:
             self._ahead.forget()
         if draws:
             self.buffers.x.copy_(normal(self.seeds, 0, self.case.shape[1:]))
-        if self.buffers.x0 is not None:
-            self.buffers.x0.zero_()
+        for kept in (self.buffers.x0, self.buffers.kept):
+            if kept is not None:
+                kept.zero_()
         self.network.begin(rows)
         if self._session is not None:
             self._session.refresh()

@@ -36,7 +36,8 @@ class StepCase:
             for noise drawn in the kernel.
         guided: classifier-free guidance; the network runs on the doubled batch.
         clip: predicted x0 is clipped to the row's radius.
-        multistep: the row uses the previous step's x0.
+        kept: predictions of earlier rows that a row uses, at most.
+        combine: what is kept is a sum of x0, x and the model's output, instead of x0.
         keep_x0: the predicted x0 is written out.
         self_condition: the network is given the last predicted x0, as ``x_self_cond`` (Chen et al. 2023).
         thresholding: ``(quantile, largest bound)`` of dynamic thresholding, or None.
@@ -50,7 +51,8 @@ class StepCase:
     ring: int = 0
     guided: bool = False
     clip: bool = False
-    multistep: bool = False
+    kept: int = 0
+    combine: bool = False
     keep_x0: bool = False
     self_condition: bool = False
     thresholding: tuple[float, float] | None = None
@@ -65,9 +67,10 @@ class StepBuffers:
     Attributes:
         x: float32 ``(B, C, H, W)``, the state.
         counter: int64 ``(2,)``, plan row and repeat.
-        table: float32 ``(capacity, 16)``, the plan.
+        table: float32 ``(capacity, 24)``, the plan.
         noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, C, H, W)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
+        kept: float32 ``(1 to 3, B, C, H, W)``, predictions of earlier rows, or None.
         guidance: float32 ``(B,)`` scales, or None.
     """
 
@@ -83,7 +86,8 @@ class StepBuffers:
             self.noise = zeros((case.ring, *case.shape))
         elif case.noise == "philox":
             self.noise = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.x0 = zeros(case.shape) if case.multistep or case.keep_x0 or case.self_condition else None
+        self.x0 = zeros(case.shape) if case.keep_x0 or case.self_condition else None
+        self.kept = zeros((case.kept, *case.shape)) if case.kept else None
         self.guidance = zeros(batch) if case.guided else None
 
     def tensors(self) -> list[Tensor]:
@@ -114,7 +118,7 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
     threshold = None
     if case.thresholding is not None:
         threshold = dynamic_threshold(m, buffers, case.thresholding, divide=case.divide)
-    # x_{k+1} = a*x0 + b*x + e*m + h*x0_prev + c*z,  x0 = clip(p*x + q*m)
+    # x_{k+1} = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z,  x0 = clip(p*x + q*m)
     reverse_step(
         buffers.x,
         m,
@@ -124,8 +128,9 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
         x0=buffers.x0,
         guidance=buffers.guidance,
         threshold=threshold,
+        kept=buffers.kept,
         clip=case.clip,
-        multistep=case.multistep,
+        combine=case.combine,
         divide=case.divide,
         rederive=case.rederive,
     )

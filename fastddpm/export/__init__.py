@@ -40,7 +40,7 @@ from fastddpm.export.settings import Settings, resolve  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
 from fastddpm.options import ExportOptions  # noqa: E402
-from fastddpm.plans.registry import METHODS  # noqa: E402
+from fastddpm.plans.registry import formulas  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
 from fastddpm.schedule import NoiseSchedule  # noqa: E402
 
@@ -146,7 +146,7 @@ def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] 
         "network_dtype": dtype,
         "num_train_timesteps": len(settings.schedule),
         "schedule": settings.schedule.to_dict(),
-        "methods": list(METHODS),
+        "methods": list(formulas()),
         "defaults": settings.defaults,
         "timesteps": settings.sampler.plan.timesteps.tolist(),
         "parity": parity,

@@ -14,10 +14,9 @@ import onnx
 from fastddpm.export import noise
 from fastddpm.export.network import OPSET, ExportedNetwork
 from fastddpm.export.nodes import BOOL, FLOAT, INT64, UINT8, Graph, as_model, value
-from fastddpm.export.table import TableOptions, accepted, noise_levels, only_if, plan_table
+from fastddpm.export.table import ROW_COLUMNS, TableOptions, accepted, noise_levels, only_if, plan_table
 from fastddpm.export.update import guided_output, split_output, update
-from fastddpm.plans.registry import METHODS
-from fastddpm_kernels.table import N_COLUMNS
+from fastddpm.plans.registry import formulas
 
 NOISE_ELEMENTS = 64
 """Numbers per seed that noise.onnx gives."""
@@ -103,7 +102,7 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
     image = recipe.free_image(call.channels)
     inputs = [
         value("x", FLOAT, image),
-        value("row", FLOAT, [N_COLUMNS]),
+        value("row", FLOAT, [ROW_COLUMNS]),
         value("time", call.time_kind),
         value("noise", FLOAT, image),
         value("x0_prev", FLOAT, image),
@@ -216,7 +215,7 @@ def _checked(g: Graph, recipe: Recipe) -> tuple[str, str, str]:
         conditions.append(g("LessOrEqual", "class_labels", g.int64(largest)))
     index = g("Range", g.int64(0), steps, g.int64(1))
     timesteps = g("Gather", "timesteps", only_if(g, conditions, index, steps))
-    method = g("Gather", g.int64(range(len(METHODS))), "method")
+    method = g("Gather", g.int64(range(len(formulas()))), "method")
     return steps, timesteps, method
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from fastddpm.plans import METHODS
+from fastddpm.plans.registry import formulas
 
 _KINDS = {1: "float32", 2: "uint8", 7: "int64"}
 PURPOSES = {
@@ -61,7 +61,7 @@ def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> s
 def snippet(about: Mapping[str, Any]) -> str:
     """Python that draws images with numpy and onnxruntime alone, run in the folder."""
     _, height, width = about["image_shape"]
-    timesteps, method = about["timesteps"], list(METHODS).index(about["defaults"]["method"])
+    timesteps, method = about["timesteps"], list(formulas()).index(about["defaults"]["method"])
     lines = [
         "import numpy as np",
         "import onnxruntime as ort",
@@ -94,7 +94,7 @@ def _listed(timesteps: list[int]) -> str:
 
 
 def _methods() -> str:
-    return ", ".join(f"{index} {name}" for index, name in enumerate(METHODS))
+    return ", ".join(f"{index} {name}" for index, name in enumerate(formulas()))
 
 
 def _times(shape: list[int]) -> str:

@@ -16,6 +16,7 @@ from fastddpm.export.table import TableOptions
 from fastddpm.options import ExportOptions
 from fastddpm.plans import METHODS, Method, Plan
 from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.registry import formulas
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
@@ -136,8 +137,8 @@ def _sampler(model: nn.Module | Sampler, schedule: NoiseSchedule | None, options
 
 def _check_plan(plan: Plan, schedule: NoiseSchedule) -> None:
     """ValueError where a plan does what no file can."""
-    if plan.method not in METHODS:
-        raise BadArgument("method", f"a plan of {plan.method!r}", f"one of {', '.join(METHODS)}")
+    if plan.method not in formulas():
+        raise BadArgument("method", f"a plan of {plan.method!r}", f"one of {', '.join(formulas())}")
     if plan.thresholding is not None:
         raise BadArgument("thresholding", "dynamic thresholding", "a fixed clip or none")
     if plan.timesteps[-1] < 0:
@@ -187,7 +188,7 @@ def _inferred(plan: Plan, sampler: Sampler) -> Method:
 
 def _same(given: Plan, ours: Plan) -> bool:
     """Whether two plans make the same steps; without a clip, x0 is only a way of writing them."""
-    through_x0 = given.clip or given.multistep
+    through_x0 = given.clip or bool(given.kept)
     steps = (
         (
             Column.X0_FROM_X,
@@ -195,7 +196,7 @@ def _same(given: Plan, ours: Plan) -> bool:
             Column.FROM_X0,
             Column.FROM_X,
             Column.FROM_M,
-            Column.FROM_X0_PREV,
+            Column.FROM_KEPT_1,
         )
         if through_x0
         else (Column.LINEAR_X, Column.LINEAR_M)

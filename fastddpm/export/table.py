@@ -18,11 +18,14 @@ from fastddpm.export.nodes import BOOL, DOUBLE, END, FLOAT, INT32, INT64, Graph
 from fastddpm.export.vector import Vector
 from fastddpm.plans.formula import Columns, FormulaOptions, Passed
 from fastddpm.plans.plan import Float64, collapsed
-from fastddpm.plans.registry import METHODS
-from fastddpm_kernels.table import N_COLUMNS, Column
+from fastddpm.plans.registry import formulas
+from fastddpm_kernels.table import Column
 
 LARGEST = 3.0e38
 """What float32 holds."""
+
+ROW_COLUMNS = 16
+"""Of a plan's row, the first that a file has: of earlier predictions a step in a file reads one x0."""
 
 COLUMNS = (
     Column.X0_FROM_X,
@@ -30,7 +33,7 @@ COLUMNS = (
     Column.FROM_X0,
     Column.FROM_X,
     Column.FROM_M,
-    Column.FROM_X0_PREV,
+    Column.FROM_KEPT_1,
     Column.FROM_NOISE,
     Column.LOG_VAR_MIN,
     Column.LOG_VAR_MAX,
@@ -60,7 +63,7 @@ def plan_table(g: Graph, options: TableOptions, timesteps: str, method: str, eta
         g: where to compute it.
         options: what is fixed.
         timesteps: int64 [S], strictly descending in 0 .. T-1.
-        method: int64 [], index into `METHODS`.
+        method: int64 [], index into the methods that have a formula.
         eta: float32 [], of ddim.
 
     Running it fails (an index out of bounds) where a number of the table is not finite.
@@ -79,9 +82,9 @@ def plan_table(g: Graph, options: TableOptions, timesteps: str, method: str, eta
     )
     told = replace(options.formula, eta=_in_place_of_array(g, g("Cast", eta, to=DOUBLE)))
     length = g("Shape", timesteps)
-    tables = [_stacked(g, entry.formula(passed, told), options.clip, length) for entry in METHODS.values()]
+    tables = [_stacked(g, formula(passed, told), options.clip, length) for formula in formulas().values()]
     table = g("Gather", g("Concat", *tables, axis=0), method)
-    largest = [math.inf if column == Column.X0_BOUND else LARGEST for column in range(N_COLUMNS)]
+    largest = [math.inf if column == Column.X0_BOUND else LARGEST for column in range(ROW_COLUMNS)]
     is_finite = g("LessOrEqual", g("Abs", table), g.float64(largest))
     table = g("Gather", table, only_if(g, [is_finite], index, steps), axis=0)
     return g("Cast", table, to=FLOAT)
@@ -131,7 +134,7 @@ def _stacked(g: Graph, columns: Columns, clip: float, length: str) -> str:
     values[Column.LINEAR_X], values[Column.LINEAR_M] = collapsed(p, q, a, b, e)
     values[Column.X0_BOUND] = clip
     stacked = []
-    for index in range(N_COLUMNS):
+    for index in range(ROW_COLUMNS):
         value = values.get(Column(index), 0.0) if index < len(Column) else 0.0
         stacked.append(g("Unsqueeze", _name(g, value, length), g.int64([0, 2])))
     return g("Concat", *stacked, axis=2)

@@ -60,7 +60,7 @@ def guided_output(g: Graph, m: str, channels: int, has_variance: bool, *, scale:
 
 
 def update(g: Graph, x: str, output: Output, row: str, x0_prev: str) -> Update:
-    """The step without its noise. x and x0_prev are float32 [B, C, H, W], row float32 [16]."""
+    """The step without its noise. x and x0_prev are float32 [B, C, H, W], row its first 16 columns."""
 
     def times(column: Column, tensor: str) -> str:
         return g("Mul", coefficient(column), tensor)
@@ -73,7 +73,7 @@ def update(g: Graph, x: str, output: Output, row: str, x0_prev: str) -> Update:
     x0 = g("Clip", x0, g("Neg", r), r)
     # e*m is NaN where m is, so that a clip which loses it does not lose it for x_next.
     mean = g("Add", times(Column.FROM_X0, x0), times(Column.FROM_X, x))
-    mean = g("Add", mean, g("Add", times(Column.FROM_M, output.m), times(Column.FROM_X0_PREV, x0_prev)))
+    mean = g("Add", mean, g("Add", times(Column.FROM_M, output.m), times(Column.FROM_KEPT_1, x0_prev)))
     sigma = c = coefficient(Column.FROM_NOISE)
     if output.variance is not None:
         # Nichol and Dhariwal 2021, equation 15

@@ -22,8 +22,10 @@ from fastddpm.export.compose import NOISE_ELEMENTS
 from fastddpm.export.errors import ExportError
 from fastddpm.export.network import Whole
 from fastddpm.export.settings import Settings
+from fastddpm.export.table import ROW_COLUMNS
 from fastddpm.plans import METHODS, Plan
 from fastddpm.plans.method import MethodName
+from fastddpm.plans.registry import formulas
 from fastddpm.sampler import Sampler
 from fastddpm_kernels import N_COLUMNS, Column
 from fastddpm_kernels.noise import reference
@@ -160,7 +162,7 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
     errors = []
     for row, k in rows:
         feed: Arrays = {name: tensor.numpy() for name, tensor in given.items()}
-        feed |= {"row": row, "time": plan.model_time[k : k + 1].reshape(())}
+        feed |= {"row": row[:ROW_COLUMNS], "time": plan.model_time[k : k + 1].reshape(())}
         if guided:
             feed["guidance_scale"] = np.array(GUIDANCE, np.float32)
         found = _outputs(run, feed)
@@ -182,7 +184,7 @@ def _torch_step(
         labels = torch.cat((torch.full_like(labels, settings.call.null_label or 0), labels))
     output = _network(settings, inputs, time.expand(len(inputs)), labels)
     counter, noise = torch.zeros(2, dtype=torch.int64), given["noise"][None]
-    reverse_step(Arguments(x, output, row[None], counter, noise, x0, guidance, clip=True, multistep=True))
+    reverse_step(Arguments(x, output, row[None], counter, noise, x0, guidance, kept=x0[None], clip=True))
     return x, x0
 
 
@@ -200,8 +202,8 @@ def _chains(settings: Settings) -> Iterator[tuple[Plan, float, float]]:
     guidance = GUIDANCE if settings.call.null_label is not None else 1.0
     yield settings.sampler.plan, settings.method.eta, 1.0
     steps = min(FEW_STEPS, len(settings.schedule))
-    for name, entry in METHODS.items():
-        eta = 0.5 if "eta" in entry.takes else 0.0
+    for name in formulas():
+        eta = 0.5 if "eta" in METHODS[name].takes else 0.0
         method = settings.method.adapted(
             method=cast("MethodName", name), num_inference_steps=steps, timestep_spacing="leading", eta=eta
         )
@@ -232,7 +234,7 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
         feed |= {
             "seeds": np.array(SEEDS, np.int64),
             "timesteps": plan.timesteps,
-            "method": np.array(list(METHODS).index(plan.method), np.int64),
+            "method": np.array(list(formulas()).index(plan.method), np.int64),
             "eta": np.array(eta, np.float32),
         }
         if call.null_label is not None:

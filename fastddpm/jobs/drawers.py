@@ -307,8 +307,10 @@ def _digest_of_model(model: object) -> str:
 
 def _digest_of_plan(plan: Plan) -> str:
     """SHA-256 over the rows, and what else of a plan the chain depends on."""
-    cases = (plan.prediction_type, plan.clip, plan.multistep, plan.learned_range, plan.thresholding)
+    cases = (plan.prediction_type, plan.clip, plan.kept > 0, plan.learned_range, plan.thresholding)
     digest = hashlib.sha256(repr(cases).encode())
-    for array in (plan.timesteps, plan.model_time, plan.table):
+    # Columns that most plans leave 0 came later; jobs begun before go on.
+    first, later = np.split(plan.table, [16], axis=1)
+    for array in (plan.timesteps, plan.model_time, first, *([later] if later.any() else [])):
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -23,7 +23,7 @@ from fastddpm.onnx.providers import Session
 from fastddpm.onnx.request import Batch, Float32
 from fastddpm.plans import Plan
 from fastddpm_kernels.noise.reference import normal
-from fastddpm_kernels.table import N_COLUMNS, Column
+from fastddpm_kernels.table import Column
 
 SLOTS = 8
 """Steps in a chunk, and graphs captured for a batch size; even, so that chunks begin at the same state."""
@@ -34,7 +34,7 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Chunk:
-    """What up to K steps read: noise float32 [K, stride], rows float32 [K, 16], times [K]."""
+    """What up to K steps read: noise float32 [K, stride], rows float32 [K, columns], times [K]."""
 
     noise: Float32
     rows: Float32
@@ -69,7 +69,8 @@ class StepLoop:
         self._states = [self._buffer(self._shape) for _ in range(2)]
         self._cleans = [self._buffer(self._shape) for _ in range(2)]
         self._noise = self._buffer((SLOTS, self._stride))
-        self._rows = self._buffer((SLOTS, N_COLUMNS))
+        self._columns = int(inputs["row"].shape[0])
+        self._rows = self._buffer((SLOTS, self._columns))
         self._times = self._buffer((SLOTS,), self._time_dtype)
         self._fixed: dict[str, onnxruntime.OrtValue] = {}
         if "class_labels" in inputs:
@@ -115,9 +116,9 @@ class StepLoop:
     def _chunk(self, plan: Plan, batch: Batch, start: int) -> Chunk:
         stop = min(start + SLOTS, len(plan))
         noise = np.zeros((SLOTS, self._stride), dtype=np.float32)
-        rows = np.zeros((SLOTS, N_COLUMNS), dtype=np.float32)
+        rows = np.zeros((SLOTS, self._columns), dtype=np.float32)
         times = np.zeros(SLOTS, dtype=self._time_dtype)
-        rows[: stop - start] = plan.table[start:stop]
+        rows[: stop - start] = plan.table[start:stop, : self._columns]
         times[: stop - start] = plan.model_time[start:stop]
         for k in range(start, stop):
             if plan.table[k, Column.FROM_NOISE] != 0:
@@ -136,7 +137,7 @@ class StepLoop:
             "x": (np.float32, self._shape, self._states[here].data_ptr()),
             "x0_prev": (np.float32, self._shape, self._cleans[here].data_ptr()),
             "noise": (np.float32, self._shape, self._noise.data_ptr() + 4 * slot * self._stride),
-            "row": (np.float32, (N_COLUMNS,), self._rows.data_ptr() + 4 * slot * N_COLUMNS),
+            "row": (np.float32, (self._columns,), self._rows.data_ptr() + 4 * slot * self._columns),
             "time": (self._time_dtype, (), self._times.data_ptr() + item * slot),
         }
         binding = self._session.io_binding()

@@ -8,7 +8,7 @@ from fastddpm.plans.ddpm import ddpm_plan
 from fastddpm.plans.dpmpp import dpmpp_2m_plan
 from fastddpm.plans.method import Method, make_plan
 from fastddpm.plans.plan import Plan
-from fastddpm.plans.registry import METHODS, register_method
+from fastddpm.plans.registry import METHODS, register_method, register_solver
 from fastddpm.plans.spacing import spaced_timesteps
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "dpmpp_2m_plan",
     "make_plan",
     "register_method",
+    "register_solver",
     "spaced_timesteps",
 ]

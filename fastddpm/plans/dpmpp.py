@@ -98,7 +98,7 @@ def dpmpp_2m_columns(passed: Passed, options: FormulaOptions, *, ends_in_first_o
         "x0_from_m": q,
         "from_x0": k * (1 + weight),
         "from_x": sigma_next / sigma,
-        "from_x0_prev": 0.0 - k * weight,
+        "from_kept_1": 0.0 - k * weight,
     }
 
 

@@ -116,7 +116,6 @@ def formula_plan(
         table=build_table(len(timesteps), x0_bound=bound, **columns),
         prediction_type=options.prediction_type,
         clip=bound != math.inf,
-        multistep=bool(np.any(np.asarray(columns.get("from_x0_prev", 0.0)) != 0)),
         learned_range=options.variance_type == "learned_range",
     )
 

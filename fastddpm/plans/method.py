@@ -17,15 +17,43 @@ import numpy as np
 from fastddpm.checks import BadArgument, check_choice, check_known, check_number
 from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
 from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
+from fastddpm.plans.points import Levels, points_at, spaced_points
 from fastddpm.plans.registry import METHODS, OwnOption
-from fastddpm.plans.spacing import SPACINGS, Timesteps, TimestepSpacing, resolve_timesteps
+from fastddpm.plans.solver import SolverOptions
+from fastddpm.plans.spacing import (
+    SIGMA_SPACINGS,
+    SPACINGS,
+    Timesteps,
+    TimestepSpacing,
+    check_steps,
+    resolve_timesteps,
+)
+from fastddpm.plans.tableau import Point
 from fastddpm.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# Those of this package; `fastddpm.plans.register_method` adds others.
-MethodName = Literal["ddpm", "ddim", "dpmpp_2m"]
+# Those of this package; `register_method` and `register_solver` of `fastddpm.plans` add others.
+MethodName = Literal[
+    "ddpm",
+    "ddim",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "dpmpp_2s",
+    "dpm_solver",
+    "deis",
+    "unipc",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpm2",
+    "dpm2_ancestral",
+]
 TimeInput = Literal["timestep", "noise_level"]
 TIME_INPUTS: tuple[TimeInput, ...] = ("timestep", "noise_level")
 
@@ -48,6 +76,7 @@ class MethodOptions(StepOptions, total=False):
     clip_sample_range: float | None
     timesteps: Timesteps | None
     time_input: TimeInput
+    solver_order: int | None
 
 
 @dataclass(frozen=True)
@@ -57,21 +86,25 @@ class Method:
     Two of the same values are equal, and have the same hash. NumPy's numbers become Python's.
 
     Attributes:
-        method: "ddpm" (Ho et al. 2020), "ddim" (Song et al. 2021) or "dpmpp_2m" (DPM-Solver++(2M), Lu et al.
-            2022), or one added by `register_method`.
-        num_inference_steps: S in 1 .. T; None is T, or as many as the timesteps given.
+        method: "ddpm" (Ho et al. 2020), "ddim" (Song et al. 2021), "dpmpp_2m" (DPM-Solver++(2M), Lu et al.
+            2022) or another of `fastddpm.plans.METHODS`; docs/math.md has them all.
+        num_inference_steps: S in 1 .. T; None is T, or as many as the timesteps given. Runge-Kutta methods
+            run the network twice in all but the last.
         prediction_type: what the network predicts: "epsilon", "sample" or "v_prediction".
         variance_type: "fixed_small" (the posterior variance), "fixed_large" (beta) or "learned_range" (2C
             output channels). "fixed_large" belongs to ddpm; "learned_range" describes the network too, and
             other methods leave its second half unused.
         sigma_scale: factor on ddpm's sigma, >= 0; 1 with another method.
         clip_sample_range: bound of |x0|, above 0; None for no clip.
-        timestep_spacing: "leading", "linspace" or "trailing"; see `spaced_timesteps`.
+        timestep_spacing: "leading", "linspace" or "trailing"; see `spaced_timesteps`. Of solvers also
+            "karras", "exponential" or "beta", by noise levels (`fastddpm.plans.points`): the network is then
+            told times between those of training.
         timesteps: the timesteps themselves instead, strictly descending integers in 0 .. T-1; held as a tuple
             of Python's integers.
         eta: of ddim, in [0, 1]: 0 deterministic, 1 as noisy as ddpm; 0 with another method.
         time_input: what the network is told: "timestep" t, int64, or "noise_level" sqrt(alphas_cumprod[t]),
             float32 (SR3).
+        solver_order: of a solver that can have several; None for its own.
 
     Raises:
         ValueError: naming the field, what was given and what is accepted; an option that belongs to another
@@ -88,13 +121,15 @@ class Method:
     timesteps: Timesteps | None = None
     eta: float = 0.0
     time_input: TimeInput = "timestep"
+    solver_order: int | None = None
 
     def __post_init__(self) -> None:
         """Checks what no schedule is needed for, and makes the values those that JSON and a hash can take."""
         check_choice("method", self.method, tuple(METHODS))
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
-        check_choice("timestep_spacing", self.timestep_spacing, SPACINGS)
+        check_choice("timestep_spacing", self.timestep_spacing, (*SPACINGS, *SIGMA_SPACINGS))
+        self._check_solver()
         check_choice("time_input", self.time_input, TIME_INPUTS)
         if not isinstance(self.eta, Real) or self.eta != 0:
             self._check_takes("eta", "eta", self.eta, "0")
@@ -141,7 +176,10 @@ class Method:
         """
         options = self.to_dict()
         if changes.get("method", self.method) != self.method:
-            options |= {"eta": 0.0, "sigma_scale": 1.0}
+            options |= {"eta": 0.0, "sigma_scale": 1.0, "solver_order": None}
+            is_solver = METHODS[str(changes["method"])].solver if changes["method"] in METHODS else True
+            if options["timestep_spacing"] in SIGMA_SPACINGS and not is_solver:
+                options["timestep_spacing"] = "leading"
             if self.variance_type == "fixed_large":  # learned_range is the network's, not the method's
                 options["variance_type"] = "fixed_small"
         if "timesteps" in changes:
@@ -158,6 +196,17 @@ class Method:
                 (epsilon, no clip, alphas_cumprod 0).
         """
         entry, bound = METHODS[self.method], check_clip_range(self.clip_sample_range)
+        if entry.solver is not None:
+            points = self._points(schedule, entry.skips_last)
+            options = SolverOptions(self.solver_order or entry.order, Levels.of(schedule).at_ratio)
+            return entry.solver(points, options).plan(
+                self.method,
+                self.prediction_type,
+                bound,
+                noise_levels=self.time_input == "noise_level",
+                learned_range=self.variance_type == "learned_range",
+            )
+        assert entry.formula is not None
         visited = resolve_timesteps(
             schedule,
             self.num_inference_steps,
@@ -178,6 +227,29 @@ class Method:
             sigma_scale=self.sigma_scale,
             eta=self.eta,
         )
+
+    def _points(self, schedule: NoiseSchedule, skip_last: bool) -> list[Point]:
+        """Those of a solver's chain, the clean image behind them."""
+        levels, steps = Levels.of(schedule), self.num_inference_steps
+        if self.timesteps is None and self.timestep_spacing in SIGMA_SPACINGS:
+            total = len(schedule)
+            check_steps(total, total if steps is None else steps)
+            return spaced_points(levels, steps or total, self.timestep_spacing)
+        spacing: TimestepSpacing = "leading" if self.timesteps is not None else self.timestep_spacing
+        visited = resolve_timesteps(schedule, steps, spacing, self.timesteps, skip_last=skip_last)
+        return points_at(levels, visited)
+
+    def _check_solver(self) -> None:
+        """ValueError for options of solvers that the method has not."""
+        entry = METHODS[self.method]
+        if entry.solver is None and self.timestep_spacing in SIGMA_SPACINGS:
+            solvers = ", ".join(name for name, other in METHODS.items() if other.solver is not None)
+            given = f"{self.timestep_spacing!r}, which belongs to {solvers}, with method {self.method!r}"
+            raise BadArgument("timestep_spacing", given, ", ".join(SPACINGS))
+        if self.solver_order is not None and self.solver_order not in entry.orders:
+            accepted = " or ".join(map(str, entry.orders)) if entry.solver is not None else "None"
+            given = f"{self.solver_order!r} with method {self.method!r}"
+            raise BadArgument("solver_order", given, accepted)
 
     def _check_takes(self, option: OwnOption, name: str, value: object, accepted: str) -> None:
         """ValueError where the option is another method's."""

@@ -1,10 +1,10 @@
 """A plan: a sampling method written down as a table, one row of coefficients per step.
 
     x0     = clip(p*x + q*m, -r, r)
-    x_next = a*x0 + b*x + e*m + h*x0_prev + c*z          z ~ N(0, I), m the network's output
+    x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z          z ~ N(0, I), m the network's output
 
-Plans that repeat a library divide where it does: x0 by d, and eps, in the place of m, by w
-(`fastddpm_kernels.table`).
+k1 to k3 are predictions of earlier rows, x0 or a sum such as eps. Plans that repeat a library divide where it
+does: x0 by d, and eps, in the place of m, by w (`fastddpm_kernels.table`).
 
 The functions of this package go from a `NoiseSchedule` (or a diffusers scheduler's configuration) to a
 `Plan`; a sampler walks its rows with `fastddpm_kernels.reverse_step`. Nothing here needs a network or torch.
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice, check_number, falling
-from fastddpm_kernels.table import EPS, N_COLUMNS, X0, X_NEXT, Column
+from fastddpm_kernels.table import EPS, FROM_KEPT, KEPT, N_COLUMNS, X0, X_NEXT, Column
 
 if TYPE_CHECKING:
     from fastddpm.schedule import NoiseSchedule
@@ -31,6 +31,9 @@ PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_predicti
 
 Float64 = npt.NDArray[np.float64]
 
+# Of x0, x and m: what a kept sum is made of, in the order of its columns.
+KEPT_X_NEXT = [Column.FROM_X0, Column.FROM_X, Column.FROM_M]
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -38,13 +41,14 @@ class Plan:
 
     Attributes:
         method: the method's name, such as "ddpm".
-        timesteps: int64 [S], the training timesteps visited, strictly descending, none below 0.
-        model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels.
-        table: float32 [S, 16]; columns as in `fastddpm_kernels.table.Column`.
+        timesteps: int64 [S], the training timesteps visited, descending, none below 0. Where a step takes
+            several rows, or the network is told times between these, two rows may be at one.
+        model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels, or timesteps
+            between two of training.
+        table: float32 [S, 24]; columns as in `fastddpm_kernels.table.Column`.
         prediction_type: what the network returns.
         clip: whether column X0_BOUND bounds x0. False, and no divisions: the collapsed LINEAR_X, LINEAR_M
             form is exact.
-        multistep: whether a row uses the x0 of the row before (column FROM_X0_PREV).
         learned_range: whether the network returns 2C channels, the second half steering the variance between
             LOG_VAR_MIN and LOG_VAR_MAX. With both columns 0 the second half changes nothing.
         thresholding: (ratio, largest bound) of dynamic thresholding, or None. Excludes clip.
@@ -52,6 +56,8 @@ class Plan:
             an index does.
         draws: bool [S], the rows at which the method draws from a sequential random generator. Left out, it
             is where c is not 0; some libraries draw noise that they then multiply by 0.
+        alphas_cumprod: float64 [S], where each row begins; None where its timestep says it.
+        starts: bool [S], the rows at which a chain may begin: not between those of one step. Left out, all.
     """
 
     method: str
@@ -60,16 +66,20 @@ class Plan:
     table: npt.NDArray[np.float32]
     prediction_type: PredictionType
     clip: bool
-    multistep: bool = False
     learned_range: bool = False
     thresholding: tuple[float, float] | None = None
     wraps: bool = False
     draws: npt.NDArray[np.bool_] | None = None
+    alphas_cumprod: Float64 | None = None
+    starts: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        falling("timesteps", self.timesteps, least=-1 if self.wraps else 0)
+        several = self.starts is not None and not np.all(self.starts)
+        between = np.asarray(self.model_time).dtype.kind == "f"
+        least = -1 if self.wraps else 0
+        falling("timesteps", self.timesteps, least=least, strictly=not (several or between))
         steps = len(self.timesteps)
         draws = self.table[:, Column.FROM_NOISE] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
@@ -77,6 +87,9 @@ class Plan:
         self._freeze("model_time", self.model_time, time_dtype, (steps,))
         self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
         self._freeze("draws", draws, np.bool_, (steps,))
+        if self.alphas_cumprod is not None:
+            self._freeze("alphas_cumprod", self.alphas_cumprod, np.float64, (steps,))
+        self._freeze("starts", np.ones(steps) if self.starts is None else self.starts, np.bool_, (steps,))
         for divisor in (Column.X0_DIVISOR, Column.EPS_DIVISOR):
             divides = self.table[:, divisor] != 0
             if divides.any() and not divides.all():
@@ -116,30 +129,56 @@ class Plan:
         """Whether column FROM_M takes eps = (b*x + f*x0 + g*m) / w in the place of m."""
         return bool(self.table[0, Column.EPS_DIVISOR] != 0)
 
+    @functools.cached_property
+    def kept(self) -> int:
+        """Places for predictions of earlier rows: 0, where no row uses one, to 3."""
+        if not np.any(self.table[:, FROM_KEPT]):
+            return 0
+        return 1 + int(self.table[:, Column.KEPT_SLOT].max())
+
+    @functools.cached_property
+    def combines(self) -> bool:
+        """Whether what is kept is a sum of x0, x and m, instead of x0."""
+        return bool(np.any(self.table[:, KEPT]))
+
+    def levels(self, schedule: NoiseSchedule) -> Float64:
+        """alphas_cumprod where each row begins, float64 [S]."""
+        if self.alphas_cumprod is not None:
+            return self.alphas_cumprod
+        return schedule.alphas_cumprod[self.timesteps]
+
     def row_of(self, timestep: int) -> int:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
-        rows = np.flatnonzero(self.timesteps <= timestep)
+        rows = np.flatnonzero(
+            (self.timesteps <= timestep) & (self.starts if self.starts is not None else True)
+        )
         if len(rows) == 0:
             raise BadArgument("timestep", repr(timestep), f"at least the plan's last, {self.timesteps[-1]}")
         return int(rows[0])
 
     def restarted(self, row: int) -> Plan:
-        """The plan with `row` made first order, to begin a chain there without an x0 of the row before.
+        """The plan for a chain that begins at `row`, without the predictions of the rows before.
 
-        Replacing x0_prev by x0 turns a second-order DPM-Solver++ row into its first-order one, so h goes
-        into a. Plans that are not multistep come back as they are.
+        Where a row would use one of those it takes its own, which turns a second-order row of DPM-Solver++
+        into its first-order one, and keeps any linear multistep method consistent. Plans that keep nothing
+        come back as they are.
         """
         if not 0 <= row < len(self):
             raise BadArgument("row", repr(row), f"in 0 .. {len(self) - 1}")
-        if not self.multistep:
+        if not self.kept:
             return self
-        first = self.table[row : row + 1].astype(np.float64)
-        first[:, Column.FROM_X0] += first[:, Column.FROM_X0_PREV]
-        first[:, Column.FROM_X0_PREV] = 0.0
-        _add_linear(first)
-        table = self.table.copy()
-        table[row] = first[0]
-        return replace(self, table=table)
+        table = self.table.astype(np.float64)
+        own = KEPT_X_NEXT if self.combines else [Column.FROM_X0]
+        filled: set[int] = set()
+        for values in table[row:]:
+            for place, column in enumerate(FROM_KEPT):
+                if place not in filled:
+                    values[own] += values[column] * (values[KEPT] if self.combines else 1.0)
+                    values[column] = 0.0
+            filled.add(int(values[Column.KEPT_SLOT]))
+        changed = np.any(table != self.table, axis=1)
+        table[changed] = _with_linear(table[changed])
+        return replace(self, table=table.astype(np.float32))
 
     def with_thresholding(self, ratio: float = 0.995, max_value: float = 1.0) -> Plan:
         """The plan with dynamic thresholding of x0 instead of a fixed clip.
@@ -167,7 +206,7 @@ class Plan:
 
 
 def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """A float32 [n_steps, 16] table from columns, scalars or [n_steps] in float64.
+    """A float32 [n_steps, 24] table from columns, scalars or [n_steps] in float64.
 
     They have the names of `Column`, in lower case. Those left out are 0, and x0_bound infinity. The collapsed
     columns LINEAR_X and LINEAR_M are computed here.
@@ -177,11 +216,11 @@ def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float3
     for name, values in columns.items():
         table[:, Column[name.upper()]] = values
     with np.errstate(over="ignore", invalid="ignore"):  # a Plan refuses what is not finite, with its timestep
-        _add_linear(table)
-        return table.astype(np.float32)
+        return _with_linear(table).astype(np.float32)
 
 
-def _add_linear(table: Float64) -> None:
+def _with_linear(table: Float64) -> Float64:
+    """The table with its collapsed columns computed."""
     p, q, _ = table[:, X0].T
     a, b, e = table[:, X_NEXT].T
     f, g, w = table[:, EPS].T
@@ -194,6 +233,7 @@ def _add_linear(table: Float64) -> None:
         np.where(rederived, e * (f * q + g) / divisor, e),
     )
     table[:, Column.LINEAR_X], table[:, Column.LINEAR_M] = collapsed(p, q, a, b, e)
+    return table
 
 
 def collapsed(p: Float64, q: Float64, a: Float64, b: Float64, e: Float64) -> tuple[Float64, Float64]:

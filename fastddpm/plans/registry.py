@@ -1,7 +1,7 @@
 """The methods that a chain can be sampled by, by name.
 
-A method is a formula (`fastddpm.plans.formula`) and an entry here; `Sampler`, the command line, exported
-files and jobs then know it.
+A method is a formula (`fastddpm.plans.formula`) or a solver (`fastddpm.plans.solver`), and an entry here;
+`Sampler`, the command line and jobs then know it, and of a formula exported files too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastddpm.checks import BadArgument
+from fastddpm.plans import exponential, multistep, runge_kutta
 from fastddpm.plans.ddim import ddim_columns
 from fastddpm.plans.ddpm import ddpm_columns
 from fastddpm.plans.dpmpp import dpmpp_2m_columns
 from fastddpm.plans.formula import Formula
+from fastddpm.plans.solver import Solver
+from fastddpm.plans.unipc import unipc
 
 OwnOption = Literal["eta", "sigma_scale", "fixed_large"]
 OWN_OPTIONS: tuple[OwnOption, ...] = ("eta", "sigma_scale", "fixed_large")
@@ -25,24 +28,53 @@ class Entry:
     """A method.
 
     Attributes:
-        formula: gives the columns of its plans.
+        formula: gives the columns of its plans; None of a solver.
         takes: those of its own among ``eta``, ``sigma_scale`` and the variance_type ``fixed_large``; other
             methods are refused them.
         skips_last: whether the spacings ``leading`` and ``linspace`` leave out timestep 0; see
             `fastddpm.plans.spaced_timesteps`.
+        solver: gives the rows of its plans; None of a formula.
+        order: of a solver, unless another is asked for.
+        orders: those that it can have.
     """
 
-    formula: Formula
+    formula: Formula | None = None
     takes: frozenset[OwnOption] = frozenset()
     skips_last: bool = False
+    solver: Solver | None = None
+    order: int = 1
+    orders: tuple[int, ...] = (1,)
+
+
+def _solver(solver: Solver, order: int, *others: int) -> Entry:
+    return Entry(solver=solver, skips_last=True, order=order, orders=tuple(sorted((order, *others))))
 
 
 METHODS: dict[str, Entry] = {
     "ddpm": Entry(ddpm_columns, frozenset({"sigma_scale", "fixed_large"})),
     "ddim": Entry(ddim_columns, frozenset({"eta"})),
     "dpmpp_2m": Entry(dpmpp_2m_columns, skips_last=True),
+    "dpmpp_3m": _solver(exponential.dpmpp, 3),
+    "dpmpp_2m_sde": _solver(exponential.dpmpp_sde, 2),
+    "dpmpp_3m_sde": _solver(exponential.dpmpp_sde, 3),
+    "dpmpp_2s": _solver(runge_kutta.dpmpp_2s, 2),
+    "dpm_solver": _solver(exponential.dpm_solver, 2, 1, 3),
+    "deis": _solver(exponential.dpm_solver, 3, 1, 2),
+    "unipc": _solver(unipc, 2, 1, 3),
+    "pndm": _solver(multistep.pndm, 4, 1, 2, 3),
+    "lms": _solver(multistep.lms, 4, 1, 2, 3),
+    "euler": _solver(multistep.euler, 1),
+    "euler_ancestral": _solver(multistep.euler_ancestral, 1),
+    "heun": _solver(runge_kutta.heun, 2),
+    "dpm2": _solver(runge_kutta.dpm2, 2),
+    "dpm2_ancestral": _solver(runge_kutta.dpm2_ancestral, 2),
 }
-"""All there are, in the order of their numbers in exported files."""
+"""All there are; those with a formula are in the order of their numbers in exported files."""
+
+
+def formulas() -> dict[str, Formula]:
+    """The methods that have a formula, which an exported file computes itself."""
+    return {name: entry.formula for name, entry in METHODS.items() if entry.formula is not None}
 
 
 def register_method(
@@ -53,17 +85,37 @@ def register_method(
     Args:
         name: what ``method=`` is then given.
         formula: as of `fastddpm.plans.formula`; it may use the columns ``x0_from_x``, ``x0_from_m``,
-            ``from_x0``, ``from_x``, ``from_m``, ``from_x0_prev``, ``from_noise``, ``log_var_min`` and
-            ``log_var_max``.
+            ``from_x0``, ``from_x``, ``from_m``, ``from_kept_1`` (of the last x0), ``from_noise``,
+            ``log_var_min`` and ``log_var_max``.
         takes: as of `Entry`, as is the next.
         skips_last: likewise.
 
     Raises:
         ValueError: a name that is taken, or an option that is none.
     """
-    if not isinstance(name, str) or not name.isidentifier() or name in METHODS:
-        raise BadArgument("name", repr(name), f"an identifier other than {', '.join(METHODS)}")
+    _check_new(name)
     for option in takes:
         if option not in OWN_OPTIONS:
             raise BadArgument("takes", repr(option), ", ".join(OWN_OPTIONS))
     METHODS[name] = Entry(formula, frozenset(takes), skips_last)
+
+
+def register_solver(name: str, solver: Solver, *, order: int = 1, orders: Collection[int] = ()) -> None:
+    """Adds a solver, for this process.
+
+    Args:
+        name: what ``method=`` is then given.
+        solver: as of `fastddpm.plans.solver`.
+        order: of it, unless another is asked for.
+        orders: others that it can have.
+
+    Raises:
+        ValueError: a name that is taken.
+    """
+    _check_new(name)
+    METHODS[name] = _solver(solver, order, *orders)
+
+
+def _check_new(name: str) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or name in METHODS:
+        raise BadArgument("name", repr(name), f"an identifier other than {', '.join(METHODS)}")

@@ -15,8 +15,10 @@ import numpy.typing as npt
 from fastddpm.checks import BadArgument, check_choice, falling, whole
 from fastddpm.schedule import NoiseSchedule
 
-TimestepSpacing = Literal["leading", "linspace", "trailing"]
+TimestepSpacing = Literal["leading", "linspace", "trailing", "karras", "exponential", "beta"]
 SPACINGS: tuple[TimestepSpacing, ...] = ("leading", "linspace", "trailing")
+"""Of timesteps; the others are of noise levels (`fastddpm.plans.points`)."""
+SIGMA_SPACINGS: tuple[TimestepSpacing, ...] = ("karras", "exponential", "beta")
 
 Int64 = npt.NDArray[np.int64]
 Timesteps = Sequence[int] | npt.ArrayLike

@@ -1,14 +1,18 @@
 """The columns of a plan's table: one row of float32 numbers per step of the reverse process.
 
     x0     = clip(p*x + q*m, -r, r)
-    x_next = a*x0 + b*x + e*m + h*x0_prev + c*z          z ~ N(0, 1)
+    x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z          z ~ N(0, 1)
 
-m is the network's output, x0_prev the x0 of the row before. A sampling method is a table of such rows; the
-`reverse_step` operator applies one of them. Some tables keep a division that a library makes, so that every
-rounding is the library's:
+m is the network's output, k1 to k3 are up to three predictions of earlier rows: what a linear multistep or
+Runge-Kutta method remembers. Each row puts its own into one of these places, after it has read them:
+
+    k_slot = x0, or i*x0 + j*x + n*m                     COMBINE
+
+A sampling method is a table of such rows; the `reverse_step` operator applies one of them. Some tables keep a
+division that a library makes, so that every rounding is the library's:
 
     x0     = clip((p*x + q*m) / d, -r, r)                DIVIDE
-    x_next = a*x0 + e*eps + h*x0_prev + c*z              REDERIVE
+    x_next = a*x0 + e*eps + h1*k1 + ... + c*z            REDERIVE
     eps    = (b*x + f*x0 + g*m) / w
 
 `Column` says which column each letter is; code outside formulas names columns in full.
@@ -16,12 +20,15 @@ rounding is the library's:
 
 from enum import IntEnum
 
-N_COLUMNS = 16
-"""Width of a row: 64 bytes, so that a row is one aligned read."""
+N_COLUMNS = 24
+"""Width of a row: 96 bytes, three aligned sectors of 32."""
+
+MOST_KEPT = 3
+"""Places for predictions of earlier rows."""
 
 
 class Column(IntEnum):
-    """Position of each coefficient in a row; 12 to 15 hold 0 in tables without divisions."""
+    """Position of each coefficient in a row; 12 to 15 are 0 in tables without divisions, 22 and 23 always."""
 
     X0_FROM_X = 0
     """p: x0 from x."""
@@ -35,8 +42,8 @@ class Column(IntEnum):
     """b: x_next from x; with a divisor of eps, eps from x."""
     FROM_M = 5
     """e: x_next from m; with a divisor of eps, x_next from eps."""
-    FROM_X0_PREV = 6
-    """h: x_next from x0_prev; 0 in a first row."""
+    FROM_KEPT_1 = 6
+    """h1: x_next from the first kept prediction; 0 while nothing was put there."""
     FROM_NOISE = 7
     """c: x_next from the noise: the standard deviation, or its factor (`sigma_scale`) with learned range."""
     LOG_VAR_MIN = 8
@@ -55,6 +62,18 @@ class Column(IntEnum):
     """g: eps from m, where it has a divisor."""
     EPS_DIVISOR = 15
     """w: divisor of eps; 0 in every row: x_next is made of m itself."""
+    FROM_KEPT_2 = 16
+    """h2: x_next from the second kept prediction."""
+    FROM_KEPT_3 = 17
+    """h3: x_next from the third."""
+    KEPT_FROM_X0 = 18
+    """i: the prediction to keep from x0, where it is a sum."""
+    KEPT_FROM_X = 19
+    """j: the same from x."""
+    KEPT_FROM_M = 20
+    """n: the same from m."""
+    KEPT_SLOT = 21
+    """Where the row's prediction goes: 0, 1 or 2."""
 
 
 # Neighbours in a row that one formula reads; of integers, since torch.compile cannot trace the members.
@@ -64,3 +83,7 @@ X_NEXT = slice(int(Column.FROM_X0), int(Column.FROM_M) + 1)
 """a, b, e."""
 EPS = slice(int(Column.EPS_FROM_X0), int(Column.EPS_DIVISOR) + 1)
 """f, g, w."""
+KEPT = slice(int(Column.KEPT_FROM_X0), int(Column.KEPT_FROM_M) + 1)
+"""i, j, n."""
+FROM_KEPT = (int(Column.FROM_KEPT_1), int(Column.FROM_KEPT_2), int(Column.FROM_KEPT_3))
+"""h1, h2, h3, which are no neighbours."""

@@ -151,7 +151,7 @@ def test_layouts_and_kinds_of_steps(visited, monkeypatch):
     noisy = [options["noise"] is not None for _, options, _ in given[:5]]
     assert noisy == [True, False, True, True, False]
     assert [len(m) for m, _, _ in given[:5]] == [4, 4, 4, 8, 4]
-    assert [options["multistep"] for _, options, _ in given[:5]] == [False] * 4 + [True]
+    assert [options["kept"] is not None for _, options, _ in given[:5]] == [False] * 4 + [True]
     assert given[4][1]["x0"] is not None
 
 

@@ -95,6 +95,7 @@ def test_every_method_and_dtype(run, folder):
         ["--method", "ddpm", "--steps", "3"],
         ["--method", "ddim", "--eta", "0.5"],
         ["--method", "dpmpp_2m", "--steps", "3"],
+        ["--method", "unipc", "--steps", "4", "--spacing", "karras", "--order", "3"],
         ["--dtype", "bfloat16"],
     ):
         assert run("sample", folder, "--seeds", "1", *words)[0] == 0
@@ -102,9 +103,14 @@ def test_every_method_and_dtype(run, folder):
 
 BAD = {
     "unknown method": (
-        ["--method", "euler"],
-        "--method: 'euler' given, one of ddpm, ddim, dpmpp_2m accepted",
+        ["--method", "eular"],
+        "--method: 'eular' given, one of ddpm, ddim, dpmpp_2m,",
     ),
+    "spacing of solvers": (
+        ["--method", "ddim", "--spacing", "karras"],
+        "--spacing: 'karras', which belongs to",
+    ),
+    "order of another": (["--method", "unipc", "--order", "4"], "--order: 4 with method 'unipc' given, 1 or"),
     "more steps than T": (["--steps", "1001"], "1000"),
     "no steps": (["--steps", "0"], "--steps: 0 given, an integer in [1, 1000] accepted"),
     "eta below 0": (["--eta", "-1"], "--eta: -1.0 given, a finite number in [0, 1] accepted"),

@@ -304,7 +304,7 @@ def test_errors_name_the_argument():
         (lambda: fast.sample(0, "cpu"), "batch_size: 0 given"),
         (lambda: fast.sample(2, "meta"), "device: 'meta' given, 'cpu'"),
         (lambda: fast.sample(2, "cpu", seeds=[1, 2]), 'seeds: seeds with noise="torch"'),
-        (lambda: fast.sample(2, "cpu", method="euler"), "method: 'euler' given"),
+        (lambda: fast.sample(2, "cpu", method="eular"), "method: 'eular' given"),
         (
             lambda: fast.sample(2, "cpu", num_inference_steps=13),
             r"num_inference_steps: 13 given, .* \[1, 12\]",

@@ -20,6 +20,8 @@ METHODS = {
     "ddim": {"method": "ddim"},
     "ddim_eta": {"method": "ddim", "eta": 0.7},
     "dpmpp_2m": {"method": "dpmpp_2m"},
+    "unipc": {"method": "unipc", "solver_order": 3, "timestep_spacing": "karras"},
+    "lms": {"method": "lms"},
 }
 
 

@@ -107,11 +107,11 @@ def test_a_step_traces_to_its_operator(case):
 
 @pytest.mark.parametrize("case", COMPILED_CASES, ids=lambda case: case.name)
 @pytest.mark.usefixtures("fake_cuda")
-def test_a_compiled_step_is_one_launch_that_writes_x_and_x0_alone(case):
+def test_a_compiled_step_is_one_launch_that_writes_what_it_keeps_alone(case):
     """A tensor taken for written would be cloned on every step."""
     given = fake(step_cases.arguments(case, SHAPES[3072], channels_last=True))
     [(arguments, written)] = traced_kernels(reverse_step, **given)
-    assert written == (["x_ptr", "x0_ptr"] if case.x0 else ["x_ptr"])
+    assert written == ["x_ptr", *["x0_ptr"] * case.x0, *["kept_ptr"] * (case.kept > 0)]
     assert arguments["CHANNELS_LAST"] is True
     assert arguments["CLIP"] is case.clip
     assert arguments["LEARNED_RANGE"] is case.learned_range
@@ -167,7 +167,7 @@ import torch
 import fastddpm_kernels
 assert not torch.cuda.is_initialized()
 x = torch.zeros(1, 3, 4, 4)
-fastddpm_kernels.reverse_step(x, x.clone(), torch.ones(1, 16), torch.zeros(2, dtype=torch.int64), clip=True)
+fastddpm_kernels.reverse_step(x, x.clone(), torch.ones(1, 24), torch.zeros(2, dtype=torch.int64), clip=True)
 fastddpm_kernels.q_sample(x, torch.tensor([0]), torch.ones(1), torch.ones(1), noise=x)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

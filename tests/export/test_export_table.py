@@ -84,15 +84,16 @@ def test_the_table_is_the_plans(schedule, method, options, steps, spacing):
     eta = options.get("eta", 0.0)
     fixed = {name: option for name, option in options.items() if name != "eta"}
     table = table_of(schedule, plan.timesteps, method, eta, clip=1.5, **fixed)
-    assert table.shape == plan.table.shape
-    scale = np.maximum(np.abs(plan.table), 1e-3)
-    np.testing.assert_array_less(np.abs(table - plan.table) / scale, LAST_BITS)
+    assert table.shape == (len(plan), 16)
+    expected = plan.table[:, :16]
+    scale = np.maximum(np.abs(expected), 1e-3)
+    np.testing.assert_array_less(np.abs(table - expected) / scale, LAST_BITS)
 
 
 def test_the_table_without_a_clip():
     plan = make_plan(SCHEDULES["linear"], method="dpmpp_2m", num_inference_steps=9)
     table = table_of(SCHEDULES["linear"], plan.timesteps, "dpmpp_2m", 0.0, clip=np.inf)
-    np.testing.assert_allclose(table, plan.table, rtol=LAST_BITS, atol=1e-9)
+    np.testing.assert_allclose(table, plan.table[:, :16], rtol=LAST_BITS, atol=1e-9)
 
 
 def test_a_row_that_is_not_finite_is_an_error_as_in_a_plan():

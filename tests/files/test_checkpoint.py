@@ -144,7 +144,7 @@ MALFORMED = {
     "wrong type": (lambda f: rewrite(f, "config.json", base_channels="8"), r"config.json: base_channels"),
     "unknown schedule": (lambda f: rewrite(f, "schedule.json", name="exp"), r"schedule.json: .*exp"),
     "unknown option": (lambda f: rewrite(f, "sampler.json", speed=2), r"sampler.json: .*speed"),
-    "bad option": (lambda f: rewrite(f, "sampler.json", method="euler"), r"sampler.json: method: 'euler'"),
+    "bad option": (lambda f: rewrite(f, "sampler.json", method="eular"), r"sampler.json: method: 'eular'"),
 }
 
 

@@ -57,7 +57,7 @@ def step_errors() -> dict[str, tuple[float, float]]:
             given = step_cases.arguments(case, SHAPES[33], **options)
             result = step_cases.clone(given)
             reverse_step_op(**result)
-            expected = dict(zip(("x", "x0"), step_cases.expected(given), strict=True))
+            expected = dict(zip(("x", "x0", "kept"), step_cases.expected(given), strict=True))
             for name, values in expected.items():
                 if given[name] is not None:
                     worst[kind] = max(worst[kind], largest(result[name], values))

@@ -64,10 +64,10 @@ def test_every_case_on_every_card(target, made, full):
 )
 def test_other_cases_of_the_step(case, made):
     [one] = made(step_point(case.name), "sm_90")
-    # x, m, v, the other m, x0_prev and a slot of the ring, each in four lanes.
-    reads = 2 + case.learned_range + case.guidance + case.multistep + (case.noise == "ring")
+    # x, m, v, the other m, what is kept and a slot of the ring, each in four lanes.
+    reads = 2 + case.learned_range + case.guidance + case.kept + (case.noise == "ring")
     assert one.wide_loads == 4 * reads
-    assert one.wide_stores == one.stores == 4 * (1 + case.x0)
+    assert one.wide_stores == one.stores == 4 * (1 + case.x0 + (case.kept > 0))
     assert one.shared_bytes == 0
 
 

@@ -21,6 +21,8 @@ METHODS = {
     "ddim": {"method": "ddim"},
     "ddim, eta 0.7": {"method": "ddim", "eta": 0.7},
     "dpmpp_2m": {"method": "dpmpp_2m"},
+    "unipc": {"method": "unipc"},
+    "heun": {"method": "heun"},
 }
 
 

@@ -20,10 +20,9 @@ ids = [case.name for case in CASES]
 
 
 def compare(given, result):
-    x_next, x0 = step_cases.expected(given)
-    np.testing.assert_allclose(result["x"].numpy(), x_next, rtol=0, atol=TOLERANCE)
-    if given["x0"] is not None:
-        np.testing.assert_allclose(result["x0"].numpy(), x0, rtol=0, atol=TOLERANCE)
+    for name, wanted in zip(("x", "x0", "kept"), step_cases.expected(given), strict=True):
+        if given[name] is not None:
+            np.testing.assert_allclose(result[name].numpy(), wanted, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
@@ -32,7 +31,7 @@ def test_agrees_with_float64(case, n):
     seeds = step_cases.SEEDS if n < 784 else step_cases.SEEDS[1:]
     given = step_cases.arguments(case, SHAPES[n], seeds=seeds)
     result = step_cases.clone(given)
-    guarded = {name: Guarded(given[name]) for name in ("x", "x0") if given[name] is not None}
+    guarded = {name: Guarded(given[name]) for name in ("x", "x0", "kept") if given[name] is not None}
     launch(**(result | {name: buffer.tensor for name, buffer in guarded.items()}))
     compare(given, {name: buffer.tensor for name, buffer in guarded.items()})
     assert all(buffer.intact() for buffer in guarded.values())

@@ -31,6 +31,7 @@ FULL = {
     "clip_sample_range": 0.5,
     "timestep_spacing": "trailing",
     "timesteps": [90, 40, 3],
+    "solver_order": None,
     "eta": 0.25,
     "time_input": "noise_level",
 }
@@ -80,7 +81,7 @@ def test_the_plan_is_that_of_its_options():
     ("given", "message"),
     [
         ({"stepz": 3}, "stepz: unknown to a method, given, method, num_inference_steps, prediction"),
-        ({"method": ["ddpm"]}, r"method: \['ddpm'\] given, one of ddpm, ddim, dpmpp_2m accepted"),
+        ({"method": ["ddpm"]}, r"method: \['ddpm'\] given, one of ddpm, ddim, dpmpp_2m,"),
         ({"method": None}, "method: None given"),
         ({"time_input": "level"}, "time_input: 'level' given, one of timestep, noise_level accepted"),
         ({"timestep_spacing": 3}, "timestep_spacing: 3 given, one of"),

@@ -41,7 +41,7 @@ class Walker:
     def __init__(self, plan):
         self.plan = plan
         self.table = torch.tensor(plan.table)
-        self.x0 = torch.full(SHAPE, 7.0)  # what is left over from elsewhere: a first row must not use it
+        self.kept = torch.full((1, *SHAPE), 7.0)  # left over from elsewhere: a first row must not use it
 
     def step(self, k, x, m, generator):
         plan, x = self.plan, x.clone()
@@ -52,10 +52,9 @@ class Walker:
             self.table,
             torch.tensor([k, 0]),
             noise=noise,
-            x0=self.x0 if plan.multistep else None,
             threshold=self._threshold(k, x, m),
+            kept=self.kept if plan.kept else None,
             clip=plan.clip,
-            multistep=plan.multistep,
             divide=plan.divides,
             rederive=plan.rederives,
         )
@@ -151,7 +150,7 @@ def test_dpmsolver_steps(prediction, solver, final, spacing, total_and_steps):
     )
     scheduler.set_timesteps(steps)
     plan = from_dpmsolver_scheduler(scheduler, steps)
-    assert plan.multistep is (solver[0] == 2)
+    assert plan.kept == (solver[0] == 2)
     hold_steps(scheduler, plan)
 
 
@@ -295,8 +294,8 @@ def test_the_last_of_few_steps_is_first_order(steps, is_few):
     hold_steps(scheduler, plan)
     native = dpmpp_2m_plan(NoiseSchedule.linear(), steps, final_alpha_cumprod=0.9999)
     for one in (plan, native):
-        assert (one.table[-1, Column.FROM_X0_PREV] == 0) == is_few
-        assert (one.table[1:-1, Column.FROM_X0_PREV] != 0).all()
+        assert (one.table[-1, Column.FROM_KEPT_1] == 0) == is_few
+        assert (one.table[1:-1, Column.FROM_KEPT_1] != 0).all()
 
 
 @pytest.mark.parametrize("variance", ["learned", "learned_range"])

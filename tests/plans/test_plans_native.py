@@ -180,8 +180,9 @@ def test_dpmpp_rows(prediction, steps, final, clip, spacing, schedule):
         )  # x0 = p x + q m is small beside both
         hold(got, expected, cancelled=abs(plan.table[k, Column.FROM_X0]) * terms)
         hold(got_x0, x0, cancelled=terms)
-    assert plan.multistep is bool((plan.table[:, Column.FROM_X0_PREV] != 0).any())
-    assert plan.multistep is (steps >= 10)
+    assert plan.kept == bool((plan.table[:, Column.FROM_KEPT_1] != 0).any())
+    assert plan.kept == (steps >= 10)
+    assert not plan.combines
 
 
 def test_collapsed_columns():
@@ -275,16 +276,15 @@ def test_rows_through_the_operator():
         dpmpp_2m_plan(LINEAR, 10, prediction_type="v_prediction"),
     ):
         for k in range(10):
-            got, buffer = x[k].clone(), x0_prev[k].clone()
+            got, buffer = x[k].clone(), x0_prev[k].clone()[None]
             reverse_step(
                 got,
                 m[k],
                 torch.tensor(plan.table),
                 torch.tensor([k, 0]),
                 noise=z[k][None],
-                x0=buffer if plan.multistep else None,
+                kept=buffer if plan.kept else None,
                 clip=plan.clip,
-                multistep=plan.multistep,
             )
             arrays = (v[k].double().numpy() for v in (x, m, z, x0_prev))
             now, output, noise, before = arrays
@@ -341,8 +341,8 @@ def test_order_of_the_solvers():
         assert len(timesteps) == n_steps + 1
         final = abar_of(LINEAR, last)
         plan = build(LINEAR, timesteps=timesteps[:-1], final_alpha_cumprod=final)
-        if plan.multistep:
-            assert plan.table[-1, Column.FROM_X0_PREV] != 0
+        if plan.kept:
+            assert plan.table[-1, Column.FROM_KEPT_1] != 0
         start, end = abar_of(LINEAR, 999), final
         exact = math.sqrt((end * scale**2 + 1 - end) / (start * scale**2 + 1 - start))
         return abs(walk(plan, gaussian_network(scale, LINEAR), np.ones(1))[0] - exact)

@@ -17,11 +17,10 @@ ids = [case.name for case in CASES]
 
 
 def compare(given, result):
-    """Hold x and x0 of `result` to float64's answer for `given`."""
-    x_next, x0 = step_cases.expected(given)
-    np.testing.assert_allclose(result["x"].cpu().numpy(), x_next, rtol=0, atol=TOLERANCE)
-    if given["x0"] is not None:
-        np.testing.assert_allclose(result["x0"].cpu().numpy(), x0, rtol=0, atol=TOLERANCE)
+    """Hold x, x0 and kept of `result` to float64's answer for `given`."""
+    for name, wanted in zip(("x", "x0", "kept"), step_cases.expected(given), strict=True):
+        if given[name] is not None:
+            np.testing.assert_allclose(result[name].cpu().numpy(), wanted, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
@@ -54,7 +53,9 @@ def test_only_x_and_x0_change():
 def test_coefficients_are_unpacked_in_the_order_of_the_columns():
     letters = sorted(step_cases.COLUMNS, key=step_cases.COLUMNS.__getitem__)
     assert [step_cases.COLUMNS[letter] for letter in letters] == list(Column)
-    assert f"{', '.join(letters)} = row" in inspect.getsource(reference.reverse_step)
+    source = inspect.getsource(reference.reverse_step)
+    assert f"{', '.join(letters[:16])} = row[:16]" in source
+    assert f"{', '.join(letters[16:])} = row[16:22]" in source
 
 
 def test_linear_case_equals_the_long_form():
@@ -153,7 +154,7 @@ BAD = {
     "m has shape": {"m": torch.zeros(2, 4, 4, 4)},
     "m has dtype": {"m": X.double()},
     "table has shape": {"table": torch.zeros(16)},
-    "table has dtype": {"table": torch.zeros(1, 16, dtype=torch.float64)},
+    "table has dtype": {"table": torch.zeros(1, 24, dtype=torch.float64)},
     "counter has shape": {"counter": torch.zeros(1, dtype=torch.int64)},
     "counter has dtype": {"counter": torch.zeros(2, dtype=torch.int32)},
     r"noise \(seeds\) has shape": {"noise": torch.zeros(3, dtype=torch.int64)},
@@ -164,13 +165,16 @@ BAD = {
     r"m has shape \(2, 3, 4, 4\); accepted is \(4, 3, 4, 4\)": {"guidance": torch.zeros(2)},
     "threshold has dtype": {"threshold": torch.zeros(2, dtype=torch.float64)},
     "clip is True and threshold is given": {"threshold": torch.ones(2), "clip": True},
-    "multistep is True and x0 is None": {"multistep": True},
+    "kept has shape": {"kept": X},
+    r"kept has shape \(4,": {"kept": torch.zeros(4, *X.shape)},
+    "kept has dtype": {"kept": X.double()[None]},
+    "combine is True and kept is None": {"combine": True},
 }
 
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments_are_named(message):
-    good = {"x": X.clone(), "m": X, "table": torch.zeros(1, 16), "counter": torch.zeros(2, dtype=torch.int64)}
+    good = {"x": X.clone(), "m": X, "table": torch.zeros(1, 24), "counter": torch.zeros(2, dtype=torch.int64)}
     with pytest.raises(ValueError, match=f"^{message}") as raised:
         reverse_step(**(good | BAD[message]))
     assert "accepted" in str(raised.value)

@@ -32,8 +32,10 @@ BOUNDS = torch.empty(2, device="meta")
         (images(2, 3, torch.bfloat16), {}, 2 * 480 + 240, 3 * 120),
         # x0: 3, clip: 2, x_next: 5.
         (X, {"clip": True}, 3 * 480, 10 * 120),
-        # x0 read and written; h*x0_prev.
-        (X, {"clip": True, "multistep": True, "x0": X}, 5 * 480, 12 * 120),
+        # A prediction read, and one written; h1*k1.
+        (X, {"clip": True, "kept": X[None]}, 5 * 480, 12 * 120),
+        # Three read, and one written; h1*k1 + h2*k2 + h3*k3, and i*x0 + j*x + n*m.
+        (X, {"kept": torch.empty(3, *X.shape, device="meta"), "combine": True}, 7 * 480, 19 * 120),
         # Bounded on both sides and divided: 3.
         (X, {"threshold": BOUNDS, "x0": X}, 4 * 480, 11 * 120),
         (images(4, 3), {"guidance": BOUNDS}, 4 * 480, 6 * 120),
@@ -47,7 +49,7 @@ BOUNDS = torch.empty(2, device="meta")
     ],
 )
 def test_reverse_step(m, options, n_bytes, operations):
-    given = step.Arguments(X, m, torch.empty(9, 16), torch.empty(2), **options)
+    given = step.Arguments(X, m, torch.empty(9, 24), torch.empty(2), **options)
     assert given.traffic() == (n_bytes, operations)
 
 

@@ -462,7 +462,7 @@ def test_bad_calls_are_refused_by_name(sampler, message):
 
 
 BAD_OPTIONS = {
-    "method: 'euler' given, one of ddpm, ddim, dpmpp_2m": {"method": "euler"},
+    "method: 'eular' given, one of ddpm, ddim, dpmpp_2m": {"method": "eular"},
     "num_inference_steps": {"num_inference_steps": 0},
     "num_inference_steps.*1001": {"num_inference_steps": 1001},
     "eta": {"method": "ddim", "eta": -0.1},

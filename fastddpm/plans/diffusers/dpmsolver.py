@@ -87,7 +87,7 @@ def from_dpmsolver_scheduler(scheduler: SchedulerOrConfig, num_inference_steps: 
         **columns,
         from_x0=second.double() - k.double(),
         from_x=(sigma[1:] / sigma[:-1]).double(),
-        from_x0_prev=0.0 - second.double(),
+        from_kept_1=0.0 - second.double(),
     )
     return Plan(
         method="dpmpp_2m",
@@ -96,7 +96,6 @@ def from_dpmsolver_scheduler(scheduler: SchedulerOrConfig, num_inference_steps: 
         table=table,
         prediction_type=config["prediction_type"],
         clip=False,
-        multistep=bool((second != 0).any()),
         learned_range=config["variance_type"] in ("learned", "learned_range"),
         thresholding=thresholding_of(config),
     )

@@ -3,9 +3,10 @@
     m      = m_u + w*(m_c - m_u)                                       guidance
     x0     = clip(p*x + q*m, -r, r)   or  clip(p*x + q*m, -s, s) / s   CLIP, threshold
              of (p*x + q*m) / d                                        DIVIDE
-    x_next = a*x0 + b*x + e*m + h*x0_prev + sigma*z                    h only if MULTISTEP
+    x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + sigma*z        of k as many as KEPT
              linear_x*x + linear_m*m + sigma*z                         if nothing bends, reads or keeps x0
-             a*x0 + e*((b*x + f*x0 + g*m) / w) + h*x0_prev + sigma*z   REDERIVE
+             a*x0 + e*((b*x + f*x0 + g*m) / w) + h1*k1 + ... + sigma*z REDERIVE
+    k_slot = x0   or   i*x0 + j*x + n*m                                COMBINE
     sigma  = c   or   c * exp(0.5*(f*log_var_max + (1-f)*log_var_min)), f = (v+1)/2      LEARNED_RANGE
 
 x and x0 are float32 (B, C, H, W) contiguous; m is float32, float16 or bfloat16, contiguous or channels_last,
@@ -13,8 +14,8 @@ of B or (guidance) 2B rows and C or (learned range) 2C channels. Row k = counter
 and the counter are read on the device: a launch has nothing of a step baked in, so that it can be replayed.
 
 Bytes per element: read x (4), read m (4, or 2 in half precision), write x (4): 12 or 10. Guidance reads m
-twice and learned range reads v too (as m); x0 is written (4) and in a multistep read (4); given noise is
-read (4).
+twice and learned range reads v too (as m); x0 is written (4); kept predictions are read (4 each), one of them
+written (4); given noise is read (4).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ R = tl.constexpr(int(Column.X0_BOUND))
 A = tl.constexpr(int(Column.FROM_X0))
 B = tl.constexpr(int(Column.FROM_X))
 E = tl.constexpr(int(Column.FROM_M))
-H = tl.constexpr(int(Column.FROM_X0_PREV))
+H1 = tl.constexpr(int(Column.FROM_KEPT_1))
+H2 = tl.constexpr(int(Column.FROM_KEPT_2))
+H3 = tl.constexpr(int(Column.FROM_KEPT_3))
 C = tl.constexpr(int(Column.FROM_NOISE))
 LOG_VAR_MIN = tl.constexpr(int(Column.LOG_VAR_MIN))
 LOG_VAR_MAX = tl.constexpr(int(Column.LOG_VAR_MAX))
@@ -47,6 +50,10 @@ D = tl.constexpr(int(Column.X0_DIVISOR))
 F = tl.constexpr(int(Column.EPS_FROM_X0))
 G = tl.constexpr(int(Column.EPS_FROM_M))
 W = tl.constexpr(int(Column.EPS_DIVISOR))
+KEPT_X0 = tl.constexpr(int(Column.KEPT_FROM_X0))
+KEPT_X = tl.constexpr(int(Column.KEPT_FROM_X))
+KEPT_M = tl.constexpr(int(Column.KEPT_FROM_M))
+SLOT = tl.constexpr(int(Column.KEPT_SLOT))
 ROW = tl.constexpr(N_COLUMNS)
 
 
@@ -94,6 +101,7 @@ def reverse_step_kernel(
     x0_ptr,
     guidance_ptr,
     threshold_ptr,
+    kept_ptr,
     n_elements,
     plane_16,
     channels,
@@ -102,7 +110,8 @@ def reverse_step_kernel(
     shift,
     ring_slots,
     CLIP: tl.constexpr,
-    MULTISTEP: tl.constexpr,
+    KEPT: tl.constexpr,
+    COMBINE: tl.constexpr,
     DIVIDE: tl.constexpr,
     REDERIVE: tl.constexpr,
     SEEDED: tl.constexpr,
@@ -143,7 +152,7 @@ def reverse_step_kernel(
     if guidance_ptr is not None:
         m = m_u + tl.load(guidance_ptr + sample) * (m - m_u)
 
-    if CLIP or DIVIDE or REDERIVE or (threshold_ptr is not None) or (x0_ptr is not None):
+    if CLIP or DIVIDE or REDERIVE or KEPT or (threshold_ptr is not None) or (x0_ptr is not None):
         x0 = tl.load(row_ptr + P) * x + tl.load(row_ptr + Q) * m
         if DIVIDE:
             # Rounded once, as IEEE 754 has it; `/` may be off by two units in the last place.
@@ -160,11 +169,24 @@ def reverse_step_kernel(
             x_next = tl.load(row_ptr + A) * x0 + tl.load(row_ptr + E) * eps
         else:
             x_next = tl.load(row_ptr + A) * x0 + tl.load(row_ptr + B) * x + tl.load(row_ptr + E) * m
+        if KEPT:
+            kept_row_ptr = kept_ptr + sample * n_elements
+            x_next += tl.load(row_ptr + H1) * tl.load(kept_row_ptr + element, mask=mask)
+            if KEPT > 1:
+                second_ptr = kept_row_ptr + batch * n_elements
+                x_next += tl.load(row_ptr + H2) * tl.load(second_ptr + element, mask=mask)
+            if KEPT > 2:
+                third_ptr = kept_row_ptr + 2 * batch * n_elements
+                x_next += tl.load(row_ptr + H3) * tl.load(third_ptr + element, mask=mask)
+            own = x0
+            if COMBINE:
+                own = tl.load(row_ptr + KEPT_X0) * x0 + tl.load(row_ptr + KEPT_X) * x
+                own += tl.load(row_ptr + KEPT_M) * m
+            if KEPT > 1:
+                kept_row_ptr += tl.load(row_ptr + SLOT).to(tl.int64) * batch * n_elements
+            tl.store(kept_row_ptr + element, own, mask=mask)
         if x0_ptr is not None:
-            x0_row_ptr = x0_ptr + sample * n_elements
-            if MULTISTEP:
-                x_next += tl.load(row_ptr + H) * tl.load(x0_row_ptr + element, mask=mask)
-            tl.store(x0_row_ptr + element, x0, mask=mask)
+            tl.store(x0_ptr + sample * n_elements + element, x0, mask=mask)
     else:
         x_next = tl.load(row_ptr + LINEAR_X) * x + tl.load(row_ptr + LINEAR_M) * m
 
@@ -203,17 +225,18 @@ def configure(given: Arguments) -> Launch:
     numbers = (n_elements, plane_16, x.shape[1], spatial, magic, shift, ring_slots)
     cases = {
         "CLIP": given.clip,
-        "MULTISTEP": given.multistep,
+        "KEPT": 0 if given.kept is None else len(given.kept),
+        "COMBINE": given.combine,
         "DIVIDE": given.divide,
         "REDERIVE": given.rederive,
         "SEEDED": seeded,
         "LEARNED_RANGE": m.shape[1] != x.shape[1],
         "CHANNELS_LAST": channels_last,
     }
-    return grid, (*given[:8], *numbers), options | cases
+    return grid, (*given[:9], *numbers), options | cases
 
 
-@triton_op("fastddpm::reverse_step", mutates_args={"x", "x0"})
+@triton_op("fastddpm::reverse_step", mutates_args={"x", "x0", "kept"})
 def reverse_step_op(
     x: Tensor,
     m: Tensor,
@@ -223,12 +246,14 @@ def reverse_step_op(
     x0: Tensor | None,
     guidance: Tensor | None,
     threshold: Tensor | None,
+    kept: Tensor | None,
     clip: bool,
-    multistep: bool,
+    combine: bool,
     divide: bool,
     rederive: bool,
 ) -> None:
-    """In place on x and x0; `op.reverse_step` checks the arguments. No gradient."""
-    given = Arguments(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive)
+    """In place on x, x0 and kept; `op.reverse_step` checks the arguments. No gradient."""
+    bounds = (guidance, threshold)
+    given = Arguments(x, m, table, counter, noise, x0, *bounds, kept, clip, combine, divide, rederive)
     grid, operands, options = configure(given)
     wrap_triton(reverse_step_kernel)[grid](*operands, **options)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..arguments import check_state, check_tensor
 from ..compat import runs_kernels
-from ..table import N_COLUMNS
+from ..table import MOST_KEPT, N_COLUMNS
 from .reference import Arguments
 from .reference import reverse_step as reference_reverse_step
 
@@ -24,8 +24,9 @@ def reverse_step(
     x0: Tensor | None = None,
     guidance: Tensor | None = None,
     threshold: Tensor | None = None,
+    kept: Tensor | None = None,
     clip: bool = False,
-    multistep: bool = False,
+    combine: bool = False,
     divide: bool = False,
     rederive: bool = False,
 ) -> None:
@@ -33,13 +34,14 @@ def reverse_step(
 
         m      = m_u + w*(m_c - m_u)                     with guidance
         x0     = clip(p*x + q*m, -r, r)                  or clip(p*x + q*m, -s, s) / s with threshold
-        x_next = a*x0 + b*x + e*m + h*x0_prev + c*z
+        x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z           k1 .. with kept
+        k_slot = x0                                      or i*x0 + j*x + n*m with combine
 
     Where nothing bends or reads x0 this is x_next = linear_x*x + linear_m*m + c*z, and is computed so. With
     divisions it is computed as written, and on the CPU each operation rounds once, in this order:
 
         x0     = clip((p*x + q*m) / d, -r, r)            divide
-        x_next = a*x0 + e*eps + h*x0_prev + c*z,  eps = (b*x + f*x0 + g*m) / w       rederive
+        x_next = a*x0 + e*eps + h1*k1 + ... + c*z,  eps = (b*x + f*x0 + g*m) / w     rederive
 
     Args:
         x: float32 (B, C, H, W), or any (B, ...), contiguous. Overwritten by x_next. With several GPUs, x's
@@ -48,7 +50,7 @@ def reverse_step(
             copied first. It has the shape of x; with 2C channels the second half is the learned-range
             variance v in [-1, 1]; with guidance it has 2B rows, first the B unconditional and then the B
             conditional ones.
-        table: float32 (S, 16), columns `Column`.
+        table: float32 (S, 24), columns `Column`.
         counter: int64 (2,) = (k, repeat), 0 <= k < S, read on the device only: k beyond the table is not
             detected on a GPU. The noise has step word k + 1.
         noise: None: no noise term. int64 (B,): a seed in [0, 2**63) per sample, z drawn by the noise spec
@@ -56,8 +58,10 @@ def reverse_step(
         x0: float32 like x, receives the clean image after the clip.
         guidance: float32 (B,), the scales w.
         threshold: float32 (B,), the bounds s > 0; takes the place of clip.
+        kept: float32 (1 to 3, *x.shape), predictions of earlier rows; the row's own goes into the place that
+            its column names, after the others were read.
         clip: bound x0 by column r.
-        multistep: x0 holds x0_prev on entry (2M). Without it the h term is left out.
+        combine: what is kept is a sum of x0, x and m, such as eps, instead of x0.
         divide: x0 has the divisor d, before the bound; d = 0 gives infinities, or NaN.
         rederive: e takes eps in place of m, from x, the bounded x0 and m; likewise w = 0.
 
@@ -68,17 +72,18 @@ def reverse_step(
 
     Raises:
         ValueError: an argument has another shape, dtype, device or layout, or clip meets threshold, or
-            multistep has no x0.
+            combine has nothing to keep.
 
     Sources: DDPM (Ho et al. 2020), equations 7 and 11; DDIM (Song et al. 2021), 12; DPM-Solver++ (Lu et al.
     2022), algorithm 2; learned range: Improved DDPM (Nichol and Dhariwal 2021), 15; thresholding: Imagen
     (Saharia et al. 2022).
     """
     _check(x, m, table, counter, guidance)
-    _check_options(x, noise, x0, threshold, clip, multistep)
+    _check_options(x, noise, x0, threshold, kept, clip, combine)
     if not _is_dense(m):
         m = m.contiguous()
-    given = Arguments(x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive)
+    bounds = (guidance, threshold)
+    given = Arguments(x, m, table, counter, noise, x0, *bounds, kept, clip, combine, divide, rederive)
     if runs_kernels(x.device):
         from .kernel import reverse_step_op
 
@@ -114,8 +119,9 @@ def _check_options(
     noise: Tensor | None,
     x0: Tensor | None,
     threshold: Tensor | None,
+    kept: Tensor | None,
     clip: bool,
-    multistep: bool,
+    combine: bool,
 ) -> None:
     if noise is not None and noise.dtype == torch.int64:
         check_tensor("noise (seeds)", noise, shape=x.shape[:1], dtypes=(torch.int64,), device=x.device)
@@ -133,8 +139,14 @@ def _check_options(
         check_tensor("threshold", threshold, shape=x.shape[:1], dtypes=(torch.float32,), device=x.device)
     if clip and threshold is not None:
         raise ValueError("clip is True and threshold is given; accepted is one of the two bounds of x0")
-    if multistep and x0 is None:
-        raise ValueError("multistep is True and x0 is None; accepted is a buffer that holds the previous x0")
+    if kept is not None:
+        if kept.dim() != x.dim() + 1 or not 1 <= kept.shape[0] <= MOST_KEPT:
+            raise ValueError(
+                f"kept has shape {tuple(kept.shape)}; accepted is (1 to {MOST_KEPT}, *{tuple(x.shape)})"
+            )
+        check_tensor("kept", kept, shape=(len(kept), *x.shape), dtypes=(torch.float32,), device=x.device)
+    elif combine:
+        raise ValueError("combine is True and kept is None; accepted is a buffer for what is kept")
 
 
 def _is_dense(m: Tensor) -> bool:

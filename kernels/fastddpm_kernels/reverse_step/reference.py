@@ -25,26 +25,29 @@ class Arguments(NamedTuple):
     x0: Tensor | None = None
     guidance: Tensor | None = None
     threshold: Tensor | None = None
+    kept: Tensor | None = None
     clip: bool = False
-    multistep: bool = False
+    combine: bool = False
     divide: bool = False
     rederive: bool = False
 
     def traffic(self) -> Traffic:
-        """x is read and written, m read, x0 written and in a multistep read, given noise read."""
+        """x is read and written, m and the kept predictions read, one of these and x0 written, given noise
+        read."""
         n = self.x.numel()
         noise, learned = self.noise, self.m.shape[1] != self.x.shape[1]
         m_elements = 2 * n if self.guidance is not None else n
         if learned and noise is not None:
             m_elements += n  # v, of the conditional half
-        states = 2 + (0 if self.x0 is None else 1 + self.multistep)
+        places = 0 if self.kept is None else len(self.kept)
+        states = 2 + (self.x0 is not None) + (places + 1 if places else 0)
         states += noise is not None and noise.is_floating_point()
 
-        if self.x0 is None and self.threshold is None and not (self.clip or self.divide or self.rederive):
+        if is_linear(self):
             operations = 3
         else:
             bound = 3 if self.threshold is not None else 2 * self.clip
-            operations = 3 + self.divide + bound + (9 if self.rederive else 5) + 2 * self.multistep
+            operations = 3 + self.divide + bound + (9 if self.rederive else 5) + 2 * places + 5 * self.combine
         if self.guidance is not None:
             operations += 3
         if noise is not None:
@@ -52,16 +55,23 @@ class Arguments(NamedTuple):
         return Traffic(states * size(self.x) + m_elements * self.m.element_size(), operations * n)
 
 
+def is_linear(given: Arguments) -> bool:
+    """Whether nothing bends, reads or keeps x0, so that x_next is a sum of x and m."""
+    bends = given.clip or given.divide or given.rederive or given.threshold is not None
+    return not bends and given.x0 is None and given.kept is None
+
+
 def reverse_step(arguments: Arguments) -> None:
-    """One reverse step in float32, in place on x and x0."""
-    x, m, table, counter, noise, x0, guidance, threshold, clip, multistep, divide, rederive = arguments
-    row = table.index_select(0, counter[:1]).squeeze(0)
+    """One reverse step in float32, in place on x, x0 and kept."""
+    x, m, table, counter, noise, x0, guidance, threshold, kept, clip, combine, divide, rederive = arguments
+    row = table.index_select(0, counter[:1]).squeeze(0).unbind()
     # In the order of `Column` (whose members torch.compile cannot trace as indices).
-    p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m, d, f, g, w = row.unbind()
+    p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m, d, f, g, w = row[:16]
+    h2, h3, i, j, n, slot = row[16:22]
     m, variance = split_output(m, x.shape[1], guidance)
 
     rounds = divide or rederive
-    if not (clip or rounds) and threshold is None and x0 is None:
+    if is_linear(arguments):
         x_next = _plus(linear_x * x, linear_m, m, rounds)
     else:
         pred_x0 = _plus(p * x, q, m, rounds)
@@ -76,9 +86,12 @@ def reverse_step(arguments: Arguments) -> None:
             x_next = a * pred_x0 + e * ((b * x + f * pred_x0 + g * m) / w)
         else:
             x_next = _plus(_plus(a * pred_x0, b, x, rounds), e, m, rounds)
+        if kept is not None:
+            for weight, earlier in zip((h, h2, h3), kept, strict=False):
+                x_next = _plus(x_next, weight, earlier, rounds)
+            own = i * pred_x0 + j * x + n * m if combine else pred_x0
+            _keep(kept, own, slot)
         if x0 is not None:
-            if multistep:
-                x_next = _plus(x_next, h, x0, rounds)
             x0.copy_(pred_x0)
 
     if noise is not None:
@@ -89,6 +102,14 @@ def reverse_step(arguments: Arguments) -> None:
             sigma = sigma * torch.exp(0.5 * log_variance)
         x_next = _plus(x_next, sigma, _noise(noise, counter, x), rounds)
     x.copy_(x_next)
+
+
+def _keep(kept: Tensor, own: Tensor, slot: Tensor) -> None:
+    """Puts a row's prediction into its place; the number of the place is read on the device."""
+    if len(kept) == 1:
+        kept[0].copy_(own)
+    else:
+        kept.index_copy_(0, slot.to(torch.int64).reshape(1), own[None])
 
 
 def split_output(m: Tensor, channels: int, guidance: Tensor | None) -> tuple[Tensor, Tensor | None]:

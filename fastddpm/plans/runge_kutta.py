@@ -1,0 +1,68 @@
+"""Runge-Kutta solvers: several evaluations of the network in a step, and nothing from the steps before it.
+
+In the sigma of Karras et al. 2022, sigma/alpha, with u = x/alpha, the probability-flow ODE is
+du/dsigma = eps.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fastddpm.plans.multistep import ancestral
+from fastddpm.plans.solver import SolverOptions
+from fastddpm.plans.tableau import Point, Tableau, steps
+
+
+def heun(points: list[Point], options: SolverOptions) -> Tableau:
+    """Karras et al. 2022, algorithm 1: Euler's step, and the mean of the slopes at its two ends."""
+    tableau, state = Tableau("eps"), None
+    for _, s, t in steps(points):
+        x, eps = tableau.evaluate(s, state)
+        u, length = x / s.alpha, t.ratio - s.ratio
+        state = t.alpha * (u + length * eps)
+        if not t.is_clean:
+            _, second = tableau.evaluate(t, state, is_start=False)
+            state = t.alpha * (u + length / 2 * (eps + second))
+    return tableau.ended(state)
+
+
+def dpm2(points: list[Point], options: SolverOptions) -> Tableau:
+    """The midpoint in log sigma: what k-diffusion calls DPM2 and diffusers KDPM2 (Karras et al. 2022)."""
+    return _midpoint(points, options, is_ancestral=False)
+
+
+def dpm2_ancestral(points: list[Point], options: SolverOptions) -> Tableau:
+    """The same to a lower noise level, and noise up to the right one."""
+    return _midpoint(points, options, is_ancestral=True)
+
+
+def _midpoint(points: list[Point], options: SolverOptions, *, is_ancestral: bool) -> Tableau:
+    tableau, state, noise = Tableau("eps"), None, 0.0
+    for _, s, t in steps(points):
+        x, eps = tableau.evaluate(s, state, noise=noise)
+        down, up = ancestral(s, t) if is_ancestral else (t.ratio, 0.0)
+        u, noise = x / s.alpha, t.alpha * up
+        if down == 0:
+            state = t.alpha * (u + (down - s.ratio) * eps)
+            continue
+        middle = options.at_ratio(math.sqrt(s.ratio * down))
+        halfway = middle.alpha * (u + (middle.ratio - s.ratio) * eps)
+        _, slope = tableau.evaluate(middle, halfway, is_start=False)
+        state = t.alpha * (u + (down - s.ratio) * slope)
+    return tableau.ended(state, noise=noise)
+
+
+def dpmpp_2s(points: list[Point], options: SolverOptions) -> Tableau:
+    """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) with r = 1/2: x0 at the middle in lambda."""
+    tableau, state = Tableau("x0"), None
+    for _, s, t in steps(points):
+        x, x0 = tableau.evaluate(s, state)
+        if t.is_clean:
+            state = t.alpha * x0
+            continue
+        h = t.log_snr - s.log_snr
+        middle = options.at_ratio(math.exp(-(s.log_snr + h / 2)))
+        halfway = middle.sigma / s.sigma * x - middle.alpha * math.expm1(-h / 2) * x0
+        _, x0 = tableau.evaluate(middle, halfway, is_start=False)
+        state = t.sigma / s.sigma * x - t.alpha * math.expm1(-h) * x0
+    return tableau.ended(state)

@@ -1,0 +1,404 @@
+"""Solvers: their orders on data with a known score, exact cases, and diffusers' schedulers of their names."""
+
+import functools
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from fastddpm.checks import BadArgument
+from fastddpm.plans import METHODS, Method, register_solver
+from fastddpm.plans.points import CLEAN, Levels, points_at, spaced_points
+from fastddpm.plans.solver import SolverOptions
+from fastddpm.plans.tableau import Tableau, steps
+from fastddpm.schedule import NoiseSchedule
+from fastddpm_kernels.table import Column
+
+diffusers = pytest.importorskip("diffusers")
+integrate = pytest.importorskip("scipy.integrate")
+
+SCHEDULE = NoiseSchedule.linear()
+LEVELS = Levels.of(SCHEDULE)
+SOLVERS = [name for name, entry in METHODS.items() if entry.solver is not None]
+# The others evaluate between two.
+AT_TIMESTEPS = [name for name in SOLVERS if name not in ("dpm2", "dpm2_ancestral", "dpmpp_2s")]
+NOISY = ["dpmpp_2m_sde", "dpmpp_3m_sde", "euler_ancestral", "dpm2_ancestral"]
+FROM_KEPT = (Column.FROM_KEPT_1, Column.FROM_KEPT_2, Column.FROM_KEPT_3)
+
+
+def plan_of(name, points, order=None, prediction_type="epsilon", bound=math.inf):
+    entry = METHODS[name]
+    tableau = entry.solver(points, SolverOptions(order or entry.order, LEVELS.at_ratio))
+    return tableau.plan(name, prediction_type, bound)
+
+
+def walk(plan, network, x, noise=lambda k: 0.0):
+    """A plan's rows one after the other in float64, by the formula of `fastddpm_kernels.table`."""
+    kept = np.full((3, *np.shape(x)), 7.0)  # left over from elsewhere: a first row must not use it
+    for k, row in enumerate(plan.table.astype(np.float64)):
+        m = network(x, plan.model_time[k])
+        x0 = np.clip(row[Column.X0_FROM_X] * x + row[Column.X0_FROM_M] * m, -row[2], row[2])
+        own = x0
+        if plan.combines:
+            own = row[Column.KEPT_FROM_X0] * x0 + row[Column.KEPT_FROM_X] * x + row[Column.KEPT_FROM_M] * m
+        x_next = row[Column.FROM_X0] * x0 + row[Column.FROM_X] * x + row[Column.FROM_M] * m
+        x_next += sum(row[column] * kept[place] for place, column in enumerate(FROM_KEPT))
+        kept[int(row[Column.KEPT_SLOT])] = own
+        x = x_next + row[Column.FROM_NOISE] * noise(k)
+    return x
+
+
+# ---------------------------------------------------------------- data with a known score
+
+MEANS, DEVIATIONS, WEIGHTS = np.array([-1.2, 0.5, 1.0]), np.array([0.3, 0.25, 0.5]), np.array([0.3, 0.3, 0.4])
+
+
+def mixture_eps(x, alpha, sigma):
+    """Of a mixture of three Gaussians in one dimension: eps = -sigma * score."""
+    variance = (alpha * DEVIATIONS) ** 2 + sigma**2
+    logarithms = np.log(WEIGHTS / np.sqrt(variance)) - (x[:, None] - alpha * MEANS) ** 2 / (2 * variance)
+    shares = np.exp(logarithms - logarithms.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    return sigma * (shares * (x[:, None] - alpha * MEANS) / variance).sum(axis=1)
+
+
+def mixture(x, time):
+    ratio = np.exp(np.interp(time, np.arange(1000), LEVELS.log_ratio))
+    alpha = 1 / np.hypot(1, ratio)
+    return mixture_eps(x, alpha, ratio * alpha)
+
+
+STARTS = np.linspace(-2.5, 2.5, 21)
+LAST = 100
+
+
+def even_points(count):
+    """Evenly in lambda, from the first timestep to one that is not the clean image."""
+    ends = [LEVELS.log_ratio[999], LEVELS.log_ratio[LAST]]
+    return [LEVELS.at_ratio(math.exp(value)) for value in np.linspace(*ends, count + 1)]
+
+
+@functools.cache
+def exact_ends():
+    """du/dsigma = eps by scipy's Runge-Kutta method of order 8."""
+    start, end = even_points(1)
+
+    def slope(ratio, u):
+        alpha = 1 / math.hypot(1, ratio)
+        return mixture_eps(u * alpha, alpha, ratio * alpha)
+
+    span = (start.ratio, end.ratio)
+    solved = integrate.solve_ivp(slope, span, STARTS / start.alpha, method="DOP853", rtol=1e-11, atol=1e-11)
+    return solved.y[:, -1] * end.alpha
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "expected", "count"),
+    [
+        ("euler", 1, 1, 80),
+        ("dpm_solver", 1, 1, 80),
+        ("dpm_solver", 2, 2, 80),
+        ("dpm_solver", 3, 3, 100),
+        ("dpmpp_3m", 3, 3, 80),
+        ("dpmpp_2s", 2, 2, 80),
+        ("unipc", 1, 2, 80),  # the corrector adds one
+        ("unipc", 2, 3, 60),
+        ("unipc", 3, 4, 30),
+        ("lms", 1, 1, 80),
+        ("lms", 2, 2, 80),
+        ("lms", 3, 3, 60),
+        ("lms", 4, 3.8, 80),  # 3.4 from 40 steps, towards 4 as they become more: it starts with order 1
+        ("pndm", 4, 2, 160),  # its paper proves 2
+        ("heun", 2, 2, 60),
+        ("dpm2", 2, 2, 60),
+    ],
+)
+def test_order_of_convergence(name, order, expected, count):
+    errors = [
+        np.abs(walk(plan_of(name, even_points(n), order), mixture, STARTS) - exact_ends()).max()
+        for n in (count, 2 * count)
+    ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(expected, abs=0.2), errors
+
+
+def test_evaluations_of_a_step():
+    """Runge-Kutta methods evaluate twice a step, but onto the clean image; a chain begins at whole steps."""
+    points = points_at(LEVELS, np.array([900, 600, 300]))
+    for name in ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s"):
+        plan = plan_of(name, points)
+        assert plan.starts.tolist() == [True, False, True, False, True]
+        assert plan.timesteps[[0, 2, 4]].tolist() == [900, 600, 300]
+    plan = plan_of("pndm", points)
+    assert plan.starts.tolist() == [True, False, True, True]
+    assert plan.timesteps.tolist() == [900, 600, 600, 300]
+    assert plan.row_of(700) == 2  # and not the second evaluation of the first step
+    more = points_at(LEVELS, np.arange(900, 0, -100))
+    kept = {name: plan_of(name, more).kept for name in ("euler", "heun", "unipc", "dpmpp_3m", "lms")}
+    assert kept == {"euler": 0, "heun": 1, "unipc": 2, "dpmpp_3m": 2, "lms": 3}
+
+
+# ---------------------------------------------------------------- exact cases
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("bound", [math.inf, 1.0])
+@pytest.mark.parametrize("name", AT_TIMESTEPS)
+def test_data_that_are_one_image_are_reached_exactly(name, bound, prediction_type):
+    """What a network predicts then does not change along a chain, so that no solver makes an error."""
+    image = np.array([0.8, -0.3])
+
+    def network(x, time):
+        abar = SCHEDULE.alphas_cumprod[int(time)]
+        alpha, sigma = math.sqrt(abar), math.sqrt(1 - abar)
+        eps = (x - alpha * image) / sigma
+        return {"epsilon": eps, "sample": image, "v_prediction": alpha * eps - sigma * image}[prediction_type]
+
+    points = points_at(LEVELS, np.array([990, 700, 450, 200, 60]))
+    plan = plan_of(name, points, prediction_type=prediction_type, bound=bound)
+    numbers = np.random.default_rng(1).standard_normal((len(plan), 2))
+    assert walk(plan, network, np.array([1.1, 0.4]), lambda k: numbers[k]) == pytest.approx(image, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_noise_keeps_the_variance_of_standard_normal_data(name):
+    """x is N(0, 1) at every level, eps is sigma*x: the variance of a chain's end tends to 1, as 1/S."""
+    errors = [abs(variance_of_the_end(name, count) - 1) for count in (50, 200)]
+    assert errors[1] < 0.05
+    assert errors[1] < 0.4 * errors[0] or errors[0] < 1e-3
+
+
+def variance_of_the_end(name, count):
+    """For eps = sigma*x a chain is linear in its start and each row's noise."""
+    ends = LEVELS.log_ratio[999], LEVELS.log_ratio[0]
+    plan = plan_of(name, [LEVELS.at_ratio(math.exp(value)) for value in np.linspace(*ends, count)])
+    assert plan.stochastic
+    symbols = np.eye(len(plan) + 1)
+
+    def eps(x, time):
+        ratio = np.exp(np.interp(time, np.arange(1000), LEVELS.log_ratio))
+        return ratio / np.hypot(1, ratio) * x
+
+    return (walk(plan, eps, symbols[0], lambda k: symbols[k + 1]) ** 2).sum()
+
+
+def test_a_chain_from_the_middle_forgets_what_was_before():
+    """Every kept prediction that is not there is taken to be the row's own: Euler's step comes of it."""
+    points = points_at(LEVELS, np.array([900, 700, 500, 300, 100]))
+    x, first = np.array([0.3, -0.9]), []
+    for name in ("euler", "lms", "pndm", "dpmpp_3m", "unipc", "deis"):
+        plan = plan_of(name, points)
+        row = plan.row_of(550)
+        plan, seen = plan.restarted(row), []
+        rest = types.SimpleNamespace(
+            table=plan.table[row:], model_time=plan.model_time[row:], combines=plan.combines
+        )
+        walk(rest, functools.partial(straight, seen), x)
+        first.append(seen[1])
+        assert plan_of(name, points).restarted(0).table == pytest.approx(
+            plan_of(name, points).table, abs=1e-7
+        )
+    for state in first[1:]:
+        assert state == pytest.approx(first[0], rel=1e-5)
+
+
+def straight(seen, x, time):
+    """A network that notes where it was evaluated."""
+    seen.append(x)
+    return 0.5 * x + 0.1
+
+
+# ---------------------------------------------------------------- diffusers
+
+
+def toy(x, time):
+    return 0.6 * x + 0.2 * torch.sin(3 * x) + 1e-4 * float(time)
+
+
+def diffusers_chain(scheduler, steps_of_it, start, dtype):
+    """The end of a chain, from a state with variance 1, and the times that the network was told."""
+    scheduler.set_timesteps(steps_of_it)
+    sample = torch.tensor(start, dtype=dtype) * (
+        1 if scheduler.init_noise_sigma == 1 else ve_scale(scheduler)
+    )
+    times = [float(t) for t in scheduler.timesteps]
+    for t in scheduler.timesteps:
+        m = toy(scheduler.scale_model_input(sample, t), t)
+        sample = scheduler.step(m, t, sample).prev_sample
+    return sample.numpy(), times
+
+
+def ve_scale(scheduler):
+    """From x to x/alpha, which is the state of the schedulers after Karras et al."""
+    return math.hypot(1, float(scheduler.sigmas[0]))
+
+
+def points_of(scheduler):
+    """Those that it steps through, from its noise levels or, of PNDM's, its timesteps."""
+    if not hasattr(scheduler, "sigmas"):
+        return points_at(LEVELS, np.unique(scheduler.timesteps.numpy())[::-1])
+    ratios = [float(ratio) for ratio in scheduler.sigmas]
+    distinct = [ratio for ratio, before in zip(ratios, [None, *ratios], strict=False) if ratio != before]
+    points = [LEVELS.at_ratio(ratio) for ratio in distinct if ratio > 0]
+    return [*points, CLEAN] if distinct[-1] == 0 else points
+
+
+PEERS = {
+    "euler": ("EulerDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_type": "bh2"}),
+    "dpm_solver": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver", "solver_type": "heun", "final_sigmas_type": "sigma_min"}
+        | {"lower_order_final": False},
+    ),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3, "lower_order_final": False}),
+}
+
+
+# Those that pass fractional times on; the others round them, or step by 0 at the end.
+FRACTIONAL = ("euler", "heun", "lms")
+LIMITS = {"deis": 1e-4}
+"""Of values up to 2: diffusers' has float32 differences of logarithms. 1e-5 of the others."""
+
+
+@pytest.mark.filterwarnings("ignore")  # of NumPy's and torch's, from diffusers
+@pytest.mark.parametrize(
+    ("name", "karras"), [*((name, False) for name in PEERS), *((name, True) for name in FRACTIONAL)]
+)
+def test_diffusers_scheduler_of_that_name(name, karras):
+    kind, options = PEERS[name]
+    if karras:
+        options = {**options, "use_karras_sigmas": True}
+    scheduler = getattr(diffusers, kind)(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", **options)
+    start = np.linspace(-2, 2, 9).reshape(1, 9)
+    dtype = torch.float32 if name == "unipc" else torch.float64
+    wanted, times = diffusers_chain(scheduler, 12, start, dtype)
+    plan = plan_of(name, points_of(scheduler))
+    assert plan.model_time == pytest.approx(np.array(times), abs=2e-3)
+    given = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start)
+    assert given == pytest.approx(wanted, abs=LIMITS.get(name, 1e-5))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["EulerAncestralDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
+def test_diffusers_ancestral_schedulers(kind):
+    """The same numbers in the place of theirs: the noise of a step enters as there."""
+    name = {"E": "euler_ancestral", "K": "dpm2_ancestral"}[kind[0]]
+    scheduler = getattr(diffusers, kind)(beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    start = np.linspace(-2, 2, 9).reshape(1, 9)
+    torch.manual_seed(4)
+    wanted, times = diffusers_chain(scheduler, 12, start, torch.float64)
+    plan = plan_of(name, points_of(scheduler))
+    torch.manual_seed(4)
+    # At the end of each step, of one evaluation or two.
+    drawn = {int(k): torch.randn(1, 9, dtype=torch.float64).numpy() for k in np.flatnonzero(plan.draws)}
+    given = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start, lambda k: drawn.get(k, 0.0))
+    assert len(plan) == len(times)
+    assert given == pytest.approx(wanted, abs=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order", [1, 2])
+def test_diffusers_dpm_solver_of_the_sde(order):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        algorithm_type="sde-dpmsolver++",
+        solver_type="heun",
+        solver_order=order,
+    )
+    start = np.linspace(-2, 2, 9).reshape(1, 9)
+    torch.manual_seed(4)
+    wanted, times = diffusers_chain(scheduler, 12, start, torch.float32)
+    plan = plan_of("dpmpp_2m_sde", points_of(scheduler), order)
+    torch.manual_seed(4)
+    drawn = [torch.randn(1, 9).numpy() for _ in times]
+    given = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start, lambda k: drawn[k])
+    assert given == pytest.approx(wanted, abs=2e-5)
+
+
+# ---------------------------------------------------------------- points and options
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential", "beta"])
+def test_spacings_of_noise_levels_are_those_of_diffusers(spacing):
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", **{f"use_{spacing}_sigmas": True}
+    )
+    scheduler.set_timesteps(9)
+    points = spaced_points(LEVELS, 9, spacing)
+    # diffusers' first noise level is of 1 - alphas_cumprod in float32.
+    assert np.array([point.ratio for point in points]) == pytest.approx(scheduler.sigmas.numpy(), rel=5e-4)
+    times = np.array([point.time for point in points[:-1]])
+    assert times == pytest.approx(scheduler.timesteps.numpy(), abs=1e-2)
+
+
+def test_options_of_solvers():
+    plan = Method(method="unipc", num_inference_steps=8, timestep_spacing="karras").plan(SCHEDULE)
+    assert plan.model_time.dtype == np.float32
+    assert plan.timesteps[0] == 999
+    assert plan.timesteps[-1] == 0
+    given = Method(method="heun", timesteps=[800, 400], time_input="noise_level").plan(SCHEDULE)
+    assert given.model_time == pytest.approx(np.sqrt(SCHEDULE.alphas_cumprod[[800, 400, 400]]), rel=1e-6)
+    assert Method(method="lms", num_inference_steps=5, solver_order=1).plan(SCHEDULE).kept == 0
+    with pytest.raises(BadArgument, match=r"timestep_spacing: 'karras', which belongs to dpmpp_3m, .* given"):
+        Method(method="ddim", timestep_spacing="karras")
+    with pytest.raises(BadArgument, match="solver_order: 4 with method 'unipc' given, 1 or 2 or 3 accepted"):
+        Method(method="unipc", solver_order=4)
+    with pytest.raises(BadArgument, match="num_inference_steps: 1 with timestep_spacing 'karras' given"):
+        Method(method="euler", num_inference_steps=1, timestep_spacing="karras").plan(SCHEDULE)
+    karras = Method(method="unipc", timestep_spacing="karras", num_inference_steps=8, solver_order=3)
+    other = karras.adapted(method="ddim")
+    assert (other.timestep_spacing, other.solver_order) == ("leading", None)
+
+
+def test_a_solver_of_ones_own():
+    """The midpoint rule in sigma, of ten lines: of order 2."""
+
+    def midpoint(points, options):
+        tableau, state = Tableau("eps"), None
+        for _, s, t in steps(points):
+            x, eps = tableau.evaluate(s, state)
+            u, middle = x / s.alpha, options.at_ratio((s.ratio + t.ratio) / 2)
+            _, eps = tableau.evaluate(
+                middle, middle.alpha * (u + (middle.ratio - s.ratio) * eps), is_start=False
+            )
+            state = t.alpha * (u + (t.ratio - s.ratio) * eps)
+        return tableau.ended(state)
+
+    register_solver("midpoint", midpoint)
+    try:
+        errors = [
+            np.abs(walk(plan_of("midpoint", even_points(n)), mixture, STARTS) - exact_ends()).max()
+            for n in (80, 160)
+        ]
+        assert math.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
+        assert len(Method(method="midpoint", num_inference_steps=4).plan(SCHEDULE)) == 8
+        with pytest.raises(BadArgument, match="name: 'midpoint' given"):
+            register_solver("midpoint", midpoint)
+    finally:
+        del METHODS["midpoint"]
+
+
+def test_what_no_plan_can_hold_is_said():
+    tableau = Tableau("eps")
+    first, second, third = points_at(LEVELS, np.array([900, 600, 300]))[:3]
+    x, eps = tableau.evaluate(first, None)
+    tableau.evaluate(second, 0.5 * x + eps, noise=0.1)
+    with pytest.raises(ValueError, match="row 1 needs the state of row 0, which noise has covered since"):
+        tableau.evaluate(third, x)
+    tableau = Tableau("eps")
+    state, known = None, []
+    for point in points_at(LEVELS, np.arange(900, 300, -100))[:6]:
+        state, eps = tableau.evaluate(point, state)
+        known.append(eps)
+    for eps in known[:-1]:
+        state = state + eps
+    with pytest.raises(ValueError, match="row 3 would be the fourth prediction kept; there are 3 places"):
+        tableau.ended(state).plan("five", "epsilon", math.inf)
