@@ -69,7 +69,8 @@ class Sampler:
             ``learned_range`` (2C output channels).
         sigma_scale: factor on ddpm's sigma, in [0, inf); 0 is a deterministic chain (and not DDIM).
         clip_sample_range: predicted x0 is clipped to +- this; None for no clip, as in the textbook.
-        timestep_spacing: ``leading``, ``linspace`` or ``trailing``.
+        timestep_spacing: ``leading``, ``linspace`` or ``trailing``. A UserWarning says where ``leading``
+            starts too far below T - 1 for a chain that begins with noise alone.
         timesteps: the timesteps themselves, strictly descending, instead of a spacing.
         eta: of ddim: 0 deterministic, 1 as noisy as ddpm.
         time_input: what the model takes as t: ``timestep``, int64, or ``noise_level``, float32
@@ -137,10 +138,12 @@ class Sampler:
             eta=eta,
             time_input=time_input,
         )
+        plan = self.method.plan(schedule)
+        self.method.warn_if_late(schedule, plan)
         self._set_up(
             model,
             schedule,
-            self.method.plan(schedule),
+            plan,
             null_label=null_label,
             shape=shape,
             device=device,

@@ -170,6 +170,7 @@ class OnnxSampler:
         }
         chosen = resolved_method(self.folder, given)
         plan = chosen.plan(self.folder.schedule)
+        chosen.warn_if_late(self.folder.schedule, plan)
         every = make_batch(
             self.folder,
             batch_size=batch_size,
