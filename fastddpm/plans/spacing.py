@@ -24,8 +24,8 @@ Timesteps = Sequence[int] | npt.ArrayLike
 
 SIGNAL_LEFT = 0.1
 """Of the image that a chain may begin without: what sqrt(alphas_cumprod) is at its start beyond that at T-1.
-The mean of the images shrinks by about as much. 50 leading steps lose 0.001 on the linear schedule and 0.03 on
-the cosine one, 600 of 1000 (which start at 599) 0.16 and 0.58."""
+The mean of the images shrinks by about as much. 50 leading steps of 1000 lose 0.001 on the linear schedule and
+0.03 on the cosine one, 600 steps, which start at 599, 0.15 and 0.58."""
 
 
 def spaced_timesteps(
@@ -89,15 +89,15 @@ def warn_if_late(schedule: NoiseSchedule, visited: Int64, *, stacklevel: int = 3
     """UserWarning for timesteps of the spacing ``leading`` that start too far below T-1.
 
     A chain starts from noise alone, which is what a state at T-1 is; at a timestep where more than
-    `SIGNAL_LEFT` of the image would be in the state, images come out too near to 0. That is so where S is small,
-    and where it does not divide T: i * (T // S) then stops short of T by as much as half.
+    `SIGNAL_LEFT` of the image would be in the state, images come out too near to 0. That is so where S is
+    small, and where it does not divide T: i * (T // S) then stops short of T by as much as half.
     """
     signal, first, last = schedule.sqrt_alphas_cumprod, int(visited[0]), len(schedule) - 1
     missing = float(signal[first] - signal[last])
     if missing > SIGNAL_LEFT:
         warnings.warn(
-            f"timestep_spacing: 'leading' has {len(visited)} steps of {last + 1} start at timestep {first} and "
-            f"not at {last}: from noise alone, where states hold {missing:.2f} more of the image; "
+            f"timestep_spacing: 'leading' has {len(visited)} steps of {last + 1} start at timestep {first} "
+            f"and not at {last}: from noise alone, where states hold {missing:.2f} more of the image; "
             "'trailing' or 'linspace' start at the last",
             UserWarning,
             stacklevel=stacklevel,

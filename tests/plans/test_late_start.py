@@ -44,7 +44,7 @@ def mean_of(schedule, **options) -> float:
 def test_what_is_warned_of_is_what_loses_the_mean(schedule, options, start):
     """Data of variance 1 go along straight lines, x_0 - MEAN = x_t - sqrt(abar_t) MEAN: from noise alone the
     mean is too small by the factor that is missing."""
-    with pytest.warns(UserWarning, match=rf"timestep_spacing: 'leading' .* start at timestep {start} and not"):
+    with pytest.warns(UserWarning, match=rf"timestep_spacing: 'leading' .* at timestep {start} and not"):
         cut = mean_of(schedule, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -104,7 +104,7 @@ def test_twice_the_channels_under_a_fixed_variance_are_refused(method):
     options = {"method": method}
     one = sampler(model, **options)
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"variance_type: a fixed one with a model that returns 2 chan.*"):
+        with pytest.raises(ValueError, match="variance_type: a fixed one with a model that returns 2"):
             one.sample(**CALL)
     told = sampler(model, **options, variance_type="learned_range")
     assert told.sample(**CALL).shape == (2, 1, 4, 4)
