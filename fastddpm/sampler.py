@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, image_shape, whole
+from fastddpm.conditions import Conditions, Labels
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine
 from fastddpm.facts import ModelFacts, model_facts
@@ -47,6 +48,8 @@ SHARED_ARGUMENTS = (
     "class_labels",
     "guidance_scale",
     "condition",
+    "cond",
+    "uncond",
     "noise",
     "generator",
     "max_batch",
@@ -283,9 +286,11 @@ class Sampler:
         *,
         seeds: Sequence[int] | Tensor | None = None,
         shape: Sequence[int] | None = None,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
         condition: Tensor | None = None,
+        cond: Conditions | None = None,
+        uncond: Conditions | None = None,
         noise: NoiseKind = "philox",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         x_T: Tensor | None = None,
@@ -301,10 +306,15 @@ class Sampler:
             seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
                 fresh ones from ``generator`` or torch's random state.
             shape: ``(C, H, W)`` of an image; None for the sampler's.
-            class_labels: one label, or one per image. None means the null label where the model has one.
+            class_labels: one label, or one per image. None means the null label where the model has one. Models
+                other than our UNet may take floating labels ``(B,)``, or vectors ``(B, D)``.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
             condition: ``(B or 1, Cc, H, W)``, concatenated in front of x at every step, as in SR3.
+            cond: tensors ``(B or 1, ...)`` that the model is given by name, such as ``{"y": vectors}``; those
+                with floating numbers are given in its dtype.
+            uncond: with guidance: of each of these names, what the half without the conditions is given, of
+                the same shape; ``class_labels`` among them where they are no classes.
             noise: ``philox``: noise spec v1, from the seeds. ``torch``: from ``generator``, in the order in
                 which plain PyTorch samplers draw.
             generator: for ``noise="torch"``: one generator, one per image, or None for torch's global state.
@@ -333,6 +343,8 @@ class Sampler:
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             condition=condition,
+            cond=cond,
+            uncond=uncond,
             noise=noise,
             generator=generator,
             x=x_T,
@@ -361,8 +373,8 @@ class Sampler:
             predicted: keep the predicted clean image of each step instead of the state (S frames at most).
             x_T: as in :meth:`sample`.
             progress: show a progress bar.
-            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``noise``,
-                ``generator`` and ``max_batch`` of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond``,
+                ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(F, B, C, H, W)``; the last frame is what :meth:`sample` returns.
@@ -405,8 +417,8 @@ class Sampler:
             progress: show a progress bar.
             callback: as in :meth:`sample`.
             callback_every: likewise.
-            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``noise``,
-                ``generator`` and ``max_batch`` of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond``,
+                ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(B, C, H, W)``.
@@ -455,8 +467,8 @@ class Sampler:
             progress: show a progress bar.
             callback: as in :meth:`sample`.
             callback_every: likewise.
-            **request: ``class_labels``, ``guidance_scale``, ``condition`` and ``max_batch`` of
-                :meth:`sample`.
+            **request: ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond`` and
+                ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(steps, C, H, W)``.
