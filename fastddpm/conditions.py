@@ -139,7 +139,9 @@ def checked(
 
 def checked_one(name: str, value: object, count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """One of them; as of `checked`."""
-    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    tensor = value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        tensor = torch.tensor(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
     accepted = f"a tensor ({count} or 1, ...)"
     if not isinstance(tensor, Tensor) or not tensor.ndim or tensor.shape[0] not in (1, count):
         raise BadArgument(name, shown(value), accepted)

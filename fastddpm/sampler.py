@@ -306,8 +306,8 @@ class Sampler:
             seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
                 fresh ones from ``generator`` or torch's random state.
             shape: ``(C, H, W)`` of an image; None for the sampler's.
-            class_labels: one label, or one per image. None means the null label where the model has one. Models
-                other than our UNet may take floating labels ``(B,)``, or vectors ``(B, D)``.
+            class_labels: one label, or one per image. None means the null label where the model has one.
+                Models other than our UNet may take floating labels ``(B,)``, or vectors ``(B, D)``.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
             condition: ``(B or 1, Cc, H, W)``, concatenated in front of x at every step, as in SR3.
@@ -373,8 +373,8 @@ class Sampler:
             predicted: keep the predicted clean image of each step instead of the state (S frames at most).
             x_T: as in :meth:`sample`.
             progress: show a progress bar.
-            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond``,
-                ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
+                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(F, B, C, H, W)``; the last frame is what :meth:`sample` returns.
@@ -417,8 +417,8 @@ class Sampler:
             progress: show a progress bar.
             callback: as in :meth:`sample`.
             callback_every: likewise.
-            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond``,
-                ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
+                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(B, C, H, W)``.

@@ -79,13 +79,13 @@ class Blocks:
         part = slice(index * self.shard_size, (index + 1) * self.shard_size)
         return self.seeds[part], None if self.labels is None else self.labels[part]
 
-    def of_shard(self, index: int) -> Iterator[tuple[Int64, Int64 | None, int]]:
-        """Blocks of a shard: seeds and labels of exactly ``batch_size``, and how many of them are wanted."""
-        seeds, labels = self.shard(index)
-        for start in range(0, len(seeds), self.batch_size):
-            rows = np.minimum(np.arange(start, start + self.batch_size), len(seeds) - 1)
-            count = min(self.batch_size, len(seeds) - start)
-            yield seeds[rows], None if labels is None else labels[rows], count
+    def of_shard(self, index: int) -> Iterator[tuple[Int64, int]]:
+        """Blocks of a shard: the places of exactly ``batch_size`` seeds, and how many of them are wanted."""
+        first = index * self.shard_size
+        end = min(first + self.shard_size, len(self.seeds))
+        for start in range(first, end, self.batch_size):
+            places = np.minimum(np.arange(start, start + self.batch_size), end - 1)
+            yield places, min(self.batch_size, end - start)
 
 
 def as_ranges(values: Sequence[int] | Int64) -> str:

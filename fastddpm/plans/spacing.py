@@ -24,8 +24,8 @@ Timesteps = Sequence[int] | npt.ArrayLike
 
 SIGNAL_LEFT = 0.1
 """Of the image that a chain may begin without: what sqrt(alphas_cumprod) is at its start beyond that at T-1.
-The mean of the images shrinks by about as much. 50 leading steps of 1000 lose 0.001 on the linear schedule, 0.03
-on the cosine one; 600 steps, which start at 599, 0.15 and 0.58."""
+The mean of the images shrinks by about as much. 50 leading steps of 1000 lose 0.001 on the linear schedule,
+0.03 on the cosine one; 600 steps, which start at 599, 0.15 and 0.58."""
 
 
 def spaced_timesteps(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from fastddpm_bench.peers.guided_unet import UNetModel
 from networks import make_unet
 from replay import RecordingBackend
 from tolerances import ACROSS_BATCHES, DROP_IN, SAME_OPS
@@ -18,6 +17,7 @@ from torch import nn
 from fastddpm import NoiseSchedule, Sampler
 from fastddpm.engine import Loops, executors
 from fastddpm.repaint import repaint
+from fastddpm_bench.peers.guided_unet import UNetModel
 from fastddpm_kernels import normal
 
 QUIET = {"progress": False}
