@@ -26,6 +26,13 @@ class Halves(TypedDict, total=False):
     uncond: Mapping[str, Tensor]
 
 
+class ArrayHalves(TypedDict, total=False):
+    """Of the arguments of `fastddpm.onnx.OnnxSampler.sample`."""
+
+    cond: Mapping[str, Numbers]
+    uncond: Mapping[str, Numbers]
+
+
 @dataclass(frozen=True, eq=False)
 class Given:
     """`cond` and `uncond` of `Sampler.sample`, as arrays on the host.
@@ -61,6 +68,14 @@ class Given:
         """As `Sampler.sample` takes them; of the first seed alone, where only what they are is asked."""
         cond, uncond = (
             {name: torch.tensor(array[:1] if first else array) for name, array in half.items()}
+            for half in (self.cond, self.uncond)
+        )
+        return {"cond": cond, "uncond": uncond}
+
+    def arrays(self, *, first: bool = False) -> ArrayHalves:
+        """The same as `OnnxSampler.sample` takes them."""
+        cond, uncond = (
+            {name: array[:1] if first else array for name, array in half.items()}
             for half in (self.cond, self.uncond)
         )
         return {"cond": cond, "uncond": uncond}

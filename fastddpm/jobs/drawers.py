@@ -282,6 +282,7 @@ class OnnxDrawer:
             class_labels=some,
             guidance_scale=self._guidance_scale,
             condition=None,
+            **({} if given is None else given.arrays(first=True)),
         )
 
     def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Pixels:
@@ -292,6 +293,7 @@ class OnnxDrawer:
             guidance_scale=self._guidance_scale,
             output="uint8",
             progress=False,
+            **({} if given is None else given.arrays()),
             **self._options,
         )
         return pixels
