@@ -83,7 +83,7 @@ def resolve(
     dtype: str,
     num_classes: int | None,
     condition_channels: int | None,
-    cond: Mapping[str, Tensor] | None,
+    cond: Mapping[str, Tensor] | None = None,
     options: ExportOptions,
 ) -> Settings:
     """The settings for the arguments of `fastddpm.export_onnx`.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,3 +327,13 @@ def test_our_network_takes_labels_alone():
         sampler.sample(seeds=SEEDS, cond={"y": GIVEN["codes"]}, **QUIET)
     with pytest.raises(ValueError, match=r"class_labels: 0\.5 given, integers"):
         sampler.sample(seeds=SEEDS, class_labels=[0.5, 1.0, 2.0], **QUIET)
+
+
+def test_the_python_of_the_document_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "conditions.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    assert names["images"].shape == (3, 1, 8, 8)
+    assert np.load("texts/00001.npz")["arr_0"].shape == (4, 8, 8, 1)
