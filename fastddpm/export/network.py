@@ -264,7 +264,8 @@ def _fragment(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own deprecations, of no use to the caller
-            dynamic = tuple(shapes) if fixed is None else (*shapes[:fixed], tuple(shapes[fixed:]))
+            named = tuple(shapes[fixed:]) if fixed is not None else ()
+            dynamic = (*shapes[:fixed], named) if named else tuple(shapes)
             program = torch.export.export(module.eval(), arguments, dynamic_shapes=dynamic)
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # torch raises whatever it met inside the network
