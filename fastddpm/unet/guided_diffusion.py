@@ -67,8 +67,8 @@ def state_dict(theirs: Mapping[str, Tensor], head_dim: int, *, new_order: bool) 
             else those of each head lie together.
     """
     levels = halvings(theirs) + 1
-    resizing = sum(bool(_UP.fullmatch(name)) for name in theirs)
-    blocks = (sum(bool(_INPUT.fullmatch(name)) for name in theirs) - resizing) // levels
+    # Those that halve the size are among them, one less than there are levels: the quotient is the same.
+    blocks = sum(bool(_INPUT.fullmatch(name)) for name in theirs) // levels
     state: dict[str, Tensor] = {}
     for name, value in theirs.items():
         part, _, kind = name.rpartition(".")

@@ -366,7 +366,7 @@ def test_nothing_but_weights_is_stored(exported, case):
     "options",
     [
         {"num_classes": 5, "class_conditioning": "timestep", "norm": "in", "activation": "gelu"},
-        {"norm": "bn", "activation": "relu", "mid_attention": "plain"},
+        {"norm": "bn", "activation": "relu", "mid_attention": "plain", "downsample_padding": 0},
     ],
     ids=["timestep", "bn"],
 )
