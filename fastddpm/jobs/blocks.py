@@ -79,8 +79,13 @@ class Blocks:
         part = slice(index * self.shard_size, (index + 1) * self.shard_size)
         return self.seeds[part], None if self.labels is None else self.labels[part]
 
-    def of_shard(self, index: int) -> Iterator[tuple[Int64, int]]:
-        """Blocks of a shard: the places of exactly ``batch_size`` seeds, and how many of them are wanted."""
+    def of_shard(self, index: int) -> Iterator[tuple[Int64, Int64 | None, int]]:
+        """Blocks of a shard: seeds and labels of exactly ``batch_size``, and how many of them are wanted."""
+        for places, count in self.places(index):
+            yield self.seeds[places], None if self.labels is None else self.labels[places], count
+
+    def places(self, index: int) -> Iterator[tuple[Int64, int]]:
+        """The same blocks by the places of their seeds in the job."""
         first = index * self.shard_size
         end = min(first + self.shard_size, len(self.seeds))
         for start in range(first, end, self.batch_size):

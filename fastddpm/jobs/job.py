@@ -158,7 +158,7 @@ class Job:
         """Draws one shard and writes it, then its record; the record."""
         seeds, labels = self.blocks.shard(index)
         pixels = []
-        for places, count in self.blocks.of_shard(index):
+        for places, count in self.blocks.places(index):
             pixels.append(self._pixels(places)[:count])
             advance(count)
         name = shard_name(index, self.format)

@@ -80,7 +80,7 @@ def test_every_image_has_its_own_rows(tmp_path, scale):
     again.run(progress=False)
     assert contents(tmp_path / "a") == before
     sent = pickle.loads(pickle.dumps(again))
-    (places, _), *_ = sent.blocks.of_shard(1)
+    (places, _), *_ = sent.blocks.places(1)
     assert np.array_equal(sent._pixels(places), found[places])
 
 
