@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from fastddpm.conditions import LABELS, Signature, signature_of
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.unet import UNet
 
@@ -25,6 +26,7 @@ class ModelFacts:
         size_multiple: what height and width, with ``padding``, are multiples of; None where that cannot be
             seen.
         padding: pixels that it adds to height and width.
+        signature: what it can be called with; None where that cannot be seen.
     """
 
     device: torch.device
@@ -36,6 +38,7 @@ class ModelFacts:
     in_channels: int | None = None
     size_multiple: int | None = None
     padding: int = 0
+    signature: Signature | None = None
 
     @property
     def condition_channels(self) -> int | None:
@@ -57,7 +60,7 @@ def model_facts(
     seen_device, seen_dtype = model_device_dtype(model)
     facts = ModelFacts(device or seen_device, dtype or seen_dtype, shape, null_label=null_label)
     if not isinstance(model, UNet):
-        return facts
+        return dataclasses.replace(facts, signature=signature_of(model))
     config = model.config
     if null_label is None and config.null_class:
         null_label = config.num_classes
@@ -69,4 +72,7 @@ def model_facts(
         in_channels=config.in_channels,
         size_multiple=config.size_multiple,
         padding=2 * config.initial_pad,
+        signature=Signature(
+            type(model).__name__, ("x", "t"), () if config.num_classes is None else (LABELS,), (), False
+        ),
     )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fastddpm.conditions import Conditions, Labels
     from fastddpm.engine import Engine
     from fastddpm.precision import Precision
     from fastddpm.randomness import NoiseKind
@@ -70,9 +71,11 @@ class LoadOptions(SourceOptions, MethodOptions, total=False):
 class ConditionArguments(TypedDict, total=False):
     """Of `Sampler.sample`: what is drawn, and how many at a time."""
 
-    class_labels: int | Sequence[int] | Tensor | None
+    class_labels: Labels | None
     guidance_scale: float
     condition: Tensor | None
+    cond: Conditions | None
+    uncond: Conditions | None
     max_batch: int | None
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, whole
+from fastddpm.conditions import Conditions, Labels
 from fastddpm.finite import check_finite
 from fastddpm.network import without_grad
 from fastddpm.plans import Plan
@@ -71,8 +72,10 @@ def repaint(
     mask: Tensor,
     *,
     seeds: Sequence[int] | Tensor,
-    class_labels: int | Sequence[int] | Tensor | None = None,
+    class_labels: Labels | None = None,
     guidance_scale: float = 1.0,
+    cond: Conditions | None = None,
+    uncond: Conditions | None = None,
     jump: int = 5,
     resample: int = 4,
     max_batch: int | None = None,
@@ -87,6 +90,8 @@ def repaint(
         seeds: one per result, in [0, 2**63); a result depends on its own alone.
         class_labels: as in :meth:`Sampler.sample`.
         guidance_scale: likewise.
+        cond: likewise.
+        uncond: likewise.
         jump: rows of a stretch, 1 or more. The paper has 10 of 250.
         resample: times each stretch is walked, 1 or more. The paper has 10.
         max_batch: images at a time.
@@ -120,6 +125,8 @@ def repaint(
         max_batch=max_batch,
         class_labels=class_labels,
         guidance_scale=guidance_scale,
+        cond=cond,
+        uncond=uncond,
     )
     order = visits(len(sampler.plan), jump, resample)
     results, start = [], 0

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import BadArgument, check_values, image_shape, is_whole, whole
+from fastddpm.checks import BadArgument, check_values, image_shape, is_number, is_whole, whole
+from fastddpm.conditions import LABELS, Conditions, Labels, check_halves, check_names, checked, checked_one
 from fastddpm.facts import ModelFacts
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
 from fastddpm.transfer import to_device
@@ -27,9 +28,11 @@ def make_batches(
     batch_size: int | None = None,
     seeds: Sequence[int] | Tensor | None = None,
     shape: Sequence[int] | None = None,
-    class_labels: int | Sequence[int] | Tensor | None = None,
+    class_labels: Labels | None = None,
     guidance_scale: float = 1.0,
     condition: Tensor | None = None,
+    cond: Conditions | None = None,
+    uncond: Conditions | None = None,
     noise: str = "philox",
     generator: Generators | None = None,
     x: Tensor | None = None,
@@ -50,7 +53,12 @@ def make_batches(
     source = noise_source(noise, count, device, seeds=seeds, generator=generator)
     image = _image_shape(facts, shape, x)
     guided = _is_guided(guidance_scale)
-    labels = _labels(facts, class_labels, count, guided)
+    given = checked(cond, "cond", count, device, facts.dtype)
+    has_labels = class_labels is not None and facts.takes_labels is not False
+    check_names(facts.signature, given, has_labels=has_labels)
+    labels = _labels(facts, class_labels, count, guided, has_others=bool(given))
+    without = checked(uncond, "uncond", count, device, facts.dtype)
+    halves = _halves(facts, labels, given, without, guided)
     condition = _condition(condition, count, image, device)
     size = _batch_size(max_batch, count, source)
     start_from = None if x is None else _start(x, device)
@@ -61,13 +69,12 @@ def make_batches(
         # The last batch is padded to the size of the others, except where padding would draw from generators.
         padded = size if isinstance(source, PhiloxNoise) else left
         rows = [min(row, count - 1) for row in range(start, start + padded)]
-        cond = {} if labels is None else {"class_labels": _some(labels, rows)}
+        named = {name: _some(value, rows) for name, (_, value) in halves.items()}
         here = None if condition is None else _some(condition, rows)
         guidance = None
         if guided:
             guidance = torch.full((len(rows),), float(guidance_scale), dtype=torch.float32)
-            null = torch.full((len(rows),), _null_label(facts), dtype=torch.int64)
-            cond = {"class_labels": torch.cat((null, cond["class_labels"]))}
+            named = {name: torch.cat([_some(half, rows) for half in both]) for name, both in halves.items()}
             here = None if here is None else torch.cat((here, here))
         channels, height, width = image
         batches.append(
@@ -77,7 +84,7 @@ def make_batches(
                 count=left,
                 source=source if len(rows) == count else source.of(rows),
                 guidance=guidance,
-                cond=cond,
+                cond=named,
                 condition=here,
             )
         )
@@ -147,23 +154,48 @@ def _null_label(facts: ModelFacts) -> int:
     return facts.null_label
 
 
+def _halves(
+    facts: ModelFacts,
+    labels: Tensor | None,
+    given: dict[str, Tensor],
+    without: dict[str, Tensor],
+    guided: bool,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each condition, labels first: without it and with it, ``(count, ...)``; with it twice unguided."""
+    if LABELS in without and facts.takes_labels:
+        raise BadArgument("uncond", f"{LABELS!r} for a network of classes", "a null_label of Sampler")
+    if labels is not None:
+        given = {LABELS: labels, **given}
+        if guided and LABELS not in without and labels.dtype == torch.int64 and labels.ndim == 1:
+            without[LABELS] = torch.full_like(labels, _null_label(facts))
+        elif LABELS in without and not labels.is_floating_point():
+            without[LABELS] = without[LABELS].to(labels.device, labels.dtype)
+    check_halves(given, without, guided=guided)
+    return {name: (without.get(name, value), value) for name, value in given.items()}
+
+
 def _labels(
-    facts: ModelFacts, class_labels: int | Sequence[int] | Tensor | None, count: int, guided: bool
+    facts: ModelFacts, class_labels: Labels | None, count: int, guided: bool, *, has_others: bool
 ) -> Tensor | None:
-    """int64 ``(count,)`` on the host, or None for a network without classes."""
+    """``(count,)`` int64 on the host, or as other networks than ours take them, floating or a vector each;
+    None for a network without labels."""
     n_classes, null = facts.num_classes, facts.null_label
     if facts.takes_labels is False and (class_labels is not None or guided):
         raise BadArgument(
             "class_labels, guidance_scale", "labels or guidance for a network without classes", "None and 1"
         )
     if class_labels is None:
-        if guided:
+        if guided and not has_others:
             raise BadArgument("guidance_scale", "a number other than 1 without class_labels", "1, or labels,")
         if n_classes is None:
             return None
         if null is None:
             raise BadArgument("class_labels", "None", f"labels from 0 to {n_classes - 1}")
         return torch.full((count,), null, dtype=torch.int64)
+    if facts.takes_labels is None and _is_measured(class_labels):
+        measured = torch.as_tensor(class_labels)
+        each = measured.expand(count) if not measured.ndim else measured
+        return checked_one(LABELS, each, count, facts.device, facts.dtype)
     values = class_labels.tolist() if isinstance(class_labels, (Tensor, np.ndarray)) else class_labels
     values = list(values) if isinstance(values, Iterable) else [values] * count
     if len(values) != count:
@@ -174,6 +206,14 @@ def _labels(
         if n_classes is not None and value >= n_classes and value != null:
             raise BadArgument("class_labels", str(value), f"0 to {n_classes - 1}")
     return torch.tensor(values, dtype=torch.int64)
+
+
+def _is_measured(class_labels: object) -> bool:
+    """Whether labels are measured or vectors, where they are no classes: floating numbers, or rows of any."""
+    if isinstance(class_labels, (Tensor, np.ndarray)):
+        return class_labels.ndim > 1 or torch.as_tensor(class_labels).is_floating_point()
+    values = class_labels if isinstance(class_labels, (list, tuple)) else [class_labels]
+    return all(map(is_number, values)) and not all(map(is_whole, values))
 
 
 def _condition(

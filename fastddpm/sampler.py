@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, image_shape, whole
+from fastddpm.conditions import Conditions, Labels
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine
 from fastddpm.facts import ModelFacts, model_facts
@@ -48,6 +49,8 @@ SHARED_ARGUMENTS = (
     "class_labels",
     "guidance_scale",
     "condition",
+    "cond",
+    "uncond",
     "noise",
     "generator",
     "max_batch",
@@ -71,7 +74,8 @@ class Sampler:
         sigma_scale: factor on ddpm's sigma, in [0, inf); 0 is a deterministic chain (and not DDIM).
         clip_sample_range: predicted x0 is clipped to +- this; None for no clip, as in the textbook.
         timestep_spacing: ``leading``, ``linspace`` or ``trailing``; of solvers also ``karras``,
-            ``exponential`` or ``beta``.
+            ``exponential`` or ``beta``. A UserWarning says where ``leading`` starts too far below T - 1 for a
+            chain that begins with noise alone.
         timesteps: the timesteps themselves, strictly descending, instead of a spacing.
         eta: of ddim: 0 deterministic, 1 as noisy as ddpm.
         time_input: what the model takes as t: ``timestep``, int64, or ``noise_level``, float32
@@ -142,10 +146,12 @@ class Sampler:
             time_input=time_input,
             solver_order=solver_order,
         )
+        plan = self.method.plan(schedule)
+        self.method.warn_if_late(schedule, plan)
         self._set_up(
             model,
             schedule,
-            self.method.plan(schedule),
+            plan,
             null_label=null_label,
             shape=shape,
             device=device,
@@ -285,9 +291,11 @@ class Sampler:
         *,
         seeds: Sequence[int] | Tensor | None = None,
         shape: Sequence[int] | None = None,
-        class_labels: int | Sequence[int] | Tensor | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
         condition: Tensor | None = None,
+        cond: Conditions | None = None,
+        uncond: Conditions | None = None,
         noise: NoiseKind = "philox",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         x_T: Tensor | None = None,
@@ -304,9 +312,14 @@ class Sampler:
                 fresh ones from ``generator`` or torch's random state.
             shape: ``(C, H, W)`` of an image; None for the sampler's.
             class_labels: one label, or one per image. None means the null label where the model has one.
+                Models other than our UNet may take floating labels ``(B,)``, or vectors ``(B, D)``.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
             condition: ``(B or 1, Cc, H, W)``, concatenated in front of x at every step, as in SR3.
+            cond: tensors ``(B or 1, ...)`` that the model is given by name, such as ``{"y": vectors}``; those
+                with floating numbers are given in its dtype.
+            uncond: with guidance: of each of these names, what the half without the conditions is given, of
+                the same shape; ``class_labels`` among them where they are no classes.
             noise: ``philox``: noise spec v1, from the seeds. ``torch``: from ``generator``, in the order in
                 which plain PyTorch samplers draw.
             generator: for ``noise="torch"``: one generator, one per image, or None for torch's global state.
@@ -335,6 +348,8 @@ class Sampler:
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             condition=condition,
+            cond=cond,
+            uncond=uncond,
             noise=noise,
             generator=generator,
             x=x_T,
@@ -363,8 +378,8 @@ class Sampler:
             predicted: keep the predicted clean image of each step instead of the state (S frames at most).
             x_T: as in :meth:`sample`.
             progress: show a progress bar.
-            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``noise``,
-                ``generator`` and ``max_batch`` of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
+                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(F, B, C, H, W)``; the last frame is what :meth:`sample` returns.
@@ -407,8 +422,8 @@ class Sampler:
             progress: show a progress bar.
             callback: as in :meth:`sample`.
             callback_every: likewise.
-            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``noise``,
-                ``generator`` and ``max_batch`` of :meth:`sample`.
+            **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
+                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(B, C, H, W)``.
@@ -457,8 +472,8 @@ class Sampler:
             progress: show a progress bar.
             callback: as in :meth:`sample`.
             callback_every: likewise.
-            **request: ``class_labels``, ``guidance_scale``, ``condition`` and ``max_batch`` of
-                :meth:`sample`.
+            **request: ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond`` and
+                ``max_batch`` of :meth:`sample`.
 
         Returns:
             float32 ``(steps, C, H, W)``.

@@ -57,6 +57,7 @@ def check_capturable(
     *,
     batch_size: int = 2,
     class_labels: bool | None = None,
+    cond: Mapping[str, Tensor] | None = None,
     guided: bool = False,
     condition_channels: int = 0,
     time_input: TimeInput = "timestep",
@@ -72,6 +73,7 @@ def check_capturable(
         shape: ``(C, H, W)`` of an image.
         batch_size: images.
         class_labels: give it ``class_labels``; None for our networks that have classes.
+        cond: what it is given by name besides, ``(1, ...)`` each; only shapes and dtypes are used.
         guided: run it as classifier-free guidance does, on the doubled batch.
         condition_channels: channels of a condition image in front of x; 0 for none.
         time_input: what it takes as t, ``timestep`` or ``noise_level``.
@@ -97,6 +99,7 @@ def check_capturable(
     rows = batch_size * (2 if guided else 1)
     image = (rows, condition_channels, *tuple(shape)[1:])
     labels = {"class_labels": torch.zeros(rows, dtype=torch.int64)} if class_labels else {}
+    given = {name: value[:1].expand(rows, *value.shape[1:]) for name, value in (cond or {}).items()}
     offences = run_on_fakes(
         model,
         (batch_size, *shape),
@@ -104,7 +107,7 @@ def check_capturable(
         dtype=dtype,
         guided=guided,
         time_dtype=torch.int64 if time_input == "timestep" else torch.float32,
-        cond=labels,
+        cond={**labels, **given},
         condition=torch.empty(image) if condition_channels else None,
     )
     return CaptureReport(tuple(offences))

@@ -164,6 +164,11 @@ def is_captured(engine: Engine, device: torch.device) -> bool:
     return engine in ("cudagraph", "max") or (engine == "compile" and device.type == "cuda")
 
 
+def is_compiled_whole(engine: Engine, device: torch.device) -> bool:
+    """Whether a resolved engine compiles the network with the step around it."""
+    return engine == "compile" and not is_captured(engine, device)
+
+
 def is_uncompiled(engine: Engine, device: torch.device) -> bool:
     """Whether Python runs every operator of a step on a CPU, around the network at least."""
     return device.type == "cpu" and engine in ("eager", "onnxruntime")
@@ -227,7 +232,7 @@ def make_executor(
     device = state[0].device
     if engine in ("eager", "onnxruntime"):
         return EagerExecutor(step)
-    if not is_captured(engine, device):
+    if is_compiled_whole(engine, device):
         return EagerExecutor(compiled(step))
     graph = GraphExecutor(step, state, CudaGraphBackend(device), steps_per_graph)
     if on_fallback is None:

@@ -21,8 +21,10 @@ from fastddpm.engine.executors import (
     EngineChoice,
     ExecutorOptions,
     compile_network,
+    is_compiled_whole,
     make_executor,
 )
+from fastddpm.engine.first_call import FirstCall
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.heap import keep_heap
 from fastddpm.engine.parcel import Parcel
@@ -86,7 +88,11 @@ class Loop:
             network.cond["x_self_cond"] = self.buffers.x0
         changed += [kept for kept in (self.buffers.x0, self.buffers.kept) if kept is not None]
         self._session = compile_network(engine, network, device)
-        one_step = functools.partial(step, network, self.buffers, case, self._ahead)
+        self._first = FirstCall(network, self.buffers.x, case.shape[1])
+        # What is compiled with the step around it is looked at in a call before the first.
+        self._looks_ahead = is_compiled_whole(engine, device)
+        predict = network if self._looks_ahead else self._first
+        one_step = functools.partial(step, predict, self.buffers, case, self._ahead)
         self.device = device
         with self.current():
             self._executor = make_executor(engine, one_step, changed, **options)
@@ -106,6 +112,7 @@ class Loop:
             row: where the chain begins.
             copies: weights of the model that are copies of others.
         """
+        self._first.expect(plan.learned_range)
         with self.current():
             self._hold(plan)
             if x is not None:
@@ -150,8 +157,16 @@ class Loop:
             self._session.refresh()
 
     def run(self, n_steps: int) -> None:
-        """Advances the chain by ``n_steps`` plan rows."""
+        """Advances the chain by ``n_steps`` plan rows.
+
+        Raises:
+            ValueError: the first call of the model shows that it cannot be used so; see `FirstCall`.
+        """
         with self.current():
+            if self._looks_ahead:
+                with torch.random.fork_rng(devices=[]):
+                    self._first(self.buffers.x, self.buffers.counter[:1])
+                self._looks_ahead = False
             self._executor.run(n_steps)
 
     def finish(self) -> None:

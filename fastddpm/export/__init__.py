@@ -7,13 +7,13 @@ Data flows one way: `settings` (what is asked for) -> `network` (torch.export) -
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _missing = [package for package in PACKAGES if find_spec(package) is None]
@@ -34,9 +34,9 @@ from fastddpm.export.folder import (  # noqa: E402
     new_export,
     save_model,
 )
-from fastddpm.export.network import OPSET, export_network  # noqa: E402
+from fastddpm.export.network import OPSET, NetworkCall, export_network  # noqa: E402
 from fastddpm.export.readme import readme  # noqa: E402
-from fastddpm.export.settings import Settings, resolve  # noqa: E402
+from fastddpm.export.settings import CONDITION_KINDS, Settings, resolve  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
 from fastddpm.options import ExportOptions  # noqa: E402
@@ -60,6 +60,7 @@ def export_onnx(
     verify: bool = True,
     num_classes: int | None = None,
     condition_channels: int | None = None,
+    cond: Mapping[str, Tensor] | None = None,
     **options: Unpack[ExportOptions],
 ) -> Path:
     """Writes a model as ONNX: denoiser.onnx, step.onnx, sampler.onnx, noise.onnx, export.json and README.md.
@@ -81,6 +82,8 @@ def export_onnx(
         num_classes: of a module that takes ``class_labels``; known of our UNet.
         condition_channels: channels that a condition puts in front of the image; known of our UNet and of
             UNet2DModel, else 0 unless given.
+        cond: of a module that is given more by name: examples ``(1 or more, ...)``, which say the shape and
+            dtype of inputs ``cond_NAME`` (and ``uncond_NAME``, where they are guided).
         **options: those of a method (`fastddpm.plans.Method`) and ``null_label``, as of :class:`Sampler`.
 
     Returns:
@@ -97,6 +100,7 @@ def export_onnx(
         dtype=dtype,
         num_classes=num_classes,
         condition_channels=condition_channels,
+        cond=cond,
         options=options,
     )
     destination = Path(folder)
@@ -140,6 +144,7 @@ def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] 
         "num_classes": call.num_classes,
         "null_label": call.null_label,
         "condition_channels": call.condition_channels,
+        **_conditions(call),
         "prediction_type": settings.method.prediction_type,
         "time": "noise_level" if call.noise_level else "index",
         "learned_range": settings.method.variance_type == "learned_range",
@@ -157,6 +162,15 @@ def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] 
         },
         "self_test": self_test(),
     }
+
+
+def _conditions(call: NetworkCall) -> dict[str, Any]:
+    """Of an export of a network that is given more by name; else nothing, as in exports of before."""
+    described = [
+        {"name": one.name, "dtype": CONDITION_KINDS[one.kind], "shape": list(one.rows.shape[1:])}
+        for one in call.cond
+    ]
+    return {"cond": described} if described else {}
 
 
 def _onnxruntime_version() -> str:

@@ -56,7 +56,7 @@ class Recipe:
 def models(recipe: Recipe) -> dict[str, onnx.ModelProto]:
     """Every model of an export by its file name."""
     made = {"denoiser.onnx": denoiser(recipe), "step.onnx": step(recipe, guided=False)}
-    if recipe.network.call.null_label is not None:
+    if recipe.network.call.guides:
         made["step_guided.onnx"] = step(recipe, guided=True)
     return {**made, "sampler.onnx": sampler(recipe), "noise.onnx": noise_test()}
 
@@ -65,12 +65,14 @@ def denoiser(recipe: Recipe) -> onnx.ModelProto:
     """The network: x, t (, class_labels) -> m."""
     network, call = recipe.network, recipe.network.call
     g = Graph()
-    prepared = network.prepare(g, "t", "class_labels" if call.has_classes else None)
+    given = [one.input for one in call.cond]
+    prepared = network.prepare(g, "t", "class_labels" if call.has_classes else None, given)
     g("Identity", network.predict(g, "x", prepared), out="m")
     inputs = [
         value("x", FLOAT, recipe.free_image(call.condition_channels + call.channels)),
         value("t", call.time_kind, ["batch"]),
         *_label_inputs(recipe),
+        *_named_inputs(recipe, guided=False),
     ]
     outputs = [value("m", FLOAT, recipe.free_image(network.out_channels))]
     return _model(g, "fastddpm_denoiser", inputs, outputs)
@@ -82,12 +84,16 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
     g = Graph()
     x, labels = "x", "class_labels" if call.has_classes else None
     condition = "condition" if call.condition_channels else None
+    given = [one.input for one in call.cond]
     batch = g.slice(g("Shape", "x"), 0, 1, 0)
     if guided:
         x = g("Concat", x, x, axis=0)
         condition = condition and g("Concat", condition, condition, axis=0)
-        labels = g("Concat", g("Expand", g.int64(call.null_label or 0), batch), "class_labels", axis=0)
-    prepared = network.prepare(g, g("Reshape", "time", g.int64([1])), labels)
+        given = [g("Concat", one.without, one.input, axis=0) for one in call.cond]
+        if labels is not None:
+            nulls = g("Expand", g.int64(call.null_label or 0), batch)
+            labels = g("Concat", nulls, "class_labels", axis=0)
+    prepared = network.prepare(g, g("Reshape", "time", g.int64([1])), labels, given)
     m = network.predict(g, x if condition is None else g("Concat", condition, x, axis=1), prepared)
     if guided:
         output = guided_output(g, m, call.channels, recipe.has_variance, scale="guidance_scale", batch=batch)
@@ -109,6 +115,7 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
         *_label_inputs(recipe),
         *([value("guidance_scale", FLOAT)] if guided else []),
         *_condition_inputs(recipe, recipe.free_image(call.condition_channels)),
+        *_named_inputs(recipe, guided=guided),
     ]
     name = "fastddpm_step_guided" if guided else "fastddpm_step"
     return _model(g, name, inputs, [value("x_next", FLOAT, image), value("x0", FLOAT, image)])
@@ -123,19 +130,21 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
     time = noise_levels(g, recipe.table, timesteps) if call.noise_level else timesteps
 
     batch = g("Shape", "seeds")
-    passes = labels = None
-    if call.null_label is not None:
+    passes, labels = None, "class_labels" if call.has_classes else None
+    given = [one.input for one in call.cond]
+    if call.guides:
         guided = g("Not", g("Equal", "guidance_scale", g.float32(1.0)))
         passes = g("Reshape", g("Add", g("Cast", guided, to=INT64), g.int64(1)), g.int64([1]))
         extra = g("Mul", batch, g("Sub", passes, g.int64([1])))
-        nulls = g("Expand", g.int64([call.null_label]), extra)
-        labels = g("Concat", nulls, "class_labels", axis=0)
-    elif call.has_classes:
-        labels = "class_labels"
+        # Without a second pass, none of its rows.
+        given = [g("Concat", g.slice(one.without, 0, extra, 0), one.input, axis=0) for one in call.cond]
+        if call.null_label is not None:
+            nulls = g("Expand", g.int64([call.null_label]), extra)
+            labels = g("Concat", nulls, "class_labels", axis=0)
     condition = None
     if call.condition_channels:
         condition = "condition" if passes is None else _tiled(g, "condition", passes)
-    prepared = recipe.network.prepare(g, time, labels)
+    prepared = recipe.network.prepare(g, time, labels, given)
     keys = noise.keys(g, "seeds", int(np.prod(recipe.image)))
     start = noise.normal(g, keys, g.int64(0), recipe.image)
 
@@ -181,6 +190,7 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
         *_label_inputs(recipe),
         *([value("guidance_scale", FLOAT)] if passes is not None else []),
         *_condition_inputs(recipe, ["batch", call.condition_channels, *recipe.image[1:]]),
+        *_named_inputs(recipe, guided=call.guides),
     ]
     channels, height, width = recipe.image
     outputs = [value("images", FLOAT, image), value("pixels", UINT8, ["batch", height, width, channels])]
@@ -237,6 +247,12 @@ def _label_inputs(recipe: Recipe) -> list[onnx.ValueInfoProto]:
 
 def _condition_inputs(recipe: Recipe, shape: list[int | str]) -> list[onnx.ValueInfoProto]:
     return [value("condition", FLOAT, shape)] if recipe.network.call.condition_channels else []
+
+
+def _named_inputs(recipe: Recipe, *, guided: bool) -> list[onnx.ValueInfoProto]:
+    cond = recipe.network.call.cond
+    without = [value(one.without, one.kind, one.shape()) for one in cond if guided]
+    return [*(value(one.input, one.kind, one.shape()) for one in cond), *without]
 
 
 def _model(

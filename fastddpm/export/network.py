@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,41 @@ from fastddpm.unet import UNet
 
 OPSET = 20
 EXAMPLE_BATCH = 2
+Prepared = tuple[str, list[str]]
+"""Times, and what else a network is given, in a graph."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a network is given by name besides x, time and labels.
+
+    Attributes:
+        name: as the network has it.
+        kind: ONNX's number of its dtype in the files; floating ones are float32 there.
+        rows: examples of it, ``(1 or more, ...)``, on the CPU.
+    """
+
+    name: str
+    kind: int
+    rows: Tensor
+
+    @property
+    def input(self) -> str:
+        """What the files call it; so it cannot be taken for another input of theirs."""
+        return f"cond_{self.name}"
+
+    @property
+    def without(self) -> str:
+        """What the files call it in the half without conditions."""
+        return f"uncond_{self.name}"
+
+    def shape(self) -> list[int | str]:
+        """Of the input."""
+        return ["batch", *self.rows.shape[1:]]
+
+    def examples(self, batch: int, *, first: int = 0) -> Tensor:
+        """So many rows, from one on, again and again."""
+        return self.rows[(torch.arange(batch) + first) % len(self.rows)]
 
 
 @dataclass(frozen=True)
@@ -37,6 +73,7 @@ class NetworkCall:
         null_label: the label that means "no class", or None.
         noise_level: whether it is told sqrt(alphas_cumprod), float32, instead of the timestep, int64.
         half: whether it runs in float16.
+        cond: what it is given by name besides, in order.
     """
 
     channels: int
@@ -47,6 +84,12 @@ class NetworkCall:
     null_label: int | None
     noise_level: bool
     half: bool
+    cond: tuple[Condition, ...] = ()
+
+    @property
+    def guides(self) -> bool:
+        """Whether there is something for the half without conditions: a null label, or conditions alone."""
+        return self.null_label is not None or (bool(self.cond) and not self.has_classes)
 
     @property
     def has_classes(self) -> bool:
@@ -75,7 +118,7 @@ class ExportedNetwork:
 
     Attributes:
         call: how it is called.
-        core: (x, bias) -> m of our UNet; (x, t[, class_labels]) -> m of another network.
+        core: (x, bias) -> m of our UNet; (x, t[, class_labels], *cond) -> m of another network.
         time: t [N] -> bias [N, width] of our UNet, else None.
         classes: class_labels [B] -> bias [B, width], or None.
         out_channels: C or 2C.
@@ -89,15 +132,20 @@ class ExportedNetwork:
     out_channels: int
     dynamic_size: bool
 
-    def prepare(self, g: Graph, time: str, labels: str | None) -> tuple[str, str | None]:
-        """What is computed once per chain: of times [N] and labels [B], as `predict` takes it."""
+    def prepare(self, g: Graph, time: str, labels: str | None, cond: Sequence[str] = ()) -> Prepared:
+        """What is computed once per chain: of times [N], labels and conditions [B], as `predict` takes it."""
         if self.time is None:
-            return time, labels
+            casts = self.call.half
+            cond = [
+                g("Cast", name, to=HALF) if casts and one.kind == FLOAT else name
+                for name, one in zip(cond, self.call.cond, strict=True)
+            ]
+            return time, [*([] if labels is None else [labels]), *cond]
         table = g.inline(self.time, time)
         biases = None if self.classes is None or labels is None else g.inline(self.classes, labels)
-        return table, biases
+        return table, [] if biases is None else [biases]
 
-    def predict(self, g: Graph, x: str, prepared: tuple[str, str | None], row: str | None = None) -> str:
+    def predict(self, g: Graph, x: str, prepared: Prepared, row: str | None = None) -> str:
         """The network's output, float32 [B, out_channels, H, W].
 
         Args:
@@ -106,17 +154,17 @@ class ExportedNetwork:
             prepared: from `prepare`.
             row: int64 [1], which of N times it is; None where there is one per sample, or one for all.
         """
-        time, labels = prepared
+        time, others = prepared
         if row is not None:
             time = g("Gather", time, row, axis=0)
         batch = g.slice(g("Shape", x), 0, 1, 0)
         if self.time is None:
-            arguments = [g("Expand", time, batch), *([] if labels is None else [labels])]
-        elif labels is None:
+            arguments = [g("Expand", time, batch), *others]
+        elif not others:
             # One row a sample: an exported network may read the batch size from either argument.
             arguments = [g("Expand", time, g("Concat", batch, g.int64([1]), axis=0))]
         else:
-            arguments = [g("Add", time, labels)]
+            arguments = [g("Add", time, *others)]
         if self.call.half:
             x = g("Cast", x, to=HALF)
         m = g.inline(self.core, x, *arguments)
@@ -145,16 +193,20 @@ class _Classes(_Core):
 
 
 class Whole(nn.Module):
-    """Any network as ``(x, t[, class_labels]) -> m``."""
+    """Any network as ``(x, t, *conditions) -> m``.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the network.
+        names: of the conditions, in order.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.names = model, tuple(names)
 
-    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
         """The output as one tensor."""
-        cond = {} if class_labels is None else {"class_labels": class_labels}
-        return unwrapped(self.model(x, t, **cond))
+        return unwrapped(self.model(x, t, **dict(zip(self.names, cond, strict=True))))
 
 
 def plain_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -186,8 +238,11 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
         if call.has_classes:
             classes, _ = _fragment(_Classes(network), (labels,))
     else:
-        arguments = (x, t, labels) if call.has_classes else (x, t)
-        core, out_channels = _fragment(Whole(network), arguments)
+        others = {"class_labels": labels} if call.has_classes else {}
+        for one in call.cond:
+            rows = one.examples(EXAMPLE_BATCH)
+            others[one.name] = rows.to(call.dtype) if rows.is_floating_point() else rows
+        core, out_channels = _fragment(Whole(network, list(others)), (x, t, *others.values()), fixed=2)
     if out_channels not in (call.channels, 2 * call.channels):
         raise ExportError(
             f"model: returns {out_channels} channels for an image of {call.channels}; "
@@ -197,16 +252,21 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
 
 
 def _fragment(
-    module: nn.Module, arguments: tuple[Tensor, ...], *, sizes_vary: bool = False
+    module: nn.Module, arguments: tuple[Tensor, ...], *, sizes_vary: bool = False, fixed: int | None = None
 ) -> tuple[Fragment, int]:
-    """The module in ONNX with a batch of any size, and the size of its output's second dimension."""
+    """The module in ONNX with a batch of any size, and the size of its output's second dimension.
+
+    Of the arguments, those behind the first ``fixed`` are one variable number of them.
+    """
     shapes: list[dict[int, Any]] = [{0: Dim.AUTO} for _ in arguments]
     if sizes_vary:
         shapes[0] |= {2: Dim.AUTO, 3: Dim.AUTO}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch's own deprecations, of no use to the caller
-            program = torch.export.export(module.eval(), arguments, dynamic_shapes=tuple(shapes))
+            named = tuple(shapes[fixed:]) if fixed is not None else ()
+            dynamic = (*shapes[:fixed], named) if named else tuple(shapes)
+            program = torch.export.export(module.eval(), arguments, dynamic_shapes=dynamic)
             exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
     except Exception as error:  # torch raises whatever it met inside the network
         reason = " ".join(str(error).split())[:400]

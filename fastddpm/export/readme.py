@@ -10,7 +10,7 @@ import onnx
 
 from fastddpm.plans.registry import formulas
 
-_KINDS = {1: "float32", 2: "uint8", 7: "int64"}
+_KINDS = {1: "float32", 2: "uint8", 6: "int32", 7: "int64", 9: "bool"}
 PURPOSES = {
     "sampler.onnx": "The whole sampler: seeds in, images out. For the CPU and any language.",
     "denoiser.onnx": "The network alone.",
@@ -75,13 +75,26 @@ def snippet(about: Mapping[str, Any]) -> str:
     ]
     if about["num_classes"] is not None:
         lines.append(f'    "class_labels": np.arange(4, dtype=np.int64) % {about["num_classes"]},')
-    if about["null_label"] is not None:
+    if is_guided(about):
         lines.append('    "guidance_scale": np.array(1.0, dtype=np.float32),')
     if about["condition_channels"]:
         shape = (4, about["condition_channels"], height, width)
         lines.append(f'    "condition": np.zeros({shape}, dtype=np.float32),  # an image in [-1, 1]')
+    for one in about.get("cond", []):
+        for name in _condition_names(about, one["name"]):
+            lines.append(f'    "{name}": np.zeros({(4, *one["shape"])}, dtype=np.{one["dtype"]}),')
     lines += ["}", "images, pixels = session.run(None, inputs)", "print(images.shape, pixels.shape)"]
     return "\n".join(lines) + "\n"
+
+
+def is_guided(about: Mapping[str, Any]) -> bool:
+    """Whether an export has files for guidance; see `fastddpm.export.network.NetworkCall.guides`."""
+    return about["null_label"] is not None or ("cond" in about and about["num_classes"] is None)
+
+
+def _condition_names(about: Mapping[str, Any], name: str) -> list[str]:
+    """Of the inputs of sampler.onnx."""
+    return [f"cond_{name}", *([f"uncond_{name}"] if is_guided(about) else [])]
 
 
 def _listed(timesteps: list[int]) -> str:
@@ -109,7 +122,11 @@ def _ranges(about: Mapping[str, Any]) -> dict[str, str]:
         if about["null_label"] is not None:
             labels += f"; {about['null_label']}: no class"
     time = f"0 to {last}" if about["time"] == "index" else "sqrt(alphas_cumprod), in (0, 1]"
-    return {
+    cond: dict[str, str] = {}
+    for one in about.get("cond", []):
+        cond |= {f"cond_{one['name']}": f"the network's {one['name']}"}
+        cond |= {f"uncond_{one['name']}": "the same for the half without conditions"}
+    return cond | {
         "seeds": "0 to 2**63 - 1, one per image",
         "timesteps": f"strictly descending, 0 to {last}",
         "method": _methods(),

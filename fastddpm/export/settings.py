@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument, check_choice, image_shape, whole
-from fastddpm.export.network import NetworkCall, plain_copy
+from fastddpm.conditions import check_names, checked_one
+from fastddpm.export.network import Condition, NetworkCall, plain_copy
+from fastddpm.export.nodes import BOOL, FLOAT, INT32, INT64
 from fastddpm.export.table import TableOptions
 from fastddpm.options import ExportOptions
 from fastddpm.plans import METHODS, Method, Plan
@@ -23,6 +25,9 @@ from fastddpm.unet import UNet
 from fastddpm_kernels.table import Column
 
 DTYPES = ("float32", "float16")
+CONDITION_KINDS: dict[int, str] = {FLOAT: "float32", INT64: "int64", INT32: "int32", BOOL: "bool"}
+"""ONNX's numbers of the dtypes that a condition may have, and their names in export.json."""
+_KINDS = {torch.float32: FLOAT, torch.int64: INT64, torch.int32: INT32, torch.bool: BOOL}
 SAME_TABLE = 1e-3
 """How far a given plan may be from ours, relative to a column's largest value, to count as the same method;
 peers keep theirs in float32. Verification then holds the images to the given plan's."""
@@ -79,6 +84,7 @@ def resolve(
     dtype: str,
     num_classes: int | None,
     condition_channels: int | None,
+    cond: Mapping[str, Tensor] | None = None,
     options: ExportOptions,
 ) -> Settings:
     """The settings for the arguments of `fastddpm.export_onnx`.
@@ -110,6 +116,7 @@ def resolve(
         null_label=null,
         noise_level=plan.model_time.dtype.kind == "f",
         half=dtype == "float16",
+        cond=_conditions(sampler, cond or {}, has_labels=classes is not None),
     )
     method = sampler.method or _inferred(plan, sampler)
     reference = Sampler.from_plan(
@@ -205,6 +212,23 @@ def _same(given: Plan, ours: Plan) -> bool:
     largest = np.maximum(np.abs(ours.table[:, columns]).max(axis=0), 1e-6)
     difference = np.abs(given.table[:, columns] - ours.table[:, columns])
     return given.clip == ours.clip and bool(np.all(difference <= SAME_TABLE * largest))
+
+
+def _conditions(sampler: Sampler, cond: Mapping[str, Tensor], *, has_labels: bool) -> tuple[Condition, ...]:
+    """What the network is given by name, from examples.
+
+    Raises:
+        ValueError: naming the condition, what was given and what is accepted.
+    """
+    rows = {}
+    for name, value in cond.items():
+        count = len(value) if isinstance(value, Tensor) and value.ndim else 1
+        host = torch.device("cpu")
+        rows[name] = checked_one(f"cond[{name!r}]", value, count, host, torch.float32).contiguous()
+        if rows[name].dtype not in _KINDS:
+            raise BadArgument(f"cond[{name!r}]", str(rows[name].dtype), "floating, int64, int32 or bool rows")
+    check_names(sampler.facts.signature, rows, has_labels=has_labels)
+    return tuple(Condition(name, _KINDS[value.dtype], value) for name, value in rows.items())
 
 
 def _num_classes(network: nn.Module, given: int | None) -> int | None:

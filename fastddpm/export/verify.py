@@ -8,7 +8,7 @@ that is above 1. The reference is the network in float32, also for files with a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -121,12 +121,26 @@ def _random(settings: Settings, batch: int, *, height: int, width: int) -> dict[
     if call.condition_channels:
         shape = (batch, call.condition_channels, height, width)
         tensors["condition"] = torch.rand(shape, generator=generator) * 2 - 1
+    for one in call.cond:
+        tensors[one.input], tensors[one.without] = one.examples(batch), one.examples(batch, first=1)
     return tensors
 
 
-def _network(settings: Settings, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+def _named(settings: Settings, given: dict[str, Tensor], *, without: bool = False) -> dict[str, Tensor]:
+    """Of the inputs of a step, labels and conditions by the names that the network has for them."""
+    labels = {name: given[name] for name in ("class_labels",) if name in given}
+    return labels | {one.name: given[one.without if without else one.input] for one in settings.call.cond}
+
+
+def _fed(names: Sequence[str], tensors: dict[str, Tensor]) -> Arrays:
+    """Those that a model has inputs for."""
+    return {name: tensor.numpy() for name, tensor in tensors.items() if name in names}
+
+
+def _network(settings: Settings, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        output: Tensor = Whole(settings.sampler.model)(x, t, labels)  # type: ignore[arg-type]
+        model = Whole(settings.sampler.model, list(cond))  # type: ignore[arg-type]
+        output: Tensor = model(x, t, *cond.values())
         return output.float()
 
 
@@ -143,14 +157,11 @@ def _denoiser_error(folder: Path, settings: Settings) -> float:
     errors = []
     for batch, (height, width) in enumerate(_sizes(settings), start=3):
         given = _random(settings, batch, height=height, width=width)
-        plan, labels = settings.sampler.plan, given.get("class_labels")
+        plan, names = settings.sampler.plan, [one.name for one in run.get_inputs()]
         t = torch.tensor(plan.model_time[np.linspace(0, len(plan) - 1, batch).astype(int)])
         x = torch.cat([given[name] for name in ("condition", "x") if name in given], dim=1)
-        feed = {"x": x.numpy(), "t": t.numpy()}
-        if labels is not None:
-            feed["class_labels"] = labels.numpy()
-        (m,) = _outputs(run, feed)
-        errors.append(relative_error(m, _network(settings, x, t, labels).numpy()))
+        (m,) = _outputs(run, _fed(names, {**given, "x": x, "t": t}))
+        errors.append(relative_error(m, _network(settings, x, t, _named(settings, given)).numpy()))
     return max(errors)
 
 
@@ -161,7 +172,7 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
     rows = [(full, 0), *((plan.table[k], k) for k in sorted({0, len(plan) // 2, len(plan) - 1}))]
     errors = []
     for row, k in rows:
-        feed: Arrays = {name: tensor.numpy() for name, tensor in given.items()}
+        feed = _fed([one.name for one in run.get_inputs()], given)
         feed |= {"row": row[:ROW_COLUMNS], "time": plan.model_time[k : k + 1].reshape(())}
         if guided:
             feed["guidance_scale"] = np.array(GUIDANCE, np.float32)
@@ -176,13 +187,16 @@ def _torch_step(
     settings: Settings, given: dict[str, Tensor], row: Tensor, time: Tensor, guided: bool
 ) -> tuple[Tensor, Tensor]:
     """(x_next, x0) of `reverse_step` around the network."""
-    x, x0, labels = given["x"].clone(), given["x0_prev"].clone(), given.get("class_labels")
+    x, x0, cond = given["x"].clone(), given["x0_prev"].clone(), _named(settings, given)
     inputs = torch.cat([given[name] for name in ("condition", "x") if name in given], dim=1)
     guidance = None
-    if guided and labels is not None:
+    if guided:
         inputs, guidance = torch.cat((inputs, inputs)), torch.full((len(x),), GUIDANCE)
-        labels = torch.cat((torch.full_like(labels, settings.call.null_label or 0), labels))
-    output = _network(settings, inputs, time.expand(len(inputs)), labels)
+        without = _named(settings, given, without=True)
+        if "class_labels" in cond:
+            without["class_labels"] = torch.full_like(cond["class_labels"], settings.call.null_label or 0)
+        cond = {name: torch.cat((without[name], value)) for name, value in cond.items()}
+    output = _network(settings, inputs, time.expand(len(inputs)), cond)
     counter, noise = torch.zeros(2, dtype=torch.int64), given["noise"][None]
     reverse_step(Arguments(x, output, row[None], counter, noise, x0, guidance, kept=x0[None], clip=True))
     return x, x0
@@ -199,7 +213,7 @@ def _check_noise(folder: Path) -> None:
 
 def _chains(settings: Settings) -> Iterator[tuple[Plan, float, float]]:
     """(plan, eta, guidance scale) of the chains that are run: the default one, and a short one per method."""
-    guidance = GUIDANCE if settings.call.null_label is not None else 1.0
+    guidance = GUIDANCE if settings.call.guides else 1.0
     yield settings.sampler.plan, settings.method.eta, 1.0
     steps = min(FEW_STEPS, len(settings.schedule))
     for name in formulas():
@@ -228,16 +242,24 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
             shape=shape,
             engine="eager",
         )
-        cond = {name: given[name] for name in ("class_labels", "condition") if name in given}
-        wanted = sampler.sample(seeds=SEEDS, guidance_scale=guidance, progress=False, **cond)  # type: ignore[arg-type]
-        feed: Arrays = {name: tensor.numpy() for name, tensor in cond.items()}
+        cond, without = _named(settings, given), _named(settings, given, without=True)
+        wanted = sampler.sample(
+            seeds=SEEDS,
+            guidance_scale=guidance,
+            class_labels=cond.pop("class_labels", None),
+            condition=given.get("condition"),
+            cond=cond,
+            uncond={name: without[name] for name in cond},
+            progress=False,
+        )
+        feed = _fed([one.name for one in run.get_inputs()], given)
         feed |= {
             "seeds": np.array(SEEDS, np.int64),
             "timesteps": plan.timesteps,
             "method": np.array(list(formulas()).index(plan.method), np.int64),
             "eta": np.array(eta, np.float32),
         }
-        if call.null_label is not None:
+        if call.guides:
             feed["guidance_scale"] = np.array(guidance, np.float32)
         images, _ = _outputs(run, feed)
         errors.append(relative_error(images, wanted.numpy()))

@@ -167,8 +167,10 @@ def check_finite(
             continue
         memory = value.untyped_storage().data_ptr()
         same = (n for n, v in (named_as or {}).items() if v.untyped_storage().data_ptr() == memory)
+        bad = value.numel() - int(torch.isfinite(value).sum())
         raise CheckpointError(
-            f"{where}: {next(same, name)} holds NaN or infinity, finite weights accepted (training in "
+            f"{where}: {next(same, name)} holds NaN or infinity ({bad} of {value.numel()} values), finite "
+            "weights accepted (training in "
             "float16 can leave such; an earlier checkpoint may be whole)"
         )
 

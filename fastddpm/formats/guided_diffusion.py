@@ -38,7 +38,7 @@ _NAMES = {
 
 
 def recognises(state: Mapping[str, object]) -> bool:
-    """Whether a state dict is that of a UNetModel whose sizes change by convolutions."""
+    """Whether a state dict is that of a UNetModel whose sizes change by convolutions or in blocks."""
     return state.keys() >= _NAMES and dialect.halvings(state) > 0
 
 

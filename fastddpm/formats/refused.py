@@ -18,7 +18,11 @@ _SAMPLER = f"{_BY_ITS_CODE}fastddpm.Sampler(model, schedule) takes any model(x, 
 _KNOWN: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("Palette", ("cond_embed.0.weight", "input_blocks.0.0.weight"), _SAMPLER),
     ("latent or stable diffusion", ("first_stage_model.encoder.conv_in.weight",), _PIPELINES),
-    ("guided-diffusion with resblock_updown", ("input_blocks.0.0.weight", "time_embed.0.weight"), _OPTIMIZE),
+    (
+        "guided-diffusion with conv_resample=False",
+        ("input_blocks.0.0.weight", "time_embed.0.weight"),
+        _OPTIMIZE,
+    ),
     (
         "lucidrains' classifier-free guidance",
         ("null_classes_emb", "classes_emb.weight"),

@@ -81,11 +81,16 @@ class Blocks:
 
     def of_shard(self, index: int) -> Iterator[tuple[Int64, Int64 | None, int]]:
         """Blocks of a shard: seeds and labels of exactly ``batch_size``, and how many of them are wanted."""
-        seeds, labels = self.shard(index)
-        for start in range(0, len(seeds), self.batch_size):
-            rows = np.minimum(np.arange(start, start + self.batch_size), len(seeds) - 1)
-            count = min(self.batch_size, len(seeds) - start)
-            yield seeds[rows], None if labels is None else labels[rows], count
+        for places, count in self.places(index):
+            yield self.seeds[places], None if self.labels is None else self.labels[places], count
+
+    def places(self, index: int) -> Iterator[tuple[Int64, int]]:
+        """The same blocks by the places of their seeds in the job."""
+        first = index * self.shard_size
+        end = min(first + self.shard_size, len(self.seeds))
+        for start in range(first, end, self.batch_size):
+            places = np.minimum(np.arange(start, start + self.batch_size), end - 1)
+            yield places, min(self.batch_size, end - start)
 
 
 def as_ranges(values: Sequence[int] | Int64) -> str:

@@ -20,6 +20,7 @@ from fastddpm.checks import BadArgument, whole
 from fastddpm.engine import Engine, resolve_engine
 from fastddpm.images import Pixels, to_uint8
 from fastddpm.inputs import Json
+from fastddpm.jobs.conditions import Given
 from fastddpm.network import Model
 from fastddpm.options import RunOptions
 from fastddpm.plans import Plan
@@ -64,11 +65,11 @@ class Drawer(Protocol):
     def made_on(self) -> str:
         """The processor and engine that draw here."""
 
-    def check(self, labels: Int64 | None) -> None:
-        """ValueError where the model does not know these labels, or the guidance."""
+    def check(self, labels: Int64 | None, given: Given | None = None) -> None:
+        """ValueError where the model does not know these labels or conditions, or the guidance."""
 
-    def draw(self, seeds: Int64, labels: Int64 | None) -> Pixels:
-        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels."""
+    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Pixels:
+        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels, and conditions where a job has some."""
 
 
 class TorchDrawer:
@@ -145,14 +146,20 @@ class TorchDrawer:
             return f"{torch.cuda.get_device_name(self._place)}, engine {self._here().engine}"
         return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, engine {self._engine}"
 
-    def check(self, labels: Int64 | None) -> None:
-        """ValueError where the model does not know these labels, or the guidance."""
+    def check(self, labels: Int64 | None, given: Given | None = None) -> None:
+        """ValueError where the model does not know these labels or conditions, or the guidance."""
         some = None if labels is None else np.unique(labels).tolist()
         seeds = range(1 if some is None else len(some))
-        make_batches(self._sampler.facts, seeds=seeds, class_labels=some, guidance_scale=self._guidance_scale)
+        make_batches(
+            self._sampler.facts,
+            seeds=seeds,
+            class_labels=some,
+            guidance_scale=self._guidance_scale,
+            **({} if given is None else given.tensors(first=True)),
+        )
 
-    def draw(self, seeds: Int64, labels: Int64 | None) -> Pixels:
-        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels."""
+    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Pixels:
+        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels, and conditions where a job has some."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -161,6 +168,7 @@ class TorchDrawer:
                 class_labels=None if labels is None else labels.tolist(),
                 guidance_scale=self._guidance_scale,
                 progress=False,
+                **({} if given is None else given.tensors()),
             )
             return to_uint8(images)
         finally:
@@ -262,8 +270,8 @@ class OnnxDrawer:
         """The processor and engine that draw here."""
         return f"{platform.machine()}, {self._sampler.provider}"
 
-    def check(self, labels: Int64 | None) -> None:
-        """ValueError where the model does not know these labels, or the guidance."""
+    def check(self, labels: Int64 | None, given: Given | None = None) -> None:
+        """ValueError where the model does not know these labels or conditions, or the guidance."""
         from fastddpm.onnx.request import make_batch
 
         some = None if labels is None else np.unique(labels).tolist()
@@ -274,16 +282,18 @@ class OnnxDrawer:
             class_labels=some,
             guidance_scale=self._guidance_scale,
             condition=None,
+            **({} if given is None else given.arrays(first=True)),
         )
 
-    def draw(self, seeds: Int64, labels: Int64 | None) -> Pixels:
-        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels."""
+    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Pixels:
+        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels, and conditions where a job has some."""
         pixels: Pixels = self._sampler.sample(
             seeds=seeds,
             class_labels=labels,
             guidance_scale=self._guidance_scale,
             output="uint8",
             progress=False,
+            **({} if given is None else given.arrays()),
             **self._options,
         )
         return pixels

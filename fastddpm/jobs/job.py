@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 import fastddpm
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.images import Pixels
 from fastddpm.inputs import Json
 from fastddpm.jobs.blocks import Blocks, as_ranges
+from fastddpm.jobs.conditions import Given, Rows
 from fastddpm.jobs.drawers import Drawer
 from fastddpm.jobs.errors import JobStopped
 from fastddpm.jobs.manifest import (
@@ -58,6 +60,9 @@ class Job:
         seeds: one integer in [0, 2**63) per image, each once.
         outdir: the folder: new, empty, or of the same job.
         class_labels: one for all, or one per seed; None for a model without classes.
+        cond: arrays or tensors ``(N or 1, ...)`` that the model is given by name, as of `Sampler.sample`: a
+            row per seed, or one for all.
+        uncond: likewise; with guidance, for the half without them.
         format: ``npz``, ``png`` or ``webdataset``; see `fastddpm.jobs.shards`.
         shard_size: images in a file; a multiple of ``batch_size``.
         batch_size: images drawn at a time; the last block is padded to it.
@@ -73,6 +78,8 @@ class Job:
         outdir: str | Path,
         *,
         class_labels: int | Sequence[int] | npt.ArrayLike | None = None,
+        cond: Rows | None = None,
+        uncond: Rows | None = None,
         format: str = "npz",
         shard_size: int = 1024,
         batch_size: int = 64,
@@ -85,7 +92,11 @@ class Job:
             )
         self.drawer, self.outdir, self.format = drawer, Path(outdir), format
         self.blocks = Blocks.of(seeds, class_labels, batch_size, shard_size)
-        drawer.check(self.blocks.labels)
+        self.given = Given.of(cond, uncond, len(self.blocks.seeds))
+        if self.given is None:
+            drawer.check(self.blocks.labels)
+        else:
+            drawer.check(self.blocks.labels, self.given)
 
     def at(self, outdir: Path) -> Job:
         """The same job with its folder named otherwise."""
@@ -105,6 +116,7 @@ class Job:
             "format": self.format,
             "shard_size": blocks.shard_size,
             "batch_size": blocks.batch_size,
+            **({} if self.given is None else self.given.digests()),
             **self.drawer.describe(),
         }
 
@@ -146,8 +158,8 @@ class Job:
         """Draws one shard and writes it, then its record; the record."""
         seeds, labels = self.blocks.shard(index)
         pixels = []
-        for some, of_classes, count in self.blocks.of_shard(index):
-            pixels.append(self.drawer.draw(some, of_classes)[:count])
+        for places, count in self.blocks.places(index):
+            pixels.append(self._pixels(places)[:count])
             advance(count)
         name = shard_name(index, self.format)
         with self._writing():
@@ -162,6 +174,13 @@ class Job:
             }
             add_record(self.outdir, record)
         return record
+
+    def _pixels(self, places: npt.NDArray[np.int64]) -> Pixels:
+        seeds, labels = self.blocks.seeds[places], self.blocks.labels
+        labels = None if labels is None else labels[places]
+        if self.given is None:
+            return self.drawer.draw(seeds, labels)
+        return self.drawer.draw(seeds, labels, self.given.rows(places))
 
     def _begin(self, held: ExitStack) -> list[int]:
         """Checks, makes and holds the folder; the shards that are not there, or not as they were written."""

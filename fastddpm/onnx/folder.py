@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastddpm.checks import BadArgument, whole
+from fastddpm.checks import BadArgument, check_choice, whole
 from fastddpm.inputs import (
     MAX_SIDE,
     InputError,
@@ -28,10 +28,27 @@ OPSETS = (20,)
 DESCRIPTION = "export.json"
 NEEDED = ("denoiser.onnx", "step.onnx", "sampler.onnx", "noise.onnx")
 MAX_LABEL = 2**31 - 1
+CONDITION_DTYPES = ("float32", "int64", "int32", "bool")
+MAX_CONDITIONS, MAX_AXES = 64, 8
 FIRST_METHODS = ("ddpm", "ddim", "dpmpp_2m")
 """Of exports that do not list theirs."""
 TIMES = {"index": "timestep", "noise_level": "noise_level"}
 """What the network is told about time: the words of export.json, and those of a sampler's `time_input`."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network is given by name besides the image, time and labels.
+
+    Attributes:
+        name: as the network has it; the files' input is ``cond_NAME``, and ``uncond_NAME`` under guidance.
+        dtype: ``float32``, ``int64``, ``int32`` or ``bool``.
+        shape: of a row.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,7 @@ class ModelFolder:
         schedule: the noise schedule.
         method: what is fixed in the files, and the defaults of the rest.
         methods: those that sampler.onnx knows, in the order of their numbers.
+        cond: what the network is given by name.
     """
 
     path: Path
@@ -57,6 +75,12 @@ class ModelFolder:
     schedule: NoiseSchedule
     method: Method
     methods: tuple[str, ...]
+    cond: tuple[Condition, ...] = ()
+
+    @property
+    def guides(self) -> bool:
+        """Whether it has files for guidance."""
+        return _guides(self.null_label, self.num_classes, self.cond)
 
     def file(self, name: str) -> Path:
         """The path of one of its files."""
@@ -93,11 +117,33 @@ def read_folder(folder: str | Path) -> ModelFolder:
                 }
             ),
             methods=tuple(_method_names(content.get("methods", FIRST_METHODS))),
+            cond=tuple(_conditions(content.get("cond", []))),
         )
         found.method.plan(found.schedule)  # an option that no run could use is found here
         return found
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {_reason(error)}") from error
+
+
+def _guides(null_label: object, num_classes: object, cond: Collection[object]) -> bool:
+    return null_label is not None or (bool(cond) and num_classes is None)
+
+
+def _conditions(listed: object) -> Iterator[Condition]:
+    """Those that export.json lists; a ValueError for anything else."""
+    if not isinstance(listed, list) or len(listed) > MAX_CONDITIONS:
+        raise BadArgument("cond", repr(listed), f"a list of at most {MAX_CONDITIONS}")
+    names = set()
+    for one in listed:
+        if not isinstance(one, Mapping) or not isinstance(one.get("name"), str) or one["name"] in names:
+            raise BadArgument("cond", repr(one), "an object with a name of its own")
+        check_choice("dtype", one.get("dtype"), CONDITION_DTYPES)
+        sides = one.get("shape")
+        if not isinstance(sides, list) or len(sides) > MAX_AXES:
+            raise BadArgument("shape", repr(sides), f"a list of at most {MAX_AXES} sides")
+        names.add(one["name"])
+        shape = tuple(whole("shape", side, least=1, most=MAX_SIDE) for side in sides)
+        yield Condition(one["name"], str(one["dtype"]), shape)
 
 
 def _method_names(names: object) -> list[str]:
@@ -137,7 +183,10 @@ def _check_files(path: Path, content: Mapping[str, object]) -> None:
     files = content.get("files")
     if not isinstance(files, Mapping):
         raise OnnxFolderError(f"{path / DESCRIPTION}: no list of files")
-    needed = (*NEEDED, *(["step_guided.onnx"] if content.get("null_label") is not None else []))
+    cond = content.get("cond")
+    named = cond if isinstance(cond, list) else []
+    guided = _guides(content.get("null_label"), content.get("num_classes"), named)
+    needed = (*NEEDED, *(["step_guided.onnx"] if guided else []))
     unlisted = [name for name in needed if name not in files]
     if unlisted:
         raise OnnxFolderError(f"{path / DESCRIPTION}: {unlisted[0]} is not among its files")

@@ -5,7 +5,8 @@ The same arguments, defaults and errors as `fastddpm.request`, without torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -24,6 +25,7 @@ from fastddpm.checks import (
     whole,
 )
 from fastddpm.onnx.folder import ModelFolder
+from fastddpm.onnx.named import Numbers, named_inputs
 from fastddpm.plans import Method
 from fastddpm.plans.method import MethodName, MethodOptions
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
@@ -54,12 +56,14 @@ class Batch:
         labels: int64 [B], or None for a network without classes.
         guidance_scale: w; 1 is none.
         condition: float32 [B, Cc, H, W], or None.
+        named: inputs ``cond_NAME`` and, where the files guide, ``uncond_NAME``, [B, ...] each.
     """
 
     seeds: Int64
     labels: Int64 | None
     guidance_scale: float
     condition: Float32 | None
+    named: Mapping[str, Numbers] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -69,7 +73,8 @@ class Batch:
         index = np.minimum(np.arange(start, stop), len(self) - 1)
         labels = None if self.labels is None else self.labels[index]
         condition = None if self.condition is None else self.condition[index]
-        return Batch(self.seeds[index], labels, self.guidance_scale, condition)
+        named = {name: np.ascontiguousarray(array[index]) for name, array in self.named.items()}
+        return Batch(self.seeds[index], labels, self.guidance_scale, condition, named)
 
 
 def resolved_method(folder: ModelFolder, given: PlanOptions) -> Method:
@@ -90,6 +95,8 @@ def make_batch(
     class_labels: int | Sequence[int] | npt.ArrayLike | None,
     guidance_scale: float,
     condition: Float32 | None,
+    cond: Mapping[str, Numbers] | None = None,
+    uncond: Mapping[str, Numbers] | None = None,
 ) -> Batch:
     """All images asked for; arguments as of `OnnxSampler.sample`.
 
@@ -105,7 +112,8 @@ def make_batch(
         raise BadArgument("batch_size, seeds", f"{size}, {len(drawn)} images", "one count")
     scale = _guidance(folder, guidance_scale)
     labels = _labels(folder, class_labels, len(drawn), guided=scale != 1.0)
-    return Batch(drawn, labels, scale, _condition(folder, condition, len(drawn)))
+    named = named_inputs(folder, cond, uncond, len(drawn), guided=scale != 1.0)
+    return Batch(drawn, labels, scale, _condition(folder, condition, len(drawn)), named)
 
 
 def check_output(output: str) -> None:
@@ -124,7 +132,7 @@ def to_uint8(images: Float32) -> npt.NDArray[np.uint8]:
 def _guidance(folder: ModelFolder, scale: float | npt.NDArray[np.generic]) -> float:
     given = scale.item() if isinstance(scale, np.ndarray) and not scale.ndim else scale
     number = check_number("guidance_scale", given)
-    if number != 1 and folder.null_label is None:
+    if number != 1 and not folder.guides:
         raise BadArgument("guidance_scale", f"{given!r} to a network without a null label", "1")
     return number
 
@@ -137,7 +145,7 @@ def _labels(folder: ModelFolder, class_labels: Any, count: int, *, guided: bool)
         return None
     accepted = f"0 to {classes - 1}" + (f", {null} for none," if null is not None else "")
     if class_labels is None:
-        if guided:
+        if guided and not folder.cond:
             raise BadArgument("guidance_scale", "a number other than 1 without class_labels", "1, or labels,")
         if null is None:
             raise BadArgument("class_labels", "None", f"labels from {accepted}")

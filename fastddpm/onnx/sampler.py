@@ -15,11 +15,11 @@ from fastddpm.finite import check_finite
 from fastddpm.forks import ForkLock
 from fastddpm.onnx.errors import OnnxFolderError, ProviderError
 from fastddpm.onnx.folder import read_folder
+from fastddpm.onnx.named import Numbers
 from fastddpm.onnx.providers import CPU, CUDA, Session, choose_provider
 from fastddpm.onnx.request import (
     Batch,
     Float32,
-    Int64,
     PlanOptions,
     check_output,
     make_batch,
@@ -124,6 +124,8 @@ class OnnxSampler:
         class_labels: int | Sequence[int] | npt.ArrayLike | None = None,
         guidance_scale: float = 1.0,
         condition: Float32 | None = None,
+        cond: Mapping[str, Numbers] | None = None,
+        uncond: Mapping[str, Numbers] | None = None,
         method: MethodName | None = None,
         num_inference_steps: int | None = None,
         timestep_spacing: TimestepSpacing | None = None,
@@ -143,6 +145,9 @@ class OnnxSampler:
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
             condition: float32 [B or 1, Cc, H, W], concatenated in front of x at every step, as in SR3.
+            cond: arrays [B or 1, ...] by name, of a network that was exported with some; of the dtype and
+                shape that export.json says.
+            uncond: with guidance: of each of them, what the half without conditions is given.
             method: "ddpm", "ddim" or "dpmpp_2m"; None, here and below, for what was exported.
             num_inference_steps: S in 1 .. T.
             timestep_spacing: "leading", "linspace" or "trailing".
@@ -170,6 +175,7 @@ class OnnxSampler:
         }
         chosen = resolved_method(self.folder, given)
         plan = chosen.plan(self.folder.schedule)
+        chosen.warn_if_late(self.folder.schedule, plan)
         every = make_batch(
             self.folder,
             batch_size=batch_size,
@@ -177,6 +183,8 @@ class OnnxSampler:
             class_labels=class_labels,
             guidance_scale=guidance_scale,
             condition=condition,
+            cond=cond,
+            uncond=uncond,
         )
         size = len(every) if max_batch is None else min(whole("max_batch", max_batch, least=1), len(every))
         pieces = []
@@ -200,7 +208,8 @@ class OnnxSampler:
 
     def _run_file(self, plan: Plan, eta: float, batch: Batch) -> Float32:
         """One run of sampler.onnx, which makes the plan's table and draws the noise itself."""
-        feeds: dict[str, Int64 | Float32] = {
+        feeds: dict[str, Numbers] = {
+            **batch.named,
             "seeds": batch.seeds,
             "timesteps": plan.timesteps,
             "method": np.asarray(self._number(plan.method), dtype=np.int64),
@@ -208,7 +217,7 @@ class OnnxSampler:
         }
         if batch.labels is not None:
             feeds["class_labels"] = batch.labels
-        if self.folder.null_label is not None:
+        if self.folder.guides:
             feeds["guidance_scale"] = np.asarray(batch.guidance_scale, dtype=np.float32)
         if batch.condition is not None:
             feeds["condition"] = np.ascontiguousarray(batch.condition)
@@ -250,8 +259,9 @@ class OnnxSampler:
         folder = self.folder
         inputs = inputs | ({"class_labels"} if folder.num_classes is not None else set())
         inputs |= {"condition"} if folder.condition_channels else set()
-        if folder.null_label is not None and name != "step.onnx":
-            inputs |= {"guidance_scale"}
+        inputs |= {f"cond_{one.name}" for one in folder.cond}
+        if folder.guides and name != "step.onnx":
+            inputs |= {"guidance_scale", *(f"uncond_{one.name}" for one in folder.cond)}
         session = self._provider.session(folder.file(name), graphs=graphs)
         for kind, found, wanted in (
             ("inputs", session.get_inputs(), inputs),
@@ -278,6 +288,7 @@ class OnnxSampler:
             class_labels=None if folder.num_classes is None else 0,
             guidance_scale=1.0,
             condition=np.zeros((1, channels, height, width), dtype=np.float32) if channels else None,
+            cond={one.name: np.zeros((1, *one.shape), dtype=one.dtype) for one in folder.cond},
         )
         session, _ = self._step_session(guided=False)
         loop = StepLoop(session, self.image_shape, len(batch), self._provider.device)

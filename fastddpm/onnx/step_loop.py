@@ -80,12 +80,17 @@ class StepLoop:
         if "condition" in inputs:
             channels = int(inputs["condition"].shape[1])
             self._fixed["condition"] = self._buffer((batch, channels, *image[1:]))
+        kinds = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+        for name, one in inputs.items():
+            if name.startswith(("cond_", "uncond_")):
+                self._fixed[name] = self._buffer((batch, *one.shape[1:]), kinds.get(one.type, np.int64))
         self._bindings = [self._binding(slot) for slot in range(SLOTS)]
         self._run_options = [_run_options(first_graph, slot) for slot in range(SLOTS)]
 
     def run(self, plan: Plan, batch: Batch, advance: Callable[[int], None]) -> Float32:
         """Draws one batch of this size, float32 [B, C, H, W]; calls ``advance(1)`` after each step."""
         given = {
+            **batch.named,
             "class_labels": batch.labels,
             "guidance_scale": np.asarray(batch.guidance_scale, dtype=np.float32),
             "condition": batch.condition,

@@ -12,7 +12,7 @@ from fastddpm.checks import BadArgument
 from fastddpm.plans.formula import prediction_columns
 from fastddpm.plans.method import MethodName, make_plan
 from fastddpm.plans.plan import Float64, Plan, build_table
-from fastddpm.plans.spacing import TimestepSpacing
+from fastddpm.plans.spacing import TimestepSpacing, warn_if_late
 from fastddpm.schedule import NoiseSchedule
 
 STORED = ("betas", "alphas_cumprod", "reciprocal_sqrt_alphas", "remove_noise_coeff", "sigma")
@@ -53,14 +53,17 @@ def from_abarankab(
             "betas", "1 among them, where the images of abarankab/DDPM are not finite,", "numbers below 1"
         )
     total = len(values["betas"])
+    schedule = NoiseSchedule.from_betas(values["betas"])
     plan = make_plan(
-        NoiseSchedule.from_betas(values["betas"]),
+        schedule,
         method=method,
         num_inference_steps=num_inference_steps,
         variance_type="fixed_large" if method == "ddpm" else "fixed_small",
         eta=eta,
         timestep_spacing=timestep_spacing,
     )
+    if timestep_spacing == "leading":
+        warn_if_late(schedule, plan.timesteps)
     if method != "ddpm" or len(plan) != total:
         return plan
     down = {name: column[::-1] for name, column in values.items()}

@@ -27,6 +27,7 @@ from fastddpm.plans.spacing import (
     TimestepSpacing,
     check_steps,
     resolve_timesteps,
+    warn_if_late,
 )
 from fastddpm.plans.tableau import Point
 from fastddpm.schedule import NoiseSchedule
@@ -216,6 +217,12 @@ class Method:
         )
         plan = formula_plan(self.method, entry.formula, schedule, visited, self.formula_options, bound=bound)
         return plan.with_noise_levels(schedule) if self.time_input == "noise_level" else plan
+
+    def warn_if_late(self, schedule: NoiseSchedule, plan: Plan, *, stacklevel: int = 4) -> None:
+        """UserWarning where the spacing has a plan of this method start far below T-1; see
+        `fastddpm.plans.spacing.warn_if_late`. Timesteps that were given are as they were wanted."""
+        if self.timesteps is None and self.timestep_spacing == "leading":
+            warn_if_late(schedule, plan.timesteps, stacklevel=stacklevel)
 
     @property
     def formula_options(self) -> FormulaOptions:

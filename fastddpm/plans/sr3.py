@@ -13,7 +13,7 @@ from torch import Tensor
 from fastddpm.checks import BadArgument
 from fastddpm.plans.method import MethodName, make_plan
 from fastddpm.plans.plan import Plan, build_table
-from fastddpm.plans.spacing import TimestepSpacing
+from fastddpm.plans.spacing import TimestepSpacing, warn_if_late
 from fastddpm.schedule import NoiseSchedule
 
 STORED = (
@@ -65,14 +65,17 @@ def from_sr3(
     """
     columns = {name: stored[name].detach().cpu() for name in STORED}
     total = len(columns["betas"])
+    schedule = NoiseSchedule.from_betas(columns["betas"].double().numpy())
     plan = make_plan(
-        NoiseSchedule.from_betas(columns["betas"].double().numpy()),
+        schedule,
         method=method,
         num_inference_steps=num_inference_steps,
         clip_sample_range=CLIP,
         eta=eta,
         timestep_spacing=timestep_spacing,
     )
+    if timestep_spacing == "leading":
+        warn_if_late(schedule, plan.timesteps)
     if levels is not None:
         plan = replace(plan, model_time=np.asarray(levels)[plan.timesteps + 1].astype(np.float32))
     if method != "ddpm" or len(plan) != total:

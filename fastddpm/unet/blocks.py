@@ -8,6 +8,7 @@ and class reaches a residual block as one vector, a bias ``(B or 1, C)`` or a sc
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from fastddpm.unet.config import Activation, UNetConfig
 from fastddpm_kernels import group_norm_silu
 from fastddpm_kernels.compat import runs_kernels
+
+Resize = Literal["none", "down", "up"]
+"""What a block does to the size."""
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -124,14 +128,30 @@ def pixel_product(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return F.linear(pixels, conv.weight.flatten(1), conv.bias)
 
 
+def resized(x: Tensor, resize: Resize) -> Tensor:
+    """``(B, C, H, W)`` at half the size by means of 2x2, at twice by nearest neighbours, or as it is."""
+    if resize == "down":
+        return F.avg_pool2d(x, 2)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest") if resize == "up" else x
+
+
 class ResidualBlock(nn.Module):
     """norm, activation, conv, + bias(time, class), norm, activation, dropout, conv, + skip, [attention].
 
-    Instead of the bias a scale and a shift before or after the second norm, where the config says so.
+    Instead of the bias a scale and a shift before or after the second norm, where the config says so. A block
+    that changes the size does it before the first convolution, and in the skip.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, attention: bool) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        config: UNetConfig,
+        attention: bool,
+        resize: Resize = "none",
+    ) -> None:
         super().__init__()
+        self.resize = resize
         self.activation = config.activation
         self.conditioning = config.time_conditioning
         self.out_channels = out_channels
@@ -149,8 +169,9 @@ class ResidualBlock(nn.Module):
         self.attention = Attention(out_channels, config) if attention else nn.Identity()
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """``x (B, in, H, W)``, ``bias (B or 1, bias_width)`` -> ``(B, out, H, W)``."""
-        h = normalize(x, self.norm1, self.activation)
+        """``x (B, in, H, W)``, ``bias (B or 1, bias_width)`` -> ``(B, out, H, W)``, resized where it does."""
+        h = resized(normalize(x, self.norm1, self.activation), self.resize)
+        x = resized(x, self.resize)
         if self.conditioning != "affine" and fuses(self.norm2, self.activation, h):
             h = self.fused(h, bias)
         else:

@@ -79,6 +79,9 @@ class UNetConfig:
         norm_eps: epsilon of GroupNorm, above 0.
         downsample_padding: 1 pads the strided convolutions on all sides, 0 on the right and below only.
         center_input: the input is mapped from [0, 1] to [-1, 1] first: 2*x - 1.
+        resblock_updown: residual blocks halve and double the size, in the place of strided convolutions and
+            of convolutions after nearest neighbours: after the first norm and activation, and in the skip, by
+            means of 2x2 pixels and by nearest neighbours (BigGAN's, Brock et al. 2019; guided-diffusion).
 
     Raises:
         ValueError: naming the field, what was given and what is accepted.
@@ -111,6 +114,7 @@ class UNetConfig:
     norm_eps: float = 1e-5
     downsample_padding: int = 1
     center_input: bool = False
+    resblock_updown: bool = False
 
     def __post_init__(self) -> None:
         for name in ("channel_mults", "attention_levels"):
@@ -140,7 +144,8 @@ class UNetConfig:
         )
         for name, choices in CHOICES.items():
             _require(self, name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
-        for name in ("time_activation", "time_cosine_first", "attention_bias", "center_input"):
+        flags = ("time_activation", "time_cosine_first", "attention_bias", "center_input", "resblock_updown")
+        for name in flags:
             _require(self, name, isinstance(getattr(self, name), bool), "true or false")
         _require(self, "base_channels", self.base_channels % 2 == 0, "an even number")
         for name in ("time_scale", "dropout", "norm_eps", "time_frequency_shift"):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastddpm.unet.blocks import Attention, Downsample, ResidualBlock, Upsample, activate
+from fastddpm.unet.blocks import Attention, Downsample, ResidualBlock, Upsample, activate, resized
 from fastddpm.unet.config import Activation
 from fastddpm.unet.maps import Map
 from fastddpm.unet.phases import phase_kernels, phases_interleaved
@@ -112,15 +112,20 @@ class Block(Part):
     def forward(self, x: Map, bias: Tensor) -> Map:
         """``bias (B or 1, bias_width)``, with the first convolution's where it is added before the norm."""
         source = self._source[0]
-        h = self.conditioned(
-            F.conv2d(x.normed(source.norm1, source.activation, self.owed), self.weight1, padding=1), bias
-        )
+        h = resized(x.normed(source.norm1, source.activation, self.owed), source.resize)
+        h = self.conditioned(F.conv2d(h, self.weight1, padding=1), bias)
         h = F.conv2d(h, self.weight2, padding=1)
+        skip = resized(x.settled(), source.resize)  # what it owes is the same in every pixel
         if isinstance(source.skip, nn.Conv2d):
-            out = Map(h).plus_product(source.skip.weight, x.settled())
+            out = Map(h).plus_product(source.skip.weight, skip)
         else:
-            out = Map(h, x.settled())
+            out = Map(h, skip)
         return out if self.attended is None else self.attended(out)
+
+    @property
+    def takes_skip(self) -> bool:
+        """Whether, on the way up, it is given what was kept on the way down: unless it doubles the size."""
+        return self._source[0].resize == "none"
 
     def conditioned(self, h: Tensor, bias: Tensor) -> Tensor:
         """The second norm and its activation, with time and class; see `ResidualBlock.conditioned`."""
@@ -250,7 +255,7 @@ class Deferred(nn.Module):
         for layer in self._mid:
             owed = layer.refresh(owed)
         for layer in self._up:
-            if isinstance(layer, Block):
+            if isinstance(layer, Block) and layer.takes_skip:
                 owed = torch.cat((owed, skips.pop()))
             owed = layer.refresh(owed)
         self.last.refresh(owed)
@@ -284,7 +289,9 @@ class Deferred(nn.Module):
             x = layer(x, next(biases))
         for layer in self._up:
             if isinstance(layer, Block):
-                x = layer(Map(torch.cat((x.settled(), skips.pop().settled()), dim=1)), next(biases))
+                if layer.takes_skip:
+                    x = Map(torch.cat((x.settled(), skips.pop().settled()), dim=1))
+                x = layer(x, next(biases))
             else:
                 x = layer(x)
         h = x.normed(source.norm_out, source.config.activation, self.last.owed)

@@ -13,8 +13,8 @@ NETWORK = "UNet2DModel"
 _CODES = "turns pictures into latents and back and draws none"
 _TOKENS = "draws latents or tokens, not pixels"
 _WHY: Mapping[str, str] = {
-    "UNet2DConditionModel": "needs encoder_hidden_states: Sampler(lambda x, t: unet(x, t, states).sample, "
-    "schedule) gives it some",
+    "UNet2DConditionModel": "needs encoder_hidden_states: Sampler(unet, schedule).sample("
+    "cond={'encoder_hidden_states': states}) gives it some",
     "UNet1DModel": "draws signals, not pictures",
     "UNet3DConditionModel": "draws films and needs encoder_hidden_states",
     "UNetSpatioTemporalConditionModel": "draws films and needs encoder_hidden_states",

@@ -32,6 +32,7 @@ _BLOCK = {
 _ATTENTION = {"norm": "attention.norm", "qkv": "attention.qkv", "proj_out": "attention.proj"}
 _PLACE = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)(?:\.(\d+))?\.(.+)")
 _DOWN = re.compile(r"input_blocks\.\d+\.0\.op\.weight")
+_UP = re.compile(r"output_blocks\.\d+\.[12]\.in_layers\.2\.weight")
 _INPUT = re.compile(r"input_blocks\.\d+\.0\.in_layers\.2\.weight")
 _MIDDLE = {"0": "mid.0", "1": "mid.0", "2": "mid.1"}
 FIXED: Options = {
@@ -45,8 +46,9 @@ FIXED: Options = {
 
 
 def halvings(theirs: Mapping[str, object]) -> int:
-    """Strided convolutions on the way down; none where blocks or pooling change the size."""
-    return sum(bool(_DOWN.fullmatch(name)) for name in theirs)
+    """How often the size is halved: by strided convolutions, or by blocks as many as those that double it
+    (``resblock_updown``); none where pooling does it, which has no tensors."""
+    return max(sum(bool(of.fullmatch(name)) for name in theirs) for of in (_DOWN, _UP))
 
 
 def attention_widths(theirs: Mapping[str, Tensor]) -> list[int]:
@@ -59,12 +61,13 @@ def state_dict(theirs: Mapping[str, Tensor], head_dim: int, *, new_order: bool) 
     """Our state dict from one of theirs; a name that is not known comes back as it is.
 
     Args:
-        theirs: of a UNetModel whose sizes change by convolutions.
+        theirs: of a UNetModel whose sizes change by convolutions or in blocks.
         head_dim: channels of an attention's head.
         new_order: queries of all heads before all keys and values (``use_new_attention_order``), as ours;
             else those of each head lie together.
     """
     levels = halvings(theirs) + 1
+    # Those that halve the size are among them, one less than there are levels: the quotient is the same.
     blocks = sum(bool(_INPUT.fullmatch(name)) for name in theirs) // levels
     state: dict[str, Tensor] = {}
     for name, value in theirs.items():
@@ -92,9 +95,9 @@ def _ours(part: str, blocks: int) -> str:
     if section == "input_blocks":
         at = f"down.{int(number) - 1}"
     else:
-        # An Upsample of ours follows the blocks of each level, one more than on the way down.
+        # What doubles the size follows the blocks of each level, one more than on the way down.
         index = int(number) + int(number) // (blocks + 1)
-        at = f"up.{index + (inner == 'conv')}"
+        at = f"up.{index + (inner == 'conv' or (place != '0' and inner in _BLOCK))}"
     if inner in ("op", "conv"):
         return f"{at}.conv"
-    return f"{at}.{(_BLOCK if place == '0' else _ATTENTION).get(inner, inner)}"
+    return f"{at}.{(_BLOCK if place == '0' else {**_BLOCK, **_ATTENTION}).get(inner, inner)}"

@@ -57,6 +57,7 @@ def infer(state: Mapping[str, Tensor]) -> Options:
         or any(name.endswith(".qkv.bias") for name in state),
         "mid_attention": _mid_attention(state),
         "norm": _norm(state),
+        "resblock_updown": _resizes_in_blocks(state),
     }
 
 
@@ -103,9 +104,15 @@ def _shape(state: Mapping[str, Tensor], name: str, rank: int) -> tuple[int, ...]
 def _levels(state: Mapping[str, Tensor]) -> tuple[list[int], list[int], tuple[int, ...]]:
     """Width and number of residual blocks of each level, and the levels with attention."""
     widths, counts, attended = [0], [0], set()
-    length = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("down.")), default=-1)
+    length = _length(state, "down")
+    # A block that changes the size looks like any other: the last of each level but the lowest.
+    every = (length + 1) // _level_count(state) if _resizes_in_blocks(state) else length + 1
     for i in range(length):
-        if f"down.{i}.conv1.weight" in state:
+        if (i + 1) % every == 0:
+            _shape(state, f"down.{i}.conv1.weight", 4)
+            widths.append(0)
+            counts.append(0)
+        elif f"down.{i}.conv1.weight" in state:
             widths[-1] = _shape(state, f"down.{i}.conv1.weight", 4)[0]
             counts[-1] += 1
             if f"down.{i}.attention.qkv.weight" in state:
@@ -117,6 +124,24 @@ def _levels(state: Mapping[str, Tensor]) -> tuple[list[int], list[int], tuple[in
     if min(counts) == 0:
         raise BadArgument("down", f"{counts} residual blocks from level to level", "at least 1")
     return widths, counts, tuple(sorted(attended))
+
+
+def _length(state: Mapping[str, Tensor], section: str) -> int:
+    """Layers of ``down`` or ``up``."""
+    numbers = (int(name.split(".")[1]) for name in state if name.startswith(f"{section}."))
+    return 1 + max(numbers, default=-1)
+
+
+def _level_count(state: Mapping[str, Tensor]) -> int:
+    """Levels: the way up has one block more in each."""
+    return _length(state, "up") - _length(state, "down")
+
+
+def _resizes_in_blocks(state: Mapping[str, Tensor]) -> bool:
+    """Whether there are several levels, and blocks alone."""
+    levels, length = _level_count(state), _length(state, "down")
+    has_others = any(f"down.{i}.conv1.weight" not in state for i in range(length))
+    return levels > 1 and not has_others and (length + 1) % levels == 0
 
 
 def _classes(state: Mapping[str, Tensor]) -> tuple[int | None, str]:

@@ -55,7 +55,11 @@ class UNet(nn.Module):
                 channels = width
                 skips.append(channels)
             if level != len(widths) - 1:
-                self.down.append(Downsample(channels, config.downsample_padding))
+                self.down.append(
+                    ResidualBlock(channels, channels, config, False, "down")
+                    if config.resblock_updown
+                    else Downsample(channels, config.downsample_padding)
+                )
                 skips.append(channels)
         for attention in (config.mid_attention == "norm", False):
             self.mid.append(ResidualBlock(channels, channels, config, attention))
@@ -67,7 +71,11 @@ class UNet(nn.Module):
                 self.up.append(ResidualBlock(skips.pop() + channels, width, config, attends))
                 channels = width
             if level != 0:
-                self.up.append(Upsample(channels))
+                self.up.append(
+                    ResidualBlock(channels, channels, config, False, "up")
+                    if config.resblock_updown
+                    else Upsample(channels)
+                )
         self.norm_out = make_norm(config, channels)
         self.conv_out = nn.Conv2d(channels, config.image_channels, 3, padding=1)
 
@@ -177,7 +185,9 @@ class UNet(nn.Module):
             x = layer(x, next(biases))
         for layer in self.up:
             if isinstance(layer, ResidualBlock):
-                x = layer(torch.cat((x, skips.pop()), dim=1), next(biases))
+                # A block that doubles the size follows those that take what was kept on the way down.
+                x = torch.cat((x, skips.pop()), dim=1) if layer.resize == "none" else x
+                x = layer(x, next(biases))
             else:
                 x = layer(x)
         x = self.conv_out(normalize(x, self.norm_out, self.config.activation))

@@ -163,3 +163,21 @@ def test_arguments_are_checked(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(RuntimeError, match="built without CUDA; a CUDA build accepted, with or without"):
         check_capturable(make_unet(), (3, 8, 8))
+
+
+def test_conditions_are_given_by_name():
+    class Named(nn.Module):
+        def __init__(self, reads):
+            super().__init__()
+            self.weight, self.reads = nn.Parameter(torch.ones(())), reads
+
+        def forward(self, x, t, *, states):
+            assert states.shape == (4, 5)
+            assert states.is_cuda
+            shift = float(states.sum()) if self.reads else states.mean(1)[:, None, None, None]
+            return self.weight * x + shift
+
+    given = {"cond": {"states": torch.zeros(1, 5)}, "guided": True}
+    assert check_capturable(Named(False), (1, 4, 4), **given).ok
+    (offence,) = check_capturable(Named(True), (1, 4, 4), **given).offences
+    assert "read on the host" in offence.reason

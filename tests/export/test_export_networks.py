@@ -105,8 +105,8 @@ def conditional():
         time_conditioning="scale_shift",
         time_cosine_first=True,
         attention_head_dim=4,
-        downsample_padding=0,
         center_input=True,
+        resblock_updown=True,
     )
     options = {"num_inference_steps": np.int64(9), "timestep_spacing": "trailing", "clip_sample_range": 1.0}
     schedule = NoiseSchedule.cosine(100)
@@ -366,7 +366,7 @@ def test_nothing_but_weights_is_stored(exported, case):
     "options",
     [
         {"num_classes": 5, "class_conditioning": "timestep", "norm": "in", "activation": "gelu"},
-        {"norm": "bn", "activation": "relu", "mid_attention": "plain"},
+        {"norm": "bn", "activation": "relu", "mid_attention": "plain", "downsample_padding": 0},
     ],
     ids=["timestep", "bn"],
 )

@@ -24,11 +24,33 @@ NETWORKS = {
     "deep, attention on two levels": {"mults": (1, 2, 2), "blocks": 2, "attention": (1, 2), "heads": 4},
     "heads of 16 channels": {"mults": (1, 2, 3), "attention": (0, 2), "heads": -16},
     "new order, classes": {"new_order": True, "classes": 5},
+    "blocks that change the size": {"updown": True},
+    "the same, deep, as published, classes": {
+        "updown": True,
+        "mults": (1, 2, 3),
+        "blocks": 2,
+        "attention": (1, 2),
+        "heads": -16,
+        "new_order": True,
+        "classes": 5,
+    },
+    "the same, time added, attention on all": {
+        "updown": True,
+        "scale_shift": False,
+        "attention": (0, 1),
+        "heads": -16,
+    },
 }
 TOLD = {
     "deep, attention on two levels": {"num_heads": 4},
     "heads of 16 channels": {"num_heads": None, "num_head_channels": 16},
     "new order, classes": {"use_new_attention_order": True},
+    "the same, deep, as published, classes": {
+        "use_new_attention_order": True,
+        "num_heads": None,
+        "num_head_channels": 16,
+    },
+    "the same, time added, attention on all": {"num_heads": None, "num_head_channels": 16},
 }
 
 
@@ -152,8 +174,8 @@ def test_what_is_refused(options, told, words):
     assert len(str(refused.value)) < 300
 
 
-def test_sizes_changed_by_blocks_are_refused_by_name():
-    """``resblock_updown``: no strided convolution, so the levels cannot be told."""
+def test_sizes_changed_by_pooling_are_refused_by_name():
+    """``conv_resample=False``: nothing of it is among the tensors, so the levels cannot be told."""
     state = {name: value for name, value in network().state_dict().items() if ".op." not in name}
     with pytest.raises(CheckpointError, match=r"of guided-diffusion.*, which is not read here; .*optimize"):
         fastddpm.load(state, config=dict(GIVEN))

@@ -51,9 +51,13 @@ CONFIGS = {
     "gelu": dataclasses.replace(TINY, activation="gelu", time_conditioning="scale_shift"),
     "no attention": dataclasses.replace(TINY, mid_attention="none", attention_levels=()),
     "heads, no bias": dataclasses.replace(TINY, attention_head_dim=4, attention_bias=False),
+    "blocks that change the size": dataclasses.replace(
+        TINY, channel_mults=(1, 2, 3), resblock_updown=True, time_conditioning="scale_shift"
+    ),
+    "the same, no norm": dataclasses.replace(TINY, resblock_updown=True, norm="none"),
     "padded and centred": dataclasses.replace(TINY, initial_pad=2, center_input=True),
 }
-SIZES = {"padded and centred": (12, 4), "three levels": (8, 12)}
+SIZES = {"blocks that change the size": (8, 12), "padded and centred": (12, 4), "three levels": (8, 12)}
 
 
 def arguments(unet: UNet, size: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -169,7 +169,12 @@ DIALECTS = {
         "mid_attention": "plain",
         "center_input": True,
     },
-    "classes as times": {"num_classes": 5, "class_conditioning": "timestep", "time_conditioning": "affine"},
+    "classes as times, blocks that change the size": {
+        "num_classes": 5,
+        "class_conditioning": "timestep",
+        "time_conditioning": "affine",
+        "resblock_updown": True,
+    },
 }
 LATER = {*(name for options in DIALECTS.values() for name in options), "norm_eps"} - {
     "num_classes",

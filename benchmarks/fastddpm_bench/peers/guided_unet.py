@@ -54,11 +54,16 @@ class Down(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Time is added before the second norm, or scales and shifts what follows it."""
+    """Time is added before the second norm, or scales and shifts what follows it.
 
-    def __init__(self, channels: int, out: int, emb: int, scale_shift: bool) -> None:
+    ``updown``: "up" or "down" changes the size between activation and convolution, and in the skip.
+    """
+
+    def __init__(self, channels: int, out: int, emb: int, scale_shift: bool, updown: str = "") -> None:
         super().__init__()
         self.scale_shift = scale_shift
+        changes = {"up": nn.Upsample(scale_factor=2, mode="nearest"), "down": nn.AvgPool2d(2, 2)}
+        self.change = changes.get(updown, nn.Identity())
         self.in_layers = nn.Sequential(
             nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out, 3, padding=1)
         )
@@ -69,7 +74,8 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.in_layers(x)
+        h = self.in_layers[2](self.change(self.in_layers[:2](x)))
+        x = self.change(x)
         time = self.emb_layers(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
@@ -119,6 +125,7 @@ class UNetModel(nn.Module):
         scale_shift: ``use_scale_shift_norm``.
         new_order: ``use_new_attention_order``.
         classes: of a class-conditional network.
+        updown: ``resblock_updown``.
     """
 
     def __init__(
@@ -133,6 +140,7 @@ class UNetModel(nn.Module):
         scale_shift: bool = True,
         new_order: bool = False,
         classes: int | None = None,
+        updown: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
@@ -154,7 +162,9 @@ class UNetModel(nn.Module):
                 self.input_blocks.append(Parts(block, *attends(level, now)))
                 kept.append(now)
             if level + 1 < len(mults):
-                self.input_blocks.append(Parts(Down(now)))
+                self.input_blocks.append(
+                    Parts(ResBlock(now, now, emb, scale_shift, "down") if updown else Down(now))
+                )
                 kept.append(now)
         count = heads if heads > 0 else now // -heads
         middle = AttentionBlock(now, count, new_order)
@@ -167,7 +177,7 @@ class UNetModel(nn.Module):
                 now = mult * width
                 parts += attends(level, now)
                 if level and index == blocks:
-                    parts.append(Up(now))
+                    parts.append(ResBlock(now, now, emb, scale_shift, "up") if updown else Up(now))
                 self.output_blocks.append(Parts(*parts))
         self.out = nn.Sequential(nn.GroupNorm(32, now), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1))
 
