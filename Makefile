@@ -9,7 +9,7 @@ sample: $(VENV)/.core
 	$(BIN)/fastddpm sample --out digits.png
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/gpu_proofs
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/gpu_proofs
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
 	$(BIN)/python -m pytest -n 2 tests/gpu_proofs
 
@@ -33,7 +33,7 @@ test-torch211: $(VENV)-torch211/.test
 	$(VENV)-torch211/bin/python -m pytest -n 2 $(COMPILED_TESTS)
 	TRITON_INTERPRET=1 $(VENV)-torch211/bin/python -m pytest -n 2 tests/interpreter
 	$(VENV)-torch211/bin/python -m pytest -n 2 tests/gpu_proofs
-	$(VENV)-torch211/bin/python -m pytest -n 2 --dist loadfile -m 'not slow' $(TORCH_TESTS)
+	$(VENV)-torch211/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' $(TORCH_TESTS)
 
 smoke-torch29: $(VENV)-torch29/.core
 	$(VENV)-torch29/bin/fastddpm sample --out $(VENV)-torch29/digits.png

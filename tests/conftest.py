@@ -22,6 +22,15 @@ from fastddpm.precision import forced
 torch.set_num_threads(1)
 
 
+LONG_ROOMS = ("export", "engine", "dropin", "training", "commands", "applications")
+"""With the files that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the rooms of long files, so that no worker is left with one while the others are done."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG_ROOMS)
+
+
 def pytest_report_header() -> str:
     return "tests marked gpu: float32 with TF32 off, but where they set a precision themselves"
 

@@ -222,7 +222,7 @@ class Method:
         """UserWarning where the spacing has a plan of this method start far below T-1; see
         `fastddpm.plans.spacing.warn_if_late`. Timesteps that were given are as they were wanted."""
         if self.timesteps is None and self.timestep_spacing == "leading":
-            warn_if_late(schedule, plan.timesteps, stacklevel=stacklevel)
+            warn_if_late(schedule, plan.timesteps[np.asarray(plan.starts)], stacklevel=stacklevel)
 
     @property
     def formula_options(self) -> FormulaOptions:

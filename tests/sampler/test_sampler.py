@@ -226,10 +226,41 @@ def test_variation_against_the_steps_by_hand(unet):
     assert (out - x).abs().max() <= 1e-5
 
 
-def test_multistep_chain_may_start_anywhere(sampler):
-    second_order = sampler.replace(method="dpmpp_2m")
+@pytest.mark.parametrize("method", ["dpmpp_2m", "unipc", "pndm", "heun"])
+def test_multistep_chain_may_start_anywhere(sampler, method):
+    """At the start of a step: the network is told of no timestep above, and first of the row's."""
+    told = []
+
+    def model(x, t, class_labels):
+        told.append(int(t[0]))
+        return sampler.model(x, t, class_labels=class_labels)
+
+    options = {**sampler.options, "method": method, "null_label": 4}
+    second_order = Sampler(model, sampler.schedule, **options)
     images = second_order.sample_from(torch.rand(2, 3, 8, 8), 500, seeds=[1, 2], class_labels=0, **QUIET)
     assert images.isfinite().all()
+    row = second_order.plan.row_of(500)
+    assert told == second_order.plan.timesteps[row:].tolist()
+    assert row > 0
+    assert second_order.plan.starts[row]
+
+
+@pytest.mark.parametrize("method", ["unipc", "heun", "dpmpp_3m_sde"])
+def test_solvers_draw_a_known_distribution_in_few_steps(method):
+    """27 steps where DDPM above takes a thousand."""
+    schedule = NoiseSchedule.linear(1000)
+    timesteps = np.unique(np.geomspace(1, 1000, 30).round().astype(int))[::-1] - 1
+    assert len(timesteps) == 27
+    sampler = Sampler(
+        ideal_model(0.5, 0.2, schedule),
+        schedule,
+        method=method,
+        timesteps=timesteps,
+        shape=(1, 50, 50),
+    )
+    images = sampler.sample(seeds=range(16), **QUIET)
+    assert images.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert images.std().item() == pytest.approx(0.2, rel=0.06)
 
 
 def test_interpolation_runs_from_one_variation_to_the_other(sampler):
