@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import BadArgument, image_shape, whole
+from fastddpm.checks import MAX_SEED, BadArgument, image_shape, whole
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine
 from fastddpm.facts import ModelFacts, model_facts
@@ -32,7 +32,9 @@ from fastddpm.randomness import NoiseKind
 from fastddpm.request import make_batches
 from fastddpm.runner import Runner
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 from fastddpm.trajectory import Trajectory
+from fastddpm.transfer import device_of
 from fastddpm.unet import UNet
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ class Sampler:
     method: Method | None
     _options: RunOptions
 
+    @checked
     def __init__(
         self,
         model: Model,
@@ -168,6 +171,7 @@ class Sampler:
         sampler._set_up(model, schedule, plan, **options)
         return sampler
 
+    @checked
     def _set_up(
         self,
         model: Model,
@@ -186,7 +190,7 @@ class Sampler:
         self.null_label = None if null_label is None else whole("null_label", null_label, least=0)
         self.shape = None if shape is None else image_shape(shape)
         seen_device, seen_dtype = model_device_dtype(model)
-        self.device = seen_device if device is None else torch.device(device)
+        self.device = seen_device if device is None else device_of(device)
         is_ours = isinstance(model, UNet)
         self.precision = precision_for(precision, dtype, seen_dtype) if is_ours else precision
         self.dtype = dtype_of(self.precision, dtype) or seen_dtype
@@ -273,6 +277,7 @@ class Sampler:
 
     # ------------------------------------------------------------------ sampling
 
+    @checked
     @without_grad()
     def sample(
         self,
@@ -339,6 +344,7 @@ class Sampler:
             batches, self.plan, callback=callback, callback_every=callback_every, progress=progress
         )
 
+    @checked
     @without_grad()
     def sample_trajectory(
         self,
@@ -380,6 +386,7 @@ class Sampler:
                 pieces.append(frames_of_batch)
         return torch.cat(pieces, dim=1)
 
+    @checked
     @without_grad()
     def sample_from(
         self,
@@ -409,7 +416,10 @@ class Sampler:
             float32 ``(B, C, H, W)``.
         """
         row = self._row_of(timestep)
-        batches = self._batches(request, batch_size=batch_size, x=images)
+        try:
+            batches = self._batches(request, batch_size=batch_size, x=images)
+        except BadArgument as error:
+            raise BadArgument(error.argument.replace("x_T", "images"), error.given, error.accepted) from None
         t = int(self.plan.timesteps[row])
         # q(x_t | x_0): Ho et al. 2020, eq. 4
         scale, sigma = self.schedule.sqrt_alphas_cumprod[t], self.schedule.sqrt_one_minus_alphas_cumprod[t]
@@ -424,6 +434,7 @@ class Sampler:
             progress=progress,
         )
 
+    @checked
     def interpolate(
         self,
         first: Tensor,
@@ -464,7 +475,7 @@ class Sampler:
                 f"shapes {tuple(first.shape)} and {tuple(second.shape)}",
                 "one common (C, H, W)",
             )
-        steps = whole("steps", steps, least=2)
+        steps, seed = whole("steps", steps, least=2), whole("seed", seed, least=0, most=MAX_SEED)
         weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
         return self.sample_from(

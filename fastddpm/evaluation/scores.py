@@ -22,6 +22,7 @@ from fastddpm.checks import BadArgument, check_choice
 from fastddpm.evaluation.image_sets import ImageSet
 from fastddpm.formats.files import read_tensors
 from fastddpm.inputs import open_regular
+from fastddpm.signatures import checked
 
 FEATURES = ("inception", "digits")
 INCEPTION = "inception-v3-compat"
@@ -52,6 +53,7 @@ class Scores:
     recall: float
 
 
+@checked
 def score(
     generated: ImageSet,
     real: ImageSet,

@@ -41,6 +41,7 @@ from fastddpm.jobs.shards import (
 )
 from fastddpm.locks import exclusive
 from fastddpm.progress import progress_bar
+from fastddpm.signatures import checked
 from fastddpm.temporaries import remove_leftovers
 
 WORKERS = ("local", "ray")
@@ -66,6 +67,7 @@ class Job:
         ValueError: naming the argument, what was given and what is accepted.
     """
 
+    @checked
     def __init__(
         self,
         drawer: Drawer,
@@ -108,6 +110,7 @@ class Job:
             **self.drawer.describe(),
         }
 
+    @checked
     def run(self, *, workers: str = "local", merge: bool = False, progress: bool = True) -> int | None:
         """Draws what is missing.
 

@@ -20,6 +20,7 @@ from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_cl
 from fastddpm.plans.registry import METHODS, OwnOption
 from fastddpm.plans.spacing import SPACINGS, Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -113,6 +114,7 @@ class Method:
             object.__setattr__(self, "timesteps", tuple(np.asarray(self.timesteps).tolist()))
 
     @classmethod
+    @checked
     def from_dict(cls, options: Mapping[str, object]) -> Method:
         """A method from values that a file holds; what is left out is as in the constructor.
 
@@ -140,7 +142,9 @@ class Method:
             ValueError: as the constructor.
         """
         options = self.to_dict()
-        if changes.get("method", self.method) != self.method:
+        name = changes.get("method", self.method)
+        check_choice("method", name, tuple(METHODS))
+        if name != self.method:
             options |= {"eta": 0.0, "sigma_scale": 1.0}
             if self.variance_type == "fixed_large":  # learned_range is the network's, not the method's
                 options["variance_type"] = "fixed_small"
@@ -150,6 +154,7 @@ class Method:
             options["timesteps"] = None
         return Method.from_dict({**options, **changes})
 
+    @checked
     def plan(self, schedule: NoiseSchedule) -> Plan:
         """The plan on a schedule.
 
@@ -190,6 +195,7 @@ class Method:
 FIELDS = tuple(field.name for field in dataclasses.fields(Method))
 
 
+@checked
 def make_plan(schedule: NoiseSchedule, **options: Unpack[MethodOptions]) -> Plan:
     """The plan on a schedule for the options of a `Method`: `Method(**options).plan(schedule)`.
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.checks import BadArgument, check_choice, check_number, falling
+from fastddpm.checks import BadArgument, check_choice, check_number, falling, is_whole, quoted, whole
+from fastddpm.signatures import check_fields, checked
 from fastddpm_kernels.table import EPS, N_COLUMNS, X0, X_NEXT, Column
 
 if TYPE_CHECKING:
@@ -68,14 +69,15 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
+        check_fields(self)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         falling("timesteps", self.timesteps, least=-1 if self.wraps else 0)
         steps = len(self.timesteps)
-        draws = self.table[:, Column.FROM_NOISE] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
         self._freeze("timesteps", self.timesteps, np.int64, (steps,))
         self._freeze("model_time", self.model_time, time_dtype, (steps,))
         self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
+        draws = self.table[:, Column.FROM_NOISE] != 0 if self.draws is None else self.draws
         self._freeze("draws", draws, np.bool_, (steps,))
         for divisor in (Column.X0_DIVISOR, Column.EPS_DIVISOR):
             divides = self.table[:, divisor] != 0
@@ -118,10 +120,10 @@ class Plan:
 
     def row_of(self, timestep: int) -> int:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
-        rows = np.flatnonzero(self.timesteps <= timestep)
-        if len(rows) == 0:
-            raise BadArgument("timestep", repr(timestep), f"at least the plan's last, {self.timesteps[-1]}")
-        return int(rows[0])
+        last = self.timesteps[-1]
+        if not is_whole(timestep) or timestep < last:
+            raise BadArgument("timestep", quoted(timestep), f"at least the plan's last, {last}")
+        return int(np.flatnonzero(self.timesteps <= timestep)[0])
 
     def restarted(self, row: int) -> Plan:
         """The plan with `row` made first order, to begin a chain there without an x0 of the row before.
@@ -129,8 +131,7 @@ class Plan:
         Replacing x0_prev by x0 turns a second-order DPM-Solver++ row into its first-order one, so h goes
         into a. Plans that are not multistep come back as they are.
         """
-        if not 0 <= row < len(self):
-            raise BadArgument("row", repr(row), f"in 0 .. {len(self) - 1}")
+        row = whole("row", row, least=0, most=len(self) - 1)
         if not self.multistep:
             return self
         first = self.table[row : row + 1].astype(np.float64)
@@ -153,13 +154,17 @@ class Plan:
         table[:, Column.X0_BOUND] = np.inf
         return replace(self, table=table, clip=False, thresholding=(float(ratio), float(max_value)))
 
+    @checked
     def with_noise_levels(self, schedule: NoiseSchedule) -> Plan:
         """The plan for a network that is told sqrt(alphas_cumprod[t]), float32, instead of t (SR3)."""
         levels = schedule.sqrt_alphas_cumprod[self.timesteps]
         return replace(self, model_time=levels.astype(np.float32))
 
     def _freeze(self, name: str, values: Any, dtype: Any, shape: tuple[int, ...]) -> None:
-        array = np.array(values, dtype=dtype)
+        try:
+            array = np.array(values, dtype=dtype)
+        except (TypeError, ValueError):
+            raise BadArgument(name, quoted(values), f"numbers of shape {shape}") from None
         if array.shape != shape:
             raise BadArgument(name, f"shape {array.shape}", f"shape {shape}")
         array.setflags(write=False)

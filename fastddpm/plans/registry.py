@@ -15,6 +15,7 @@ from fastddpm.plans.ddim import ddim_columns
 from fastddpm.plans.ddpm import ddpm_columns
 from fastddpm.plans.dpmpp import dpmpp_2m_columns
 from fastddpm.plans.formula import Formula
+from fastddpm.signatures import checked
 
 OwnOption = Literal["eta", "sigma_scale", "fixed_large"]
 OWN_OPTIONS: tuple[OwnOption, ...] = ("eta", "sigma_scale", "fixed_large")
@@ -45,6 +46,7 @@ METHODS: dict[str, Entry] = {
 """All there are, in the order of their numbers in exported files."""
 
 
+@checked
 def register_method(
     name: str, formula: Formula, *, takes: Collection[OwnOption] = (), skips_last: bool = False
 ) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice, falling, whole
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 SPACINGS: tuple[TimestepSpacing, ...] = ("leading", "linspace", "trailing")
@@ -22,6 +23,7 @@ Int64 = npt.NDArray[np.int64]
 Timesteps = Sequence[int] | npt.ArrayLike
 
 
+@checked
 def spaced_timesteps(
     num_train_timesteps: int, num_inference_steps: int, spacing: TimestepSpacing, *, skip_last: bool = False
 ) -> Int64:
@@ -36,8 +38,9 @@ def spaced_timesteps(
     every timestep.
     """
     total, steps = num_train_timesteps, num_inference_steps
+    whole("num_train_timesteps", total, least=1)
     check_steps(total, steps)
-    check_choice("timestep_spacing", spacing, SPACINGS)
+    check_choice("spacing", spacing, SPACINGS)
     if steps == total:
         return np.arange(total - 1, -1, -1, dtype=np.int64)
     if spacing == "trailing":
@@ -67,6 +70,7 @@ def resolve_timesteps(
     total = schedule.num_train_timesteps
     check_choice("timestep_spacing", spacing, SPACINGS)
     if timesteps is None:
+        check_choice("timestep_spacing", spacing, SPACINGS)
         steps = total if num_inference_steps is None else num_inference_steps
         return spaced_timesteps(total, steps, spacing, skip_last=skip_last)
     visited = check_timesteps(total, timesteps)
