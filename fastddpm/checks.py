@@ -169,7 +169,10 @@ def _interval(least: int, most: int) -> str:
 
 def quoted(value: object) -> str:
     """A value as it is typed, on one line, cut to be part of an error."""
-    return shortened(repr(value))
+    try:
+        return shortened(repr(value))
+    except ValueError:  # Python does not write out an integer of more than 4,300 digits
+        return f"{type(value).__name__} of many digits"
 
 
 def shortened(text: str, most: int = 80) -> str:

@@ -419,6 +419,8 @@ class Sampler:
         try:
             batches = self._batches(request, batch_size=batch_size, x=images)
         except BadArgument as error:
+            if "x_T" in request:
+                raise
             raise BadArgument(error.argument.replace("x_T", "images"), error.given, error.accepted) from None
         t = int(self.plan.timesteps[row])
         # q(x_t | x_0): Ho et al. 2020, eq. 4

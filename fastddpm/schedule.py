@@ -263,7 +263,6 @@ class NoiseSchedule:
         return content
 
     @classmethod
-    @checked
     def from_dict(cls, content: Fields) -> NoiseSchedule:
         """The schedule that `to_dict` described; ValueError for anything else."""
         if not isinstance(content, Mapping) or "name" not in content:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.checks import BadArgument, check_choice, check_number, falling, is_whole, quoted, whole
+from fastddpm.checks import BadArgument, check_choice, check_number, falling, is_whole, quoted
 from fastddpm.signatures import check_fields, checked
 from fastddpm_kernels.table import EPS, N_COLUMNS, X0, X_NEXT, Column
 
@@ -131,7 +131,8 @@ class Plan:
         Replacing x0_prev by x0 turns a second-order DPM-Solver++ row into its first-order one, so h goes
         into a. Plans that are not multistep come back as they are.
         """
-        row = whole("row", row, least=0, most=len(self) - 1)
+        if not is_whole(row) or not 0 <= row < len(self):
+            raise BadArgument("row", quoted(row), f"in 0 .. {len(self) - 1}")
         if not self.multistep:
             return self
         first = self.table[row : row + 1].astype(np.float64)
