@@ -71,10 +71,10 @@ def checked(function: F) -> F:
             found.append(_of_arguments(function))
         by_name, by_place = found[0]
         for (name, accepted), value in zip(by_place, args, strict=False):
-            if accepted is not None:
+            if accepted is not None and not isinstance(value, accepted.kinds):
                 accepted.check(name, value)
         for name, value in kwargs.items():
-            if name in by_name:
+            if name in by_name and not isinstance(value, by_name[name].kinds):
                 by_name[name].check(name, value)
         return function(*args, **kwargs)
 

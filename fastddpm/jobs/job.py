@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 import fastddpm
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.files import FULL
 from fastddpm.inputs import Json
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.drawers import Drawer
@@ -45,7 +45,6 @@ from fastddpm.signatures import checked
 from fastddpm.temporaries import remove_leftovers
 
 WORKERS = ("local", "ray")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Job:
