@@ -61,7 +61,7 @@ class Sampler:
     Args:
         model: ``model(x, t, **cond)`` with x ``(B, C, H, W)`` and t int64 ``(B,)``; a UNet of this package,
             or any callable that does not change x. Sampling runs its modules in eval mode, and puts them
-            back.
+            back; a RuntimeWarning says so where another thread trained them meanwhile.
         schedule: the noise schedule it was trained with.
         method: ``ddpm`` (Ho et al. 2020), ``ddim`` (Song et al. 2021) or ``dpmpp_2m`` (DPM-Solver++(2M), Lu
             et al. 2022).

@@ -142,9 +142,7 @@ def too_large_for_a_file():
 
 def too_large_for_a_library():
     try:
-        raise RuntimeError(
-            "[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer"
-        )
+        raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer")
     except RuntimeError as error:
         raise ValueError("model: cannot be exported") from error
 
