@@ -22,7 +22,6 @@ from fastddpm.precision import Precision, dtype_of
 from fastddpm.randomness import NoiseKind
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
-from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -88,7 +87,6 @@ def optimize(
 ) -> Any: ...
 
 
-@checked
 def optimize(
     obj: object,
     *,

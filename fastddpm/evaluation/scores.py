@@ -22,7 +22,6 @@ from fastddpm.checks import BadArgument, check_choice
 from fastddpm.evaluation.image_sets import ImageSet
 from fastddpm.formats.files import read_tensors
 from fastddpm.inputs import open_regular
-from fastddpm.signatures import checked
 
 FEATURES = ("inception", "digits")
 INCEPTION = "inception-v3-compat"
@@ -53,7 +52,6 @@ class Scores:
     recall: float
 
 
-@checked
 def score(
     generated: ImageSet,
     real: ImageSet,
