@@ -20,7 +20,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, is_typeddict
 
@@ -87,7 +87,7 @@ def check_fields(record: object) -> None:
     Raises:
         ValueError: naming the field.
     """
-    for name, accepted in _of_fields(type(record)).items():
+    for name, accepted in _of_fields(cast("Hashable", type(record))).items():
         accepted.check(name, getattr(record, name))
 
 
@@ -120,7 +120,7 @@ LEFT = (int, float, str, object, inspect.Parameter.empty)
 
 
 @functools.cache
-def _of_fields(kind: type) -> dict[str, Accepted]:
+def _of_fields(kind: Any) -> dict[str, Accepted]:
     module = vars(sys.modules[kind.__module__])
     each = {field.name: _accepted(field.type, module) for field in dataclasses.fields(kind)}
     return {name: accepted for name, accepted in each.items() if accepted is not None}
