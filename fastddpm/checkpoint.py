@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument, check_choice
+from fastddpm.checks import BadArgument, check_choice, image_shape
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats import accelerate, diffusers, refused
 from fastddpm.formats.documents import StandIn, read_document
@@ -37,6 +37,8 @@ from fastddpm.interruption import postponed
 from fastddpm.options import ModelOptions, SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked, in_words
+from fastddpm.transfer import device_of
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble
 
@@ -53,6 +55,7 @@ Source = str | Path | Mapping[str, Any] | Sequence[Any]
 __all__ = ["CheckpointError", "load", "read", "save_folder"]
 
 
+@checked
 def save_folder(
     folder: str | Path, model: UNet, schedule: NoiseSchedule, sampler: SamplerOptions | None = None
 ) -> Path:
@@ -106,6 +109,7 @@ def _as_json(document: Mapping[str, object]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+@checked
 def load(
     source: Source = "mnist",
     *,
@@ -142,14 +146,16 @@ def load(
         CheckpointError: naming the file, tensor or option and what is wrong with it.
         ValueError: an option that is not accepted.
     """
-    given = _configuration(config)
+    if not isinstance(source, (str, Path, Mapping, list, tuple)):
+        raise BadArgument("source", in_words(source), "a path, the name of a bundled model or a state dict")
+    place, given = device_of(device), _configuration(config)
     if variant is not None:
         given["variant"] = variant
     shape = options.get("shape")
     if shape is not None and "model" not in given:
-        given.setdefault("image_size", list(shape)[-2:])
+        given.setdefault("image_size", list(image_shape(shape)[-2:]))
     loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"))
-    model = loaded.model.to(torch.device(device), dtype).to(memory_format=torch.channels_last)
+    model = loaded.model.to(place, dtype).to(memory_format=torch.channels_last)
     try:
         sampler = Sampler(model, loaded.schedule, **loaded.options)
     except (TypeError, ValueError) as error:

@@ -50,7 +50,7 @@ def whole(name: str, value: object, *, least: int, most: int | None = None) -> i
     """The integer, from ``least`` to ``most``."""
     if not is_whole(value) or value < least or (most is not None and value > most):
         accepted = f"of at least {least}" if most is None else f"in {_interval(least, most)}"
-        raise BadArgument(name, repr(value), f"an integer {accepted}")
+        raise BadArgument(name, quoted(value), f"an integer {accepted}")
     return int(value)
 
 
@@ -87,14 +87,17 @@ def check_number(
         elif min(high, below) == math.inf:
             accepted = f" above {above:g}" if above >= low else f" of at least {low:g}"
         others = f", or {otherwise}," if otherwise else ""
-        raise BadArgument(name, repr(value), f"a finite number{accepted}{others}")
+        raise BadArgument(name, quoted(value), f"a finite number{accepted}{others}")
     return float(value)
 
 
 def check_choice(name: str, value: object, accepted: Collection[object]) -> None:
     """BadArgument unless ``value`` is one of ``accepted``, which are named."""
-    if value not in tuple(accepted):
-        raise BadArgument(name, repr(value), f"one of {', '.join(map(str, accepted))}")
+    kinds = tuple({type(one) for one in accepted})
+    if not isinstance(value, kinds) or value not in tuple(
+        accepted
+    ):  # an array is equal to nothing in one word
+        raise BadArgument(name, quoted(value), f"one of {', '.join(map(str, accepted))}")
 
 
 def check_known(names: Collection[str], accepted: Collection[str], *, of: str) -> None:
@@ -106,9 +109,12 @@ def check_known(names: Collection[str], accepted: Collection[str], *, of: str) -
 
 def image_shape(shape: Iterable[int]) -> tuple[int, int, int]:
     """``(C, H, W)`` of an image."""
-    values = tuple(shape)
+    try:
+        values = tuple(shape)
+    except TypeError:
+        values = ()
     if len(values) != 3 or not all(is_whole(value) and value >= 1 for value in values):
-        raise BadArgument("shape", repr(values), "three positive integers (C, H, W)")
+        raise BadArgument("shape", quoted(values or shape), "three positive integers (C, H, W)")
     channels, height, width = map(int, values)
     return channels, height, width
 
@@ -129,13 +135,13 @@ def seed_list(values: Any, name: str = "seeds") -> list[int]:
     """Seeds as a list: at least one integer in [0, 2**63); a tensor or array of them has one dimension."""
     accepted = "a flat list of at least one integer in [0, 2**63)"
     if isinstance(values, (str, bytes)) or not hasattr(values, "__len__"):
-        raise BadArgument(name, repr(values), accepted)
+        raise BadArgument(name, quoted(values), accepted)
     if getattr(values, "ndim", 1) != 1 or len(values) == 0:
-        raise BadArgument(name, shown(values) if hasattr(values, "shape") else repr(values), accepted)
+        raise BadArgument(name, shown(values) if hasattr(values, "shape") else quoted(values), accepted)
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     for value in listed:
         if not is_whole(value) or not 0 <= value <= MAX_SEED:
-            raise BadArgument(name, repr(value), "integers in [0, 2**63)")
+            raise BadArgument(name, quoted(value), "integers in [0, 2**63)")
     return [int(value) for value in listed]
 
 
@@ -150,9 +156,8 @@ def falling(
     falls = whole_numbers and np.all(below(listed[1:], listed[:-1]))
     if not falls or listed[0] > most or listed[-1] < least:
         span = f"none below {least}" if most == MAX_SEED else f"in {_interval(least, most)}"
-        raise BadArgument(
-            name, repr(values), f"at least one integer, {'strictly ' * strictly}descending, {span}"
-        )
+        how = "strictly descending" if strictly else "descending"
+        raise BadArgument(name, quoted(values), f"at least one integer, {how}, {span}")
     return listed.astype(np.int64)
 
 
@@ -168,7 +173,15 @@ def _interval(least: int, most: int) -> str:
     return f"[{least}, 2**{power})" if power >= 32 and most + 1 == 2**power else f"[{least}, {most}]"
 
 
+def quoted(value: object) -> str:
+    """A value as it is typed, on one line, cut to be part of an error."""
+    try:
+        return shortened(repr(value))
+    except ValueError:  # Python does not write out an integer of more than 4,300 digits
+        return f"{type(value).__name__} of many digits"
+
+
 def shortened(text: str, most: int = 80) -> str:
-    """Text of a file on one line, cut to be part of an error."""
+    """Text on one line, cut to be part of an error."""
     line = " ".join(text[: 4 * most].split())
     return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 3]}..."

@@ -74,7 +74,7 @@ class Copied:
         return self._copies
 
     def _made(self) -> tuple[nn.Module, Copies]:
-        module = self._arrange(self.original)
+        module = self._arrange(self.original).eval()  # nobody trains a copy
         places = self._inventory.look().places()
         pairs = list(zip(_tensors(module), _tensors(self.original), strict=True))
         copied = [(ours, theirs) for ours, theirs in pairs if ours.data_ptr() != theirs.data_ptr()]

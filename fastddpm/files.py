@@ -6,6 +6,7 @@ The names of temporaries are `fastddpm.temporaries`'.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,13 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastddpm.checks import BadArgument
-from fastddpm.temporaries import remove, temporary_name
+from fastddpm.temporaries import TEMPORARY, remove, temporary_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # The word in a safetensors header by which a model is known to be written here.
 WRITER = "fastddpm"
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of an error where there is no space."""
 
 
 @contextmanager
@@ -35,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder is not there or not writable.
     """
-    with temporary_name(path) as temporary:
+    with temporary_name(path) as temporary, _space_for(path):
         mode = _new_file(temporary)
         yield temporary
         temporary.chmod(mode)  # some libraries make a file of their own in its place, for its owner alone
@@ -55,7 +60,7 @@ def replacing_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Raises:
         OSError: it cannot be made, or ``path`` is something else.
     """
-    with temporary_name(path) as temporary:
+    with temporary_name(path) as temporary, _space_for(path):
         temporary.mkdir()
         yield temporary
         for file in temporary.iterdir() if durable else ():
@@ -181,6 +186,18 @@ def sha256(path: Path) -> str:
         while piece := file.read(2**20):
             hashed.update(piece)
     return hashed.hexdigest()
+
+
+@contextmanager
+def _space_for(path: Path) -> Iterator[None]:
+    """While there is not, the error names the file that was to be, and not a temporary or nothing."""
+    try:
+        yield
+    except OSError as error:
+        unnamed = error.filename is None or TEMPORARY.fullmatch(Path(error.filename).name)
+        if error.errno not in FULL or not unnamed:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def _new_file(path: Path) -> int:

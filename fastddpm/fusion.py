@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.precision import forced
+from fastddpm.signatures import checked
 from fastddpm.unet import UNet
 from fastddpm_kernels import group_norm_silu
 from fastddpm_kernels.compat import runs_kernels
@@ -73,6 +74,7 @@ class FusedNorms:
         self._modules, self.replaced = [], []
 
 
+@checked
 def fuse_norms(model: nn.Module) -> FusedNorms:
     """GroupNorm, with the SiLU and the time embedding around it, as one kernel each; the network is changed.
 

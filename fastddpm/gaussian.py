@@ -20,62 +20,74 @@ from torch import Tensor
 from fastddpm.betas import Array
 from fastddpm.checks import BadArgument
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 
 
+@checked
 def forward_mean_variance(schedule: NoiseSchedule, x_prev: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """q(x_t | x_{t-1}): mean sqrt(1 - beta_t) x_{t-1} and variance beta_t (Ho et al. 2020, equation 2)."""
     mean = extract(np.sqrt(schedule.alphas), t, x_prev) * x_prev
     return mean, extract(schedule.betas, t, x_prev)
 
 
+@checked
 def q_mean_variance(schedule: NoiseSchedule, x_0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """q(x_t | x_0): mean sqrt(abar_t) x_0 and variance 1 - abar_t (Ho et al. 2020, equation 4)."""
     mean = extract(schedule.sqrt_alphas_cumprod, t, x_0) * x_0
     return mean, extract(1.0 - schedule.alphas_cumprod, t, x_0)
 
 
+@checked
 def q_sample(schedule: NoiseSchedule, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise, with noise ~ N(0, I) like x_0."""
     signal = extract(schedule.sqrt_alphas_cumprod, t, x_0) * x_0
     return signal + extract(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * noise
 
 
+@checked
 def x0_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_0 = sqrt(1/abar_t) x_t - sqrt(1/abar_t - 1) eps; not finite where abar_t is 0."""
     scaled = extract(schedule.sqrt_recip_alphas_cumprod, t, x_t) * x_t
     return scaled - extract(schedule.sqrt_recipm1_alphas_cumprod, t, x_t) * eps
 
 
+@checked
 def x0_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     """x_0 = sqrt(abar_t) x_t - sqrt(1 - abar_t) v (Salimans and Ho 2022, appendix D)."""
     return _alpha(schedule, t, x_t) * x_t - _sigma(schedule, t, x_t) * v
 
 
+@checked
 def eps_from_x0(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, x_0: Tensor) -> Tensor:
     """eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)."""
     return (x_t - _alpha(schedule, t, x_t) * x_0) / _sigma(schedule, t, x_t)
 
 
+@checked
 def eps_from_v(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     """eps = sqrt(abar_t) v + sqrt(1 - abar_t) x_t."""
     return _alpha(schedule, t, x_t) * v + _sigma(schedule, t, x_t) * x_t
 
 
+@checked
 def v_from_x0(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, x_0: Tensor) -> Tensor:
     """v = (sqrt(abar_t) x_t - x_0) / sqrt(1 - abar_t)."""
     return (_alpha(schedule, t, x_t) * x_t - x_0) / _sigma(schedule, t, x_t)
 
 
+@checked
 def v_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """v = (eps - sqrt(1 - abar_t) x_t) / sqrt(abar_t); not finite where abar_t is 0."""
     return (eps - _sigma(schedule, t, x_t) * x_t) / _alpha(schedule, t, x_t)
 
 
+@checked
 def velocity(schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0, the training target of a v_prediction network."""
     return _alpha(schedule, t, x_0) * eps - _sigma(schedule, t, x_0) * x_0
 
 
+@checked
 def posterior_mean(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, x_0: Tensor) -> Tensor:
     """Mean of q(x_{t-1} | x_t, x_0), a weighted sum of x_0 and x_t (Ho et al. 2020, equation 7).
 
@@ -85,6 +97,7 @@ def posterior_mean(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, x_0: Tensor)
     return from_x0 + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
 
 
+@checked
 def posterior_mean_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """The same mean from the noise: (x_t - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t).
 
@@ -94,6 +107,7 @@ def posterior_mean_from_eps(schedule: NoiseSchedule, x_t: Tensor, t: Tensor, eps
     return (x_t - noise) / extract(np.sqrt(schedule.alphas), t, x_t)
 
 
+@checked
 def posterior_variance(schedule: NoiseSchedule, x_t: Tensor, t: Tensor) -> Tensor:
     """Variance of q(x_{t-1} | x_t, x_0): beta_t (1 - abar_{t-1}) / (1 - abar_t), shaped to multiply x_t.
 

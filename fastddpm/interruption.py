@@ -16,7 +16,9 @@ NAMES = ("SIGTERM", "SIGHUP")
 
 @contextmanager
 def as_interrupts() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body. Yields a list that gets the number of each.
+    """SIGTERM, SIGHUP and Ctrl-C raise KeyboardInterrupt in the body. Yields a list that gets their numbers.
+
+    By the list it is known of an interrupt that a library made something else of.
 
     A signal that is ignored, as nohup does with SIGHUP, stays so. In another than the main thread nothing
     changes: signals are not its to take.
@@ -27,7 +29,7 @@ def as_interrupts() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = taken(interrupt, NAMES)
+    before = taken(interrupt, ("SIGINT", *NAMES))
     try:
         yield received
     finally:

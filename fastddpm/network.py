@@ -8,9 +8,11 @@ state and the device counter gives the model's output for the current plan row, 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -188,17 +190,43 @@ def without_grad() -> Iterator[None]:
         yield
 
 
-# Modules that chains run at this moment: in which threads, and the submodules to put back into training mode.
-_running: dict[int, tuple[list[int], list[nn.Module]]] = {}
+@dataclasses.dataclass
+class _Chains:
+    """Those that run a module at this moment.
+
+    Attributes:
+        threads: of each.
+        training: the submodules to put back into training mode.
+        versions: how often the weights of these had been written when the first chain began.
+    """
+
+    threads: list[int]
+    training: list[nn.Module]
+    versions: int
+
+    @classmethod
+    def of(cls, parts: Sequence[nn.Module]) -> _Chains:
+        training = [part for part in parts if part.training]
+        return cls([], training, _versions(training))
+
+    def is_disturbed(self) -> bool:
+        """Whether somebody has trained the module meanwhile."""
+        return any(part.training for part in self.training) or _versions(self.training) != self.versions
+
+
+def _versions(parts: Sequence[nn.Module]) -> int:
+    weights = [weight for part in parts for weight in part._parameters.values() if weight is not None]
+    return sum(weight._version for weight in weights if weight.requires_grad and not weight.is_inference())
+
+
+_running: dict[int, _Chains] = {}
 
 
 def _forget_other_threads() -> None:
     """In a child of a fork: their chains do not go on there, and put nothing back."""
-    for module, (threads, training) in list(_running.items()):
-        mine = [thread for thread in threads if thread == threading.get_ident()]
-        if mine:
-            _running[module] = (mine, training)
-        else:
+    for module, chains in list(_running.items()):
+        chains.threads = [thread for thread in chains.threads if thread == threading.get_ident()]
+        if not chains.threads:
             _put_back(module)
 
 
@@ -209,7 +237,8 @@ _running_lock = ForkLock(_forget_other_threads)
 def in_eval_mode(model: Model, inventories: Sequence[Inventory] | None = None) -> Iterator[None]:
     """Puts a model into eval mode and every submodule back into its own mode afterwards.
 
-    With several chains on one model, in several threads or samplers, the last to end puts it back.
+    With several chains on one model, in several threads or samplers, the last to end puts it back. The mode
+    is the model's and not the thread's: RuntimeWarning where a model in training mode was trained meanwhile.
 
     Args:
         model: of which `modules_of` sees the modules.
@@ -220,24 +249,35 @@ def in_eval_mode(model: Model, inventories: Sequence[Inventory] | None = None) -
     with _running_lock:
         for module, inventory in zip(modules, kept, strict=True):
             if id(module) not in _running:
-                _running[id(module)] = ([], [part for part in inventory.parts if part.training])
-            threads, training = _running[id(module)]
-            threads.append(here)
-            for part in training:
+                _running[id(module)] = _Chains.of(inventory.parts)
+            chains = _running[id(module)]
+            chains.threads.append(here)
+            for part in chains.training:
                 part.training = False
+    disturbed = False
     try:
         yield
     finally:
         with _running_lock:
             for module in modules:
-                threads, _ = _running.get(id(module), ([], []))
-                if here in threads:  # not in a child of a fork that another thread of the parent made
-                    threads.remove(here)
-                    if not threads:
+                found = _running.get(id(module))
+                if found is not None and here in found.threads:  # not in a child of another thread's fork
+                    found.threads.remove(here)
+                    disturbed |= found.is_disturbed()
+                    if not found.threads:
                         _put_back(id(module))
+        if disturbed:
+            warnings.warn(DISTURBED, RuntimeWarning, stacklevel=3)
+
+
+DISTURBED = (
+    "model: trained while images were drawn from it, which put it into eval mode: the images are of weights "
+    "that changed on the way, and steps of the training were without dropout; draw from a copy of it "
+    "(copy.deepcopy), or while it is not trained"
+)
 
 
 def _put_back(module: int) -> None:
-    for part in _running[module][1]:
+    for part in _running[module].training:
         part.training = True
     del _running[module]

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from fastddpm.checks import BadArgument, check_choice
+from fastddpm.checks import BadArgument, check_choice, quoted
 from fastddpm.forks import ForkLock
 
 Precision = Literal["highest", "tf32", "bf16", "fp16"]
@@ -30,6 +30,8 @@ def dtype_of(precision: str | None, dtype: torch.dtype | None) -> torch.dtype | 
     Raises:
         ValueError: an unknown precision, or one that ``dtype`` contradicts.
     """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise BadArgument("dtype", quoted(dtype), "a torch dtype or None")
     if precision is None:
         return dtype
     check_choice("precision", precision, PRECISIONS)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument, check_count, seed_list
+from fastddpm.checks import BadArgument, check_count, quoted, seed_list
 from fastddpm.plans import Plan
 from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
@@ -34,6 +34,12 @@ def checked_seeds(seeds: Sequence[int] | Tensor | np.ndarray, name: str = "seeds
         ValueError: not a flat, non-empty list of integers in [0, 2**63).
     """
     return torch.tensor(seed_list(seeds, name), dtype=torch.int64)
+
+
+def check_ordinals(ordinals: Tensor, count: int) -> None:
+    """ValueError unless there is an int64 for each of so many samples."""
+    if ordinals.dtype != torch.int64 or ordinals.shape != (count,):
+        raise BadArgument("ordinals", f"{ordinals.dtype} {tuple(ordinals.shape)}", f"int64 ({count},)")
 
 
 def random_seeds(count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -64,6 +70,8 @@ def noise_source(
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
     """
+    if not isinstance(noise, str) or noise not in ("torch", "philox"):
+        raise BadArgument("noise", quoted(noise), "'philox' or 'torch'")
     if noise == "torch":
         if seeds is not None:
             raise BadArgument("seeds", 'seeds with noise="torch", which draws from generators,', "None")
@@ -71,8 +79,6 @@ def noise_source(
         if not all(one is None or isinstance(one, torch.Generator) for one in generators):
             raise BadArgument("generator", repr(generator), "a torch.Generator or one per image")
         return TorchNoise(generator, device, dtype)
-    if noise != "philox":
-        raise BadArgument("noise", repr(noise), "'philox' or 'torch'")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise BadArgument(
             "generator", 'a list with noise="philox", where seeds are per image,', "one torch.Generator"

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import BadArgument, whole
+from fastddpm.checks import BadArgument, seed_list, whole
 from fastddpm.conditions import Conditions, Labels
 from fastddpm.finite import check_finite
 from fastddpm.network import without_grad
@@ -36,6 +36,7 @@ from fastddpm.request import make_batches
 from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
 
@@ -65,6 +66,7 @@ def visits(n_rows: int, jump: int, resample: int) -> list[int]:
     return order
 
 
+@checked
 @without_grad()
 def repaint(
     sampler: Sampler,
@@ -109,7 +111,7 @@ def repaint(
         raise BadArgument(
             "method", sampler.plan.method, "ddpm or ddim (going back needs steps that remember nothing)"
         )
-    count = len(seeds)
+    count = len(seed_list(seeds))
     known = _expanded("images", images, count)
     unknown = _expanded("mask", mask.float() if isinstance(mask, Tensor) else mask, count)
     if unknown.shape[1] != 1 or unknown.shape[2:] != known.shape[2:]:

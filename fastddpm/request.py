@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import BadArgument, check_values, image_shape, is_number, is_whole, whole
+from fastddpm.checks import BadArgument, check_values, image_shape, is_number, is_whole, quoted, whole
 from fastddpm.conditions import LABELS, Conditions, Labels, check_halves, check_names, checked, checked_one
 from fastddpm.facts import ModelFacts
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
@@ -112,8 +112,8 @@ def _count(
     if x is not None and (not isinstance(x, Tensor) or x.ndim != 4 or not x.numel()):
         what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise BadArgument("x_T", what, "a tensor (B, C, H, W)")
-    if seeds is not None and not hasattr(seeds, "__len__"):
-        raise BadArgument("seeds", repr(seeds), "a list of integers")
+    if seeds is not None and (not hasattr(type(seeds), "__len__") or getattr(seeds, "ndim", 1) == 0):
+        raise BadArgument("seeds", quoted(seeds), "a list of integers")
     counts = {
         "batch_size": batch_size,
         "seeds": None if seeds is None else len(seeds),
@@ -130,7 +130,7 @@ def _image_shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | Non
     image = shape if shape is not None else facts.shape
     if x is not None:
         given = tuple(x.shape[1:])
-        if shape is not None and tuple(shape) != given:
+        if shape is not None and image_shape(shape) != given:
             raise BadArgument("shape", f"{tuple(shape)} with x_T of {given}", "one shape")
         image = given
     if image is None:
@@ -140,7 +140,7 @@ def _image_shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | Non
 
 def _is_guided(guidance_scale: float) -> bool:
     if not isinstance(guidance_scale, numbers.Real) or not math.isfinite(guidance_scale):
-        raise BadArgument("guidance_scale", repr(guidance_scale), "a finite number")
+        raise BadArgument("guidance_scale", quoted(guidance_scale), "a finite number")
     return guidance_scale != 1.0
 
 
@@ -202,7 +202,7 @@ def _labels(
         raise BadArgument("class_labels", f"{len(values)} for {count} images", "one for all, or one each,")
     for value in values:
         if not is_whole(value) or value < 0:
-            raise BadArgument("class_labels", repr(value), "integers of at least 0")
+            raise BadArgument("class_labels", quoted(value), "integers of at least 0")
         if n_classes is not None and value >= n_classes and value != null:
             raise BadArgument("class_labels", str(value), f"0 to {n_classes - 1}")
     return torch.tensor(values, dtype=torch.int64)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import BadArgument, image_shape, whole
+from fastddpm.checks import MAX_SEED, BadArgument, image_shape, whole
 from fastddpm.conditions import Conditions, Labels
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine
@@ -34,7 +34,9 @@ from fastddpm.randomness import NoiseKind
 from fastddpm.request import make_batches
 from fastddpm.runner import Runner
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 from fastddpm.trajectory import Trajectory
+from fastddpm.transfer import device_of
 from fastddpm.unet import UNet
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ class Sampler:
     Args:
         model: ``model(x, t, **cond)`` with x ``(B, C, H, W)`` and t int64 ``(B,)``; a UNet of this package,
             or any callable that does not change x. Sampling runs its modules in eval mode, and puts them
-            back.
+            back; a RuntimeWarning says so where another thread trained them meanwhile.
         schedule: the noise schedule it was trained with.
         method: ``ddpm`` (Ho et al. 2020), ``ddim`` (Song et al. 2021), ``dpmpp_2m`` (DPM-Solver++(2M), Lu et
             al. 2022), or a solver: ``dpmpp_3m``, ``unipc``, ``heun`` and others (docs/math.md).
@@ -109,6 +111,7 @@ class Sampler:
     method: Method | None
     _options: RunOptions
 
+    @checked
     def __init__(
         self,
         model: Model,
@@ -179,6 +182,7 @@ class Sampler:
         sampler._set_up(model, schedule, plan, **options)
         return sampler
 
+    @checked
     def _set_up(
         self,
         model: Model,
@@ -197,7 +201,7 @@ class Sampler:
         self.null_label = None if null_label is None else whole("null_label", null_label, least=0)
         self.shape = None if shape is None else image_shape(shape)
         seen_device, seen_dtype = model_device_dtype(model)
-        self.device = seen_device if device is None else torch.device(device)
+        self.device = seen_device if device is None else device_of(device)
         is_ours = isinstance(model, UNet)
         self.precision = precision_for(precision, dtype, seen_dtype) if is_ours else precision
         self.dtype = dtype_of(self.precision, dtype) or seen_dtype
@@ -284,6 +288,7 @@ class Sampler:
 
     # ------------------------------------------------------------------ sampling
 
+    @checked
     @without_grad()
     def sample(
         self,
@@ -359,6 +364,7 @@ class Sampler:
             batches, self.plan, callback=callback, callback_every=callback_every, progress=progress
         )
 
+    @checked
     @without_grad()
     def sample_trajectory(
         self,
@@ -400,6 +406,7 @@ class Sampler:
                 pieces.append(frames_of_batch)
         return torch.cat(pieces, dim=1)
 
+    @checked
     @without_grad()
     def sample_from(
         self,
@@ -429,7 +436,12 @@ class Sampler:
             float32 ``(B, C, H, W)``.
         """
         row = self._row_of(timestep)
-        batches = self._batches(request, batch_size=batch_size, x=images)
+        try:
+            batches = self._batches(request, batch_size=batch_size, x=images)
+        except BadArgument as error:
+            if "x_T" in request:
+                raise
+            raise BadArgument(error.argument.replace("x_T", "images"), error.given, error.accepted) from None
         # q(x_t | x_0): Ho et al. 2020, eq. 4
         abar = self.plan.levels(self.schedule)[row]
         scale, sigma = np.sqrt(abar), np.sqrt(1 - abar)
@@ -444,6 +456,7 @@ class Sampler:
             progress=progress,
         )
 
+    @checked
     def interpolate(
         self,
         first: Tensor,
@@ -484,7 +497,7 @@ class Sampler:
                 f"shapes {tuple(first.shape)} and {tuple(second.shape)}",
                 "one common (C, H, W)",
             )
-        steps = whole("steps", steps, least=2)
+        steps, seed = whole("steps", steps, least=2), whole("seed", seed, least=0, most=MAX_SEED)
         weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
         return self.sample_from(

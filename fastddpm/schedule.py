@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm import betas as formulas
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, quoted
 from fastddpm.inputs import Fields, Json
+from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     import torch
@@ -236,16 +237,20 @@ class NoiseSchedule:
         with np.errstate(divide="ignore"):
             return _frozen(np.log(self.snr))
 
+    @checked
     def tensor(
         self, name: str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> torch.Tensor:
         """The derived quantity `name` as a torch tensor [T] (float32 unless another dtype is given)."""
         import torch
 
-        values = getattr(self, name, None)
+        from fastddpm.transfer import device_of
+
+        values = getattr(self, name, None) if isinstance(name, str) else None
         if not isinstance(values, np.ndarray):
-            raise BadArgument("name", repr(name), "one of the schedule's arrays, such as 'betas'")
-        return torch.tensor(values, dtype=dtype or torch.float32, device=device)
+            raise BadArgument("name", quoted(name), "one of the schedule's arrays, such as 'betas'")
+        place = None if device is None else device_of(device)
+        return torch.tensor(values, dtype=dtype or torch.float32, device=place)
 
     def to_dict(self) -> Json:
         """Plain data for schedule.json: the name and parameters, or the betas of a custom schedule."""

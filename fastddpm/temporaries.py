@@ -24,7 +24,7 @@ TEMPORARY = re.compile(r"\.fastddpm-([0-9a-f]{8})-([0-9a-f]{1,8})-([0-9a-f]{8})-
 LONGEST_NAME = 50
 
 # The temporaries that this process is writing, and the folders it has looked for leftovers in.
-_mine: set[str] = set()
+_mine: dict[str, Path] = {}
 _looked: set[str] = set()
 
 
@@ -37,14 +37,14 @@ def temporary_name(path: Path) -> Iterator[Path]:
     _look_once(path.parent)
     name = f".fastddpm-{_place()}-{os.getpid():x}-{secrets.token_hex(4)}-{path.name[-LONGEST_NAME:]}"
     temporary = path.with_name(name)
-    _mine.add(name)
+    _mine[name] = temporary
     try:
         yield temporary
     except BaseException:
         remove(temporary)
         raise
     finally:
-        _mine.discard(name)
+        _mine.pop(name, None)
 
 
 def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
@@ -59,6 +59,16 @@ def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
         named = TEMPORARY.fullmatch(path.name)
         if named is not None and path.name not in _mine and (alone or _has_ended(named[1], named[2])):
             remove(path)
+
+
+def remove_mine() -> None:
+    """Takes away what this process has not finished and will not: where a command was interrupted.
+
+    An interrupt between a context's beginning and its ``with`` block finds nobody there to end it.
+    """
+    for name, path in list(_mine.items()):
+        remove(path)
+        _mine.pop(name, None)
 
 
 def is_temporary(path: Path) -> bool:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, is_whole, quoted
 
 
 class Trajectory:
@@ -27,8 +27,8 @@ class Trajectory:
 
     def __init__(self, steps: int, frames: int | None, predicted: bool) -> None:
         available = steps + (0 if predicted else 1)
-        if frames is not None and not 2 <= frames <= available:
-            raise BadArgument("frames", repr(frames), f"None or 2 to {available}")
+        if frames is not None and not (is_whole(frames) and 2 <= frames <= available):
+            raise BadArgument("frames", quoted(frames), f"None or 2 to {available}")
         kept = evenly_spread(available, available if frames is None else frames)
         self.predicted, self.stops = predicted, {k + predicted for k in kept}
         self._states: list[Tensor] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, quoted
+
 
 def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """The values on a device, in another dtype if one is given.
@@ -17,6 +19,20 @@ def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = 
         return values.to(device, dtype)
     on_host = torch.empty_like(values, dtype=dtype, pin_memory=True).copy_(values)
     return on_host.to(device, non_blocking=True)
+
+
+def device_of(device: torch.device | str) -> torch.device:
+    """The device that is named.
+
+    Raises:
+        ValueError: no name of one.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):  # in many words
+        raise BadArgument(
+            "device", quoted(device), "a device of torch, such as cpu, cuda or cuda:1,"
+        ) from None
 
 
 def locked(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype) -> Tensor:

@@ -6,16 +6,32 @@ half made is taken away, and what can be gone on with stays.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from types import FrameType
+
+from fastddpm.interruption import taken
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Runs the command line and exits."""
-    try:
-        from fastddpm.cli.app import main as run  # which takes seconds, in which people press Ctrl-C
-    except KeyboardInterrupt:
-        print("fastddpm: interrupted", file=sys.stderr)
-        sys.exit(130)
+    # To the end of the process, which is the command's own, but for what `cli.app` sets while a command runs.
+    taken(_leave, ("SIGINT",))
+    from fastddpm.cli.app import main as run  # which takes seconds, in which people press Ctrl-C
+
     run()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends the process while nothing is half made.
+
+    A KeyboardInterrupt would not do while libraries are imported: torch takes one in numpy's import for a
+    numpy that is not installed, and goes on with half of it.
+    """
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, b"fastddpm: interrupted\n")
+    os._exit(128 + number)

@@ -20,10 +20,22 @@ from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
+from fastddpm.files import FULL
 from fastddpm.interruption import as_interrupts
+from fastddpm.temporaries import remove_mine
 
 ENDED = {130: "interrupted", 129: "the terminal was closed", 143: "terminated"}
 """Exit codes of a command that a signal ended, and what is said then."""
+
+ALLOCATION_FAILED = (
+    "DefaultCPUAllocator",
+    "Cannot allocate memory",
+    "failed to map segment",
+    "Failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+)
+"""What torch, the system's loader and ONNX Runtime say of it."""
 
 app = typer.Typer(name="fastddpm", add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,23 +70,24 @@ app.command("doctor", cls=Command)(doctor)
 
 def main() -> None:
     """Runs the command line. What a person can mend is one line on standard error and exit code 2."""
-    command = typer.main.get_command(app)
     with as_interrupts() as received:
         try:
+            command = typer.main.get_command(app)
             code = command.main(args=sys.argv[1:] or ["--help"], prog_name="fastddpm", standalone_mode=False)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if not received:
                 _explain(error)
                 raise
             code = None  # what a library made of being interrupted
     if received:
+        remove_mine()
         code = 128 + received[-1]
     if code in ENDED:  # by KeyboardInterrupt, of which Typer makes the first
         print(f"fastddpm: {ENDED[code]}", file=sys.stderr)
     sys.exit(code or 0)
 
 
-def _explain(error: Exception) -> None:
+def _explain(error: BaseException) -> None:
     """Exits with one line where it is a person's to mend."""
     # Typer may carry its own copy of click, so its errors are known by what they offer.
     message = getattr(error, "format_message", None)
@@ -82,15 +95,22 @@ def _explain(error: Exception) -> None:
         _fail(message())
     if is_out_of_memory(error):
         _fail(f"out of memory ({_first_sentence(error)}); a smaller --batch, size or model accepted")
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is not None:
+        _fail(
+            f"{error.filename}: not written, as no space is left there; more space or another place accepted"
+        )
     if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable)):
         _fail(str(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's, a card's, or torch's on the CPU, whose error has no class."""
+    """Whether an allocation failed: Python's, a card's, or a library's whose error has no class for that."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    said = str(error)
+    if isinstance(error, (RuntimeError, ImportError)) and any(words in said for words in ALLOCATION_FAILED):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def _first_sentence(error: BaseException) -> str:

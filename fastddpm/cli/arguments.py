@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.formats.files import CheckpointError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LONGEST_RANGE = 10_000_000
@@ -79,3 +82,12 @@ def parse_device(text: str | None) -> torch.device:
         there = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise BadArgument("--device", f"{text!r}, which is not here,", there)
     return torch.device(text)
+
+
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Errors of a checkpoint begin with the option that gave it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{option}: {error}") from error

@@ -22,7 +22,8 @@ def convert(
     format: Annotated[str, typer.Option(help=f"Of IN: {', '.join(FORMATS)}.")] = "auto",
     to: Annotated[str, typer.Option(help="fastddpm: our folder; diffusers: a pipeline folder.")] = "fastddpm",
     config: Annotated[
-        Path | None, typer.Option(help="JSON with what IN does not say, such as SR3's configuration.")
+        Path | None,
+        typer.Option(exists=True, help="JSON with what IN does not say, such as SR3's configuration."),
     ] = None,
     ema: Annotated[bool, typer.Option(help="The averaged weights, where IN has both.")] = True,
 ) -> None:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from fastddpm.checks import whole
+from fastddpm.checks import BadArgument, whole
 from fastddpm.cli.arguments import parse_device
 from fastddpm.cli.options import Sets
-from fastddpm.evaluation.image_sets import open_images
+from fastddpm.evaluation.image_sets import ImageSet, open_images
 from fastddpm.evaluation.scores import score
 
 LARGEST_BATCH = 2**20
@@ -37,7 +37,7 @@ def evaluate(
     Figures can be compared at equal numbers of images and equal features only.
     """
     whole("batch", batch, least=1, most=LARGEST_BATCH)
-    generated, real = open_images(folder), open_images(reference)
+    generated, real = _opened(folder, "FOLDER"), _opened(reference, "--reference")
     on_cuda = parse_device(device).type == "cuda"
     scores = score(generated, real, features=features, weights=weights, batch_size=batch, cuda=on_cuda)
     print(f"{len(generated)} images of {folder} and {len(real)} of {reference}, features {features}:")
@@ -45,3 +45,11 @@ def evaluate(
     print(f"KID        {scores.kid:.6f} +- {scores.kid_std:.6f}")
     print(f"precision  {scores.precision:.4f}")
     print(f"recall     {scores.recall:.4f}")
+
+
+def _opened(where: str, option: str) -> ImageSet:
+    """Images, whose error names where the person gave them."""
+    try:
+        return open_images(where)
+    except BadArgument as error:
+        raise BadArgument(option, error.given, error.accepted) from error

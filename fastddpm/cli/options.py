@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from typing import Any
 
@@ -26,15 +27,17 @@ class Command(TyperCommand):
         """Runs it.
 
         Raises:
-            OptionError: for any error that names its `argument`.
+            OptionError: for any error that names its `argument`, or advises one as Python has it.
         """
         try:
             return super().invoke(ctx)
         except Exception as error:
-            argument = getattr(error, "argument", None)
+            names, argument = self.names(), getattr(error, "argument", None)
             if argument is None:
-                raise
-            names = self.names()
+                said = _with_options(str(error), names) if isinstance(error, ValueError) else str(error)
+                if said == str(error):
+                    raise
+                raise OptionError(said) from error
             options = ", ".join(names.get(name, name) for name in argument.split(", "))
             raise OptionError(options + str(error).removeprefix(argument)) from error
 
@@ -53,3 +56,8 @@ class Command(TyperCommand):
             for argument in mark.arguments
         }
         return {**options, **others}
+
+
+def _with_options(said: str, names: dict[str, str]) -> str:
+    """Words in which ``skip_broken=True`` is ``--skip-broken``."""
+    return re.sub(r"\b(\w+)=True\b", lambda found: names.get(found[1], found[0]), said)

@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, whole
-from fastddpm.cli.arguments import parse_device
+from fastddpm.cli.arguments import naming, parse_device
 from fastddpm.cli.options import Sets
 from fastddpm.engine import executors
 from fastddpm.options import ModelOptions
@@ -145,21 +145,24 @@ def inpaint(
 ) -> None:
     """Fill in the unknown part of images, by a model trained for it or by any other (RePaint)."""
     drawing = Drawing(samples, mean, seed)
-    if task_of(model) is not None:
+    with naming("--model"):
+        task = task_of(model)
+    if task is not None:
         if label is not None:
             raise BadArgument("--class", f"{label} with a model without classes", "no value")
         _restore(_restorer("inpaint", model, steps, method, device, engine), source, out, drawing, mask)
         return
-    inpainter = ZeroShotInpainter.load(
-        model,
-        class_label=label,
-        jump=jump,
-        resample=resample,
-        steps=steps,
-        method=cast("MethodName | None", method),  # as typed, as is the engine; the sampler checks them
-        device=parse_device(device),
-        engine=cast("executors.Engine", engine),
-    )
+    with naming("--model"):
+        inpainter = ZeroShotInpainter.load(
+            model,
+            class_label=label,
+            jump=jump,
+            resample=resample,
+            steps=steps,
+            method=cast("MethodName | None", method),  # as typed, as is the engine; the sampler checks them
+            device=parse_device(device),
+            engine=cast("executors.Engine", engine),
+        )
     _restore(inpainter, source, out, drawing, mask)
 
 
@@ -168,7 +171,8 @@ def _restorer(
 ) -> Restorer:
     given = {"num_inference_steps": steps, "method": method, "engine": engine}
     options = cast("ModelOptions", {name: value for name, value in given.items() if value is not None})
-    restorer = load_restorer(model, device=parse_device(device), **options)
+    with naming("--model"):
+        restorer = load_restorer(model, device=parse_device(device), **options)
     if not isinstance(restorer.task, TASKS[task]):
         is_for = next(name for name, kind in TASKS.items() if isinstance(restorer.task, kind))
         raise BadArgument("--model", f"{model}, which is for the task {is_for},", f"one for {task}")

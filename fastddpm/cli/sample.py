@@ -87,7 +87,8 @@ def sample(
         typer.Option(help="Of the network: highest, tf32, bf16 or fp16; as torch is set, if left out."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON with what a checkpoint of another library does not say.")
+        Path | None,
+        typer.Option(exists=True, help="JSON with what a checkpoint of another library does not say."),
     ] = None,
     backend: Annotated[
         str, typer.Option(help="torch, or onnx: MODEL is a folder of `fastddpm export`, run by ONNX Runtime.")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, whole
+from fastddpm.randomness import check_ordinals
+from fastddpm.signatures import check_fields, checked
 from fastddpm_kernels.noise import words
 
 from .order import MAX_ORDINAL, STREAM
@@ -37,6 +39,7 @@ class Augmentation:
     shift: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         whole("shift", self.shift, least=0)
 
     def draws(self, ordinals: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,8 +60,12 @@ class Augmentation:
         # word * values / 2**32, rounded down: 0 .. values - 1.
         return flipped, (down_word * values >> 32) - self.shift, (across_word * values >> 32) - self.shift
 
+    @checked
     def apply(self, images: Tensor, ordinals: Tensor, seed: int) -> Tensor:
         """uint8 ``(B, C, H, W)`` -> the same, changed by each sample's draw. ``images`` stay as they are."""
+        if images.ndim != 4:
+            raise BadArgument("images", f"shape {tuple(images.shape)}", "(B, C, H, W)")
+        check_ordinals(ordinals, len(images))
         flipped, down, across = self.draws(ordinals, seed)
         channels, height, width = images.shape[1:]
         rows = (torch.arange(height) - down[:, None]).clamp(0, height - 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_count
+from fastddpm.signatures import checked, in_words
 
 from .augmentation import Augmentation
 
@@ -41,6 +42,7 @@ class ImageDataset:
         ValueError: no images, another type or shape, a label out of range; it names the argument.
     """
 
+    @checked
     def __init__(
         self,
         pixels: Pixels,
@@ -51,6 +53,9 @@ class ImageDataset:
         skipped: Sequence[str] = (),
     ) -> None:
         _check_pixels(pixels)
+        for name, words in (("class_names", class_names), ("skipped", skipped)):
+            if words is not None or name == "skipped":
+                _check_words(name, words)
         if labels is not None:
             classes = MAX_CLASSES if class_names is None else len(class_names)
             _check_labels(labels, pixels.shape[0], classes)
@@ -100,16 +105,33 @@ class ImageDataset:
             ValueError: an index, ordinal or seed out of range; as many ordinals as indices are wanted.
             BrokenImagesError: a file decoded on demand that cannot be read any more.
         """
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        index = _integers("indices", indices)
         wrong = index[(index < 0) | (index >= len(self))]
         if len(wrong):
             raise BadArgument("indices", str(int(wrong[0])), f"integers in [0, {len(self)})")
         images = self.pixels[index]
         if ordinals is not None:
-            ordinal = torch.as_tensor(ordinals, dtype=torch.int64)
+            ordinal = _integers("ordinals", ordinals)
             check_count("ordinals", len(ordinal), len(index), of="indices")
             images = self.augmentation.apply(images, ordinal, seed)
         return images.float() / 127.5 - 1.0, None if self.labels is None else self.labels[index]
+
+
+def _integers(name: str, values: Tensor | Sequence[int]) -> Tensor:
+    """int64 ``(B,)``."""
+    try:
+        given = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        given = torch.empty(())
+    if given.ndim != 1 or (len(given) and (given.is_floating_point() or given.dtype == torch.bool)):
+        raise BadArgument(name, in_words(values), "a flat list of integers")
+    return given.to(torch.int64)
+
+
+def _check_words(name: str, words: Sequence[str] | None) -> None:
+    is_list = isinstance(words, Sequence) and not isinstance(words, (str, bytes))
+    if not is_list or not all(isinstance(word, str) for word in words or ()):
+        raise BadArgument(name, in_words(words), "a list of names")
 
 
 def _check_pixels(pixels: Pixels) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, is_whole, quoted
 from fastddpm.pictures import PictureError, opened
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ class Header:
 
 def checked_channels(channels: int | None) -> int | None:
     """``channels``, or a ValueError: 1, 3 and None are accepted."""
-    if channels is not None and channels not in CHANNELS:
-        raise BadArgument("channels", str(channels), "1 (grey), 3 (RGB) or None (as the files are)")
+    if channels is not None and (not is_whole(channels) or channels not in CHANNELS):
+        raise BadArgument("channels", quoted(channels), "1 (grey), 3 (RGB) or None (as the files are)")
     return channels
 
 
 def checked_size(size: int | None) -> int | None:
     """``size``, or a ValueError: 1 or more and None are accepted."""
-    if size is not None and size < 1:
-        raise BadArgument("size", str(size), "1 or more pixels or None (as the files are)")
+    if size is not None and (not is_whole(size) or size < 1):
+        raise BadArgument("size", quoted(size), "1 or more pixels or None (as the files are)")
     return size
 
 

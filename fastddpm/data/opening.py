@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fastddpm.checks import BadArgument
+from fastddpm.signatures import checked
 
 from .augmentation import Augmentation
 from .dataset import ImageDataset
@@ -23,6 +24,7 @@ BUILT_IN = ("mnist", "photographs")
 """Data inside installed packages; a folder of such a name is given as ``./mnist``."""
 
 
+@checked
 def open_dataset(
     spec: str | Path,
     *,

@@ -24,6 +24,7 @@ from fastddpm.inputs import member
 from fastddpm.jobs.manifest import MANIFEST, Record, read_manifest
 from fastddpm.jobs.shards import FORMATS, digest, read_shard
 from fastddpm.pictures import opened
+from fastddpm.signatures import checked
 
 Read = Callable[[], Pixels]
 
@@ -70,6 +71,7 @@ class ImageSet(Dataset[Tensor]):
         return self._held[1]
 
 
+@checked
 def open_images(where: str | Path) -> ImageSet:
     """Opens images.
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, whole
+from fastddpm.signatures import in_words
 
 Array = NDArray[np.float64]
 
@@ -58,7 +59,8 @@ def precision_recall(generated: ArrayLike, real: ArrayLike, k: int = 3) -> tuple
     Raises:
         ValueError: not more than k samples, or another number of features.
     """
-    generated, real = _pair(generated, real, least=k + 1)
+    k = whole("k", k, least=1)
+    generated, real = _pair(generated, real, least=k + 1, names=("generated", "real"))
     between = _distances(generated, real)
     real_radius = np.sort(_distances(real, real), axis=1)[:, k]
     generated_radius = np.sort(_distances(generated, generated), axis=1)[:, k]
@@ -94,15 +96,25 @@ def mean_pairwise_distance(a: ArrayLike) -> float:
     return float(_distances(a, a).sum() / (n * (n - 1)))
 
 
-def _pair(a: ArrayLike, b: ArrayLike, least: int) -> tuple[Array, Array]:
-    rows = [np.asarray(values, dtype=np.float64) for values in (a, b)]
-    for values in rows:
-        if values.ndim < 2 or len(values) < least:
-            raise BadArgument("samples", f"shape {values.shape}", f"({least} or more, features)")
+def _pair(a: ArrayLike, b: ArrayLike, least: int, names: tuple[str, str] = ("a", "b")) -> tuple[Array, Array]:
+    rows = [_features(name, values, least) for name, values in zip(names, (a, b), strict=True)]
     first, second = (values.reshape(len(values), -1) for values in rows)
     if first.shape[1] != second.shape[1]:
-        raise BadArgument("samples", f"{first.shape[1]} and {second.shape[1]} features", "the same number")
+        raise BadArgument(
+            ", ".join(names), f"{first.shape[1]} and {second.shape[1]} features", "the same number"
+        )
     return first, second
+
+
+def _features(name: str, values: ArrayLike, least: int) -> Array:
+    accepted = f"({least} or more, features)"
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise BadArgument(name, in_words(values), f"an array {accepted}") from None
+    if array.ndim < 2 or len(array) < least:
+        raise BadArgument(name, f"shape {array.shape}", accepted)
+    return array
 
 
 def _distances(a: Array, b: Array) -> Array:

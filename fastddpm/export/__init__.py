@@ -43,6 +43,7 @@ from fastddpm.options import ExportOptions  # noqa: E402
 from fastddpm.plans.registry import formulas  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
 from fastddpm.schedule import NoiseSchedule  # noqa: E402
+from fastddpm.signatures import checked  # noqa: E402
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["ExportError", "export_onnx"]
 
 
+@checked
 def export_onnx(
     model: nn.Module | Sampler,
     folder: str | Path,

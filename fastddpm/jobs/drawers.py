@@ -27,6 +27,8 @@ from fastddpm.plans import Plan
 from fastddpm.request import make_batches
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
+from fastddpm.transfer import device_of
 
 if TYPE_CHECKING:
     from fastddpm.onnx.request import PlanOptions
@@ -88,6 +90,7 @@ class TorchDrawer:
         EngineUnavailable: ``cudagraph`` or ``max`` for a CPU.
     """
 
+    @checked
     def __init__(
         self,
         sampler: Sampler,
@@ -102,7 +105,7 @@ class TorchDrawer:
         self.image_shape = sampler.shape
         self.threads = checked_threads(threads)
         self._sampler, self._guidance_scale = sampler, guidance_scale
-        self._place = torch.device(sampler.device if device is None else device)
+        self._place = sampler.device if device is None else device_of(device)
         self._asked = sampler.options["engine"] if engine is None else engine
         self._engine: Engine = resolve_engine(self._asked, self._place)
 
@@ -211,6 +214,7 @@ class OnnxDrawer:
         provider_options: as of `OnnxSampler`.
     """
 
+    @checked
     def __init__(
         self,
         folder: str | Path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 import fastddpm
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.files import FULL
 from fastddpm.images import Pixels
 from fastddpm.inputs import Json
 from fastddpm.jobs.blocks import Blocks, as_ranges
@@ -43,10 +43,10 @@ from fastddpm.jobs.shards import (
 )
 from fastddpm.locks import exclusive
 from fastddpm.progress import progress_bar
+from fastddpm.signatures import checked
 from fastddpm.temporaries import remove_leftovers
 
 WORKERS = ("local", "ray")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Job:
@@ -71,6 +71,7 @@ class Job:
         ValueError: naming the argument, what was given and what is accepted.
     """
 
+    @checked
     def __init__(
         self,
         drawer: Drawer,
@@ -120,6 +121,7 @@ class Job:
             **self.drawer.describe(),
         }
 
+    @checked
     def run(self, *, workers: str = "local", merge: bool = False, progress: bool = True) -> int | None:
         """Draws what is missing.
 

@@ -120,7 +120,7 @@ def choose_provider(
                 Provider(CUDA, threads, given).session(test_file)
                 return Provider(CUDA, threads, given)
             except ProviderError as error:
-                warnings.warn(f"{error}; the CPU is used", stacklevel=3)
+                warnings.warn(f"{error}; the CPU is used", stacklevel=4)
         return Provider(CPU, threads)
     full = SHORT.get(name, name)
     if full not in here:

@@ -32,6 +32,7 @@ from fastddpm.plans import Plan
 from fastddpm.plans.method import MethodName, MethodOptions
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 from fastddpm.progress import progress_bar
+from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,6 +64,7 @@ class OnnxSampler:
         ValueError: another argument is not as above.
     """
 
+    @checked
     def __init__(
         self,
         folder: str | Path,
@@ -116,6 +118,7 @@ class OnnxSampler:
         """The plan for method, num_inference_steps, timestep_spacing, timesteps and eta, as of `sample`."""
         return resolved_method(self.folder, given).plan(self.folder.schedule)
 
+    @checked
     def sample(
         self,
         batch_size: int | None = None,

@@ -18,8 +18,10 @@ from fastddpm.plans.formula import (
 from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 
 
+@checked
 def ddim_plan(
     schedule: NoiseSchedule,
     num_inference_steps: int | None = None,

@@ -18,6 +18,7 @@ from fastddpm.plans.formula import (
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, PredictionType, check_clip_range
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 """Stands for alphas_cumprod = 0, whose log SNR is -infinity; diffusers uses the same number."""
@@ -26,6 +27,7 @@ FEW_STEPS = 15
 """Below this many steps `lower_order_final` makes the last step first order, as in the authors' code."""
 
 
+@checked
 def dpmpp_2m_plan(
     schedule: NoiseSchedule,
     num_inference_steps: int | None = None,

@@ -31,6 +31,7 @@ from fastddpm.plans.spacing import (
 )
 from fastddpm.plans.tableau import Point
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -149,6 +150,7 @@ class Method:
             object.__setattr__(self, "timesteps", tuple(np.asarray(self.timesteps).tolist()))
 
     @classmethod
+    @checked
     def from_dict(cls, options: Mapping[str, object]) -> Method:
         """A method from values that a file holds; what is left out is as in the constructor.
 
@@ -176,10 +178,11 @@ class Method:
             ValueError: as the constructor.
         """
         options = self.to_dict()
-        if changes.get("method", self.method) != self.method:
+        name = changes.get("method", self.method)
+        check_choice("method", name, tuple(METHODS))
+        if name != self.method:
             options |= {"eta": 0.0, "sigma_scale": 1.0, "solver_order": None}
-            is_solver = METHODS[str(changes["method"])].solver if changes["method"] in METHODS else True
-            if options["timestep_spacing"] in SIGMA_SPACINGS and not is_solver:
+            if options["timestep_spacing"] in SIGMA_SPACINGS and METHODS[name].solver is None:
                 options["timestep_spacing"] = "leading"
             if self.variance_type == "fixed_large":  # learned_range is the network's, not the method's
                 options["variance_type"] = "fixed_small"
@@ -189,6 +192,7 @@ class Method:
             options["timesteps"] = None
         return Method.from_dict({**options, **changes})
 
+    @checked
     def plan(self, schedule: NoiseSchedule) -> Plan:
         """The plan on a schedule.
 
@@ -269,6 +273,7 @@ class Method:
 FIELDS = tuple(field.name for field in dataclasses.fields(Method))
 
 
+@checked
 def make_plan(schedule: NoiseSchedule, **options: Unpack[MethodOptions]) -> Plan:
     """The plan on a schedule for the options of a `Method`: `Method(**options).plan(schedule)`.
 

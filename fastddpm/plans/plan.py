@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.checks import BadArgument, check_choice, check_number, falling
+from fastddpm.checks import BadArgument, check_choice, check_number, falling, is_whole, quoted
+from fastddpm.signatures import check_fields, checked
 from fastddpm_kernels.table import EPS, FROM_KEPT, KEPT, N_COLUMNS, X0, X_NEXT, Column
 
 if TYPE_CHECKING:
@@ -75,17 +76,18 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
+        check_fields(self)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         several = self.starts is not None and not np.all(self.starts)
         between = np.asarray(self.model_time).dtype.kind == "f"
         least = -1 if self.wraps else 0
         falling("timesteps", self.timesteps, least=least, strictly=not (several or between))
         steps = len(self.timesteps)
-        draws = self.table[:, Column.FROM_NOISE] != 0 if self.draws is None else self.draws
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
         self._freeze("timesteps", self.timesteps, np.int64, (steps,))
         self._freeze("model_time", self.model_time, time_dtype, (steps,))
         self._freeze("table", self.table, np.float32, (steps, N_COLUMNS))
+        draws = self.table[:, Column.FROM_NOISE] != 0 if self.draws is None else self.draws
         self._freeze("draws", draws, np.bool_, (steps,))
         if self.alphas_cumprod is not None:
             self._freeze("alphas_cumprod", self.alphas_cumprod, np.float64, (steps,))
@@ -149,11 +151,13 @@ class Plan:
 
     def row_of(self, timestep: int) -> int:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
-        rows = np.flatnonzero(
-            (self.timesteps <= timestep) & (self.starts if self.starts is not None else True)
+        rows = (
+            np.flatnonzero((self.timesteps <= timestep) & np.asarray(self.starts))
+            if is_whole(timestep)
+            else []
         )
         if len(rows) == 0:
-            raise BadArgument("timestep", repr(timestep), f"at least the plan's last, {self.timesteps[-1]}")
+            raise BadArgument("timestep", quoted(timestep), f"at least the plan's last, {self.timesteps[-1]}")
         return int(rows[0])
 
     def restarted(self, row: int) -> Plan:
@@ -163,8 +167,8 @@ class Plan:
         into its first-order one, and keeps any linear multistep method consistent. Plans that keep nothing
         come back as they are.
         """
-        if not 0 <= row < len(self):
-            raise BadArgument("row", repr(row), f"in 0 .. {len(self) - 1}")
+        if not is_whole(row) or not 0 <= row < len(self):
+            raise BadArgument("row", quoted(row), f"in 0 .. {len(self) - 1}")
         if not self.kept:
             return self
         table = self.table.astype(np.float64)
@@ -192,13 +196,17 @@ class Plan:
         table[:, Column.X0_BOUND] = np.inf
         return replace(self, table=table, clip=False, thresholding=(float(ratio), float(max_value)))
 
+    @checked
     def with_noise_levels(self, schedule: NoiseSchedule) -> Plan:
         """The plan for a network that is told sqrt(alphas_cumprod[t]), float32, instead of t (SR3)."""
         levels = schedule.sqrt_alphas_cumprod[self.timesteps]
         return replace(self, model_time=levels.astype(np.float32))
 
     def _freeze(self, name: str, values: Any, dtype: Any, shape: tuple[int, ...]) -> None:
-        array = np.array(values, dtype=dtype)
+        try:
+            array = np.array(values, dtype=dtype)
+        except (TypeError, ValueError):
+            raise BadArgument(name, quoted(values), f"numbers of shape {shape}") from None
         if array.shape != shape:
             raise BadArgument(name, f"shape {array.shape}", f"shape {shape}")
         array.setflags(write=False)

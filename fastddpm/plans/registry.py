@@ -18,6 +18,7 @@ from fastddpm.plans.dpmpp import dpmpp_2m_columns
 from fastddpm.plans.formula import Formula
 from fastddpm.plans.solver import Solver
 from fastddpm.plans.unipc import unipc
+from fastddpm.signatures import checked
 
 OwnOption = Literal["eta", "sigma_scale", "fixed_large"]
 OWN_OPTIONS: tuple[OwnOption, ...] = ("eta", "sigma_scale", "fixed_large")
@@ -77,6 +78,7 @@ def formulas() -> dict[str, Formula]:
     return {name: entry.formula for name, entry in METHODS.items() if entry.formula is not None}
 
 
+@checked
 def register_method(
     name: str, formula: Formula, *, takes: Collection[OwnOption] = (), skips_last: bool = False
 ) -> None:
@@ -100,6 +102,7 @@ def register_method(
     METHODS[name] = Entry(formula, frozenset(takes), skips_last)
 
 
+@checked
 def register_solver(name: str, solver: Solver, *, order: int = 1, orders: Collection[int] = ()) -> None:
     """Adds a solver, for this process.
 

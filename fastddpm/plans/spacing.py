@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice, falling, whole
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 
 TimestepSpacing = Literal["leading", "linspace", "trailing", "karras", "exponential", "beta"]
 SPACINGS: tuple[TimestepSpacing, ...] = ("leading", "linspace", "trailing")
@@ -30,6 +31,7 @@ The mean of the images shrinks by about as much. 50 leading steps of 1000 lose 0
 0.03 on the cosine one; 600 steps, which start at 599, 0.15 and 0.58."""
 
 
+@checked
 def spaced_timesteps(
     num_train_timesteps: int, num_inference_steps: int, spacing: TimestepSpacing, *, skip_last: bool = False
 ) -> Int64:
@@ -44,8 +46,9 @@ def spaced_timesteps(
     every timestep.
     """
     total, steps = num_train_timesteps, num_inference_steps
+    whole("num_train_timesteps", total, least=1)
     check_steps(total, steps)
-    check_choice("timestep_spacing", spacing, SPACINGS)
+    check_choice("spacing", spacing, SPACINGS)
     if steps == total:
         return np.arange(total - 1, -1, -1, dtype=np.int64)
     if spacing == "trailing":
@@ -75,6 +78,7 @@ def resolve_timesteps(
     total = schedule.num_train_timesteps
     check_choice("timestep_spacing", spacing, SPACINGS)
     if timesteps is None:
+        check_choice("timestep_spacing", spacing, SPACINGS)
         steps = total if num_inference_steps is None else num_inference_steps
         return spaced_timesteps(total, steps, spacing, skip_last=skip_last)
     visited = check_timesteps(total, timesteps)

@@ -11,10 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, whole
 from fastddpm.data.decoding import GREY_MODES, to_mode
 from fastddpm.files import replacing
 from fastddpm.pictures import PictureError, opened
+from fastddpm.signatures import checked
 
 MAX_PIXELS = 2**24
 """Of a picture and of what is made of it: 4096 x 4096. The state of 8 samples of it takes 1.6 GB."""
@@ -64,6 +65,7 @@ class Picture:
             image.putalpha(Image.fromarray(self.alpha.numpy()))
         return image
 
+    @checked
     def write(self, path: Path) -> None:
         """Writes a file in the format of its suffix, whole or not at all.
 
@@ -106,6 +108,7 @@ def check_size(path: Path, factor: int = 1) -> tuple[int, int]:
     Raises:
         ValueError: no image, or one whose result would have more than `MAX_PIXELS`.
     """
+    factor = whole("factor", factor, least=1)
     if not path.exists():
         raise ValueError(f"{path}: not a file; an image file accepted")
     with opened(path, most=MAX_PIXELS) as image:
@@ -119,6 +122,7 @@ def check_size(path: Path, factor: int = 1) -> tuple[int, int]:
     return height, width
 
 
+@checked
 def read_picture(path: Path, factor: int = 1) -> Picture:
     """One file as a picture.
 

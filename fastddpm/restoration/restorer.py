@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import ASSETS, BUNDLED, CheckpointError, load
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, seed_list
 from fastddpm.images import to_uint8
 from fastddpm.options import LoadOptions, SamplerOptions
 from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
+from fastddpm.signatures import checked
 from fastddpm.tasks import Colorize, Inpaint, SuperResolve, Task, read_task
 from fastddpm.tasks.degradations import rescaled
 
@@ -39,6 +40,7 @@ class Restorer:
         ValueError: a sampler without a shape, or a network that does not fit the task.
     """
 
+    @checked
     def __init__(self, sampler: Sampler, task: Task) -> None:
         has = sampler.facts.in_channels
         if sampler.shape is None or has is None:
@@ -61,6 +63,7 @@ class Restorer:
         """How much larger the result is than the picture."""
         return self.task.factor if isinstance(self.task, SuperResolve) else 1
 
+    @checked
     def restore(
         self,
         picture: Picture,
@@ -84,6 +87,7 @@ class Restorer:
         draws = self.draws(condition, seeds, progress=progress)
         return [self.picture(image, picture) for images in draws for image in images]
 
+    @checked
     def restore_mean(
         self, picture: Picture, *, seeds: Sequence[int], mask: Tensor | None = None, progress: bool = False
     ) -> Picture:
@@ -117,7 +121,7 @@ class Restorer:
             seeds: of the samples.
             progress: show progress bars.
         """
-        height, width = condition.shape[2:]
+        seeds, (height, width) = seed_list(seeds), condition.shape[2:]
         full = padded(condition, self.tile, self.tile)
         sampler = self._sized(*full.shape[2:])
         at_once = max(1, BATCH_PIXELS // (full.shape[2] * full.shape[3]))
@@ -159,6 +163,7 @@ class Restorer:
         return Sampler(model, self.sampler.schedule, **options)
 
 
+@checked
 def load_restorer(source: str | Path, **options: Unpack[LoadOptions]) -> Restorer:
     """A restorer from a model folder with a `task.json`, or of a bundled model by name.
 

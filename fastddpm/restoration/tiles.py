@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, is_whole, quoted, whole
 from fastddpm.network import unwrapped
+from fastddpm.signatures import checked
 
 TILES_AT_ONCE = 16
 
@@ -34,9 +35,11 @@ class TiledModel:
         ValueError: an overlap that is not below the tile.
     """
 
+    @checked
     def __init__(self, network: nn.Module, tile: int, overlap: int) -> None:
-        if not 0 <= overlap < tile:
-            raise BadArgument("overlap", f"{overlap} for tiles of {tile}", f"0 to {tile - 1} pixels")
+        tile = whole("tile", tile, least=1)
+        if not is_whole(overlap) or not 0 <= overlap < tile:
+            raise BadArgument("overlap", f"{quoted(overlap)} for tiles of {tile}", f"0 to {tile - 1} pixels")
         self.network, self.tile, self.overlap = network, tile, overlap
 
     def __call__(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError, load
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, seed_list
 from fastddpm.images import to_uint8
 from fastddpm.options import SamplerOptions, SourceOptions
 from fastddpm.plans.method import MethodName, MethodOptions
@@ -20,6 +20,7 @@ from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.restorer import BATCH_PIXELS, OVERLAP
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
+from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,6 +48,7 @@ class ZeroShotInpainter:
     factor = 1
 
     @classmethod
+    @checked
     def load(
         cls,
         source: str | Path,
@@ -72,6 +74,7 @@ class ZeroShotInpainter:
             )
         return cls(sampler, class_label, jump, resample)
 
+    @checked
     def restore(
         self,
         picture: Picture,
@@ -84,6 +87,7 @@ class ZeroShotInpainter:
         draws = self.draws(picture, seeds, mask, progress=progress)
         return [self._picture(image, picture, mask) for images in draws for image in images]
 
+    @checked
     def restore_mean(
         self, picture: Picture, *, seeds: Sequence[int], mask: Tensor | None = None, progress: bool = False
     ) -> Picture:
@@ -96,7 +100,7 @@ class ZeroShotInpainter:
         self, picture: Picture, seeds: Sequence[int], mask: Tensor | None, *, progress: bool
     ) -> Iterator[Tensor]:
         """Completed images in batches, float32 ``(b, C, H, W)`` in [-1, 1], one per seed."""
-        height, width = picture.size
+        seeds, (height, width) = seed_list(seeds), picture.size
         if mask is None or tuple(mask.shape) != (height, width):
             given = "none" if mask is None else f"one of {mask.shape[0]}x{mask.shape[1]}"
             raise BadArgument("mask", given, f"one of {height}x{width} as the picture")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.score.sdes import Score, denoised, like
+from fastddpm.signatures import checked
 
 
 class Denoiser:
@@ -21,6 +22,7 @@ class Denoiser:
         sigma_max: at t = 1, the largest.
     """
 
+    @checked
     def __init__(self, score: Score) -> None:
         self.score_model, self.sde = score, score.sde
         ends = self.sde.log_snr(torch.tensor([1.0, self.sde.t_min], dtype=torch.float64))

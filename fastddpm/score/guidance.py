@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_number
 from fastddpm.score.sdes import SDE, Score, denoised
+from fastddpm.signatures import checked
 
 # x (B, ...), t (B,) -> logits (B, K), differentiable in x
 Classifier = Callable[[Tensor, Tensor], Tensor]
@@ -33,6 +34,7 @@ class GuidedScore:
         scale: w.
     """
 
+    @checked
     def __init__(
         self, score: Score, classifier: Classifier, class_labels: Tensor, scale: float = 1.0
     ) -> None:
@@ -66,6 +68,7 @@ class GuidedScore:
         return self.score(x, t) + self.scale * gradient.to(x.dtype)
 
 
+@checked
 def on_denoised(score: Score, classifier: Callable[[Tensor], Tensor]) -> Classifier:
     """A classifier of clean images ``(B, C, H, W)``, float32, as one of noisy states: reads E[x_0 | x_t]."""
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument, check_count
+from fastddpm.checks import BadArgument, check_count, seed_list, shown
 from fastddpm.score.predictor_corrector import PassOptions, sample_pc
 from fastddpm.score.sdes import SDE, Score, like
+from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -37,6 +38,7 @@ class KnownPart:
         ValueError: a mask that is not bool or does not fit; an image that is not finite where it is known.
     """
 
+    @checked
     def __init__(self, image: Tensor, mask: Tensor, basis: Tensor | None = None) -> None:
         if mask.dtype != torch.bool or mask.ndim > image.ndim:
             raise BadArgument("mask", f"{mask.dtype} {tuple(mask.shape)}", "bool like the image")
@@ -46,6 +48,8 @@ class KnownPart:
             raise BadArgument(
                 "mask", f"shape {tuple(mask.shape)}", f"one that broadcasts to {tuple(image.shape)}"
             ) from None
+        if basis is not None and (image.ndim < 2 or basis.shape != (image.shape[1],) * 2):
+            raise BadArgument("basis", shown(basis), "(C, C), for the channels of the image")
         self.basis = basis
         known = self._to(image.float())
         if not bool(known[self.mask].isfinite().all()):
@@ -68,6 +72,7 @@ class KnownPart:
         return x if self.basis is None else torch.einsum("dc,bd...->bc...", self.basis.to(x), x)
 
 
+@checked
 def inpaint(
     score: Score, image: Tensor, mask: Tensor, seeds: Sequence[int] | Tensor, **options: Unpack[PassOptions]
 ) -> Tensor:
@@ -90,6 +95,7 @@ def inpaint(
     return _constrained(score, image, KnownPart(image, mask), seeds, options)
 
 
+@checked
 def colourise(
     score: Score, grey: Tensor, seeds: Sequence[int] | Tensor, **options: Unpack[PassOptions]
 ) -> Tensor:
@@ -131,6 +137,6 @@ COLOURS = torch.tensor(
 def _constrained(
     score: Score, image: Tensor, known: KnownPart, seeds: Sequence[int] | Tensor, options: PassOptions
 ) -> Tensor:
-    count = len(seeds)
+    count = len(seed_list(seeds))
     check_count("seeds", count, count if len(image) == 1 else len(image))
     return sample_pc(score, seeds, tuple(image.shape[1:]), constraint=known, **options)

@@ -11,15 +11,17 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument, check_number, whole
+from fastddpm.checks import BadArgument, check_number, is_whole, quoted, whole
 from fastddpm.finite import check_finite
 from fastddpm.score.denoiser import Denoiser
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import Score, like
+from fastddpm.signatures import checked
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Churn:
         """ValueError for what is not as above."""
         for name in ("amount", "low", "scale"):
             check_number(name, getattr(self, name), low=0.0)
-        if not self.high >= self.low:
-            raise BadArgument("high", repr(self.high), f"at least low = {self.low!r}")
+        if not isinstance(self.high, Real) or not self.high >= self.low:
+            raise BadArgument("high", quoted(self.high), f"at least low = {self.low!r}")
 
     def gamma(self, sigma: float, steps: int) -> float:
         """gamma_i of a step that starts at sigma, of ``steps``."""
@@ -68,6 +70,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
     return torch.cat(((largest + ramp * (smallest - largest)) ** rho, torch.zeros(1, dtype=torch.float64)))
 
 
+@checked
 @torch.no_grad()
 def sample_karras(
     score: Score,
@@ -96,8 +99,8 @@ def sample_karras(
         ValueError: naming the argument, what was given and what is accepted.
         NonFiniteSamples: NaN or infinity among the samples.
     """
-    if order not in (1, 2):
-        raise BadArgument("order", repr(order), "1 (Euler) or 2 (Heun)")
+    if not is_whole(order) or order not in (1, 2):
+        raise BadArgument("order", quoted(order), "1 (Euler) or 2 (Heun)")
     denoiser, noise = Denoiser(score), SeededNoise(seeds, shape, score.device)
     if sigmas is None:
         sigmas = karras_sigmas(18, max(0.002, denoiser.sigma_min), min(80.0, denoiser.sigma_max))
@@ -129,7 +132,7 @@ def _slope(denoiser: Denoiser, y: Tensor, sigma: float) -> Tensor:
 def _checked_sigmas(sigmas: Tensor, denoiser: Denoiser) -> list[float]:
     levels = torch.as_tensor(sigmas, dtype=torch.float64)
     if levels.ndim != 1 or len(levels) < 2 or levels[-1] != 0 or not bool((levels[1:] < levels[:-1]).all()):
-        raise BadArgument("sigmas", repr(sigmas), "strictly falling numbers that end with 0")
+        raise BadArgument("sigmas", quoted(sigmas), "strictly falling numbers that end with 0")
     denoiser.check(levels[:-1])
     values: list[float] = levels.tolist()
     return values

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument, check_number, whole
+from fastddpm.checks import BadArgument, check_number, quoted, whole
 from fastddpm.finite import check_finite
 from fastddpm.score.denoiser import Denoiser
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import SDE, Score, like
+from fastddpm.signatures import checked
 
 
 def langevin_step(x: Tensor, score: Tensor, step_size: Tensor, noise: Tensor) -> Tensor:
@@ -48,6 +49,7 @@ def corrector_step_size(sde: SDE, score: Tensor, s: Tensor, t: Tensor, snr: floa
     return torch.minimum(wanted, largest)
 
 
+@checked
 @torch.no_grad()
 def sample_annealed_langevin(
     score: Score,
@@ -81,9 +83,13 @@ def sample_annealed_langevin(
         ValueError: naming the argument, what was given and what is accepted.
         NonFiniteSamples: NaN or infinity among the samples.
     """
-    levels = torch.as_tensor(sigmas, dtype=torch.float64).to(score.device)
+    accepted = "a falling list of numbers above 0"
+    try:
+        levels = torch.as_tensor(sigmas, dtype=torch.float64).to(score.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise BadArgument("sigmas", quoted(sigmas), accepted) from None
     if levels.ndim != 1 or not len(levels) or not bool((levels[1:] < levels[:-1]).all()) or levels[-1] <= 0:
-        raise BadArgument("sigmas", repr(sigmas), "a falling list of numbers above 0")
+        raise BadArgument("sigmas", quoted(sigmas), accepted)
     check_number("step_size", step_size, low=0.0, high=1.0)
     repeats = whole("steps_per_level", steps_per_level, least=1)
     denoiser, noise = Denoiser(score), SeededNoise(seeds, shape, score.device)

@@ -23,6 +23,7 @@ from fastddpm.score.noise import SeededNoise
 from fastddpm.score.ode import velocity
 from fastddpm.score.sdes import Score
 from fastddpm.score.solvers import RK45, Solver
+from fastddpm.signatures import checked
 from fastddpm_kernels.noise import words
 
 # x (B, ...), t (B,) -> v and its divergence (B,)
@@ -32,6 +33,7 @@ LEVELS = 256
 DEQUANTISATION = 1
 
 
+@checked
 def log_likelihood(
     score: Score,
     x: Tensor,
@@ -81,6 +83,7 @@ def log_likelihood(
     return result
 
 
+@checked
 def bits_per_dim(
     score: Score,
     pixels: Tensor,
@@ -114,6 +117,7 @@ def bits_per_dim(
     return -nats / (math.log(2) * x[0].numel()) + math.log2((LEVELS - 1) / 2)
 
 
+@checked
 def dequantised(pixels: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
     """(k + u - 1/2)/127.5 - 1 for levels k, float64 like pixels; u in (0, 1) from the seeds."""
     if pixels.dtype != torch.uint8:

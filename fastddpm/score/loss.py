@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import check_choice
-from fastddpm.randomness import checked_seeds
+from fastddpm.randomness import check_ordinals, checked_seeds
 from fastddpm.score.sdes import Score, like
+from fastddpm.signatures import checked
 from fastddpm_kernels import normal
 from fastddpm_kernels.noise import words
 
@@ -38,6 +39,7 @@ class DenoisingScoreMatching:
         check_choice("weighting", weighting, WEIGHTINGS)
         self.seed, self.weighting = int(checked_seeds([seed], "seed")[0]), weighting
 
+    @checked
     def __call__(self, score: Score, x_0: Tensor, ordinals: Tensor) -> Tensor:
         """The weighted squared error summed over dimensions, ``(B,)``; differentiable.
 
@@ -46,6 +48,7 @@ class DenoisingScoreMatching:
             x_0: float ``(B, ...)``, data.
             ordinals: int64 ``(B,)``, each sample's number over all that the run has drawn.
         """
+        check_ordinals(ordinals, len(x_0))
         sde = score.sde
         seeds = torch.full_like(ordinals, self.seed)
         counter = {"step": ordinals & 0xFFFFFFFF, "repeat": ordinals >> 32}

@@ -19,6 +19,7 @@ from fastddpm.network import Model, in_eval_mode, model_device_dtype, unwrapped
 from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType
 from fastddpm.score.schedule_sde import ScheduleSDE
 from fastddpm.score.sdes import SDE, like
+from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from fastddpm.sampler import Sampler
@@ -51,6 +52,7 @@ class NetworkScore:
         ValueError: naming the argument, what was given and what is accepted.
     """
 
+    @checked
     def __init__(
         self,
         sde: SDE,
@@ -106,6 +108,7 @@ class NetworkScore:
         return output[:, : x.shape[1]].to(x.dtype)
 
 
+@checked
 def score_of(
     sampler: Sampler, *, class_labels: int | Tensor | None = None, guidance_scale: float = 1.0
 ) -> NetworkScore:
@@ -120,6 +123,7 @@ def score_of(
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
     """
+    check_number("guidance_scale", guidance_scale, low=0.0)
     options: NetworkOptions = {
         "prediction_type": sampler.plan.prediction_type,
         "noise_level": sampler.plan.model_time.dtype.kind == "f",

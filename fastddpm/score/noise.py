@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, is_whole, quoted
 from fastddpm.randomness import TASK_STREAM, checked_seeds
 from fastddpm_kernels import normal
 
@@ -36,9 +36,10 @@ class SeededNoise:
         self, seeds: Sequence[int] | Tensor | np.ndarray, shape: Sequence[int], device: torch.device
     ) -> None:
         self.seeds = checked_seeds(seeds).to(device)
-        self.shape = tuple(shape)
-        if not self.shape or not all(isinstance(size, int) and size > 0 for size in self.shape):
-            raise BadArgument("shape", repr(shape), "the sizes of one sample, each above 0")
+        sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, (str, bytes)) else ()
+        if not sizes or not all(is_whole(size) and size > 0 for size in sizes):
+            raise BadArgument("shape", quoted(shape), "the sizes of one sample, each above 0")
+        self.shape = tuple(map(int, sizes))
 
     def start(self) -> Tensor:
         """Where sampling starts, before it is scaled."""

@@ -18,6 +18,7 @@ from fastddpm.finite import check_finite
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import Score, denoised, like
 from fastddpm.score.solvers import RK45, Solver
+from fastddpm.signatures import checked
 
 
 def velocity(score: Score, x: Tensor, t: Tensor) -> Tensor:
@@ -26,6 +27,7 @@ def velocity(score: Score, x: Tensor, t: Tensor) -> Tensor:
     return like(drift, x) * x - like(variance / 2, x) * score(x, t)
 
 
+@checked
 def flow(score: Score, x: Tensor, *, forward: bool, solver: Solver | None = None) -> Tensor:
     """x carried along the ODE, float64 like x: from t_min to 1 (``forward``), or from 1 to t_min.
 
@@ -48,6 +50,7 @@ def flow(score: Score, x: Tensor, *, forward: bool, solver: Solver | None = None
     return solve(flat, x.to(score.device, torch.float64).flatten(1), score.sde, forward).reshape(shape)
 
 
+@checked
 @torch.no_grad()
 def sample_ode(
     score: Score,
@@ -80,6 +83,7 @@ def sample_ode(
     return images
 
 
+@checked
 @torch.no_grad()
 def encode(score: Score, images: Tensor, *, solver: Solver | None = None) -> Tensor:
     """The latents x_1 of images ``(B, ...)`` taken as states at t_min, float32; `decode` undoes it.
@@ -92,6 +96,7 @@ def encode(score: Score, images: Tensor, *, solver: Solver | None = None) -> Ten
     return latents
 
 
+@checked
 @torch.no_grad()
 def decode(score: Score, latents: Tensor, *, solver: Solver | None = None, denoise: bool = False) -> Tensor:
     """The images of latents ``(B, ...)``, float32: states at t_min, or with ``denoise`` E[x_0 | x].
@@ -111,6 +116,7 @@ def _decoded(score: Score, latents: Tensor, solver: Solver | None, denoise: bool
     return x.float()
 
 
+@checked
 def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     """Spherical interpolation: (sin((1-w) A) first + sin(w A) second)/sin A, A the angle between the two.
 
@@ -124,6 +130,7 @@ def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     Returns:
         ``(N, ...)``, float64.
     """
+    _check_common(first, second)
     a, b = first.to(torch.float64), second.to(torch.float64)
     w = weights.to(a).reshape(-1, *(1,) * a.ndim)
     cosine = (a * b).sum() / (a.norm() * b.norm())
@@ -133,6 +140,7 @@ def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
     return (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle)
 
 
+@checked
 def interpolate(
     score: Score, first: Tensor, second: Tensor, *, images: int = 8, solver: Solver | None = None
 ) -> Tensor:
@@ -151,10 +159,14 @@ def interpolate(
     Raises:
         ValueError: other shapes, or fewer than two images.
     """
+    _check_common(first, second)
+    count = whole("images", images, least=2)
+    ends = encode(score, torch.stack((first, second)), solver=solver)
+    return decode(score, slerp(ends[0], ends[1], torch.linspace(0, 1, count)), solver=solver)
+
+
+def _check_common(first: Tensor, second: Tensor) -> None:
     if first.shape != second.shape:
         raise BadArgument(
             "first, second", f"shapes {tuple(first.shape)} and {tuple(second.shape)}", "one common"
         )
-    count = whole("images", images, least=2)
-    ends = encode(score, torch.stack((first, second)), solver=solver)
-    return decode(score, slerp(ends[0], ends[1], torch.linspace(0, 1, count)), solver=solver)

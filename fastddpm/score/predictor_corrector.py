@@ -22,6 +22,7 @@ from fastddpm.finite import check_finite
 from fastddpm.score.langevin import corrector_step_size, langevin_step
 from fastddpm.score.noise import SeededNoise
 from fastddpm.score.sdes import SDE, Score, Spacing, denoised, like
+from fastddpm.signatures import checked
 
 Predictor = Callable[[SDE, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -78,6 +79,7 @@ class PassOptions(TypedDict, total=False):
     denoise: bool
 
 
+@checked
 @torch.no_grad()
 def sample_pc(
     score: Score,

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastddpm.checks import BadArgument
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.score.sdes import SDE
+from fastddpm.signatures import checked
 
 
 class ScheduleSDE(SDE):
@@ -33,6 +34,7 @@ class ScheduleSDE(SDE):
 
     prior_std = 1.0
 
+    @checked
     def __init__(self, schedule: NoiseSchedule) -> None:
         if len(schedule) < 2:
             raise BadArgument("schedule", "one timestep", "two or more")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice, check_number, whole
+from fastddpm.signatures import checked
 
 Spacing = Literal["time", "log_snr"]
 SPACINGS: tuple[Spacing, ...] = ("time", "log_snr")
@@ -249,6 +250,7 @@ def like(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(x).reshape(-1, *(1,) * (x.ndim - 1))
 
 
+@checked
 def denoised(score: Score, x: Tensor, t: Tensor) -> Tensor:
     """The mean of x_0 given x_t, by Tweedie's formula: (x + sigma^2 s) / a.
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastddpm.checks import MAX_SEED, whole
+from fastddpm.randomness import check_ordinals
 from fastddpm_kernels import normal
 from fastddpm_kernels.noise import words
 
@@ -89,18 +91,23 @@ def line_kernel(length: int, angle: float) -> Tensor:
 
 def noise_like(images: Tensor, ordinals: Tensor, seed: int) -> Tensor:
     """Standard normals of the images' shape: stream 4, step and repeat from the ordinal."""
-    seeds = torch.full_like(ordinals, seed)
+    seeds = _seeds(ordinals, seed)
     step, repeat = ordinals & 0xFFFFFFFF, ordinals >> 32
     return normal(seeds, step, images.shape[1:], stream=NOISE_STREAM, repeat=repeat)
 
 
 def uniform(ordinals: Tensor, seed: int) -> Tensor:
     """Four numbers a sample, float32 ``(B, 4)`` in [0, 1): block 2 of the words of t and augmentation."""
-    seeds = torch.full_like(ordinals, seed)
+    seeds = _seeds(ordinals, seed)
     elements = 4 * (DRAW_BLOCK + 1)
     lanes = words(seeds, ordinals & 0xFFFFFFFF, elements, stream=DRAW_STREAM, repeat=ordinals >> 32)
     drawn = torch.stack([lane[:, DRAW_BLOCK] for lane in lanes], dim=1)
     return (drawn >> 8).float() * 2.0**-24
+
+
+def _seeds(ordinals: Tensor, seed: int) -> Tensor:
+    check_ordinals(ordinals, len(ordinals) if ordinals.ndim else 1)
+    return torch.full_like(ordinals, whole("seed", seed, least=0, most=MAX_SEED))
 
 
 def boxes(draws: Tensor, height: int, width: int) -> Tensor:

@@ -9,6 +9,7 @@ from fastddpm.checks import check_choice, check_known
 from fastddpm.files import write_json
 from fastddpm.formats.files import CheckpointError, read_json
 from fastddpm.inputs import Fields, Json
+from fastddpm.signatures import checked
 from fastddpm.tasks.task import Colorize, Deblur, Inpaint, SuperResolve, Task
 
 TASKS: dict[str, type[Task]] = {
@@ -43,18 +44,21 @@ def task_to_dict(task: Task) -> Json:
     return {"task": name, **dataclasses.asdict(task)}
 
 
+@checked
 def task_from_dict(values: Fields) -> Task:
     """Inverse of :func:`task_to_dict`."""
     given = dict(values)
     return make_task(given.pop("task", ""), **given)
 
 
+@checked
 def write_task(folder: Path, task: Task) -> None:
     """Writes `task.json` into a model folder, made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / TASK_FILE, task_to_dict(task))
 
 
+@checked
 def read_task(folder: Path) -> Task | None:
     """The task of a model folder; None without a `task.json`.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice, check_number, whole
+from fastddpm.signatures import checked
 from fastddpm.tasks import degradations
 
 Blur = Literal["gaussian", "motion"]
@@ -83,9 +84,10 @@ class SuperResolve(Task):
         super().__post_init__()
         object.__setattr__(self, "factor", whole("factor", self.factor, least=2, most=16))
 
+    @checked
     def condition(self, x_0: Tensor, ordinals: Tensor, seed: int) -> Tensor:
         """Small and large again."""
-        height, width = x_0.shape[2:]
+        height, width = _size(x_0)
         if height % self.factor or width % self.factor:
             raise BadArgument("factor", f"{self.factor} for images of {height}x{width}", "a common divisor")
         small = degradations.rescaled(x_0, height // self.factor, width // self.factor)
@@ -122,8 +124,10 @@ class Deblur(Task):
         check_number("length", self.length, low=2, high=64)
         check_number("noise", self.noise, low=0.0, high=2.0)
 
+    @checked
     def condition(self, x_0: Tensor, ordinals: Tensor, seed: int) -> Tensor:
         """The blurred, noisy image."""
+        _size(x_0)
         if self.blur == "gaussian":
             blurred = degradations.gaussian_blur(x_0, self.sigma)
         else:
@@ -143,9 +147,10 @@ class Inpaint(Task):
         """The image and the mask."""
         return image_channels + 1
 
+    @checked
     def condition(self, x_0: Tensor, ordinals: Tensor, seed: int) -> Tensor:
         """With a rectangle drawn for each sample, sides of a quarter to a half of the image's."""
-        unknown = degradations.boxes(degradations.uniform(ordinals, seed), *x_0.shape[2:])
+        unknown = degradations.boxes(degradations.uniform(ordinals, seed), *_size(x_0))
         return self.masked(x_0, unknown)
 
     def masked(self, images: Tensor, unknown: Tensor) -> Tensor:
@@ -163,10 +168,19 @@ class Colorize(Task):
             raise BadArgument("channels", f"images of {image_channels}", "3 by the task colorize")
         return 1
 
+    @checked
     def condition(self, x_0: Tensor, ordinals: Tensor, seed: int) -> Tensor:
         """The luma."""
+        _size(x_0)
         return degradations.quantized(degradations.grey(x_0))
 
     def base(self, condition: Tensor, image_channels: int) -> Tensor:
         """The grey image in three channels."""
         return condition.expand(-1, image_channels, -1, -1)
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    """Height and width of images ``(B, C, H, W)``."""
+    if images.ndim != 4:
+        raise BadArgument("x_0", f"shape {tuple(images.shape)}", "(B, C, H, W)")
+    return images.shape[2], images.shape[3]

@@ -7,7 +7,6 @@ SHA-256. A folder is written under a temporary name and renamed; the last few an
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -20,13 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
-from fastddpm.files import replacing_folder, sha256, write_tensors
+from fastddpm.files import FULL, replacing_folder, sha256, write_tensors
 from fastddpm.inputs import Json, check_regular, read_json
 from fastddpm.training.description import RunNotWritten
 
 TENSOR_FILES = ("model", "ema", "optimizer")
 CHECKSUMS = "sha256.json"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager

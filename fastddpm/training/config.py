@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from fastddpm.checks import check_choice, check_known, check_number, whole
 from fastddpm.inputs import Fields, Json
 from fastddpm.randomness import MAX_SEED
+from fastddpm.signatures import check_fields, checked
 from fastddpm.training.objective import Objective
 
 LearningRateSchedule = Literal["constant", "cosine", "linear"]
@@ -65,6 +66,7 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "batch_size", "gradient_accumulation", "log_every", "checkpoint_every", "keep"):
             object.__setattr__(self, name, whole(name, getattr(self, name), least=1, most=LARGEST))
         object.__setattr__(
@@ -92,6 +94,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     @classmethod
+    @checked
     def from_dict(cls, values: Fields) -> TrainConfig:
         """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
         known = [field.name for field in dataclasses.fields(cls)]

@@ -27,6 +27,7 @@ from fastddpm.options import SamplerOptions
 from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
+from fastddpm.signatures import checked
 from fastddpm.tasks import Task, write_task
 from fastddpm.temporaries import remove_leftovers
 from fastddpm.training import checkpoints, report
@@ -63,6 +64,7 @@ class Trainer:
         ValueError: batch size that does not divide, or a mixed precision that is not to be had here.
     """
 
+    @checked
     def __init__(
         self,
         config: TrainConfig,
@@ -121,6 +123,7 @@ class Trainer:
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
 
+    @checked
     def train(self, *, resume: bool = True, progress: bool = True) -> Path:
         """Trains to ``config.steps`` and writes the model folder ``RUN/model`` with the averaged weights.
 

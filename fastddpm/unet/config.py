@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from fastddpm.checks import BadArgument
 from fastddpm.inputs import Fields, Json
+from fastddpm.signatures import checked
 
 Options: TypeAlias = dict[str, Any]
 """Keyword arguments of `UNetConfig`, which checks them."""
@@ -143,7 +144,7 @@ class UNetConfig:
             f"levels 0 to {len(self.channel_mults) - 1}",
         )
         for name, choices in CHOICES.items():
-            _require(self, name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+            _require(self, name, _is_name(getattr(self, name), choices), f"one of {', '.join(choices)}")
         flags = ("time_activation", "time_cosine_first", "attention_bias", "center_input", "resblock_updown")
         for name in flags:
             _require(self, name, isinstance(getattr(self, name), bool), "true or false")
@@ -209,6 +210,7 @@ class UNetConfig:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
+    @checked
     def from_dict(cls, values: Fields) -> UNetConfig:
         """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
         known = [f.name for f in dataclasses.fields(cls)]
@@ -220,6 +222,10 @@ class UNetConfig:
 
 def _is_int(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_name(value: object, names: Sequence[str]) -> bool:
+    return isinstance(value, str) and value in names
 
 
 def _is_number(value: object) -> bool:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument
+from fastddpm.signatures import checked, in_words
 from fastddpm.unet.blocks import (
     Attention,
     Downsample,
@@ -35,6 +36,7 @@ class UNet(nn.Module):
         >>> eps = unet(torch.randn(4, 3, 32, 32), torch.tensor([10, 20, 30, 40]), torch.tensor([0, 1, 2, 3]))
     """
 
+    @checked
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
@@ -108,12 +110,18 @@ class UNet(nn.Module):
             is added to the time embedding (``config.embeds_class``), the embedding before the activation,
             since biases of time and class do not add up there.
         """
+        if not isinstance(t, Tensor) or t.ndim != 1:
+            raise BadArgument("t", in_words(t), "a tensor (B,)")
         embedding: Tensor = self.time_mlp(self._sinusoidal(t, self.config.time_scale))
         return embedding if self.config.embeds_class else self._block_biases(embedding)
 
     def class_biases(self, class_labels: Tensor) -> Tensor:
         """What the class adds to :meth:`time_biases`: ``(B,)`` int64 -> ``(B, bias_width)``."""
-        if self.config.class_conditioning == "timestep":
+        is_tensor = isinstance(class_labels, Tensor) and class_labels.ndim == 1
+        by_row = self.config.class_conditioning != "timestep"
+        if not is_tensor or (by_row and class_labels.is_floating_point()):
+            raise BadArgument("class_labels", in_words(class_labels), "an int64 tensor (B,)")
+        if not by_row:
             class_labels = self._sinusoidal(class_labels, 1.0)
         if self.config.embeds_class:
             embedding: Tensor = self.class_embed(class_labels)
@@ -202,9 +210,11 @@ class UNet(nn.Module):
     def check_size(self, x: Tensor) -> None:
         """ValueError for an x that does not fit."""
         multiple, pad = self.config.size_multiple, 2 * self.config.initial_pad
-        height, width = x.shape[-2:]
+        if not isinstance(x, Tensor):
+            raise BadArgument("x", in_words(x), f"a tensor (B, {self.config.in_channels}, H, W)")
         if x.ndim != 4 or x.shape[1] != self.config.in_channels:
             raise BadArgument("x", f"shape {tuple(x.shape)}", f"(B, {self.config.in_channels}, H, W)")
+        height, width = x.shape[-2:]
         if (height + pad) % multiple or (width + pad) % multiple:
             raise BadArgument(
                 "x",

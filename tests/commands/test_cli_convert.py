@@ -79,7 +79,7 @@ def test_what_is_missing_is_one_line(run, pth, tmp_path):
         assert err.count("\n") == 1
     assert not (tmp_path / "model").exists()
     code, _, err = run("convert", pth, tmp_path / "m", "--config", tmp_path / "none.json")
-    assert (code, "none.json: not found" in err) == (2, True)
+    assert (code, "none.json' does not exist" in err) == (2, True)
     code, _, err = run("convert", pth, tmp_path / "m", "--to", "onnx", "--config", tmp_path / "given.json")
     assert (code, err.startswith("fastddpm: error: --to")) == (2, True)
     code, _, err = run("convert", pth, tmp_path / "m", "--format", "keras")

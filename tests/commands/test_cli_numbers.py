@@ -134,7 +134,29 @@ def too_large_for_a_card():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of ...")
 
 
-@pytest.mark.parametrize("work", [too_large_for_torch, too_large_for_python, too_large_for_a_card])
+def too_large_for_a_file():
+    raise RuntimeError(
+        "unable to mmap 16114884 bytes from file <model.safetensors>: Cannot allocate memory (12)"
+    )
+
+
+def too_large_for_a_library():
+    try:
+        raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer")
+    except RuntimeError as error:
+        raise ValueError("model: cannot be exported") from error
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        too_large_for_torch,
+        too_large_for_python,
+        too_large_for_a_card,
+        too_large_for_a_file,
+        too_large_for_a_library,
+    ],
+)
 def test_out_of_memory_is_one_line_with_advice(work, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(Sampler, "sample", lambda self, **request: work())
     monkeypatch.setattr("sys.argv", ["fastddpm", "sample", "--out", str(tmp_path / "images.png")])
@@ -145,3 +167,20 @@ def test_out_of_memory_is_one_line_with_advice(work, monkeypatch, capsys, tmp_pa
     assert error.startswith("fastddpm: error: out of memory (")
     assert error.endswith("a smaller --batch, size or model accepted\n")
     assert error.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(monkeypatch, capsys, tmp_path):
+    def save(path, pixels):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fastddpm.cli.outputs.save_png", save)
+    target = tmp_path / "images.png"
+    words = ["sample", "--seeds", "0", "--steps", "1", "--method", "ddim", "--out", str(target)]
+    monkeypatch.setattr("sys.argv", ["fastddpm", *words])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert (ended.value.code, capsys.readouterr().err) == (
+        2,
+        f"fastddpm: error: {target}: not written, as no space is left there; more space or another place "
+        "accepted\n",
+    )

@@ -6,6 +6,7 @@ import typing
 
 import pytest
 import typer
+from PIL import Image
 
 from fastddpm import EngineUnavailable
 from fastddpm.checks import BadArgument
@@ -89,3 +90,33 @@ def test_every_mark_belongs_to_an_option():
                     )
                     marked += 1
     assert marked > 10
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["convert", "mnist", "out", "--config", "not.json"], "not.json' does not exist"),
+        (["super-resolve", "a.png", "b.png", "--model", "not"], "--model: model folder 'not': not found"),
+        (["inpaint", "a.png", "b.png", "--mask", "a.png", "--model", "not"], "--model: model folder 'not'"),
+        (["evaluate", "pictures", "--reference", "not"], "--reference: 'not' given"),
+        (["evaluate", "not"], "FOLDER: 'not' given"),
+        (
+            ["train", "--out", "run", "--data", "pictures"],
+            "or leave them out with --skip-broken.",
+        ),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_what_is_not_there_or_broken_is_named_by_its_option(words, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("pictures/0.png", "a.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "pictures" / "1.png").write_bytes(b"nothing")
+    monkeypatch.setattr("sys.argv", ["fastddpm", *words])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1)
+    assert said in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "pictures"]

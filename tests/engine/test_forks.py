@@ -7,6 +7,7 @@ import select
 import signal
 import threading
 import traceback
+import warnings
 
 import numpy as np
 import pytest
@@ -163,3 +164,42 @@ def test_the_last_of_several_threads_puts_a_network_back():
         order.append(network.training)
     order.append(network.training)
     assert order == [False, False, True]
+
+
+def trained_meanwhile(network, work):
+    """Another thread does ``work`` with a network from which this one draws; the messages of warnings."""
+    options = {"num_inference_steps": 2, "shape": (3, 8, 8), "device": "cpu", "engine": "eager"}
+    sampler = Sampler(network, NoiseSchedule.linear(1000), **options)
+
+    def meanwhile(*state):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join(PATIENCE)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sampler.sample(seeds=[3], class_labels=1, progress=False, callback=meanwhile)
+    return [str(one.message) for one in caught if one.category is RuntimeWarning]
+
+
+def test_a_network_that_is_trained_while_images_are_drawn_from_it_is_told():
+    network = make_unet(TINY).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+
+    def step():
+        with torch.enable_grad():
+            network(*_one_image()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for work in (step, network.train):
+        (said,) = trained_meanwhile(network, work)
+        assert said.startswith("model: trained while images were drawn from it")
+        assert network.training
+    assert trained_meanwhile(network, lambda: network(*_one_image())) == []
+    assert trained_meanwhile(network.eval(), step) == []  # a mode that nobody changed
+    assert not network.training
+
+
+def _one_image():
+    return torch.ones(1, 3, 8, 8), torch.tensor([1]), torch.tensor([0])

@@ -192,6 +192,16 @@ def test_a_full_disk_is_an_oserror_for_tensors_too(small_disk):
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
+@pytest.mark.parametrize("context", [replacing, replacing_folder])
+@pytest.mark.parametrize("name", [None, "the temporary", "another"])
+def test_an_error_of_a_full_disk_names_the_file_that_was_to_be(tmp_path, context, name):
+    target, other = tmp_path / "a.png", tmp_path / "other.png"
+    with pytest.raises(OSError, match="No space left") as full, context(target) as temporary:
+        raise OSError(28, "No space left on device", {None: None, "another": str(other)}.get(name, temporary))
+    assert full.value.filename == str(other if name == "another" else target)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_is_not_written_over_somebody_else_s(tmp_path):
     model = make_unet(), NoiseSchedule.linear(10), {"shape": [3, 8, 8]}
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')

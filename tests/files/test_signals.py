@@ -20,6 +20,7 @@ from networks import make_unet
 from fastddpm import NoiseSchedule, UNetConfig, export, load, save_folder
 from fastddpm.cli import app
 from fastddpm.export.settings import resolve
+from fastddpm.files import replacing
 from fastddpm.interruption import as_interrupts
 from fastddpm.training import checkpoints
 
@@ -166,10 +167,11 @@ def test_the_signal_is_said_and_is_the_exit_code(monkeypatch, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_library_makes_of_an_interrupt_is_one_all_the_same(monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+def test_what_a_library_makes_of_an_interrupt_is_one_all_the_same(monkeypatch, capsys, number, said):
     def sample(self, **request):
         try:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
         except KeyboardInterrupt as interrupt:
             raise RuntimeError("export failed") from interrupt
 
@@ -177,7 +179,7 @@ def test_what_a_library_makes_of_an_interrupt_is_one_all_the_same(monkeypatch, c
     monkeypatch.setattr(sys, "argv", ["fastddpm", "sample", "--out", "never.png"])
     with pytest.raises(SystemExit) as end:
         app.main()
-    assert (end.value.code, capsys.readouterr().err) == (TERMINATED, "fastddpm: terminated\n")
+    assert (end.value.code, capsys.readouterr().err) == (128 + number, f"fastddpm: {said}\n")
 
 
 def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
@@ -204,6 +206,48 @@ def test_ctrl_c_while_the_command_starts_is_one_line(popen, tmp_path):
     assert (process.returncode, err) == (130, "fastddpm: interrupted\n")
 
 
+def test_what_nobody_is_left_to_take_away_goes_all_the_same(monkeypatch, capsys, tmp_path):
+    """The signal comes between the beginning of a context and its block: as if `enter_context` was cut."""
+    held = []
+
+    def write(self, frames, seeds, labels):
+        held.append(replacing(tmp_path / "a.png"))
+        held[0].__enter__()
+        assert len(hidden(tmp_path)) == 1
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("fastddpm.cli.outputs.Outputs.write", write)
+    words = ["sample", "--seeds", "0", "--steps", "1", "--method", "ddim", "--out", str(tmp_path / "a.png")]
+    monkeypatch.setattr(sys, "argv", ["fastddpm", *words])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    assert (end.value.code, capsys.readouterr().err) == (TERMINATED, "fastddpm: terminated\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_that_an_import_swallows_ends_the_command():
+    """torch takes a KeyboardInterrupt in numpy's import for a numpy that is not there, and goes on."""
+    script = """
+import signal, sys, types
+
+class Swallowing(types.ModuleType):
+    @property
+    def main(self):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        return lambda: print("went on")
+
+import fastddpm.cli
+sys.modules["fastddpm.cli.app"] = Swallowing("app")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+fastddpm.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "fastddpm: interrupted\n")
+
+
 def test_leftovers_of_a_kill_go_with_the_next_run(tmp_path, model):
     words = ["sample", model, "--seeds", "0-7", "--steps", "2", "--outdir"]
     folder = tmp_path / "pictures"
@@ -219,7 +263,5 @@ def test_leftovers_of_a_kill_go_with_the_next_run(tmp_path, model):
 
 
 def _killed_while_writing(folder):
-    from fastddpm.files import replacing
-
     with replacing(folder / "000000.png"):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -58,7 +58,7 @@ def test_numbers(value):
 @pytest.mark.parametrize("value", [-1e-9, 1.5, math.nan, math.inf, -math.inf, True, "0", None, 10**400, 1j])
 def test_what_is_no_number(value):
     error = refused(checks.check_number, "eta", value, low=0, high=1)
-    assert (error.argument, error.given) == ("eta", repr(value))
+    assert (error.argument, error.given) == ("eta", checks.shortened(repr(value)))
     assert error.accepted == "a finite number in [0, 1]"
 
 
@@ -143,3 +143,15 @@ def test_falling_timesteps():
 
 def test_what_was_given_in_words():
     assert [checks.shown(one) for one in (torch.ones(2, 3), None, [1])] == ["shape (2, 3)", "None", "list"]
+
+
+def test_values_in_errors_are_short_and_on_one_line():
+    assert checks.quoted("a") == "'a'"
+    assert len(checks.quoted(list(range(10_000)))) == 80
+    assert "\n" not in checks.quoted(np.zeros((3, 3)))
+    assert checks.quoted(10**5000) == "int of many digits"
+
+
+def test_an_array_is_no_name():
+    for value in (np.ones(2), torch.ones(2), np.array(["l1", "l2"])):
+        assert refused(checks.check_choice, "loss", value, ("l1", "l2")).argument == "loss"

@@ -480,7 +480,7 @@ BAD_CALLS = {
     r"x_T: shape \(3, 8, 8\) given": {"x_T": torch.zeros(3, 8, 8)},
     "x_T: torch.uint8 given": {"x_T": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)},
     "x_T: NaN or infinity": {"x_T": torch.full((1, 3, 8, 8), math.nan)},
-    "x_T: ndarray given": {"x_T": np.zeros((1, 3, 8, 8))},
+    r"x_T: ndarray of shape \(1, 3, 8, 8\) given": {"x_T": np.zeros((1, 3, 8, 8))},
     "generator: 5 given": {"noise": "torch", "generator": 5},
     "batch_size: 1.5 given": {"batch_size": 1.5},
 }

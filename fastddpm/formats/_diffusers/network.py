@@ -37,7 +37,7 @@ _NUMBERS = {
     "dropout": (0.0, 1.0),
 }
 """The least that they may be, and what they stay below."""
-_CALLER = 6
+_CALLER = 7
 """Frames from a warning here to who called `fastddpm.load`."""
 
 
