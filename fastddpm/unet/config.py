@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -33,6 +33,8 @@ MAX_BLOCKS = 64
 """Residual blocks a level."""
 MAX_LEVELS = 12
 """Each halves the size."""
+MAX_ALL_BLOCKS = 256
+"""Residual blocks of a network, ten times those of the deepest: a second of making modules, however small."""
 MAX_CLASSES = 2**24
 
 
@@ -45,7 +47,8 @@ class UNetConfig:
         out_channels: channels of its output; ``None`` means ``in_channels``.
         base_channels: channels at full resolution.
         channel_mults: one factor per resolution level; each level after the first halves the size.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
+        num_res_blocks: residual blocks per level on the way down (one more on the way up), `MAX_ALL_BLOCKS`
+            in all at most.
         time_dim: width of the time embedding.
         time_scale: the time index is multiplied by this before its sinusoidal embedding.
         num_classes: classes of a class-conditional network; ``None`` for an unconditional one.
@@ -132,6 +135,13 @@ class UNetConfig:
             and all(_is_int(v, 1, MAX_WIDTH // self.base_channels) for v in self.channel_mults),
             f"one integer of at least 1 per level, {MAX_LEVELS} levels of {MAX_WIDTH:,} channels at most,",
         )
+        most = (MAX_ALL_BLOCKS // len(self.channel_mults) - 1) // 2
+        _require(
+            self,
+            "num_res_blocks",
+            self.num_res_blocks <= most,
+            f"at most {most} with {len(self.channel_mults)} levels",
+        )
         _require(
             self,
             "attention_levels",
@@ -205,11 +215,12 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: Fields) -> UNetConfig:
-        """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
+        """Inverse of :meth:`to_dict`; an unknown field is an error that names those that are alike."""
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise BadArgument("config", f"unknown field {unknown[0]!r}", ", ".join(known))
+            alike = difflib.get_close_matches(unknown[0][:80], known) or ["the fields of UNetConfig"]
+            raise BadArgument("config", f"unknown field {unknown[0]!r}", ", ".join(alike))
         return cls(**values)
 
 
@@ -223,5 +234,4 @@ def _is_number(value: object) -> bool:
 
 def _require(config: UNetConfig, name: str, ok: bool, accepted: str) -> None:
     if not ok:
-        given = textwrap.shorten(repr(getattr(config, name)), 200)
-        raise BadArgument(name, given, accepted)
+        raise BadArgument(name, repr(getattr(config, name)), accepted)
