@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastddpm import inputs
+from fastddpm.checks import shortened
 from fastddpm.inputs import InputError, Json
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -85,7 +86,7 @@ def torch_document(path: Path, file: BinaryIO, size: int) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than tensors, or is damaged; {WANTED}") from error
     except Exception as error:  # the unpickler raises whatever a damaged file trips it over
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = shortened(str(error), 160) or type(error).__name__
         raise CheckpointError(f"{path}: not a complete torch file ({reason})") from error
 
 
@@ -131,8 +132,8 @@ def check_tensors(state: Mapping[str, Tensor], where: str) -> None:
         kind = _strange(value)
         if kind:
             raise CheckpointError(
-                f"{where}: {str(key)[:200]} is {kind} ({value.dtype}); dense tensors of float32, float64, "
-                "float16 or bfloat16, and integers as counters, accepted"
+                f"{where}: {shortened(str(key))} is {kind} ({value.dtype}); dense tensors of float32, "
+                "float64, float16 or bfloat16, and integers as counters, accepted"
             )
 
 
