@@ -23,6 +23,8 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COUNTERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 """Of buffers such as BatchNorm's; a weight of such a type is refused where it would enter a network."""
 WANTED = "torch.save(network.state_dict(), path) writes what is read here"
+TAR_MAGIC = 257
+"""Where a tar file says that it is one."""
 SHOWN = 4
 """Times that the bytes of a file may be shown by its tensors: weights may be tied."""
 
@@ -104,6 +106,9 @@ def _check_archive(file: BinaryIO, size: int) -> None:
                 raise ValueError(f"{entry.filename!r} in it is compressed, which torch.save never does")
         if sum(entry.file_size for entry in entries) > size:
             raise ValueError(f"its entries declare more than its {size:,} bytes")
+    file.seek(0)
+    if file.read(TAR_MAGIC + 5).endswith(b"ustar"):
+        raise ValueError("a tar file, as early versions of torch wrote; " + WANTED)
     file.seek(0)
 
 

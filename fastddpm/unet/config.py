@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, is_number
 from fastddpm.inputs import Fields, Json
 
 Options: TypeAlias = dict[str, Any]
@@ -36,6 +35,8 @@ MAX_LEVELS = 12
 MAX_ALL_BLOCKS = 256
 """Residual blocks of a network, ten times those of the deepest: a second of making modules, however small."""
 MAX_CLASSES = 2**24
+MAX_SCALE = 10**6
+"""Of time: as many steps as a schedule has at most, where a network is told a noise level in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +155,8 @@ class UNetConfig:
             _require(self, name, isinstance(getattr(self, name), bool), "true or false")
         _require(self, "base_channels", self.base_channels % 2 == 0, "an even number")
         for name in ("time_scale", "dropout", "norm_eps", "time_frequency_shift"):
-            _require(self, name, _is_number(getattr(self, name)), "a finite number")
+            _require(self, name, is_number(getattr(self, name)), "a finite number")
+        _require(self, "time_scale", abs(self.time_scale) <= MAX_SCALE, f"a number up to {MAX_SCALE:,}")
         _require(self, "dropout", 0.0 <= self.dropout < 1.0, "a probability in [0, 1)")
         _require(self, "initial_pad", _is_int(self.initial_pad, 0, MAX_WIDTH), "an integer of at least 0")
         _require(
@@ -226,10 +228,6 @@ class UNetConfig:
 
 def _is_int(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _require(config: UNetConfig, name: str, ok: bool, accepted: str) -> None:
