@@ -97,7 +97,7 @@ def test_a_large_network_is_refused_before_it_is_made(monkeypatch):
 def test_sizes_are_those_of_the_network_that_is_made(seed):
     """The formulas against torch's own modules: their parameters, and what their convolutions return."""
     pick = random.Random(seed)
-    levels = pick.choice([(1,), (1, 2), (2, 1, 3)])
+    levels = pick.choice([(1,), (1, 2), (2, 1, 3), (1, 1, 16)])
     classes, conditioning = pick.choice([None, 5]), pick.choice(["bias", "embedding", "timestep"])
     config = UNetConfig(
         in_channels=pick.choice([1, 3]),
