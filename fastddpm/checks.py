@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**63 - 1
 """Of a seed, and of an ordinal of a sample."""
-LONGEST = 250
+LONGEST = 240
 """Characters of an error, the paths before it aside."""
 
 

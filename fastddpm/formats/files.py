@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastddpm import inputs
-from fastddpm.checks import shortened
+from fastddpm.checks import fitted, shortened
 from fastddpm.inputs import InputError, Json
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -61,7 +61,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(str(error)) from error
     except (SafetensorError, OSError) as error:
         kind = "safetensors" if path.suffix == ".safetensors" else "torch"
-        raise CheckpointError(f"{path}: not a complete {kind} file ({error})") from error
+        reason = fitted(str(error), 160)
+        raise CheckpointError(f"{path}: not a complete {kind} file ({reason})") from error
     check_bytes(state, path)
     return state
 

@@ -145,6 +145,16 @@ def test_a_file_asks_for_no_image_of_gigabytes(tmp_path, shape, message):
     assert fastddpm.load(folder, shape=shape).shape == tuple(shape)  # a caller knows what it has
 
 
+@pytest.mark.parametrize("dtype", ["x" * 5000, "/etc/passwd", "\x1b[31m", "F99"])
+def test_what_safetensors_quotes_of_a_header_is_cut(tmp_path, dtype):
+    header = json.dumps({"a": {"dtype": dtype, "shape": [0], "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: not a complete safetensors file") as caught:
+        fastddpm.load(tmp_path / "a.safetensors")
+    said = str(caught.value).replace(str(tmp_path), "")
+    assert (len(said) < 300, said.isprintable()) == (True, True)
+
+
 @pytest.mark.parametrize("device", ["x", "", [], -1, "y" * 10**6])
 def test_a_device_that_a_file_makes_up_is_one_line(tmp_path, device):
     folder = fastddpm.save_folder(tmp_path / "m", make_unet(), NoiseSchedule.linear(10))
