@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import random
+import struct
 import sys
 import tarfile
 import warnings
