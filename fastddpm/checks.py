@@ -43,7 +43,7 @@ class BadArgument(ValueError):
 
     def __str__(self) -> str:
         room = LONGEST - len(f"{self.argument}:  given, {self.accepted} accepted")
-        return f"{self.argument}: {fitted(self.given, max(80, room))} given, {self.accepted} accepted"
+        return f"{self.argument}: {fitted(self.given, max(140, room))} given, {self.accepted} accepted"
 
 
 def is_whole(value: object) -> TypeGuard[int]:
