@@ -61,7 +61,7 @@ def read(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Fiel
         betas = buffers["betas"].detach().cpu().double().numpy()
         options.setdefault("schedule", betas)
     else:
-        asked["schedule"] = "as in their configuration, or a NoiseSchedule"
+        asked["schedule"] = "theirs, or a NoiseSchedule"
     ask(options, asked, "a state dict of the SR3 repository")
     schedule, (height, width) = schedule_of(options.pop("schedule")), square(options.pop("image_size"))
     unet = network(ours, {**shown, **options}, {"time_activation": variant == "ddpm", "activation": "silu"})
