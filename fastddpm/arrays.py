@@ -10,6 +10,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fastddpm.checks import shortened
 from fastddpm.inputs import InputError, open_regular
 
 Numbers: TypeAlias = npt.NDArray[Any]
@@ -38,7 +39,7 @@ def read_array(path: Path, name: str) -> Numbers:
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises whatever a damaged file trips it over
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = shortened(str(error), 160) or type(error).__name__
             raise InputError(f"{path}: no {name} can be read from it ({reason})") from error
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument, check_choice, image_shape
+from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, image_shape
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats import accelerate, diffusers, refused
 from fastddpm.formats.documents import StandIn, read_document
@@ -29,7 +29,7 @@ from fastddpm.formats.files import (
     read_json,
     read_tensors,
 )
-from fastddpm.formats.loaded import Loaded, known
+from fastddpm.formats.loaded import Loaded, check_shape, known
 from fastddpm.formats.registry import FORMATS as STATE_FORMATS
 from fastddpm.formats.wrapped import chosen, networks, state_dicts
 from fastddpm.inputs import Json
@@ -140,7 +140,8 @@ def load(
             float32 weights and compute in another precision: ``precision=``, an option of :class:`Sampler`.
         **options: options of :class:`Sampler` that replace the checkpoint's defaults, which are those of the
             library: abarankab's DDPM is unclipped with sigma = sqrt(beta), SR3's is clipped to +-1, a
-            diffusers folder has its scheduler's.
+            diffusers folder has its scheduler's. A checkpoint's own ``shape`` is bounded; one given here is
+            not.
 
     Raises:
         CheckpointError: naming the file, tensor or option and what is wrong with it.
@@ -157,10 +158,12 @@ def load(
     loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"))
     model = loaded.model.to(place, dtype).to(memory_format=torch.channels_last)
     try:
+        if shape is None:
+            check_shape(loaded)
         sampler = Sampler(model, loaded.schedule, **loaded.options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's own for the name of a device
         where = f"{Path(source) / 'sampler.json'}: " if isinstance(source, (str, Path)) else ""
-        raise CheckpointError(f"{where}{error}") from error
+        raise CheckpointError(f"{where}{fitted(str(error), LONGEST)}") from error
     return sampler.replace(**options) if options else sampler
 
 

@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**63 - 1
 """Of a seed, and of an ordinal of a sample."""
+LONGEST = 240
+"""Characters of an error, the paths before it aside."""
 
 
 class BadArgument(ValueError):
     """An argument that does not fit: ``argument: given given, accepted accepted``.
+
+    It reads as one line of `LONGEST` characters, whatever was given: the middle of that is left out.
 
     Attributes:
         argument: its name; several, as in ``"sigma_min, sigma_max"``, where they do not fit one another.
@@ -38,7 +42,8 @@ class BadArgument(ValueError):
         self.accepted = accepted
 
     def __str__(self) -> str:
-        return f"{self.argument}: {self.given} given, {self.accepted} accepted"
+        room = LONGEST - len(f"{self.argument}:  given, {self.accepted} accepted")
+        return f"{self.argument}: {fitted(self.given, max(140, room))} given, {self.accepted} accepted"
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -102,9 +107,9 @@ def check_choice(name: str, value: object, accepted: Collection[object]) -> None
 
 def check_known(names: Collection[str], accepted: Collection[str], *, of: str) -> None:
     """BadArgument for those of ``names`` that are none of the options ``accepted`` of something."""
-    unknown = [name for name in names if name not in accepted]
+    unknown = [shortened(name) for name in names if name not in accepted]
     if unknown:
-        raise BadArgument(", ".join(unknown), f"unknown to {of},", ", ".join(accepted) or "none")
+        raise BadArgument(", ".join(unknown[:3]), f"unknown to {of},", ", ".join(accepted) or "none")
 
 
 def image_shape(shape: Iterable[int]) -> tuple[int, int, int]:
@@ -183,5 +188,18 @@ def quoted(value: object) -> str:
 
 def shortened(text: str, most: int = 80) -> str:
     """Text on one line, cut to be part of an error."""
-    line = " ".join(text[: 4 * most].split())
+    line = _printable(" ".join(text[: 4 * most].split()))
     return line if len(line) <= most and len(text) <= 4 * most else f"{line[: most - 3]}..."
+
+
+def fitted(text: str, most: int) -> str:
+    """Words on one line, cut in the middle: where they end is said what is wrong with the value before."""
+    if len(text) > 8 * most:
+        text = text[: 4 * most] + text[-4 * most :]
+    line = text if text.isprintable() else _printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most // 2]}...{line[3 - (most - most // 2) :]}"
+
+
+def _printable(text: str) -> str:
+    """Text with what moves the cursor or has no shape written as Python escapes it."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastddpm.checks import BadArgument
+from fastddpm.inputs import InputError, check_regular, open_regular
 from fastddpm.temporaries import TEMPORARY, remove, temporary_name
 
 if TYPE_CHECKING:
@@ -173,15 +174,20 @@ def is_ours(weights: Path) -> bool:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(weights)
         with safe_open(weights, "np") as file:
             return WRITER in (file.metadata() or {}).values()
-    except (OSError, SafetensorError):
+    except (InputError, OSError, SafetensorError):
         return False
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
-    with path.open("rb") as file:
+    """Of a regular file's content, in hexadecimal digits.
+
+    Raises:
+        InputError: (a ValueError) as of `fastddpm.inputs.open_regular`.
+    """
+    with open_regular(path) as file:
         hashed = hashlib.sha256()
         while piece := file.read(2**20):
             hashed.update(piece)

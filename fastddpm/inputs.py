@@ -7,12 +7,16 @@ device would never end, and a document of brackets alone would overflow the stac
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
+
+from fastddpm.checks import BadArgument, image_shape, shortened
 
 Json: TypeAlias = dict[str, Any]
 """An object of JSON: whoever reads its values checks what they are."""
@@ -24,8 +28,12 @@ MAX_DEPTH = 32
 """Of lists and objects in one another."""
 MAX_DIGITS = 20
 """Of an integer in JSON: any of 64 bits fits, and none that a float cannot hold."""
+MAX_NAME = 255
+"""Characters of a file's name."""
 MAX_SIDE = 2**16
 """Of an image in pixels, and channels of a network, where a file says them."""
+MAX_VALUES = 2**28
+"""Of an image of a shape that a file says: 1 GiB in float32."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -152,18 +160,36 @@ def member(folder: Path, name: object) -> Path:
     """The path of a file or folder in ``folder`` whose name a file gave.
 
     Raises:
-        InputError: no plain name: one with a separator or drive, empty, ``.`` or ``..``.
+        InputError: no plain name: one with a separator or drive, empty, ``.``, ``..``, or longer than
+            `MAX_NAME`.
     """
-    if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\:\0]", name):
-        raise InputError(f"{folder}: {name!r} given as the name of a file in it, a plain name accepted")
-    return folder / name
+    plain = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name not in (".", "..")
+    if not plain or re.search(r"[/\\:\0]", str(name)):
+        given = f"{shortened(repr(name))} given as the name of a file in it"
+        raise InputError(f"{folder}: {given}, a plain name accepted")
+    return folder / str(name)
+
+
+def asked_shape(shape: Iterable[int]) -> tuple[int, int, int]:
+    """``(C, H, W)`` of an image that a file asks for.
+
+    Raises:
+        BadArgument: (a ValueError) not three positive integers, a side above `MAX_SIDE`, or more than
+            `MAX_VALUES` values in all.
+    """
+    sides = image_shape(shape)
+    if max(sides) > MAX_SIDE or math.prod(sides) > MAX_VALUES:
+        raise BadArgument(
+            "shape", f"{sides} by a file", f"sides up to {MAX_SIDE:,} and {MAX_VALUES:,} values"
+        )
+    return sides
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in found if names.count(name) > 1)!r} stands twice")
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{shortened(repr(twice))} stands twice")
     return found
 
 

@@ -100,7 +100,7 @@ class TabulatedUNet(Network):
 def is_as_built(unet: UNet) -> bool:
     """Whether the network is as its configuration builds it: nothing exchanged, hooked or parametrised."""
     with torch.device("meta"):
-        plain = UNet(unet.config)
+        plain = UNet(unet.config, max_parameters=None)
     kinds = {name: type(module) for name, module in plain.named_modules()}
     return kinds == {name: type(module) for name, module in unet.named_modules()} and not any(
         module._forward_hooks or module._forward_pre_hooks for module in unet.modules()

@@ -1,4 +1,4 @@
-"""Damaged files for every reader, as many as wanted: `python scripts/fuzz.py --examples 5000`."""
+"""Damaged files and arguments, as many as wanted: `python scripts/fuzz.py --examples 5000`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fuzz: sound files damaged by hypothesis, read in a child process that is watched.
+"""The fuzz: sound files and lists of arguments damaged by hypothesis, read in a child that is watched.
 
 `run(examples, seed, folder)` gives what went wrong; `tests/files/test_fuzz_readers.py` runs a few hundred
 examples, `scripts/fuzz.py` as many as asked for.
@@ -14,11 +14,14 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fuzz_arguments
 import hypothesis
+from fuzz_arguments import MOST
 from fuzz_mutations import damaged
 from fuzz_samples import Sample, samples
 from hypothesis import HealthCheck, Phase, given, settings
@@ -38,11 +41,17 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
 
-    def read(self, kind: str, root: Path) -> dict[str, Any]:
-        """What came of reading ``root``: as of `fuzz_worker`, or that the worker died or hung."""
+    def read(self, kind: str, root: Path, words: Sequence[str] = ()) -> dict[str, Any]:
+        """What came of reading ``root``: as of `fuzz_worker`, or that the worker died or hung.
+
+        Args:
+            kind: of `fuzz_samples.READERS`, or ``command``.
+            root: what is read; for a command the folder that it runs in.
+            words: the command's arguments.
+        """
         process = self._process if self._process is not None else self._start()
         assert process.stdin is not None
-        process.stdin.write(json.dumps({"kind": kind, "root": str(root)}) + "\n")
+        process.stdin.write(json.dumps({"kind": kind, "root": str(root), "words": words}) + "\n")
         process.stdin.flush()
         try:
             line = self._lines.get(timeout=PATIENCE)
@@ -120,6 +129,8 @@ def run(examples: int, seed: int, folder: Path) -> Findings:
     findings, worker = Findings(), Worker()
     for sample in sound:
         _judge(findings, worker, sample, sample.root, "sound", folder)
+    for line in fuzz_arguments.LISTS:
+        _command(findings, worker, line.split(), folder)
 
     @hypothesis.seed(seed)
     @settings(
@@ -131,6 +142,9 @@ def run(examples: int, seed: int, folder: Path) -> Findings:
     )
     @given(st.data())
     def damage_and_read(data: st.DataObject) -> None:
+        if data.draw(st.integers(0, 3)) == 0:
+            _command(findings, worker, fuzz_arguments.mutated(data.draw), folder)
+            return
         sample, other = (data.draw(st.sampled_from(weighted)) for _ in range(2))
         content = sample.file.read_bytes()
         changed = damaged(data.draw, content, other.file.read_bytes(), sample.file.suffix)
@@ -157,11 +171,32 @@ def _copied(sample: Sample, target: Path) -> tuple[Path, Path]:
     return target / sample.root.relative_to(base), target / sample.file.relative_to(base)
 
 
-def _judge(findings: Findings, worker: Worker, sample: Sample, root: Path, what: str, folder: Path) -> None:
-    answer = worker.read(sample.kind, root)
+def _command(findings: Findings, worker: Worker, words: list[str], folder: Path) -> None:
+    """Runs a command in a new folder with all that the sound lists name."""
+    place = folder / "place"
+    shutil.rmtree(place, ignore_errors=True)
+    fuzz_arguments.sound(place, folder / "sound")
+    answer = worker.read("command", place, words)
+    _count(findings, "command", answer)
+    if answer["outcome"] == "wrong":
+        shown = " ".join(word if len(word) < 40 else f"{word[:20]}...{len(word)}" for word in words)
+        findings.wrong.append(f"command {shown!r}: {answer['message']}")
+
+
+def _count(findings: Findings, kind: str, answer: dict[str, Any]) -> None:
     findings.most_seconds = max(findings.most_seconds, answer.get("seconds", 0.0))
     findings.most_memory = max(findings.most_memory, answer.get("memory", 0))
-    findings.outcomes[f"{sample.kind} {answer['outcome']}"] += 1
+    findings.outcomes[f"{kind} {answer['outcome']}"] += 1
+
+
+def _judge(findings: Findings, worker: Worker, sample: Sample, root: Path, what: str, folder: Path) -> None:
+    answer = worker.read(sample.kind, root)
+    if answer["outcome"] == "refused":
+        said = answer["message"].replace(str(root), "").replace(str(root.parent), "")
+        many = sample.kind in ("picture", "table")  # whose broken files are listed, one a line
+        if len(said) >= MOST or not said.replace("\n", " " if many else "\n").isprintable():
+            answer |= {"outcome": "wrong", "message": f"{len(said)} characters: {said[:400]!r}"}
+    _count(findings, sample.kind, answer)
     if answer["outcome"] == "wrong" or (what == "sound" and answer["outcome"] != "read"):
         kept = folder / "wrong" / str(len(findings.wrong))
         kept.parent.mkdir(exist_ok=True)

@@ -60,6 +60,11 @@ def _models(folder: Path) -> list[Sample]:
     unet, schedule = fastddpm.UNet(config).eval(), fastddpm.NoiseSchedule.linear(20)
     ours = fastddpm.save_folder(folder / "model", unet, schedule, {"shape": [1, 8, 8]})
     write_task(ours, SuperResolve())
+    sr = fastddpm.UNetConfig(**{**config.to_dict(), "in_channels": 2, "out_channels": 1})
+    enlarging = fastddpm.save_folder(
+        folder / "super", fastddpm.UNet(sr).eval(), schedule, {"shape": [1, 8, 8], "time_input": "timestep"}
+    )
+    write_task(enlarging, SuperResolve(factor=2))
     found = [Sample("model", ours, file, 3) for file in ours.iterdir()]
 
     states = folder / "states"

@@ -1,6 +1,7 @@
 """A process that reads damaged files, one after the other, and says of each what came of it.
 
-A line of JSON comes in, ``{"kind": ..., "root": ...}``, and one goes out: ``outcome`` is ``read``,
+A line of JSON comes in, ``{"kind": ..., "root": ..., "words": ...}``, the last for commands alone, and one
+goes out: ``outcome`` is ``read``,
 ``refused`` (an error of the kind that is documented, with a message) or ``wrong`` (any other), with the
 seconds of processor time, children's included, and the most memory that the process has had.
 """
@@ -26,6 +27,7 @@ def main() -> None:
     os.dup2(2, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
+    import fuzz_arguments
     import fuzz_samples
     import torch
 
@@ -38,7 +40,12 @@ def main() -> None:
         began = _processor_time()
         answer = {"outcome": "read", "message": ""}
         try:
-            fuzz_samples.READERS[asked["kind"]](Path(asked["root"]))
+            if asked["kind"] == "command":
+                os.chdir(asked["root"])
+                message = fuzz_arguments.run(asked["words"])
+                answer = {"outcome": "refused" if message else "read", "message": message}
+            else:
+                fuzz_samples.READERS[asked["kind"]](Path(asked["root"]))
         except (ValueError, OSError) as error:
             answer = {
                 "outcome": "refused" if str(error) else "wrong",

@@ -7,11 +7,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from fastddpm.checks import shortened
 from fastddpm.files import write_json
+from fastddpm.inputs import read_json
 from fastddpm_bench.limits import Limits
 from fastddpm_bench.statistics import Ratio, Summary, ratio_of_medians, summary
 
@@ -197,11 +198,10 @@ class Document:
         """Reads a document.
 
         Raises:
-            ValueError: it is not one, or of another format.
-            OSError: it cannot be read.
+            ValueError: it cannot be read, is not one, or of another format.
         """
         try:
-            values = json.loads(path.read_text())
+            values = read_json(path)
             if values.pop("format") != FORMAT:
                 raise ValueError("of another version")
             results = [Result.from_dict(result) for result in values.pop("results")]
@@ -209,4 +209,5 @@ class Document:
             parsed = None if limits is None else Limits.from_dict(limits)
             return cls(**values, results=results, limits=parsed)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a result of fastddpm bench ({error})") from error
+            reason = shortened(str(error), 160)
+            raise ValueError(f"{path}: not a result of fastddpm bench ({reason})") from error

@@ -10,6 +10,7 @@ import torch
 import typer
 
 import fastddpm
+from fastddpm.checks import fitted
 from fastddpm.cli.bench import bench
 from fastddpm.cli.convert import convert
 from fastddpm.cli.doctor import doctor
@@ -26,6 +27,8 @@ from fastddpm.temporaries import remove_mine
 
 ENDED = {130: "interrupted", 129: "the terminal was closed", 143: "terminated"}
 """Exit codes of a command that a signal ended, and what is said then."""
+LONGEST_LINE, LONGEST_WORD = 280, 120
+"""Characters of an error, and of a word in one that is longer than that."""
 
 ALLOCATION_FAILED = (
     "DefaultCPUAllocator",
@@ -100,7 +103,7 @@ def _explain(error: BaseException) -> None:
             f"{error.filename}: not written, as no space is left there; more space or another place accepted"
         )
     if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable)):
-        _fail(str(error))
+        _fail(str(error), whole=hasattr(error, "files"))  # which are listed for a person to mend
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -118,7 +121,11 @@ def _first_sentence(error: BaseException) -> str:
     return re.split(r"\.\s|\n", text)[0].rstrip(".")
 
 
-def _fail(message: str) -> None:
-    text = " ".join(message.split())
+def _fail(message: str, *, whole: bool = False) -> None:
+    text = fitted(" ".join(message.split()), len(message) * len(r"\U00000000"))
+    if len(text) > LONGEST_LINE:  # a path or a value that was typed, rather than words of ours
+        text = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: fitted(word[0], LONGEST_WORD), text)
+    if len(text) > 2 * LONGEST_LINE and not whole:
+        text = fitted(text, LONGEST_LINE)
     print(f"fastddpm: error: {text}", file=sys.stderr)
     sys.exit(2)

@@ -17,6 +17,7 @@ from fastddpm.plans.method import TimeInput
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import TASKS, Task, make_task
 from fastddpm.unet import UNetConfig
+from fastddpm.unet.size import MAX_PARAMETERS
 
 
 class Source(TypedDict):
@@ -89,6 +90,9 @@ def train(
         int, typer.Option(max=64, help="Residual blocks per level."), Sets("num_res_blocks")
     ] = 1,
     dropout: Annotated[float, typer.Option(help="Dropout in residual blocks.")] = 0.0,
+    max_parameters: Annotated[
+        int, typer.Option(min=1, help="Refuse a network of more before it is made.")
+    ] = MAX_PARAMETERS,
     mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
     compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints and sample grids.")] = 500,
@@ -172,7 +176,15 @@ def train(
     }
     noise_schedule = getattr(NoiseSchedule, schedule)(1000)
     trainer = Trainer(
-        config, model, noise_schedule, images, out, validation=validation, sampler=sampler, task=chosen
+        config,
+        model,
+        noise_schedule,
+        images,
+        out,
+        validation=validation,
+        sampler=sampler,
+        task=chosen,
+        max_parameters=max_parameters,
     )
     # What happens to all processes is said by one.
     says = trainer.accelerator.is_main_process

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, fitted, shortened
 
 from .dataset import Pixels
 from .decoding import Header, decode, read_header
@@ -29,12 +29,19 @@ BLOCK = 64
 """Files that a thread takes at a time, at most: a future for each of a million files would be memory."""
 
 
+LISTED = 100
+"""Broken files that an error names."""
+
+
 class BrokenImagesError(ValueError):
-    """Image files that cannot be read; ``files`` holds a (name, reason) for each."""
+    """Image files that cannot be read; ``files`` holds a (name, reason) for each, the message `LISTED`."""
 
     def __init__(self, files: Sequence[tuple[str, str]], total: int) -> None:
         self.files = list(files)
-        listed = "\n".join(f"  {name}: {reason}" for name, reason in files)
+        lines = [f"  {fitted(name, 200)}: {shortened(reason, 200)}" for name, reason in files[:LISTED]]
+        if len(files) > LISTED:
+            lines.append(f"  and {len(files) - LISTED} more")
+        listed = "\n".join(lines)
         super().__init__(
             f"{len(files)} of {total} image files cannot be read:\n{listed}\n"
             "Repair or remove them, or leave them out with skip_broken=True."

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, shortened
 from fastddpm.inputs import check_regular, member, read_json
 
 from .dataset import MAX_CLASSES
@@ -145,7 +145,7 @@ def _load(datasets: ModuleType, path: Path) -> Dataset:
         raise
     except Exception as error:  # datasets raises whatever its notes in the file trip it over
         kind = "folder of save_to_disk" if path.is_dir() else f"{path.suffix[1:]} file"
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = shortened(str(error), 160) or type(error).__name__
         raise BadArgument(
             "data", f"{str(path)!r}, not a complete {kind} ({reason}),", "a complete one"
         ) from error

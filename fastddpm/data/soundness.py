@@ -72,7 +72,7 @@ def _main(search_path: str, paths: Sequence[str]) -> int:
         try:
             _look_through(pyarrow, Path(path))
         except Exception as error:
-            print("wrong", " ".join(str(error).split())[:300] or type(error).__name__, flush=True)
+            print("wrong", " ".join(str(error).split())[:160] or type(error).__name__, flush=True)
             return 1
     return 0
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastddpm.arrays import read_array
-from fastddpm.checks import BadArgument, check_choice
+from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted
 from fastddpm.data.folder import SUFFIXES
 from fastddpm.data.mnist import load_mnist
 from fastddpm.images import Pixels
@@ -109,7 +109,8 @@ def _of_job(folder: Path) -> ImageSet:
         def read() -> Pixels:
             path = member(folder, record["name"])
             if not path.exists() or digest(path) != (record["bytes"], record["sha256"]):
-                raise ValueError(f"{path}: not as it was written; run the job again to draw it anew")
+                shown = fitted(str(path), LONGEST)
+                raise ValueError(f"{shown}: not as it was written; run the job again to draw it anew")
             pixels = read_shard(path, format)
             if len(pixels) != record["images"]:
                 raise ValueError(f"{path}: {len(pixels)} images, {record['images']} in {MANIFEST}")

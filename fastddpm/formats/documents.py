@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from fastddpm import inputs
+from fastddpm.checks import fitted
 from fastddpm.formats.files import CheckpointError, torch_document
 from fastddpm.formats.refused import is_edm_pickle
 from fastddpm.inputs import InputError
@@ -65,7 +66,8 @@ def read_document(path: Path) -> object:
         raise CheckpointError(str(error)) from error
     except (SafetensorError, OSError) as error:
         kind = "safetensors" if path.suffix == ".safetensors" else "torch"
-        raise CheckpointError(f"{path}: not a complete {kind} file ({error})") from error
+        reason = fitted(str(error), 160)
+        raise CheckpointError(f"{path}: not a complete {kind} file ({reason})") from error
 
 
 def _classes(file: BinaryIO) -> list[str]:

@@ -16,12 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastddpm import inputs
+from fastddpm.checks import fitted, shortened
 from fastddpm.inputs import InputError, Json
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COUNTERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 """Of buffers such as BatchNorm's; a weight of such a type is refused where it would enter a network."""
 WANTED = "torch.save(network.state_dict(), path) writes what is read here"
+TAR_MAGIC = 257
+"""Where a tar file says that it is one."""
 SHOWN = 4
 """Times that the bytes of a file may be shown by its tensors: weights may be tied."""
 
@@ -58,7 +61,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(str(error)) from error
     except (SafetensorError, OSError) as error:
         kind = "safetensors" if path.suffix == ".safetensors" else "torch"
-        raise CheckpointError(f"{path}: not a complete {kind} file ({error})") from error
+        reason = fitted(str(error), 160)
+        raise CheckpointError(f"{path}: not a complete {kind} file ({reason})") from error
     check_bytes(state, path)
     return state
 
@@ -85,7 +89,7 @@ def torch_document(path: Path, file: BinaryIO, size: int) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: holds more than tensors, or is damaged; {WANTED}") from error
     except Exception as error:  # the unpickler raises whatever a damaged file trips it over
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = shortened(str(error), 160) or type(error).__name__
         raise CheckpointError(f"{path}: not a complete torch file ({reason})") from error
 
 
@@ -103,6 +107,9 @@ def _check_archive(file: BinaryIO, size: int) -> None:
                 raise ValueError(f"{entry.filename!r} in it is compressed, which torch.save never does")
         if sum(entry.file_size for entry in entries) > size:
             raise ValueError(f"its entries declare more than its {size:,} bytes")
+    file.seek(0)
+    if file.read(TAR_MAGIC + 5).endswith(b"ustar"):
+        raise ValueError("a tar file, as early versions of torch wrote; " + WANTED)
     file.seek(0)
 
 
@@ -131,8 +138,8 @@ def check_tensors(state: Mapping[str, Tensor], where: str) -> None:
         kind = _strange(value)
         if kind:
             raise CheckpointError(
-                f"{where}: {str(key)[:200]} is {kind} ({value.dtype}); dense tensors of float32, float64, "
-                "float16 or bfloat16, and integers as counters, accepted"
+                f"{where}: {shortened(str(key))} is {kind} ({value.dtype}); dense tensors of float32, "
+                "float64, float16 or bfloat16, and integers as counters, accepted"
             )
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from fastddpm.checks import shortened
+from fastddpm.checks import BadArgument, shortened
 from fastddpm.formats.files import CheckpointError, ConfigError
-from fastddpm.inputs import MAX_SIDE, Fields
+from fastddpm.inputs import MAX_SIDE, Fields, asked_shape
 from fastddpm.options import SamplerOptions
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.config import Options
 from fastddpm.unet.inference import assemble, infer
+from fastddpm.unet.size import MAX_MAP, largest_map
 
 FREE = (
     "num_groups",
@@ -55,15 +55,31 @@ class Loaded:
     options: SamplerOptions
 
 
+def check_shape(loaded: Loaded) -> None:
+    """BadArgument where images of the shape that a checkpoint asks for are too large to be drawn unasked.
+
+    Raises:
+        ValueError: more than :func:`fastddpm.inputs.asked_shape` accepts, or a feature map of more than
+            `MAX_MAP` values.
+    """
+    shape, config = loaded.options.get("shape"), getattr(loaded.model, "config", None)
+    if shape is None:
+        return
+    sides = asked_shape(shape)
+    largest = largest_map(config, sides) if isinstance(config, UNetConfig) else 0
+    if largest > MAX_MAP:
+        given = f"{sides}, for which a feature map has {largest:,} values"
+        raise BadArgument("shape", given, f"up to {MAX_MAP:,}, or a shape as an argument,")
+
+
 def ask(given: Mapping[str, object], wanted: Mapping[str, str], what: str) -> None:
     """CheckpointError naming everything in ``wanted`` (name -> what is accepted) that is not given."""
     missing = [name for name in wanted if given.get(name) is None]
     if missing:
         described = "; ".join(f"{name}: {wanted[name]}" for name in missing)
-        example = ", ".join(f'"{name}": ...' for name in missing)
         raise ConfigError(
-            f"{', '.join(missing)} not given, and {what} does not say; config={{{example}}} "
-            f"accepted, with {described}"
+            f"{', '.join(missing)} not given, and {what} does not say; "
+            f'config={{"{missing[0]}": ...}} accepted, with {described}'
         )
 
 
@@ -71,7 +87,7 @@ def known(given: Mapping[str, object], names: Sequence[str]) -> None:
     """CheckpointError for a name in ``given`` that is not among ``names``."""
     unknown = sorted(set(given) - set(names))
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} given; known are {', '.join(sorted(names))}")
+        raise ConfigError(f"{shortened(repr(unknown[0]))} given; known are {', '.join(sorted(names))}")
 
 
 def network(state: Mapping[str, Tensor], given: Mapping[str, object], fixed: Mapping[str, object]) -> UNet:
@@ -93,7 +109,7 @@ def network(state: Mapping[str, Tensor], given: Mapping[str, object], fixed: Map
         value = tuple(value) if isinstance(value, list) else value
         alike = isinstance(value, str) and {fields.get(name), value} <= _ALIKE.get(name, set())
         if name in fields and fields[name] != value and not alike and name not in FREE:
-            raise ConfigError(f"{name}={value!r} given, the tensors show {fields[name]!r}")
+            raise ConfigError(f"{name}={shortened(repr(value))} given, the tensors show {fields[name]!r}")
         fields[name] = value
     if "num_groups" not in fields:
         fields["num_groups"] = 1  # nothing was asked: there is no GroupNorm, or only one group fits
@@ -151,8 +167,8 @@ def schedule_of(value: Any) -> NoiseSchedule:
             return NoiseSchedule.from_dict(value)
         return _named(str(value["schedule"]), int(value["n_timestep"]), value)
     except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-        given = textwrap.shorten(repr(value), 200)
-        raise ConfigError(f"schedule={given} given, not a schedule ({error})") from error
+        given, reason = shortened(repr(value)), shortened(str(error), 160)
+        raise ConfigError(f"schedule={given} given, not a schedule ({reason})") from error
 
 
 def _named(name: str, steps: int, value: Fields) -> NoiseSchedule:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fastddpm.checks import BadArgument, check_number, shortened
 from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
 from fastddpm.inputs import Fields
@@ -60,7 +61,7 @@ def read(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Fiel
         betas = buffers["betas"].detach().cpu().double().numpy()
         options.setdefault("schedule", betas)
     else:
-        asked["schedule"] = "as in their configuration, or a NoiseSchedule"
+        asked["schedule"] = "theirs, or a NoiseSchedule"
     ask(options, asked, "a state dict of the SR3 repository")
     schedule, (height, width) = schedule_of(options.pop("schedule")), square(options.pop("image_size"))
     unet = network(ours, {**shown, **options}, {"time_activation": variant == "ddpm", "activation": "silu"})
@@ -75,18 +76,20 @@ def _from_configuration(document: Fields, variant: str) -> Options:
     model = document["model"]
     try:
         if model.get("which_model_G", variant) != variant:
-            raise ConfigError(f"which_model_G={model['which_model_G']!r} given, the tensors show {variant!r}")
+            given = shortened(repr(model["which_model_G"]))
+            raise ConfigError(f"which_model_G={given} given, the tensors show {variant!r}")
         unet, schedules = model["unet"], model["beta_schedule"]
         options = {ours: unet[theirs] for theirs, ours in _UNET.items() if theirs in unet}
         phase = document.get("schedule_phase", "val")
         options |= {
             "num_groups": unet.get("norm_groups") or 32,  # their default
-            "dropout": float(unet.get("dropout") or 0.0),
+            "dropout": check_number("dropout", unet.get("dropout") or 0.0, low=0.0, below=1.0),
             "image_size": model["diffusion"]["image_size"],
             "schedule": schedules[phase],
         }
+    except BadArgument as error:
+        raise ConfigError(error) from error
     except (AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"not a configuration of the SR3 repository ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"{type(error).__name__}: {shortened(str(error))}"
+        raise ConfigError(f"not a configuration of the SR3 repository ({reason})") from error
     return options

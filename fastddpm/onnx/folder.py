@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastddpm.checks import BadArgument, check_choice, whole
+from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, shortened, whole
 from fastddpm.inputs import (
     MAX_SIDE,
     InputError,
     Json,
+    asked_shape,
     check_regular,
     member,
     open_regular,
@@ -99,12 +100,9 @@ def read_folder(folder: str | Path) -> ModelFolder:
     _check_versions(path, content)
     _check_files(path, content)
     try:
-        channels, height, width = (
-            whole("image_shape", side, least=1, most=MAX_SIDE) for side in content["image_shape"]
-        )
         found = ModelFolder(
             path=path,
-            image_shape=(channels, height, width),
+            image_shape=asked_shape(content["image_shape"]),
             num_classes=_optional(content, "num_classes", 0, MAX_LABEL),
             null_label=_optional(content, "null_label", 0, MAX_LABEL),
             condition_channels=_optional(content, "condition_channels", 0) or 0,
@@ -165,7 +163,7 @@ def _description(path: Path) -> Json:
         raise OnnxFolderError(f"{DESCRIPTION}: not JSON that can be read: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise OnnxFolderError(f"{file}: format {found!r} found, {FORMAT!r} accepted")
+        raise OnnxFolderError(f"{file}: format {shortened(repr(found))} found, {FORMAT!r} accepted")
     return content
 
 
@@ -174,7 +172,8 @@ def _check_versions(path: Path, content: Mapping[str, object]) -> None:
         found = content.get(name)
         if isinstance(found, bool) or found not in accepted:
             raise OnnxFolderError(
-                f"{path / DESCRIPTION}: {name} {found!r} found, {', '.join(map(str, accepted))} accepted by "
+                f"{path / DESCRIPTION}: {name} {shortened(repr(found))} found, "
+                f"{', '.join(map(str, accepted))} accepted by "
                 "this version of fastddpm; export the model again"
             )
 
@@ -200,7 +199,8 @@ def _check_file(path: Path, name: str, stored: object) -> None:
     except InputError:
         file = None
     if file is None or not isinstance(stored, Mapping):
-        raise OnnxFolderError(f"{path / DESCRIPTION}: {name!r} is no file of the folder with a sha256")
+        given = f"{shortened(repr(name))} is no file of the folder with a sha256"
+        raise OnnxFolderError(f"{path / DESCRIPTION}: {given}")
     if not file.exists():
         raise OnnxFolderError(f"{file}: missing; export the model again")
     try:
@@ -208,12 +208,13 @@ def _check_file(path: Path, name: str, stored: object) -> None:
     except InputError as error:
         raise OnnxFolderError(str(error)) from error
     if size != stored.get("bytes"):
-        raise OnnxFolderError(f"{file}: {size} bytes found, {stored.get('bytes')} were exported")
+        exported = shortened(str(stored.get("bytes")))
+        raise OnnxFolderError(f"{file}: {size} bytes found, {exported} were exported")
     digest = _sha256(file)
     if digest != stored.get("sha256"):
         raise OnnxFolderError(
             f"{file}: damaged or another file: sha256 {digest[:12]}... found, "
-            f"{str(stored.get('sha256'))[:12]}... was exported"
+            f"{shortened(str(stored.get('sha256')), 15)} was exported"
         )
 
 
@@ -230,4 +231,6 @@ def _sha256(file: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error.args[0]!r} is missing or unknown" if isinstance(error, KeyError) else str(error)
+    if isinstance(error, KeyError):
+        return f"{shortened(repr(error.args[0]))} is missing or unknown"
+    return fitted(str(error), LONGEST)

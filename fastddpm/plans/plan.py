@@ -151,14 +151,10 @@ class Plan:
 
     def row_of(self, timestep: int) -> int:
         """The first row whose timestep is <= `timestep`: where a chain from an image noised to it begins."""
-        rows = (
-            np.flatnonzero((self.timesteps <= timestep) & np.asarray(self.starts))
-            if is_whole(timestep)
-            else []
-        )
-        if len(rows) == 0:
-            raise BadArgument("timestep", quoted(timestep), f"at least the plan's last, {self.timesteps[-1]}")
-        return int(rows[0])
+        last = self.timesteps[-1]
+        if not is_whole(timestep) or timestep < last:
+            raise BadArgument("timestep", quoted(timestep), f"at least the plan's last, {last}")
+        return int(np.flatnonzero((self.timesteps <= timestep) & np.asarray(self.starts))[0])
 
     def restarted(self, row: int) -> Plan:
         """The plan for a chain that begins at `row`, without the predictions of the rows before.

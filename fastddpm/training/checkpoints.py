@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
+from fastddpm.checks import fitted
 from fastddpm.files import FULL, replacing_folder, sha256, write_tensors
 from fastddpm.inputs import Json, check_regular, read_json
 from fastddpm.training.description import RunNotWritten
@@ -119,7 +120,12 @@ def _read(run: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], Json]:
         _check_intact(file, sums)
         return tensors, read_json(file)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{file}: not readable ({error})") from error
+        raise CheckpointError(f"{file}: not readable ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a file; safetensors quotes what it found in one."""
+    return fitted(str(error), 160) if isinstance(error, SafetensorError) else str(error)
 
 
 def _check_intact(file: Path, sums: Mapping[str, str]) -> None:

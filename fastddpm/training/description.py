@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fastddpm.checkpoint import CheckpointError
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, shortened
 from fastddpm.data.order import indices_for
 from fastddpm.files import check_writable, made_folder, write_json
 from fastddpm.inputs import Json, read_json
@@ -112,7 +112,7 @@ def check_same_run(run: Path, document: Mapping[str, object]) -> None:
             old, new = values.get(name), now[part].get(name)
             if old != new and name not in MAY_CHANGE:
                 raise BadArgument(
-                    name,
+                    shortened(name),
                     f"{new!r} for the run in {run}, which began with {old!r},",
                     "the same, or another folder,",
                 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fastddpm.checks import is_number, is_whole
 from fastddpm.files import replacing
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.inputs import Json, parse_json, read_bytes
@@ -76,7 +77,7 @@ def read_log(run: Path) -> list[Json]:
     for line in read_bytes(path, MAX_LOG).decode("utf-8", "replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
             entry = parse_json(line)
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            if isinstance(entry, dict) and is_whole(entry.get("step")):
                 entries.append(entry)
     return entries
 
@@ -88,7 +89,7 @@ def plot_losses(run: Path, entries: list[Json]) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name in ("loss", "validation_loss"):
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+        points = [(entry["step"], entry[name]) for entry in entries if is_number(entry.get(name))]
         if points:
             axes.plot(*zip(*points, strict=True), ".-", label=name.replace("_", " "))
     axes.set(xlabel="step", ylabel="loss", xscale="log", yscale="log")

@@ -40,6 +40,7 @@ from fastddpm.training.objective import NoisedBatch, Noiser
 from fastddpm.training.processes import on_any, on_main
 from fastddpm.training.validation import TrainingData, on_device, validation_loss
 from fastddpm.unet import UNet, UNetConfig
+from fastddpm.unet.size import MAX_PARAMETERS
 
 # Steps between looks at whether another process was interrupted, where a look waits for a GPU.
 STOP_EVERY = 10
@@ -59,9 +60,11 @@ class Trainer:
             ``time_input`` is what the network is trained with.
         task: what makes a condition from each x_0 (`fastddpm.tasks`); ``model.in_channels`` are those of the
             condition and the image. The saved model gets a `task.json`. None for generation.
+        max_parameters: that the network may have.
 
     Raises:
-        ValueError: batch size that does not divide, or a mixed precision that is not to be had here.
+        ValueError: a larger network, a batch size that does not divide, or a mixed precision that is not to
+            be had here.
     """
 
     @checked
@@ -76,6 +79,7 @@ class Trainer:
         validation: TrainingData | None = None,
         sampler: SamplerOptions | None = None,
         task: Task | None = None,
+        max_parameters: int = MAX_PARAMETERS,
     ) -> None:
         from accelerate import Accelerator, PartialState
 
@@ -99,8 +103,9 @@ class Trainer:
             )
         self.device = self.accelerator.device
         torch.manual_seed(config.seed)
-        network = UNet(model).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.unet: UNet = network
+        network = UNet(model, max_parameters=max_parameters)
+        network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.unet = network
         self.ema = MovingAverage(self.unet, config.ema_decay)
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         prepared = torch.compile(network) if config.compile else network

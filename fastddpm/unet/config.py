@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import textwrap
+import difflib
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, is_number
 from fastddpm.inputs import Fields, Json
 from fastddpm.signatures import checked
 
@@ -34,7 +33,11 @@ MAX_BLOCKS = 64
 """Residual blocks a level."""
 MAX_LEVELS = 12
 """Each halves the size."""
+MAX_ALL_BLOCKS = 256
+"""Residual blocks of a network, ten times those of the deepest: a second of making modules, however small."""
 MAX_CLASSES = 2**24
+MAX_SCALE = 10**6
+"""Of time: as many steps as a schedule has at most, where a network is told a noise level in [0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +49,8 @@ class UNetConfig:
         out_channels: channels of its output; ``None`` means ``in_channels``.
         base_channels: channels at full resolution.
         channel_mults: one factor per resolution level; each level after the first halves the size.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
+        num_res_blocks: residual blocks per level on the way down (one more on the way up), `MAX_ALL_BLOCKS`
+            in all at most.
         time_dim: width of the time embedding.
         time_scale: the time index is multiplied by this before its sinusoidal embedding.
         num_classes: classes of a class-conditional network; ``None`` for an unconditional one.
@@ -137,6 +141,13 @@ class UNetConfig:
             and all(_is_int(v, 1, MAX_WIDTH // self.base_channels) for v in self.channel_mults),
             f"one integer of at least 1 per level, {MAX_LEVELS} levels of {MAX_WIDTH:,} channels at most,",
         )
+        most = (MAX_ALL_BLOCKS // len(self.channel_mults) - 1) // 2
+        _require(
+            self,
+            "num_res_blocks",
+            self.num_res_blocks <= most,
+            f"at most {most} with {len(self.channel_mults)} levels",
+        )
         _require(
             self,
             "attention_levels",
@@ -150,7 +161,8 @@ class UNetConfig:
             _require(self, name, isinstance(getattr(self, name), bool), "true or false")
         _require(self, "base_channels", self.base_channels % 2 == 0, "an even number")
         for name in ("time_scale", "dropout", "norm_eps", "time_frequency_shift"):
-            _require(self, name, _is_number(getattr(self, name)), "a finite number")
+            _require(self, name, is_number(getattr(self, name)), "a finite number")
+        _require(self, "time_scale", abs(self.time_scale) <= MAX_SCALE, f"a number up to {MAX_SCALE:,}")
         _require(self, "dropout", 0.0 <= self.dropout < 1.0, "a probability in [0, 1)")
         _require(self, "initial_pad", _is_int(self.initial_pad, 0, MAX_WIDTH), "an integer of at least 0")
         _require(
@@ -212,11 +224,12 @@ class UNetConfig:
     @classmethod
     @checked
     def from_dict(cls, values: Fields) -> UNetConfig:
-        """Inverse of :meth:`to_dict`; an unknown field is an error that lists the known ones."""
+        """Inverse of :meth:`to_dict`; an unknown field is an error that names those that are alike."""
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise BadArgument("config", f"unknown field {unknown[0]!r}", ", ".join(known))
+            alike = difflib.get_close_matches(unknown[0][:80], known) or ["the fields of UNetConfig"]
+            raise BadArgument("config", f"unknown field {unknown[0]!r}", ", ".join(alike))
         return cls(**values)
 
 
@@ -228,11 +241,6 @@ def _is_name(value: object, names: Sequence[str]) -> bool:
     return isinstance(value, str) and value in names
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _require(config: UNetConfig, name: str, ok: bool, accepted: str) -> None:
     if not ok:
-        given = textwrap.shorten(repr(getattr(config, name)), 200)
-        raise BadArgument(name, given, accepted)
+        raise BadArgument(name, repr(getattr(config, name)), accepted)

@@ -69,7 +69,7 @@ def assemble(config: UNetConfig, state: Mapping[str, Tensor]) -> UNet:
             has none.
     """
     with torch.device("meta"):
-        unet = UNet(config)
+        unet = UNet(config, max_parameters=None)  # no more than the tensors have, which are there
     tensors = unet.state_dict()
     check_shapes(state, tensors)
     for name, value in state.items():

@@ -24,6 +24,7 @@ from fastddpm.unet.blocks import (
     sinusoidal_embedding,
 )
 from fastddpm.unet.config import UNetConfig
+from fastddpm.unet.size import MAX_PARAMETERS, check_parameters
 
 
 class UNet(nn.Module):
@@ -37,7 +38,18 @@ class UNet(nn.Module):
     """
 
     @checked
-    def __init__(self, config: UNetConfig) -> None:
+    def __init__(self, config: UNetConfig, *, max_parameters: int | None = MAX_PARAMETERS) -> None:
+        """The network with fresh weights.
+
+        Args:
+            config: its options.
+            max_parameters: that it may have, which is looked at before any is made; None for any number.
+
+        Raises:
+            ValueError: more parameters.
+        """
+        if max_parameters is not None:
+            check_parameters(config, max_parameters)
         super().__init__()
         self.config = config
         base = config.base_channels

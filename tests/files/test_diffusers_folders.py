@@ -124,7 +124,7 @@ def test_what_is_there_instead_is_listed(tmp_path):
         ({"weight_map": ["a"]}, "no weight_map given"),
         ({"weight_map": {"a": 1}}, "1 given, names of .safetensors files"),
         ({"weight_map": {"a": "config.json"}}, "'config.json' given, names of"),
-        ({"weight_map": {"a": "x" * 9000 + ".safetensors"}}, "names of .safetensors files"),
+        ({"weight_map": {"a": "x" * 9000 + ".safetensors"}}, "... given as the name of a file"),
         ({"weight_map": {"a": "../outside.safetensors"}}, "'../outside.safetensors' given as the name"),
         ({"weight_map": {"a": "/outside.safetensors"}}, "given as the name of a file"),
         ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors: not found"),

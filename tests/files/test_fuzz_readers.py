@@ -1,4 +1,4 @@
-"""Every reader against damaged files: a documented error or none, in seconds, without a crash, in 2 GB."""
+"""Every reader and command against damaged files and arguments: documented errors, in 10 s and 2 GB."""
 
 from __future__ import annotations
 
@@ -23,3 +23,5 @@ def test_damaged_files_are_read_or_refused(tmp_path):
     refused = sum(n for name, n in findings.outcomes.items() if name.endswith("refused"))
     assert sum(findings.outcomes.values()) >= EXAMPLES
     assert refused > EXAMPLES // 4  # the damage is real
+    assert findings.outcomes["command read"]
+    assert findings.outcomes["command refused"] > EXAMPLES // 10

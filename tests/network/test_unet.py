@@ -119,8 +119,10 @@ def test_dropout_acts_in_training_only():
 
 def test_config_round_trip_and_errors():
     assert UNetConfig.from_dict(TINY.to_dict()) == TINY
-    with pytest.raises(ValueError, match="unknown field 'width' given, in_channels"):
-        UNetConfig.from_dict({"width": 3})
+    with pytest.raises(ValueError, match=r"unknown field 'num_class' given, num_classes, .* accepted"):
+        UNetConfig.from_dict({"num_class": 3})
+    with pytest.raises(ValueError, match=r"unknown field .k{79}.*k. given, the fields of UNetConfig"):
+        UNetConfig.from_dict({"k" * 9000: 3})
     for field, value in {
         "base_channels": 7,
         "channel_mults": (),

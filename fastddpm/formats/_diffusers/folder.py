@@ -31,8 +31,6 @@ _FILE = re.compile(
 )
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _SHOWN = 5
-_LONGEST = 255
-"""Of a file's name."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _shards(index: Path, kind: str) -> list[Path]:
     if not isinstance(listed, dict) or not listed:
         raise CheckpointError(f"{index}: no weight_map given, one from tensors to files accepted")
     for name in listed.values():
-        if not isinstance(name, str) or not name.endswith(f".{kind}") or len(name) > _LONGEST:
+        if not isinstance(name, str) or not name.endswith(f".{kind}"):
             raise CheckpointError(f"{index}: {shortened(repr(name))} given, names of .{kind} files accepted")
     try:
         return [member(index.parent, name) for name in sorted(set(listed.values()))]

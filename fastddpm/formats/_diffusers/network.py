@@ -15,7 +15,7 @@ from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.inputs import Fields
 from fastddpm.unet import UNetConfig
 from fastddpm.unet import diffusers as dialect
-from fastddpm.unet.config import MAX_BLOCKS, MAX_CLASSES, MAX_LEVELS, MAX_WIDTH
+from fastddpm.unet.config import MAX_ALL_BLOCKS, MAX_BLOCKS, MAX_CLASSES, MAX_LEVELS, MAX_WIDTH
 from fastddpm.unet.diffusers_classes import check_class
 from fastddpm.unet.inference import assemble, check_shapes
 
@@ -115,17 +115,20 @@ def _check_options(given: Fields) -> None:
         if not isinstance(given[name], (list, tuple)):
             raise BadArgument(name, repr(given[name]), "a list")
         whole(f"number of {name}", len(given[name]), least=1, most=MAX_LEVELS)
+    levels = len(given["block_out_channels"])
     for width in given["block_out_channels"]:
         whole("block_out_channels", width, least=1, most=MAX_WIDTH)
     for name in ("down_block_types", "up_block_types"):
         if not all(isinstance(kind, str) for kind in given[name]):
             raise BadArgument(name, repr(given[name]), "a list of names")
         if len(given[name]) != len(given["block_out_channels"]):
-            count = len(given["block_out_channels"])
-            raise BadArgument(f"number of {name}", str(len(given[name])), f"{count}, one each of the levels,")
+            raise BadArgument(
+                f"number of {name}", str(len(given[name])), f"{levels}, one each of the levels,"
+            )
     for name, most in _MOST.items():
         if given[name] is not None or name in _NEEDED:
             whole(name, given[name], least=1, most=most)
+    whole("layers_per_block", given["layers_per_block"], least=1, most=(MAX_ALL_BLOCKS // levels - 1) // 2)
     whole("downsample_padding", given["downsample_padding"], least=0, most=1)
     for name, (low, below) in _NUMBERS.items():
         check_number(name, given[name], low=low, below=below)

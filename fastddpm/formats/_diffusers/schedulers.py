@@ -152,7 +152,7 @@ def _kind(scheduler: Fields, method: str | None) -> str:
     if known in ("ddpm", "ddim") or (known is not None and method is None):
         return str(known)
     accepted = f"{' or '.join(CLASSES.values())} accepted"
-    given = f"scheduler: _class_name={shortened(repr(name))} given"
+    given = f"scheduler: _class_name={shortened(repr(name), 50)} given"
     if scheduler.get("trained_betas") is None and not _has_betas(scheduler):
         raise CheckpointError(f"{given}, which has no betas, as a DDPM has; {accepted}")
     if method is None:
