@@ -22,6 +22,8 @@ MAX_SEED = 2**63 - 1
 """Of a seed, and of an ordinal of a sample."""
 LONGEST = 240
 """Characters of an error, the paths before it aside."""
+LONG_WORD = 30
+"""Characters: words of more lose their middle first where an error is too long."""
 
 
 class BadArgument(ValueError):
@@ -193,11 +195,18 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def fitted(text: str, most: int) -> str:
-    """Words on one line, cut in the middle: where they end is said what is wrong with the value before."""
+    """Words on one line, of which the longest, such as paths, lose their middle; then the line does: where it
+    ends is said what is wrong with the value before."""
     if len(text) > 8 * most:
         text = text[: 4 * most] + text[-4 * most :]
     line = text if text.isprintable() else _printable(" ".join(text.split()))
-    return line if len(line) <= most else f"{line[: most // 2]}...{line[3 - (most - most // 2) :]}"
+    while len(line) > most:
+        longest = max(line.split(" "), key=len)
+        if len(longest) <= LONG_WORD:
+            return f"{line[: most // 2]}...{line[3 - (most - most // 2) :]}"
+        kept = max(LONG_WORD, len(longest) - len(line) + most) - 3
+        line = line.replace(longest, f"{longest[: kept // 3]}...{longest[kept // 3 - kept :]}")
+    return line
 
 
 def _printable(text: str) -> str:

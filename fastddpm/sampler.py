@@ -150,7 +150,7 @@ class Sampler:
             solver_order=solver_order,
         )
         plan = self.method.plan(schedule)
-        self.method.warn_if_late(schedule, plan)
+        self.method.warn_if_late(schedule, plan, stacklevel=5)
         self._set_up(
             model,
             schedule,

@@ -78,7 +78,7 @@ class Plan:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
         check_fields(self)
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        several = self.starts is not None and not np.all(self.starts)
+        several = self.starts is not None and not np.all(np.asarray(self.starts))
         between = np.asarray(self.model_time).dtype.kind == "f"
         least = -1 if self.wraps else 0
         falling("timesteps", self.timesteps, least=least, strictly=not (several or between))

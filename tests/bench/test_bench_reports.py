@@ -312,8 +312,8 @@ def test_regression_exits_with_1(run, tmp_path):
     [
         (["--subjects", "unet,nothing"], "--subjects: 'nothing' given, one of reverse_step,"),
         (["--device", "tpu"], "--device: 'tpu' given, one of auto, cpu, cuda accepted"),
-        (["--compare", "no.json"], "No such file"),
-        (["--from", "no.json"], "No such file"),
+        (["--compare", "no.json"], "not found"),
+        (["--from", "no.json"], "not found"),
         (["--threads", "0"], "Invalid value for '--threads'"),
     ],
 )

@@ -283,7 +283,7 @@ def test_the_signature_is_seen_through_wrappers():
         ),
         ({"cond": {**GIVEN, "x": GIVEN["codes"]}}, "cond: 'x', which Named does not take"),
         ({"cond": {**GIVEN, "class_labels": GIVEN["codes"]}}, "cond: 'class_labels' given, class_labels="),
-        ({"cond": [GIVEN["codes"]]}, "cond: list given, a dictionary of tensors by name accepted"),
+        ({"cond": [GIVEN["codes"]]}, "cond: list given, a mapping or None accepted"),
         ({"cond": {**GIVEN, "codes": [1, 2, 3]}}, r"cond\['codes'\]: list given, a tensor \(3 or 1, ...\)"),
         ({"cond": {**GIVEN, "codes": torch.tensor(1)}}, r"cond\['codes'\]: shape \(\) given"),
         ({"cond": {**GIVEN, "codes": GIVEN["codes"][:2]}}, r"cond\['codes'\]: shape \(2,\) given"),

@@ -26,6 +26,7 @@ SILENT = {
     *(
         "OnnxDrawer",
         "register_method",
+        "register_solver",
     ),  # tests/export has the first, tests/plans/test_new_method.py the other
 }
 
