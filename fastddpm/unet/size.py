@@ -54,7 +54,9 @@ def parameters(config: UNetConfig) -> int:
     if config.embeds_class:
         total += rows * config.time_dim if config.class_conditioning == "embedding" else mlp
         rows = 0
-    total += sum(_conv(width, width) for width in (*widths[:-1], *widths[1:]))  # between the levels
+    for width in (*widths[:-1], *widths[1:]):  # between the levels
+        resizes = Block(width, width, 0, False)
+        total += _residual_block(config, resizes, rows) if config.resblock_updown else _conv(width, width)
     total += sum(_residual_block(config, block, rows) for block in residual_blocks(config))
     return total - (_norm(config, widths[-1]) if config.mid_attention == "plain" else 0)
 

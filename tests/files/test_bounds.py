@@ -118,6 +118,7 @@ def test_sizes_are_those_of_the_network_that_is_made(seed):
         num_groups=4,
         time_conditioning=pick.choice(["bias", "affine", "scale_shift"]),
         initial_pad=pick.choice([0, 4]),
+        resblock_updown=pick.random() < 0.5,
     )
     unet = UNet(config).eval()
     assert size.parameters(config) == sum(value.numel() for value in unet.parameters())
