@@ -173,7 +173,8 @@ def _of_one(annotation: Any) -> Accepted | None:
         return Accepted((), (_is_called,), "a callable")
     if is_typeddict(annotation) or origin in (Mapping, dict):
         return Accepted((Mapping,), (), "a mapping")
-    if not isinstance(annotation, type) or annotation in LEFT:
+    # In Python 3.10 list[int] is an instance of type.
+    if get_origin(annotation) is not None or not isinstance(annotation, type) or annotation in LEFT:
         return None
     name = annotation.__name__
     if annotation.__module__.partition(".")[0] == "torch":
