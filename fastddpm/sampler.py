@@ -475,8 +475,9 @@ class Sampler:
             ValueError: a sampler of another method than ddim with eta 0; otherwise as of :meth:`sample`.
         """
         plan = inverse_plan(self.plan, self.schedule)
-        count = len(images) if images.ndim else 0
-        batches = self._batches_of(images, {"seeds": [0] * count, **request})
+        drawn: SampleArguments = {**request}  # type: ignore[typeddict-item]  # more keys may be left out
+        drawn["seeds"] = [0] * (len(images) if images.ndim else 0)
+        batches = self._batches_of(images, drawn)
         return self._run(batches, plan, callback=None, callback_every=1, progress=progress)
 
     @checked

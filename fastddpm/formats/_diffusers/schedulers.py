@@ -88,7 +88,7 @@ _SOLVERS: dict[str, dict[str, tuple[object, ...]]] = {
         **_OF_TIMESTEPS,
     },
 }
-"""Values that mean these methods; ``lower_order_final`` and ``euler_at_final`` then change nothing of dpmpp_2m."""
+"""Values that mean these; ``lower_order_final`` and ``euler_at_final`` then change nothing of dpmpp_2m."""
 _REPEATED = {"solver_order": 1, "solver_type": "heun", "final_sigmas_type": "sigma_min"}
 """Other values of these that `fastddpm.optimize` repeats."""
 _OTHER_PROCESS = {"snr_shift_scale": (1.0,), "timestep_type": ("discrete",), "use_flow_sigmas": (False, None)}
