@@ -25,6 +25,7 @@ from fastddpm.network import Model, model_device_dtype, without_grad
 from fastddpm.options import ConditionArguments, RunOptions, SampleArguments, SamplerOptions
 from fastddpm.plans import Method, Plan
 from fastddpm.plans.formula import VarianceType
+from fastddpm.plans.inversion import inverse_plan
 from fastddpm.plans.method import MethodName, MethodOptions, TimeInput
 from fastddpm.plans.plan import PredictionType
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
@@ -436,12 +437,7 @@ class Sampler:
             float32 ``(B, C, H, W)``.
         """
         row = self._row_of(timestep)
-        try:
-            batches = self._batches(request, batch_size=batch_size, x=images)
-        except BadArgument as error:
-            if "x_T" in request:
-                raise
-            raise BadArgument(error.argument.replace("x_T", "images"), error.given, error.accepted) from None
+        batches = self._batches_of(images, request, batch_size=batch_size)
         # q(x_t | x_0): Ho et al. 2020, eq. 4
         abar = self.plan.levels(self.schedule)[row]
         scale, sigma = np.sqrt(abar), np.sqrt(1 - abar)
@@ -455,6 +451,34 @@ class Sampler:
             callback_every=callback_every,
             progress=progress,
         )
+
+    @checked
+    @without_grad()
+    def invert(
+        self, images: Tensor, *, progress: bool = True, **request: Unpack[ConditionArguments]
+    ) -> Tensor:
+        """The noise that a deterministic DDIM chain draws images from (DDIM inversion, Song et al. 2021).
+
+        ``sample(x_T=sampler.invert(images))`` gives the images again, the closer the more steps there are: a
+        step up assumes that the network says the same at both of its ends. Without guidance, or with little.
+
+        Args:
+            images: float ``(B, C, H, W)`` in the model's range.
+            progress: show a progress bar.
+            **request: ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond`` and
+                ``max_batch`` of :meth:`sample`.
+
+        Returns:
+            float32 ``(B, C, H, W)``, for ``x_T`` of :meth:`sample`.
+
+        Raises:
+            ValueError: a sampler of another method than ddim with eta 0; otherwise as of :meth:`sample`.
+        """
+        plan = inverse_plan(self.plan, self.schedule)
+        drawn: SampleArguments = {**request}  # type: ignore[typeddict-item]  # more keys may be left out
+        drawn["seeds"] = [0] * (len(images) if images.ndim else 0)
+        batches = self._batches_of(images, drawn)
+        return self._run(batches, plan, callback=None, callback_every=1, progress=progress)
 
     @checked
     def interpolate(
@@ -570,6 +594,17 @@ class Sampler:
             raise BadArgument(
                 "precision", f"{precision!r} for {weights} weights", f"float32 or {self.dtype} ones"
             )
+
+    def _batches_of(
+        self, images: Tensor, request: SampleArguments, *, batch_size: int | None = None
+    ) -> list[Batch]:
+        """The same for a chain that begins with images."""
+        try:
+            return self._batches(request, batch_size=batch_size, x=images)
+        except BadArgument as error:
+            if "x_T" in request:
+                raise
+            raise BadArgument(error.argument.replace("x_T", "images"), error.given, error.accepted) from None
 
     def _batches(self, request: SampleArguments, *, batch_size: int | None, x: Tensor | None) -> list[Batch]:
         """The batches for keyword arguments of :meth:`sample`, given to another method."""

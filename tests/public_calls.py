@@ -81,6 +81,7 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
         "timesteps": None,
         "eta": 0.0,
         "time_input": "timestep",
+        "solver_order": None,
     }
     shared = {"class_labels": 1, "guidance_scale": 2.0, "condition": None, "max_batch": None}
     request = {"seeds": [3], "shape": SHAPE, "noise": "philox", "generator": None, **shared}
@@ -107,6 +108,11 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
             "Sampler.sample_from",
             sampler.sample_from,
             {"images": image[None], "timestep": 15, "batch_size": 1, **request, **shown},
+        ),
+        Call(
+            "Sampler.invert",
+            Sampler(sampler.model, sampler.schedule, method="ddim", num_inference_steps=2).invert,
+            {"images": image[None], **shared, "progress": False},
         ),
         Call(
             "Sampler.interpolate",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+import warnings
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -73,7 +76,7 @@ app.command("doctor", cls=Command)(doctor)
 
 def main() -> None:
     """Runs the command line. What a person can mend is one line on standard error and exit code 2."""
-    with as_interrupts() as received:
+    with as_interrupts() as received, warnings_of_one_line():
         try:
             command = typer.main.get_command(app)
             code = command.main(args=sys.argv[1:] or ["--help"], prog_name="fastddpm", standalone_mode=False)
@@ -88,6 +91,17 @@ def main() -> None:
     if code in ENDED:  # by KeyboardInterrupt, of which Typer makes the first
         print(f"fastddpm: {ENDED[code]}", file=sys.stderr)
     sys.exit(code or 0)
+
+
+@contextlib.contextmanager
+def warnings_of_one_line() -> Iterator[None]:
+    """Warnings are said as errors are, without a place in code that a person at a terminal has not."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **line: f"fastddpm: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _explain(error: BaseException) -> None:

@@ -59,6 +59,7 @@ class Plan:
             is where c is not 0; some libraries draw noise that they then multiply by 0.
         alphas_cumprod: float64 [S], where each row begins; None where its timestep says it.
         starts: bool [S], the rows at which a chain may begin: not between those of one step. Left out, all.
+        rises: timesteps ascend instead: a chain from an image to noise (`fastddpm.plans.inversion`).
     """
 
     method: str
@@ -73,6 +74,7 @@ class Plan:
     draws: npt.NDArray[np.bool_] | None = None
     alphas_cumprod: Float64 | None = None
     starts: npt.NDArray[np.bool_] | None = None
+    rises: bool = False
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
@@ -81,7 +83,8 @@ class Plan:
         several = self.starts is not None and not np.all(np.asarray(self.starts))
         between = np.asarray(self.model_time).dtype.kind == "f"
         least = -1 if self.wraps else 0
-        falling("timesteps", self.timesteps, least=least, strictly=not (several or between))
+        visited = np.asarray(self.timesteps)[::-1] if self.rises else self.timesteps
+        falling("timesteps", visited, least=least, strictly=not (several or between))
         steps = len(self.timesteps)
         time_dtype = np.float32 if np.asarray(self.model_time).dtype.kind == "f" else np.int64
         self._freeze("timesteps", self.timesteps, np.int64, (steps,))

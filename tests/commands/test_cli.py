@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,16 @@ def test_strips_go_from_noise_to_the_image(run, folder):
     small = picture[::factor, ::factor]
     assert np.array_equal(small[12:20, 42:50], image)
     assert not np.array_equal(small[12:20, 2:10], image)
+
+
+def test_warnings_are_one_line():
+    place = (UserWarning, "spacing.py", 3)
+    with cli.warnings_of_one_line():
+        assert (
+            warnings.formatwarning("leading starts late", *place)
+            == "fastddpm: warning: leading starts late\n"
+        )
+    assert warnings.formatwarning("late", *place).startswith("spacing.py:3: UserWarning: late")
 
 
 def test_every_method_and_dtype(run, folder):

@@ -25,7 +25,7 @@ TINY = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
-ACCEPTED = "DDPMScheduler or DDIMScheduler or DPMSolverMultistepScheduler accepted"
+ACCEPTED = "DPMSolverMultistepScheduler or UniPCMultistepScheduler accepted"
 
 
 def network(**options):
@@ -96,6 +96,53 @@ def test_dpm_solver_as_diffusers_own_loop(tmp_path, case, steps):
     assert difference <= DROP_IN * x.abs().max().clamp(min=1)
 
 
+UNIPC = {
+    "default": {},
+    "leading": {"timestep_spacing": "leading"},
+    "trailing, v": {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    "order 1": {"solver_order": 1},
+    "x0, cosine": {"prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"},
+    "solver of another": {"solver_type": "midpoint"},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", UNIPC)
+def test_unipc_as_diffusers_own_loop(tmp_path, case):
+    scheduler = diffusers.UniPCMultistepScheduler(beta_start=1e-4, beta_end=0.02, **UNIPC[case])
+    made = saved(tmp_path, scheduler)
+    scheduler.set_timesteps(20)
+    x_T = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    x = x_T
+    for t in scheduler.timesteps:
+        x = scheduler.step(made.unet(x, t).sample, t, x).prev_sample
+    sampler = load(tmp_path)
+    assert (sampler.plan.method, len(sampler.plan)) == ("unipc", 20)
+    assert sampler.plan.timesteps.tolist() == scheduler.timesteps.tolist()
+    difference = (sampler.sample(x_T=x_T, progress=False) - x).abs().max()
+    assert difference <= DROP_IN * x.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver_order": 3},
+        {"solver_type": "bh1"},
+        {"predict_x0": False},
+        {"disable_corrector": [0]},
+        {"lower_order_final": False},
+        {"use_karras_sigmas": True},
+        {"final_sigmas_type": "sigma_min"},
+    ],
+    ids=str,
+)
+def test_what_unipc_is_not(tmp_path, options):
+    saved(tmp_path, diffusers.UniPCMultistepScheduler(**options))
+    (name,) = options
+    refused(tmp_path, f"scheduler: {name}=", 'so does method="unipc"')
+    assert load(tmp_path, method="unipc").plan.method == "unipc"
+
+
 @pytest.mark.parametrize(
     ("kind", "base"),
     [("DDPMParallelScheduler", "DDPMScheduler"), ("DDIMParallelScheduler", "DDIMScheduler")],
@@ -160,7 +207,7 @@ def test_what_no_method_has(tmp_path, options, neutral):
 def every_other_scheduler():
     for name in sorted(vars(diffusers.schedulers).get("__all__", dir(diffusers.schedulers))):
         kind = getattr(diffusers.schedulers, name, None)
-        known = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DPMSolverMultistep")
+        known = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DPMSolverMultistep", "UniPCMultistep")
         if not name.endswith("Scheduler") or name.removesuffix("Scheduler") in known:
             continue
         if inspect.isclass(kind) and issubclass(kind, diffusers.SchedulerMixin):

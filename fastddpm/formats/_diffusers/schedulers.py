@@ -28,10 +28,16 @@ SCHEDULERS = {
     "DDIMScheduler": "ddim",
     "DDIMParallelScheduler": "ddim",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "UniPCMultistepScheduler": "unipc",
 }
-CLASSES = {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}
+CLASSES = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 """The class whose configuration gives a method's options."""
-_STEPS = {"ddim": 50, "dpmpp_2m": 20}
+_STEPS = {"ddim": 50, "dpmpp_2m": 20, "unipc": 20}
 """Those that DDIMPipeline takes unless told otherwise, and those that DPM-Solver++ is for (Lu et al. 2022b:
 15 to 20). DDPMPipeline takes all 1000."""
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -52,10 +58,7 @@ _SOLVER_DEFAULTS: Json = {
     "final_sigmas_type": "zero",
     "lambda_min_clipped": -float("inf"),
 }
-_SOLVER: dict[str, tuple[object, ...]] = {
-    "algorithm_type": ("dpmsolver++",),
-    "solver_order": (2,),
-    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+_OF_TIMESTEPS: dict[str, tuple[object, ...]] = {
     "final_sigmas_type": ("zero",),
     **dict.fromkeys(
         (
@@ -68,7 +71,24 @@ _SOLVER: dict[str, tuple[object, ...]] = {
         (False, None),
     ),
 }
-"""Values that mean dpmpp_2m; with them ``lower_order_final`` and ``euler_at_final`` change nothing."""
+_SOLVERS: dict[str, dict[str, tuple[object, ...]]] = {
+    "dpmpp_2m": {
+        "algorithm_type": ("dpmsolver++",),
+        "solver_order": (2,),
+        "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+        **_OF_TIMESTEPS,
+    },
+    "unipc": {
+        "solver_order": (2, 1),
+        "solver_type": ("bh2", "midpoint", "heun", "logrho"),
+        "predict_x0": (True,),
+        "disable_corrector": ([], None),
+        "solver_p": (None,),
+        "lower_order_final": (True,),  # else the step onto the clean image is infinite
+        **_OF_TIMESTEPS,
+    },
+}
+"""Values that mean these; ``lower_order_final`` and ``euler_at_final`` then change nothing of dpmpp_2m."""
 _REPEATED = {"solver_order": 1, "solver_type": "heun", "final_sigmas_type": "sigma_min"}
 """Other values of these that `fastddpm.optimize` repeats."""
 _OTHER_PROCESS = {"snr_shift_scale": (1.0,), "timestep_type": ("discrete",), "use_flow_sigmas": (False, None)}
@@ -87,13 +107,15 @@ def sampler_options(scheduler: Fields, method: str | None = None) -> SamplerOpti
         CheckpointError: naming a field that is wrong, or that the sampler has not, and what to pass instead.
     """
     kind = _kind(scheduler, method)
-    config = read_config(scheduler, _SOLVER_DEFAULTS if kind == "dpmpp_2m" else _DEFAULTS)
+    defaults = {**_SOLVER_DEFAULTS, "solver_type": "bh2"} if kind == "unipc" else _SOLVER_DEFAULTS
+    config = read_config(scheduler, defaults if kind in _SOLVERS else _DEFAULTS)
     _checked(_check_fields, config)
-    _refuse_unless(config, _neutral(kind, config))
-    if kind == "dpmpp_2m" and method is None:
-        _refuse_unless(config, _SOLVER)
-        _check_unclipped(config)
-    clips = kind != "dpmpp_2m" and config["clip_sample"]
+    _refuse_unless(config, _neutral(kind, config), kind)
+    if kind in _SOLVERS and method is None:
+        _refuse_unless(config, _SOLVERS[kind], kind)
+        if kind == "dpmpp_2m":
+            _check_unclipped(config)
+    clips = kind not in _SOLVERS and config["clip_sample"]
     steps = _STEPS.get(kind)
     options: Json = {
         "method": kind,
@@ -105,8 +127,10 @@ def sampler_options(scheduler: Fields, method: str | None = None) -> SamplerOpti
     variance = config["variance_type"]
     if kind == "ddpm":
         options["variance_type"] = _variance_type(variance)
-    elif kind == "dpmpp_2m" and variance in ("learned", "learned_range"):
+    elif kind in _SOLVERS and variance in ("learned", "learned_range"):
         options["variance_type"] = "learned_range"  # a network of 2C channels, the second half left unused
+    if kind == "unipc" and method is None and cast("Json", config)["solver_order"] == 1:
+        options["solver_order"] = 1
     return cast("SamplerOptions", {name: value for name, value in options.items() if value is not None})
 
 
@@ -184,16 +208,17 @@ def _neutral(kind: str, config: SchedulerConfig) -> dict[str, tuple[object, ...]
     return neutral
 
 
-def _refuse_unless(config: SchedulerConfig, accepted: dict[str, tuple[object, ...]]) -> None:
+def _refuse_unless(config: SchedulerConfig, accepted: dict[str, tuple[object, ...]], kind: str) -> None:
     """CheckpointError for the first field with another value, and what to pass."""
+    solver = _SOLVERS.get(kind, {})
     for name, values in accepted.items():
         value = cast("Json", config).get(name, values[0])
         if value in values:
             continue
         ways = [f'config={{"scheduler": {{"{name}": {values[0]!r}}}}} leaves it out']
-        if name in _SOLVER:
-            ways.append('so does method="dpmpp_2m"')
-        if name not in _SOLVER or value == _REPEATED.get(name):
+        if name in solver:
+            ways.append(f'so does method="{kind}"')
+        if kind != "unipc" and (name not in solver or value == _REPEATED.get(name)):
             ways.insert(0, "fastddpm.optimize(pipeline) repeats it")
         given = f"scheduler: {name}={shortened(repr(value))} is no option of Sampler"
         raise CheckpointError(f"{given}; {', '.join(ways)}")
