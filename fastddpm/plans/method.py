@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import numpy as np
 
-from fastddpm.checks import BadArgument, check_choice, check_known, check_number
+from fastddpm.checks import BadArgument, check_choice, check_known, check_number, is_whole, quoted
 from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
 from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
 from fastddpm.plans.points import Levels, points_at, spaced_points
@@ -257,9 +257,10 @@ class Method:
             solvers = ", ".join(name for name, other in METHODS.items() if other.solver is not None)
             given = f"{self.timestep_spacing!r}, which belongs to {solvers}, with method {self.method!r}"
             raise BadArgument("timestep_spacing", given, ", ".join(SPACINGS))
-        if self.solver_order is not None and self.solver_order not in entry.orders:
+        order = self.solver_order
+        if order is not None and not (is_whole(order) and order in entry.orders):
             accepted = " or ".join(map(str, entry.orders)) if entry.solver is not None else "None"
-            given = f"{self.solver_order!r} with method {self.method!r}"
+            given = f"{quoted(order)} with method {self.method!r}"
             raise BadArgument("solver_order", given, accepted)
 
     def _check_takes(self, option: OwnOption, name: str, value: object, accepted: str) -> None:
