@@ -1,4 +1,4 @@
-"""Folders that ``accelerator.save_state`` wrote.
+"""Folders that ``accelerator.save_state`` or ``save_model`` wrote.
 
 Source: accelerate 1.15.0, checkpointing.py and utils/constants.py.
 """
@@ -8,10 +8,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from torch import Tensor
+
 from fastddpm.files import is_ours
 from fastddpm.formats.documents import read_document
+from fastddpm.formats.files import shards, tensors_of
 
-_FILE = re.compile(r"((?:pytorch_)?model(?:_\d+)?)\.(?:safetensors|bin)|(custom_checkpoint_\d+)\.pkl")
+_FILE = re.compile(
+    r"((?:pytorch_)?model(?:_\d+)?)\.(safetensors|bin)(\.index\.json)?|(custom_checkpoint_\d+)\.pkl"
+)
 MAX_FILES = 32
 
 
@@ -32,7 +37,18 @@ def read(folder: Path) -> dict[str, object]:
     Raises:
         CheckpointError: naming a file that cannot be read.
     """
-    return {name or custom: read_document(path) for name, custom, path in _files(folder)[:MAX_FILES]}
+    found: dict[str, object] = {}
+    for name, custom, path in _files(folder)[:MAX_FILES]:
+        kind = path.name.removesuffix(".index.json").rpartition(".")[2]
+        found[name or custom] = read_document(path) if kind == path.suffix[1:] else _of_shards(path, kind)
+    return found
+
+
+def _of_shards(index: Path, kind: str) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in shards(index, kind):
+        tensors |= tensors_of(read_document(path), str(path))
+    return tensors
 
 
 def _files(folder: Path) -> list[tuple[str, str, Path]]:
@@ -40,5 +56,5 @@ def _files(folder: Path) -> list[tuple[str, str, Path]]:
     for path in sorted(folder.iterdir()):
         match = _FILE.fullmatch(path.name)
         if match:
-            found.append((match[1] or "", match[2] or "", path))
+            found.append((match[1] or "", match[4] or "", path))
     return found

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastddpm import inputs
 from fastddpm.checks import fitted, shortened
-from fastddpm.inputs import InputError, Json
+from fastddpm.inputs import InputError, Json, member
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COUNTERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -199,3 +199,17 @@ def read_json(path: Path) -> Json:
         return inputs.read_json(path)
     except InputError as error:
         raise CheckpointError(str(error)) from error
+
+
+def shards(index: Path, kind: str) -> list[Path]:
+    """The files that an index of weights lists, all beside it; ``kind`` is ``safetensors`` or ``bin``."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"{index}: no weight_map given, one from tensors to files accepted")
+    for name in listed.values():
+        if not isinstance(name, str) or not name.endswith(f".{kind}"):
+            raise CheckpointError(f"{index}: {shortened(repr(name))} given, names of .{kind} files accepted")
+    try:
+        return [member(index.parent, name) for name in sorted(set(listed.values()))]
+    except InputError as error:
+        raise CheckpointError(f"{index}: {error}") from error

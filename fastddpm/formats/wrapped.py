@@ -112,9 +112,31 @@ def networks(document: object, formats: Mapping[str, Format]) -> list[Found]:
             named = {old: tensors[old] for old in inside}
             averaged = is_average(at) or bool(counted) or _repeats(found, at, state)
             found.append(Found(kind, at, state, named, _beside(renamed, prefix), averaged))
+            found += _without_dots(found[-1], place, tensors)
             if len(found) > MAX_FOUND:
                 raise CheckpointError(f"more than {MAX_FOUND} networks in it, at most that accepted")
     return found
+
+
+def _without_dots(one: Found, place: Place, tensors: Mapping[str, Tensor]) -> list[Found]:
+    """The average beside a network whose names it holds without their dots, as LitEma of CompVis does: the
+    network's ``model.diffusion_model.out.weight`` is ``model_ema.diffusion_modeloutweight`` there."""
+    first = next(iter(one.named))
+    for counter in (name for name in tensors if name.rpartition(".")[2] == "num_updates"):
+        prefix = counter.removesuffix("num_updates")
+        for skipped in range(first.count(".")):
+            names = {name: prefix + "".join(name.split(".")[skipped:]) for name in one.named}
+            there = {name: tensors[short] for name, short in names.items() if short in tensors}
+            if there:
+                state = {
+                    inner: there.get(name, value)
+                    for (name, value), inner in zip(one.named.items(), one.state, strict=True)
+                }
+                at = (*place, *prefix.split(".")[:-1])
+                named = {**one.named, **there}
+                average = dataclasses.replace(one, place=at, state=state, named=named, is_average=True)
+                return [average]
+    return []
 
 
 def chosen(document: object, found: Sequence[Found], *, ema: bool, weights: object, where: str) -> Found:

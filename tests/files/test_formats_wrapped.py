@@ -380,6 +380,42 @@ def test_folders_of_accelerate(net, state, tmp_path):
     assert is_same(loaded(tmp_path / "ema", ema=False), state)
 
 
+@pytest.mark.parametrize("safe", [True, False])
+def test_sharded_models_of_accelerate(net, state, tmp_path, safe):
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    accelerator.save_model(net, tmp_path / "model", max_shard_size="20KB", safe_serialization=safe)
+    assert len(list((tmp_path / "model").iterdir())) > 3
+    assert is_same(loaded(tmp_path / "model"), state)
+
+
+class LitEma(nn.Module):
+    """Of CompVis's latent-diffusion, ldm/modules/ema.py, as far as what it saves."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.register_buffer("decay", torch.tensor(0.9999))
+        self.register_buffer("num_updates", torch.tensor(7, dtype=torch.int))
+        for name, parameter in model.named_parameters():
+            self.register_buffer(name.replace(".", ""), parameter.detach() + 0.5)
+
+
+@pytest.mark.parametrize("outer", ["model", ""])
+def test_averages_whose_names_have_no_dots(net, state, tmp_path, outer):
+    """Around the network as it is, or around what holds it as ``diffusion_model``."""
+    holder = nn.Module()
+    holder.diffusion_model = net
+    module = nn.Module()
+    module.model = holder
+    module.model_ema = LitEma(holder if outer else net)
+    torch.save({"state_dict": module.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
+    average = {
+        name: value + 0.5 if name in dict(net.named_parameters()) else value for name, value in state.items()
+    }
+    assert is_same(loaded(tmp_path / "last.ckpt"), average)
+    assert is_same(loaded(tmp_path / "last.ckpt", ema=False), state)
+
+
 def test_folders_of_a_training_script_of_diffusers(tmp_path):
     from fastddpm.formats.writing import save_pipeline
 

@@ -16,8 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from fastddpm.checks import shortened
-from fastddpm.formats.files import CheckpointError, ConfigError, check_finite, read_json, read_tensors
-from fastddpm.inputs import InputError, member
+from fastddpm.formats.files import CheckpointError, ConfigError, check_finite, read_json, read_tensors, shards
 from fastddpm.unet.diffusers_classes import is_coder
 
 INDEX = "model_index.json"
@@ -127,7 +126,7 @@ def read_weights(folder: Path, variant: str | None = None) -> dict[str, Tensor]:
             NaN or infinity among the weights.
     """
     chosen = _chosen(folder, variant)
-    files = _shards(folder / chosen.name, chosen.kind) if chosen.is_index else [folder / chosen.name]
+    files = shards(folder / chosen.name, chosen.kind) if chosen.is_index else [folder / chosen.name]
     state: dict[str, Tensor] = {}
     for file in files:
         part = read_tensors(file)
@@ -167,17 +166,3 @@ def _weights_files(names: list[str]) -> Iterator[WeightsFile]:
         match = _FILE.fullmatch(name)
         if match and not _SHARD.search(match[1] or ""):
             yield WeightsFile(name, match[1] or match[4] or match[5], match[2], match[3] is not None)
-
-
-def _shards(index: Path, kind: str) -> list[Path]:
-    """The files that an index lists, all beside it."""
-    listed = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not listed:
-        raise CheckpointError(f"{index}: no weight_map given, one from tensors to files accepted")
-    for name in listed.values():
-        if not isinstance(name, str) or not name.endswith(f".{kind}"):
-            raise CheckpointError(f"{index}: {shortened(repr(name))} given, names of .{kind} files accepted")
-    try:
-        return [member(index.parent, name) for name in sorted(set(listed.values()))]
-    except InputError as error:
-        raise CheckpointError(f"{index}: {error}") from error
