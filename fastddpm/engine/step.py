@@ -67,7 +67,7 @@ class StepBuffers:
     Attributes:
         x: float32 ``(B, C, H, W)``, the state.
         counter: int64 ``(2,)``, plan row and repeat.
-        table: float32 ``(capacity, 24)``, the plan.
+        table: float32 ``(capacity, 32)``, the plan.
         noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, C, H, W)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
         kept: float32 ``(1 to 3, B, C, H, W)``, predictions of earlier rows, or None.

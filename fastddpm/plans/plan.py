@@ -46,7 +46,7 @@ class Plan:
             several rows, or the network is told times between these, two rows may be at one.
         model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels, or timesteps
             between two of training.
-        table: float32 [S, 24]; columns as in `fastddpm_kernels.table.Column`.
+        table: float32 [S, 32]; columns as in `fastddpm_kernels.table.Column`.
         prediction_type: what the network returns.
         clip: whether column X0_BOUND bounds x0. False, and no divisions: the collapsed LINEAR_X, LINEAR_M
             form is exact.
@@ -213,7 +213,7 @@ class Plan:
 
 
 def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """A float32 [n_steps, 24] table from columns, scalars or [n_steps] in float64.
+    """A float32 [n_steps, 32] table from columns, scalars or [n_steps] in float64.
 
     They have the names of `Column`, in lower case. Those left out are 0, and x0_bound infinity. The collapsed
     columns LINEAR_X and LINEAR_M are computed here.

@@ -20,15 +20,15 @@ division that a library makes, so that every rounding is the library's:
 
 from enum import IntEnum
 
-N_COLUMNS = 24
-"""Width of a row: 96 bytes, three aligned sectors of 32."""
+N_COLUMNS = 32
+"""Width of a row: 128 bytes, one aligned line."""
 
 MOST_KEPT = 3
 """Places for predictions of earlier rows."""
 
 
 class Column(IntEnum):
-    """Position of each coefficient in a row; 12 to 15 are 0 in tables without divisions, 22 and 23 always."""
+    """Position of each coefficient in a row; 12 to 15 are 0 in tables without divisions, 22 to 31 always."""
 
     X0_FROM_X = 0
     """p: x0 from x."""

@@ -149,7 +149,9 @@ def step_traffic() -> dict[str, Any]:
         given = step_cases.arguments(case, SHAPES[784], seeds=(5,))
         with Traffic() as traffic:
             reverse_step_op(**given)
-        moved[name] = traffic.figures(*(given[key] for key in ("x", "m", "x0") if given[key] is not None))
+        moved[name] = traffic.figures(
+            *(given[key] for key in ("x", "m", "x0", "kept") if given[key] is not None)
+        )
     return moved
 
 

@@ -154,7 +154,7 @@ BAD = {
     "m has shape": {"m": torch.zeros(2, 4, 4, 4)},
     "m has dtype": {"m": X.double()},
     "table has shape": {"table": torch.zeros(16)},
-    "table has dtype": {"table": torch.zeros(1, 24, dtype=torch.float64)},
+    "table has dtype": {"table": torch.zeros(1, 32, dtype=torch.float64)},
     "counter has shape": {"counter": torch.zeros(1, dtype=torch.int64)},
     "counter has dtype": {"counter": torch.zeros(2, dtype=torch.int32)},
     r"noise \(seeds\) has shape": {"noise": torch.zeros(3, dtype=torch.int64)},
@@ -174,7 +174,7 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments_are_named(message):
-    good = {"x": X.clone(), "m": X, "table": torch.zeros(1, 24), "counter": torch.zeros(2, dtype=torch.int64)}
+    good = {"x": X.clone(), "m": X, "table": torch.zeros(1, 32), "counter": torch.zeros(2, dtype=torch.int64)}
     with pytest.raises(ValueError, match=f"^{message}") as raised:
         reverse_step(**(good | BAD[message]))
     assert "accepted" in str(raised.value)

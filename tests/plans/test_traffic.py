@@ -49,7 +49,7 @@ BOUNDS = torch.empty(2, device="meta")
     ],
 )
 def test_reverse_step(m, options, n_bytes, operations):
-    given = step.Arguments(X, m, torch.empty(9, 24), torch.empty(2), **options)
+    given = step.Arguments(X, m, torch.empty(9, 32), torch.empty(2), **options)
     assert given.traffic() == (n_bytes, operations)
 
 

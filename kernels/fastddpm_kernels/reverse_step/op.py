@@ -50,7 +50,7 @@ def reverse_step(
             copied first. It has the shape of x; with 2C channels the second half is the learned-range
             variance v in [-1, 1]; with guidance it has 2B rows, first the B unconditional and then the B
             conditional ones.
-        table: float32 (S, 24), columns `Column`.
+        table: float32 (S, 32), columns `Column`.
         counter: int64 (2,) = (k, repeat), 0 <= k < S, read on the device only: k beyond the table is not
             detected on a GPU. The noise has step word k + 1.
         noise: None: no noise term. int64 (B,): a seed in [0, 2**63) per sample, z drawn by the noise spec
