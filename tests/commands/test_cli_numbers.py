@@ -22,6 +22,7 @@ ACCEPTED = {
     ("train", "--shift"): {"0"},
     ("train", "--warmup"): {"0"},
     ("train", "--seed"): {"0"},
+    ("train", "--max-parameters"): {str(HUGE)},
     ("train", "--ema"): {"0"},
     ("train", "--lr"): {"0", "1e20"},
     ("train", "--class-dropout"): {"0"},
