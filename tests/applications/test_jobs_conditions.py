@@ -99,7 +99,7 @@ def test_other_rows_are_another_job(tmp_path):
     [
         ({"cond": {**COND, "y": Y[:3]}}, r"cond\['y'\]: 3 for 7 seeds given, a row for all, or one each"),
         ({"cond": {**COND, "y": [1] * 7}}, r"cond\['y'\]: list given, an array \(7 or 1, ...\) of numbers"),
-        ({"cond": [Y]}, "cond: list given, a dictionary of arrays by name accepted"),
+        ({"cond": [Y]}, "cond: list given, a mapping or None accepted"),
         ({"cond": {**COND, "states": STATES / 0}}, r"cond\['states'\]: NaN or infinity"),
         ({"cond": {"y": Y}}, "uncond: 'states', which is not in cond|no 'states', which Stated needs"),
         ({"cond": {**COND, "z": Y}}, "'z', which Stated does not take, given, states, y accepted"),

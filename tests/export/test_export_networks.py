@@ -20,7 +20,8 @@ import fastddpm
 from fastddpm import NoiseSchedule, Sampler, UNetConfig
 from fastddpm.export import ExportError, folder, verify
 from fastddpm.export.verify import session
-from fastddpm.plans import METHODS, make_plan
+from fastddpm.plans import make_plan
+from fastddpm.plans.registry import formulas
 from fastddpm_kernels.noise import reference
 
 # One set of float32 sums against another; in chains, the goal set for exports.
@@ -144,7 +145,7 @@ class Exported:
         feed = {
             "seeds": np.array(seeds, np.int64),
             "timesteps": plan.timesteps,
-            "method": np.array(list(METHODS).index(plan.method)),
+            "method": np.array(list(formulas()).index(plan.method)),
             "eta": np.array(self.about["defaults"]["eta"] if eta is None else eta, np.float32),
             **self.cond(seeds),
         }
@@ -224,7 +225,7 @@ def test_images_are_pytorchs_for_any_batch_steps_and_method(exported, case):
     np.testing.assert_array_equal(pixels, levels.astype(np.uint8).transpose(0, 2, 3, 1))
     defaults = made.about["defaults"]
     names = ("prediction_type", "clip_sample_range", "variance_type")
-    for method, steps in zip(METHODS, (4, 1, 3), strict=True):
+    for method, steps in zip(formulas(), (4, 1, 3), strict=True):
         options = {name: defaults[name] for name in names}
         if method != "ddpm" and options["variance_type"] == "fixed_large":
             options["variance_type"] = "fixed_small"

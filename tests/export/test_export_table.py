@@ -18,8 +18,9 @@ from fastddpm.export.network import OPSET
 from fastddpm.export.nodes import DOUBLE, FLOAT, INT64, Graph, as_model, value
 from fastddpm.export.readme import snippet
 from fastddpm.export.table import TableOptions, plan_table
-from fastddpm.plans import METHODS, make_plan
+from fastddpm.plans import make_plan
 from fastddpm.plans.formula import FormulaOptions
+from fastddpm.plans.registry import formulas
 from fastddpm_kernels import Column
 from fastddpm_kernels.noise import normal as torch_normal
 from fastddpm_kernels.noise import reference
@@ -49,7 +50,7 @@ def table_of(schedule, timesteps, method, eta, **options):
     g("Identity", plan_table(g, fixed, "timesteps", "method", "eta"), out="table")
     inputs = [value("timesteps", INT64, ["steps"]), value("method", INT64), value("eta", FLOAT)]
     model = as_model(g.finished("table", inputs, [value("table", FLOAT, ["steps", 16])]), OPSET, 10)
-    feed = {"timesteps": np.asarray(timesteps), "method": np.array(list(METHODS).index(method))}
+    feed = {"timesteps": np.asarray(timesteps), "method": np.array(list(formulas()).index(method))}
     return run(model, **feed, eta=np.array(eta, np.float32))[0]
 
 
