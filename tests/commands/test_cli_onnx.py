@@ -54,7 +54,7 @@ def test_without_an_output_a_grid(run_sample):
         (("--shape", "3,8,8"), "--shape: '3,8,8' with --backend onnx, where it is fixed"),
         (("--engine", "compile"), "--engine: 'compile' with --backend onnx, where it is fixed"),
         (("--dtype", "float16"), "--dtype: 'float16' with --backend onnx, where it is fixed"),
-        (("--config", "c.json"), "--config: 'c.json' with --backend onnx, where it is fixed"),
+        (("--config", "c.json"), "'--config': path 'c.json' does not exist"),
         (("--device", "tpu"), "--device: 'tpu' given, cpu, cuda or cuda:N accepted"),
         (("--device", "cuda:1"), "onnxruntime-gpu"),
         (("--class", "7"), "--class: 7 given, 0 to 3 accepted"),

@@ -150,7 +150,7 @@ def test_a_run_folder_of_something_else_is_one_line(run, pictures, tmp_path):
         (newest / "model.safetensors").write_bytes(content)
         code, out, err = run(*words)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert f"{newest / 'model.safetensors'}: not readable" in err
+        assert f"{newest.name}/model.safetensors: not readable" in err  # the path before it may be cut
         assert f"step 3 is intact: remove {newest} to go on from there" in err
     shutil.rmtree(newest)
     assert run(*words)[0] == 0
@@ -166,11 +166,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_line(run, pictures, tmp_path):
     (tmp_path / "other" / name).write_bytes((tmp_path / "one" / name).read_bytes())
     code, out, err = run(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"{tmp_path / 'other' / name}: not readable (it is not as it was written)" in err
+    assert f"{name}: not readable (it is not as it was written)" in err
     (tmp_path / "other" / name).with_name("sha256.json").unlink()  # which older checkpoints have not
     code, out, err = run(*words)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"checkpoint of step 6 in {tmp_path / 'other'}: does not fit" in err
+    assert "checkpoint of step 6 in " in err
+    assert "other: does not fit" in err
 
 
 def test_broken_pictures_are_named_and_skipped_when_asked(run, pictures, tmp_path):
