@@ -28,6 +28,7 @@ from fastddpm.onnx.folder import ModelFolder
 from fastddpm.onnx.named import Numbers, named_inputs
 from fastddpm.plans import Method
 from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.registry import formulas
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 
 MAX_SEED = 2**63 - 1
@@ -81,10 +82,13 @@ def resolved_method(folder: ModelFolder, given: PlanOptions) -> Method:
     """What was given (None is not), over what the folder was exported with; see `Method.adapted`.
 
     Raises:
-        ValueError: a name that is no option of a method, or a value that is not accepted.
+        ValueError: a name that is no option of a method, or a value that is not accepted; a solver, whose rows
+            keep more than a step in a file reads.
     """
     changes = {name: value for name, value in given.items() if value is not None}
-    return folder.method.adapted(**cast("MethodOptions", changes))
+    method = folder.method.adapted(**cast("MethodOptions", changes))
+    check_choice("method", method.method, tuple(formulas()))
+    return method
 
 
 def make_batch(

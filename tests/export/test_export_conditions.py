@@ -134,7 +134,7 @@ def test_jobs_of_an_export_have_the_images_of_the_model(sampler, folder, tmp_pat
         ),
         ({"uncond": None}, "guidance_scale: a number other than 1 without uncond of states"),
         ({"uncond": {"z": np.zeros(3)}}, "z: unknown to uncond of this export, given, states, codes, keep"),
-        ({"cond": 3}, "cond: int given, a dictionary of arrays by name"),
+        ({"cond": 3}, "cond: 3 given, a mapping or None accepted"),
         ({"cond": {"states": np.zeros((3, 4, 6))}}, r"cond\['states'\]: float64 of shape \(3, 4, 6\) given"),
         (
             {"cond": {"states": np.zeros((2, 4, 6), np.float32)}},

@@ -121,7 +121,7 @@ def test_config_round_trip_and_errors():
     assert UNetConfig.from_dict(TINY.to_dict()) == TINY
     with pytest.raises(ValueError, match=r"unknown field 'num_class' given, num_classes, .* accepted"):
         UNetConfig.from_dict({"num_class": 3})
-    with pytest.raises(ValueError, match=r"unknown field .k{79}.*k. given, the fields of UNetConfig"):
+    with pytest.raises(ValueError, match=r"unknown field .k+.*k. given, the fields of UNetConfig"):
         UNetConfig.from_dict({"k" * 9000: 3})
     for field, value in {
         "base_channels": 7,
