@@ -82,8 +82,8 @@ def resolved_method(folder: ModelFolder, given: PlanOptions) -> Method:
     """What was given (None is not), over what the folder was exported with; see `Method.adapted`.
 
     Raises:
-        ValueError: a name that is no option of a method, or a value that is not accepted; a solver, whose rows
-            keep more than a step in a file reads.
+        ValueError: a name that is no option of a method, or a value that is not accepted; a solver, whose
+            rows keep more than a step in a file reads.
     """
     changes = {name: value for name, value in given.items() if value is not None}
     method = folder.method.adapted(**cast("MethodOptions", changes))
