@@ -101,9 +101,8 @@ def check_number(
 def check_choice(name: str, value: object, accepted: Collection[object]) -> None:
     """BadArgument unless ``value`` is one of ``accepted``, which are named."""
     kinds = tuple({type(one) for one in accepted})
-    if not isinstance(value, kinds) or value not in tuple(
-        accepted
-    ):  # an array is equal to nothing in one word
+    # By kind first: an array is equal to nothing in one word.
+    if not isinstance(value, kinds) or value not in tuple(accepted):
         raise BadArgument(name, quoted(value), f"one of {', '.join(map(str, accepted))}")
 
 

@@ -2,8 +2,7 @@
 
 The linear part of the probability-flow ODE is solved exactly. What the network predicts, x0 or eps, is put in
 as the polynomial in lambda through up to three of its values, and its integral is exact too; this is the form
-that diffusers calls solver_type "heun". (Of order 3 the authors' code halves the last term, after which the
-order is 2.)
+that diffusers calls solver_type "heun". (Of order 3 the authors' code halves the last term.)
 """
 
 from __future__ import annotations

@@ -202,8 +202,9 @@ class Method:
         """
         entry, bound = METHODS[self.method], check_clip_range(self.clip_sample_range)
         if entry.solver is not None:
-            points = self._points(schedule, entry.skips_last)
-            options = SolverOptions(self.solver_order or entry.order, Levels.of(schedule).at_ratio)
+            levels = Levels.of(schedule)
+            points = self._points(schedule, levels, entry.skips_last)
+            options = SolverOptions(self.solver_order or entry.order, levels.at_ratio)
             return entry.solver(points, options).plan(
                 self.method,
                 self.prediction_type,
@@ -239,9 +240,9 @@ class Method:
             eta=self.eta,
         )
 
-    def _points(self, schedule: NoiseSchedule, skip_last: bool) -> list[Point]:
+    def _points(self, schedule: NoiseSchedule, levels: Levels, skip_last: bool) -> list[Point]:
         """Those of a solver's chain, the clean image behind them."""
-        levels, steps = Levels.of(schedule), self.num_inference_steps
+        steps = self.num_inference_steps
         if self.timesteps is None and self.timestep_spacing in SIGMA_SPACINGS:
             total = len(schedule)
             check_steps(total, total if steps is None else steps)

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.plans.dpmpp import SMALLEST_ALPHA_CUMPROD
 from fastddpm.plans.plan import Float64
 from fastddpm.plans.spacing import SIGMA_SPACINGS, Int64, TimestepSpacing
 from fastddpm.plans.tableau import Point
 from fastddpm.schedule import NoiseSchedule
-
-SMALLEST_ALPHA_CUMPROD = 2.0**-24
-"""Stands for alphas_cumprod = 0, whose log SNR is -infinity; diffusers uses the same number."""
 
 KARRAS_RHO = 7.0
 """Karras et al. 2022, equation 5."""
