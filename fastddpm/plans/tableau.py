@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from fastddpm.plans.formula import check_recoverable, epsilon_columns, predictio
 from fastddpm.plans.plan import Float64, Plan, PredictionType, build_table
 from fastddpm_kernels.table import FROM_KEPT, MOST_KEPT, Column
 
-Prediction = Literal["x0", "eps"]
+Prediction = Literal["x0", "eps", "m"]
 # The state or the prediction of a row.
 Symbol = tuple[Literal["x", "prediction"], int]
 
@@ -40,14 +40,14 @@ class Sum:
         names = [*self.weights, *(name for name in other.weights if name not in self.weights)]
         return Sum({name: self.weights.get(name, 0.0) + other.weights.get(name, 0.0) for name in names})
 
-    def __mul__(self, factor: float) -> Sum:
+    def __mul__(self, factor: SupportsFloat) -> Sum:
         return Sum({name: weight * float(factor) for name, weight in self.weights.items()})
 
     def __sub__(self, other: Sum) -> Sum:
         return self + other * -1.0
 
-    def __truediv__(self, divisor: float) -> Sum:
-        return self * (1.0 / divisor)
+    def __truediv__(self, divisor: SupportsFloat) -> Sum:
+        return self * (1.0 / float(divisor))
 
     __rmul__ = __mul__
 
@@ -103,7 +103,7 @@ class Tableau:
     """The rows of a solver on its way.
 
     Args:
-        prediction: what of a prediction the solver uses, and is kept: x0, or eps.
+        prediction: what of a prediction the solver uses, and is kept: x0, eps, or what the network returned.
     """
 
     def __init__(self, prediction: Prediction) -> None:
@@ -142,6 +142,7 @@ class Tableau:
         *,
         noise_levels: bool = False,
         learned_range: bool = False,
+        thresholding: tuple[float, float] | None = None,
     ) -> Plan:
         """The plan of these rows.
 
@@ -151,6 +152,7 @@ class Tableau:
             bound: of |x0|; infinity for none.
             noise_levels: the network is told alpha instead of the timestep (SR3).
             learned_range: the network returns 2C channels; the second half changes nothing.
+            thresholding: as of `Plan`, in the place of a bound.
 
         Raises:
             ValueError: x0 would be infinite, or a row is not finite.
@@ -158,12 +160,14 @@ class Tableau:
         alpha = np.array([row.point.alpha for row in self.rows])
         sigma = np.array([row.point.sigma for row in self.rows])
         time = np.array([row.point.time for row in self.rows])
-        is_bounded = bound != math.inf
+        is_bounded = bound != math.inf or thresholding is not None
         p, q = prediction_columns(prediction_type, alpha, sigma, bounded=is_bounded)
         check_recoverable(p)
         kept: tuple[Float64 | float, ...] = (1.0, 0.0, 0.0)
         if self.prediction == "eps":
             kept = epsilon_columns(prediction_type, alpha, sigma, rederived=is_bounded)
+        elif self.prediction == "m":
+            kept = (0.0, 0.0, 1.0)
         own = np.stack([np.broadcast_to(column, len(self.rows)) for column in kept], axis=1)
         columns = {name: np.zeros(len(self.rows)) for name in ("from_x0", "from_x", "from_noise")}
         columns["from_m"] = np.zeros(len(self.rows))
@@ -184,27 +188,32 @@ class Tableau:
                 columns[name] = np.array(
                     [sum(w for of, w in read.items() if places[of] == place) for read in reads]
                 )
-            if self.prediction == "eps":
+            if self.prediction != "x0":
                 columns |= {"kept_from_x0": own[:, 0], "kept_from_x": own[:, 1], "kept_from_m": own[:, 2]}
-        whole = bool(np.all(time == np.round(time)))
+        falls = bool(np.all(np.diff(time[[row.is_start for row in self.rows]]) < 0))
+        whole = falls and bool(np.all(time == np.round(time)))
         if noise_levels:
             model_time = alpha.astype(np.float32)
         else:
             model_time = time.astype(np.int64) if whole else time.astype(np.float32)
         return Plan(
             method=method,
-            timesteps=np.round(time).astype(np.int64),
+            timesteps=np.minimum.accumulate(np.round(time)).astype(np.int64),
             model_time=model_time,
             table=build_table(len(self.rows), x0_from_x=p, x0_from_m=q, x0_bound=bound, **columns),
             prediction_type=prediction_type,
-            clip=is_bounded,
+            clip=bound != math.inf,
             learned_range=learned_range,
+            thresholding=thresholding,
+            wraps=bool(time[-1] < 0),
             alphas_cumprod=None if whole else alpha**2,
             starts=np.array([row.is_start for row in self.rows]),
         )
 
     def _without_earlier_states(self, total: Sum, here: int) -> Sum:
         """The sum with states before that of row ``here`` taken from what they were made into."""
+        if not all(map(math.isfinite, total.weights.values())):
+            raise ValueError(f"row {here} is not finite: two points of the chain are at one noise level")
         for of, row in enumerate(self.rows[:here]):
             weight = total.weights.get(("x", of), 0.0)
             if not weight:

@@ -1,6 +1,7 @@
 """Peer-arithmetic plans against diffusers' own schedulers: one step at a time, and whole chains."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from fastddpm.plans import ddim_plan, dpmpp_2m_plan
 from fastddpm.plans.diffusers import (
     from_ddim_scheduler,
     from_ddpm_scheduler,
-    from_dpmsolver_scheduler,
     from_scheduler,
+    from_solver_scheduler,
 )
 from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, float32_alphas_cumprod
 from fastddpm.schedule import NoiseSchedule
@@ -24,6 +25,12 @@ diffusers = pytest.importorskip("diffusers")
 def name_of(value):
     """Of a test's argument: the same in every process, unlike a function's address."""
     return getattr(value, "__name__", str(value))
+
+
+def from_dpmsolver_scheduler(scheduler, steps):
+    if isinstance(scheduler, Mapping):
+        scheduler = {**scheduler, "_class_name": "DPMSolverMultistepScheduler"}
+    return from_solver_scheduler(scheduler, steps)
 
 
 TOLERANCE = 1e-5
@@ -207,11 +214,10 @@ def test_finite_where_diffusers_is_nan():
         rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
     )
     scheduler.set_timesteps(10)
-    x = torch.ones(SHAPE)
-    assert scheduler.step(x, 999, x, eta=1.0, return_dict=False)[0].isnan().any()
+    # (On some processors the same sums round to 0, and diffusers' step is finite.)
     plan = from_ddim_scheduler(scheduler, 10, eta=1.0)
-    # Nothing of the direction is left: x_next = sqrt(abar_prev) x0 + sigma z.
-    assert plan.table[0, Column.FROM_M] == 0
+    # Nothing of the direction is left, or what rounding leaves: x_next = sqrt(abar_prev) x0 + sigma z.
+    assert abs(plan.table[0, Column.FROM_M]) < 1e-3
     assert np.isclose(
         plan.table[0, Column.FROM_X0] ** 2 + plan.table[0, Column.FROM_NOISE] ** 2, 1, rtol=1e-6
     )
@@ -359,8 +365,9 @@ def test_from_scheduler_picks_by_class():
         assert by_object.method == by_config.method
         assert np.array_equal(by_object.table, by_config.table)
     assert from_scheduler({"_class_name": "DDIMScheduler"}, 10, eta=0.5).stochastic
-    with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
-        from_scheduler(diffusers.EulerDiscreteScheduler(), 10)
+    assert from_scheduler(diffusers.EulerDiscreteScheduler(), 10).method == "euler"
+    with pytest.raises(ValueError, match="ScoreSdeVeScheduler"):
+        from_scheduler(diffusers.ScoreSdeVeScheduler(), 10)
     with pytest.raises(ValueError, match=r"scheduler: .* given, a diffusers scheduler"):
         from_scheduler(3, 10)
 
@@ -382,11 +389,8 @@ def test_from_scheduler_picks_by_class():
         (from_ddpm_scheduler, {"clip_sample_range": -1.0}, "clip_sample_range"),
         (from_ddpm_scheduler, {"steps_offset": 200}, "steps_offset=200"),
         (from_ddim_scheduler, {"beta_schedule": "laplace"}, "beta_schedule: .* given, one of"),
-        (from_dpmsolver_scheduler, {"algorithm_type": "sde-dpmsolver++"}, "algorithm_type: .* given, one of"),
-        (from_dpmsolver_scheduler, {"solver_type": "euler"}, "solver_type: .* given, one of"),
-        (from_dpmsolver_scheduler, {"solver_order": 3}, "solver_order: 3 given, 1 or 2"),
-        (from_dpmsolver_scheduler, {"use_karras_sigmas": True}, "use_karras_sigmas: True given, False"),
-        (from_dpmsolver_scheduler, {"final_sigmas_type": "none"}, "final_sigmas_type: .* given, one of"),
+        (from_dpmsolver_scheduler, {"use_flow_sigmas": True}, "use_flow_sigmas: True: flow matching"),
+        (from_dpmsolver_scheduler, {"final_sigmas_type": "none"}, "final_sigmas_type"),
     ],
 )
 def test_refused_configurations(build, config, message):
@@ -431,8 +435,11 @@ def test_trailing_that_ends_below_zero(prediction, total_and_steps):
         ddim = diffusers.DDIMScheduler(**config, set_alpha_to_one=False)
         ddim.set_timesteps(steps)
         hold_steps(ddim, from_ddim_scheduler(ddim, steps, **options), **options)
-    with pytest.raises(ValueError, match="cannot be repeated"):
-        from_dpmsolver_scheduler(config, steps)
+    dpm = diffusers.DPMSolverMultistepScheduler(**config, final_sigmas_type="sigma_min", solver_order=1)
+    plan = from_dpmsolver_scheduler(dpm, steps)
+    assert plan.timesteps[-1] == plan.model_time[-1] == -1
+    dpm.set_timesteps(steps)
+    hold_steps(dpm, plan)
 
 
 def test_dpmsolver_refuses_a_timestep_visited_twice():

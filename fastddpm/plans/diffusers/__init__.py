@@ -1,8 +1,9 @@
 """Plans that repeat the arithmetic of diffusers' schedulers, so that a drop-in returns the same images.
 
-A scheduler's configuration goes in (diffusers itself is not imported), a `Plan` comes out whose coefficients
-were computed as diffusers computes them: float32, in its order, with its previous timestep, its rounding of
-the spacing and its noise in the last step. For plans without those habits use `fastddpm.plans`.
+A scheduler goes in, a `Plan` comes out whose coefficients were computed as diffusers computes them: float32,
+in its order, with its previous timestep, its rounding of the spacing and its noise in the last step. Of DDPM
+and DDIM the configuration is enough, and diffusers is not imported; of the solvers the noise levels are those
+that the scheduler itself sets. For plans without those habits use `fastddpm.plans`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastddpm.checks import check_choice
 from fastddpm.plans.diffusers.config import SchedulerOrConfig, read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
-from fastddpm.plans.diffusers.dpmsolver import from_dpmsolver_scheduler
+from fastddpm.plans.diffusers.solvers import SOLVERS, from_solver_scheduler
 from fastddpm.plans.plan import Plan
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 _BUILDERS: dict[str, Callable[..., Plan]] = {
     "DDPMScheduler": from_ddpm_scheduler,
     "DDIMScheduler": from_ddim_scheduler,
-    "DPMSolverMultistepScheduler": from_dpmsolver_scheduler,
+    **dict.fromkeys(SOLVERS, from_solver_scheduler),
 }
 
-__all__ = ["from_ddim_scheduler", "from_ddpm_scheduler", "from_dpmsolver_scheduler", "from_scheduler"]
+__all__ = ["from_ddim_scheduler", "from_ddpm_scheduler", "from_scheduler", "from_solver_scheduler"]
 
 
 class SchedulerOptions(TypedDict, total=False):
@@ -40,12 +41,13 @@ class SchedulerOptions(TypedDict, total=False):
     eta: float
     use_clipped_model_output: bool
     previous_timestep: str
+    start: int
 
 
 def from_scheduler(
     scheduler: SchedulerOrConfig, num_inference_steps: int, **options: Unpack[SchedulerOptions]
 ) -> Plan:
-    """The plan of a diffusers scheduler or its configuration, whichever of the three it is.
+    """The plan of a diffusers scheduler or its configuration, whichever of those that have one it is.
 
     A configuration says which by its "_class_name". `options` go to the function for that class.
 
@@ -55,4 +57,6 @@ def from_scheduler(
     config = read_config(scheduler)
     name = config.get("_class_name") if isinstance(scheduler, Mapping) else type(scheduler).__name__
     check_choice("scheduler", name, tuple(_BUILDERS))
-    return _BUILDERS[str(name)](config, num_inference_steps, **options)
+    builder = _BUILDERS[str(name)]
+    given = scheduler if builder is from_solver_scheduler else config
+    return builder(given, num_inference_steps, **options)

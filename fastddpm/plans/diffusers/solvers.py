@@ -1,0 +1,155 @@
+"""diffusers' solvers, by the names of their classes: which rows, which draws, which space.
+
+Coefficients are computed in float64 from the noise levels that the scheduler has set, so that a chain is the
+original's within 1e-4; `ddpm` and `ddim` of this package repeat float32 instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fastddpm.checks import BadArgument, check_choice
+from fastddpm.plans.diffusers import exponential, karras, looked_up
+from fastddpm.plans.diffusers.chain import Chain, with_timesteps
+from fastddpm.plans.diffusers.config import SchedulerConfig, SchedulerOrConfig, thresholding_of
+from fastddpm.plans.diffusers.unipc import unipc
+from fastddpm.plans.plan import PREDICTION_TYPES, Plan, check_clip_range
+from fastddpm.plans.tableau import Tableau
+
+
+def _where_noise_is(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
+    return np.asarray(plan.draws)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A class of diffusers.
+
+    Attributes:
+        method: what its plans are called, a name of `fastddpm.plans.METHODS` where that has the solver.
+        rows: its steps.
+        reads: the tensor that its noise levels come from.
+        draws: rows at which it draws noise, bool [S]; also such as it then multiplies by 0.
+        in_sigmas: its state is x/alpha, and the network's input is scaled back.
+        eta: that its step takes unless told otherwise; None where it takes none.
+        clips: whether ``clip_sample`` bounds x0.
+        thresholds: whether ``thresholding`` does.
+    """
+
+    method: str
+    rows: Callable[[Chain], Tableau]
+    reads: str = "sigmas"
+    draws: Callable[[Chain, Plan], npt.NDArray[np.bool_]] = _where_noise_is
+    in_sigmas: bool = False
+    eta: float | None = None
+    clips: bool = False
+    thresholds: bool = False
+
+
+def _always(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
+    return np.ones(len(plan), dtype=bool)
+
+
+def _if_random(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
+    return np.full(len(plan), str(chain.config["algorithm_type"]).startswith("sde"))
+
+
+def _second_rows(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
+    return ~np.asarray(plan.starts)
+
+
+SOLVERS: dict[str, Solver] = {
+    "PNDMScheduler": Solver("pndm", looked_up.pndm, reads="alphas_cumprod"),
+    "LCMScheduler": Solver("lcm", looked_up.lcm, reads="alphas_cumprod", clips=True, thresholds=True),
+    "TCDScheduler": Solver("tcd", looked_up.tcd, reads="alphas_cumprod", eta=0.3),
+    "DPMSolverMultistepScheduler": Solver(
+        "dpm_solver", exponential.multistep, draws=_if_random, thresholds=True
+    ),
+    "DPMSolverSinglestepScheduler": Solver(
+        "dpm_solver", exponential.singlestep, draws=_if_random, thresholds=True
+    ),
+    "DEISMultistepScheduler": Solver("deis", exponential.deis, thresholds=True),
+    "UniPCMultistepScheduler": Solver("unipc", unipc, thresholds=True),
+    "EulerDiscreteScheduler": Solver("euler", karras.euler, in_sigmas=True),
+    "EulerAncestralDiscreteScheduler": Solver(
+        "euler_ancestral", karras.euler_ancestral, draws=_always, in_sigmas=True
+    ),
+    "HeunDiscreteScheduler": Solver("heun", karras.heun, in_sigmas=True, clips=True),
+    "LMSDiscreteScheduler": Solver("lms", karras.lms, in_sigmas=True),
+    "KDPM2DiscreteScheduler": Solver("dpm2", karras.kdpm2, in_sigmas=True),
+    "KDPM2AncestralDiscreteScheduler": Solver(
+        "dpm2_ancestral", karras.kdpm2_ancestral, draws=_second_rows, in_sigmas=True
+    ),
+}
+
+
+def from_solver_scheduler(
+    scheduler: SchedulerOrConfig,
+    num_inference_steps: int,
+    *,
+    kind: str | None = None,
+    eta: float | None = None,
+    start: int = 0,
+) -> Plan:
+    """The steps of one of `SOLVERS` after `set_timesteps(num_inference_steps)`, in our state x.
+
+    Args:
+        scheduler: the scheduler, which is not changed; or its configuration, for which diffusers is imported.
+        num_inference_steps: S; solvers that evaluate twice in a step have more rows.
+        kind: which of `SOLVERS` it is; None for what its class is called.
+        eta: of TCD, in [0, 1]; None for its own 0.3.
+        start: the row at which the chain begins, as in image-to-image.
+
+    Raises:
+        ValueError: a scheduler that is none of these, or a configuration that no rows express.
+    """
+    return set_plan(with_timesteps(scheduler, num_inference_steps), kind=kind, eta=eta, start=start)
+
+
+def set_plan(scheduler: Any, *, kind: str | None = None, eta: float | None = None, start: int = 0) -> Plan:
+    """The same of a scheduler whose timesteps are set."""
+    name = type(scheduler).__name__ if kind is None else kind
+    check_choice("scheduler", name, tuple(SOLVERS))
+    solver, config = SOLVERS[name], scheduler.config
+    if config.get("use_flow_sigmas"):
+        raise BadArgument("use_flow_sigmas", "True: flow matching, another process than a DDPM's", "False")
+    if solver.eta is not None:
+        eta = solver.eta if eta is None else float(eta)
+    if solver.reads == "sigmas":
+        chain = Chain.of_sigmas(scheduler, start=start)
+    else:
+        chain = Chain.of_alphas(scheduler, start=start, eta=eta)
+    try:
+        tableau = solver.rows(chain)
+    except BadArgument:
+        raise
+    except ValueError as error:
+        given = f"{name} at {chain.steps} timesteps, which cannot be repeated ({error}),"
+        raise BadArgument("scheduler", given, "another number of steps or configuration") from error
+    thresholding = None
+    if solver.thresholds and config.get("predict_x0", True):
+        thresholding = thresholding_of(cast("SchedulerConfig", config))
+    clips = solver.clips and thresholding is None and bool(config["clip_sample"])
+    prediction_type = config["prediction_type"]
+    if prediction_type == "original_sample":
+        prediction_type = "sample"
+    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+    plan = tableau.plan(
+        solver.method,
+        prediction_type,
+        check_clip_range(config["clip_sample_range"]) if clips else math.inf,
+        learned_range=config.get("variance_type") in ("learned", "learned_range"),
+        thresholding=thresholding,
+    )
+    return dataclasses.replace(
+        plan,
+        draws=solver.draws(chain, plan),
+        alphas_cumprod=np.array([row.point.alpha**2 for row in tableau.rows]),
+    )
