@@ -1,6 +1,6 @@
-"""Drop-in for diffusers' DDPMScheduler and DDIMScheduler alone: a fused step for anyone's loop.
+"""Drop-ins for diffusers' schedulers alone: a fused step for anyone's loop.
 
-diffusers is imported when a scheduler is built or one of the two classes is asked for.
+diffusers is imported when a scheduler is built or one of the classes is asked for.
 """
 
 from __future__ import annotations
@@ -8,33 +8,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastddpm.checks import BadArgument
-from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.options import Options
+from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
+from fastddpm.plans.diffusers import from_solver_scheduler
+from fastddpm.plans.diffusers.solvers import SOLVERS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DESCRIPTION = "diffusers DDPMScheduler and DDIMScheduler"
+CHECKED_STEPS = 10
+"""A chain of so many steps shows whether a solver's configuration has rows."""
+
+DESCRIPTION = "diffusers DDPMScheduler, DDIMScheduler and its solvers"
 
 
 def recognises(obj: object) -> bool:
-    """Whether an object has the step, the tables and the configuration of one of the two schedulers."""
-    return scheduler_kind(obj) in ("DDPMScheduler", "DDIMScheduler")
+    """Whether an object has the step, the tables and the configuration of one of the schedulers."""
+    return scheduler_kind(obj) is not None
 
 
 def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
-    """A FastDDPMScheduler or FastDDIMScheduler with the scheduler's configuration, tables and timesteps.
+    """The scheduler's Fast... class, with its configuration, tables and timesteps.
 
     Args:
         obj: the scheduler; not changed by steps of the result.
         settings: a scheduler draws from torch generators and runs no network, so only the defaults and
             engine "eager" are accepted.
-        **options: ``variance_type`` and ``previous_timestep``, of `Options`.
+        **options: ``variance_type`` and ``previous_timestep``, of `Options`, for a DDPM or a DDIM scheduler.
 
     Raises:
-        ValueError: an option is not as there, or variance_type "fixed_large_log", which is NaN in diffusers.
+        ValueError: an option is not as there; variance_type "fixed_large_log", which is NaN in diffusers; a
+            solver's configuration that has no rows.
     """
     from fastddpm.dropin._diffusers import schedulers
 
@@ -49,7 +55,10 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     habits = Options.of(options)
     if habits.network != "auto":
         raise BadArgument("network", f"{habits.network!r} for a scheduler alone", "none")
-    is_ddpm = scheduler_kind(obj) == "DDPMScheduler"
+    name = scheduler_kind(obj)
+    if name in SOLVERS:
+        return _solver(obj, name, habits)
+    is_ddpm = name == "DDPMScheduler"
     kind: Any = schedulers.FastDDPMScheduler if is_ddpm else schedulers.FastDDIMScheduler
     fast = kind.from_config(obj.config)
     kept = {name: value for name, value in vars(obj).items() if name not in schedulers.OWN}
@@ -67,9 +76,26 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     return fast
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("FastDDPMScheduler", "FastDDIMScheduler"):
-        from fastddpm.dropin._diffusers import schedulers
+def _solver(obj: Peer, kind: str, habits: Options) -> Any:
+    from fastddpm.dropin._diffusers import solvers
 
+    if habits != Options():
+        raise BadArgument("variance_type, previous_timestep", "of a solver", "neither")
+    from_solver_scheduler(obj, CHECKED_STEPS, kind=kind)
+    fast: Any = solvers.TWINS[kind].from_config(obj.config)  # type: ignore[attr-defined]
+    kept = {name: value for name, value in vars(obj).items() if name not in solvers.OWN}
+    vars(fast).update(kept, original=obj)
+    return fast
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("Fast"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fastddpm.dropin._diffusers import schedulers, solvers
+
+    if name in ("FastDDPMScheduler", "FastDDIMScheduler"):
         return getattr(schedulers, name)
+    kind = name.removeprefix("Fast")
+    if kind in SOLVERS:
+        return solvers.TWINS[kind]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

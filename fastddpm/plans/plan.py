@@ -60,6 +60,7 @@ class Plan:
         alphas_cumprod: float64 [S], where each row begins; None where its timestep says it.
         starts: bool [S], the rows at which a chain may begin: not between those of one step. Left out, all.
         rises: timesteps ascend instead: a chain from an image to noise (`fastddpm.plans.inversion`).
+        final_alpha_cumprod: alphas_cumprod behind the last row, where it is told; 1 is the clean image.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Plan:
     alphas_cumprod: Float64 | None = None
     starts: npt.NDArray[np.bool_] | None = None
     rises: bool = False
+    final_alpha_cumprod: float = 1.0
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
@@ -182,6 +184,18 @@ class Plan:
         changed = np.any(table != self.table, axis=1)
         table[changed] = _with_linear(table[changed])
         return replace(self, table=table.astype(np.float32))
+
+    def scaled(self, scales: Float64) -> Plan:
+        """The plan of the state s*x in the place of x; the network's input and what is kept stay.
+
+        Args:
+            scales: s where each row begins and behind the last, [S + 1].
+        """
+        here, there = np.asarray(scales)[:-1, None], np.asarray(scales)[1:, None]
+        table = self.table.astype(np.float64)
+        table[:, [Column.X0_FROM_X, Column.FROM_X, Column.KEPT_FROM_X]] /= here
+        table[:, [*KEPT_X_NEXT, *FROM_KEPT, Column.FROM_NOISE]] *= there
+        return replace(self, table=_with_linear(table).astype(np.float32))
 
     def with_thresholding(self, ratio: float = 0.995, max_value: float = 1.0) -> Plan:
         """The plan with dynamic thresholding of x0 instead of a fixed clip.

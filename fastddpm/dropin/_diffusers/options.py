@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice, check_known
-from fastddpm.dropin._diffusers.kinds import scheduler_kind
+from fastddpm.dropin._diffusers.scheduler_kinds import KINDS, scheduler_kind
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, PeerOptions
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_dpmsolver_scheduler
+from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_solver_scheduler
 from fastddpm.plans.diffusers.config import Scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
 
@@ -61,8 +61,11 @@ def plan_of(
     *,
     eta: float = 0.0,
     use_clipped_model_output: bool = False,
+    start: int = 0,
 ) -> Plan:
     """The steps of a scheduler after ``set_timesteps(num_inference_steps)``; it is not touched.
+
+    ``start`` is the row at which a chain of a solver begins; its plan has the rows from there on.
 
     Raises:
         ValueError: another scheduler, or a configuration that cannot be reproduced.
@@ -81,13 +84,9 @@ def plan_of(
             use_clipped_model_output=use_clipped_model_output,
             previous_timestep=options.previous_timestep,
         )
-    if kind == "DPMSolverMultistepScheduler":
-        return from_dpmsolver_scheduler(scheduler, num_inference_steps)
-    raise BadArgument(
-        "scheduler",
-        str(type(scheduler).__name__),
-        "DDPMScheduler, DDIMScheduler and DPMSolverMultistepScheduler",
-    )
+    if kind is None:
+        raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
+    return from_solver_scheduler(scheduler, num_inference_steps, kind=kind, eta=eta, start=start)
 
 
 # Of tensors that a scheduler holds and plans are made from.
@@ -112,9 +111,11 @@ class Plans:
         *,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
+        start: int = 0,
     ) -> Plan:
         """The plan of :func:`plan_of`, with its arguments and errors."""
-        request = (scheduler_kind(scheduler), num_inference_steps, options, eta, use_clipped_model_output)
+        kind = scheduler_kind(scheduler)
+        request = (kind, num_inference_steps, options, eta, use_clipped_model_output, start)
         config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
         for kept in self._kept:
             if kept[0] == request and _same(kept[1], config) and _equal(kept[2], tensors):
@@ -125,6 +126,7 @@ class Plans:
             options,
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
+            start=start,
         )
         held = {name: value.clone() for name, value in tensors.items()}
         self._kept = [(request, copy.deepcopy(config), held, plan), *self._kept[: _KEPT_PLANS - 1]]

@@ -13,7 +13,6 @@ from torch import Tensor
 from fastddpm.batch import Batch, make_batch
 from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin._diffusers.generators import Generators, one_each
-from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.network import (
     Translation,
     call,
@@ -23,6 +22,7 @@ from fastddpm.dropin._diffusers.network import (
     label_tensors,
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
+from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, Peer
 from fastddpm.dropin.settings import Report, Settings

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.images import finished
-from fastddpm.dropin._diffusers.kinds import scheduler_kind
 from fastddpm.dropin._diffusers.pipeline import Extras, FastPipeline
+from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.network import model_device_dtype
 
 if TYPE_CHECKING:

@@ -108,12 +108,25 @@ def take_step(
     Raises:
         ValueError: shapes that do not fit each other or the variance_type.
     """
-    plan, (table, counter, _) = rows.plan, found
-    dtype = torch.promote_types(sample.dtype, model_output.dtype)
-    check_channels(plan, model_output, sample)
+    table, counter, _ = found
     m = with_log_variance(model_output, sample.shape[1]) if rows.log_variance else model_output
-    if m.dtype == torch.float64:
-        m = m.to(torch.float32)
+    return take_row(rows.plan, table, counter, m, sample, noise)
+
+
+def take_row(
+    plan: Plan,
+    table: Tensor,
+    counter: Tensor,
+    model_output: Tensor,
+    sample: Tensor,
+    noise: Tensor | None,
+    *,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same of a row of a plan; ``kept (1-3, B, C, ...)`` are the predictions that its rows keep."""
+    check_channels(plan, model_output, sample)
+    dtype = torch.promote_types(sample.dtype, model_output.dtype)
+    m = model_output.to(torch.float32) if model_output.dtype == torch.float64 else model_output
     x = torch.empty(sample.shape, dtype=torch.float32, device=sample.device).copy_(sample)
     x0 = torch.empty_like(x)
     with _current(x.device):
@@ -125,6 +138,8 @@ def take_step(
             noise=None if noise is None else noise.to(x.device, torch.float32)[None],
             x0=x0,
             threshold=_threshold(plan, m, x, table, counter),
+            kept=kept,
+            combine=plan.combines,
             clip=plan.clip,
             divide=plan.divides,
             rederive=plan.rederives,
@@ -132,10 +147,13 @@ def take_step(
     return x.to(dtype), x0.to(dtype)
 
 
-def drawn(generator: Generators, model_output: Tensor, sample: Tensor) -> Tensor:
-    """Noise as the original draws it: the model's dtype and device, float32 ``(B, C, ...)``."""
+def drawn(
+    generator: Generators, model_output: Tensor, sample: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Noise as the original draws it, in the model's dtype or another; float32 ``(B, C, ...)``."""
     generator = one_each(generator, len(sample))
-    return TorchNoise(generator, model_output.device, model_output.dtype).draw(tuple(sample.shape))
+    noise = TorchNoise(generator, model_output.device, dtype or model_output.dtype)
+    return noise.draw(tuple(sample.shape))
 
 
 def check_channels(plan: Plan, model_output: Tensor, sample: Tensor) -> None:

@@ -139,7 +139,7 @@ def _points(scheduler: Any, sigmas: Sequence[float]) -> list[Point]:
     times = scheduler.timesteps.detach().cpu().double().tolist()
     if len(sigmas) <= len(times):
         raise BadArgument("scheduler", f"{len(sigmas)} sigmas for {len(times)} timesteps", "one more")
-    levels = zip([*times, math.nan], sigmas, strict=False)
+    levels = zip([*times, math.nan], sigmas, strict=False)  # some repeat the last
     return [at_ratio(sigma, time=time) for time, sigma in levels]
 
 

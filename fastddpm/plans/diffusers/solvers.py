@@ -152,4 +152,5 @@ def set_plan(scheduler: Any, *, kind: str | None = None, eta: float | None = Non
         plan,
         draws=solver.draws(chain, plan),
         alphas_cumprod=np.array([row.point.alpha**2 for row in tableau.rows]),
+        final_alpha_cumprod=chain.points[-1].alpha ** 2 if solver.reads == "sigmas" else 1.0,
     )

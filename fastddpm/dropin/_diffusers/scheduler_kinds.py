@@ -1,0 +1,120 @@
+"""Which scheduler of diffusers an object is, by what it holds and how it is called.
+
+Neither its class's name nor its module is looked at, and diffusers is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fastddpm.dropin._diffusers.signature import parameters_of
+
+if TYPE_CHECKING:
+    from fastddpm.dropin.peer import Peer
+
+_STEP = "model_output timestep sample return_dict"
+_CHURN = "s_churn s_tmin s_tmax s_noise generator"
+# Parameters of step() beyond these four; attributes; keys of the configuration.
+_KINDS: dict[str, tuple[str, str, str]] = {
+    "DDPMScheduler": (
+        "generator",
+        "alphas_cumprod one variance_type custom_timesteps previous_timestep",
+        "variance_type clip_sample timestep_spacing steps_offset",
+    ),
+    "DDIMScheduler": (
+        "eta use_clipped_model_output generator variance_noise",
+        "alphas_cumprod final_alpha_cumprod",
+        "set_alpha_to_one clip_sample timestep_spacing steps_offset",
+    ),
+    "PNDMScheduler": ("", "alphas_cumprod final_alpha_cumprod ets step_plms", "skip_prk_steps steps_offset"),
+    "LCMScheduler": (
+        "generator",
+        "alphas_cumprod final_alpha_cumprod get_scalings_for_boundary_condition_discrete",
+        "original_inference_steps timestep_scaling clip_sample",
+    ),
+    "TCDScheduler": (
+        "eta generator",
+        "alphas_cumprod final_alpha_cumprod",
+        "original_inference_steps timestep_scaling",
+    ),
+    "DPMSolverMultistepScheduler": (
+        "generator variance_noise",
+        "lambda_t model_outputs lower_order_nums",
+        "solver_order algorithm_type euler_at_final final_sigmas_type",
+    ),
+    "DPMSolverSinglestepScheduler": (
+        "generator",
+        "lambda_t model_outputs order_list get_order_list",
+        "solver_order algorithm_type lower_order_final final_sigmas_type",
+    ),
+    "DEISMultistepScheduler": (
+        "",
+        "lambda_t model_outputs lower_order_nums multistep_deis_second_order_update",
+        "solver_order algorithm_type lower_order_final",
+    ),
+    "UniPCMultistepScheduler": (
+        "",
+        "lambda_t model_outputs predict_x0 disable_corrector solver_p multistep_uni_c_bh_update",
+        "solver_order solver_type lower_order_final final_sigmas_type",
+    ),
+    "EulerDiscreteScheduler": (
+        _CHURN,
+        "sigmas alphas_cumprod is_scale_input_called init_noise_sigma",
+        "interpolation_type timestep_type timestep_spacing final_sigmas_type",
+    ),
+    "EulerAncestralDiscreteScheduler": (
+        "generator",
+        "sigmas alphas_cumprod is_scale_input_called init_noise_sigma",
+        "timestep_spacing steps_offset rescale_betas_zero_snr",
+    ),
+    "HeunDiscreteScheduler": (
+        "",
+        "sigmas alphas_cumprod prev_derivative state_in_first_order init_noise_sigma",
+        "clip_sample timestep_spacing steps_offset",
+    ),
+    "LMSDiscreteScheduler": (
+        "order",
+        "sigmas alphas_cumprod derivatives get_lms_coefficient init_noise_sigma",
+        "timestep_spacing steps_offset",
+    ),
+    "KDPM2DiscreteScheduler": (
+        "",
+        "sigmas alphas_cumprod sigmas_interpol state_in_first_order init_noise_sigma",
+        "timestep_spacing steps_offset",
+    ),
+    "KDPM2AncestralDiscreteScheduler": (
+        "generator",
+        "sigmas alphas_cumprod sigmas_interpol sigmas_up sigmas_down state_in_first_order",
+        "timestep_spacing steps_offset",
+    ),
+}
+# Of schedulers that look like one of these and compute something else: parameters of their making.
+_FOREIGN = {
+    "snr_shift_scale": "",  # CogVideoX
+    "original_inference_steps": "LCMScheduler TCDScheduler",
+    "sigma_data": "",  # EDM's, whose networks are preconditioned
+}
+KINDS = tuple(_KINDS)
+
+
+def scheduler_kind(obj: Peer) -> str | None:
+    """Which of the schedulers that have a plan an object is, or None. Never raises."""
+    try:
+        if isinstance(obj, type) or not isinstance(getattr(obj, "config", None), Mapping):
+            return None
+        step, is_wrapped = parameters_of(obj.step)
+        made_with = parameters_of(type(obj).__init__)[0]
+        for kind, (extra, attributes, keys) in _KINDS.items():
+            parameters = {*_STEP.split(), *extra.split()}
+            # A step that someone counts or logs may take (*args, **kwargs).
+            has_step = step <= parameters if is_wrapped else step == parameters
+            is_foreign = any(name in made_with and kind not in of for name, of in _FOREIGN.items())
+            if not has_step or is_foreign:
+                continue
+            held = all(hasattr(obj, name) for name in attributes.split())
+            if held and all(key in obj.config for key in keys.split()):
+                return kind
+    except Exception:  # an unknown object's properties may raise anything
+        pass
+    return None
