@@ -55,6 +55,8 @@ MethodName = Literal[
     "heun",
     "dpm2",
     "dpm2_ancestral",
+    "lcm",
+    "tcd",
 ]
 TimeInput = Literal["timestep", "noise_level"]
 TIME_INPUTS: tuple[TimeInput, ...] = ("timestep", "noise_level")
@@ -103,7 +105,8 @@ class Method:
             told times between those of training.
         timesteps: the timesteps themselves instead, strictly descending integers in 0 .. T-1; held as a tuple
             of Python's integers.
-        eta: of ddim, in [0, 1]: 0 deterministic, 1 as noisy as ddpm; 0 with another method.
+        eta: of ddim, in [0, 1]: 0 deterministic, 1 as noisy as ddpm. Of heun the churn, 1 the most that
+            Karras et al. take; of tcd its gamma. 0 with another method.
         time_input: what the network is told: "timestep" t, int64, or "noise_level" sqrt(alphas_cumprod[t]),
             float32 (SR3).
         solver_order: of a solver that can have several; None for its own.
@@ -204,7 +207,8 @@ class Method:
         if entry.solver is not None:
             levels = Levels.of(schedule)
             points = self._points(schedule, levels, entry.skips_last)
-            options = SolverOptions(self.solver_order or entry.order, levels.at_ratio)
+            order = self.solver_order or entry.order
+            options = SolverOptions(order, levels.at_ratio, levels.at_timestep, self.eta)
             return entry.solver(points, options).plan(
                 self.method,
                 self.prediction_type,
@@ -267,7 +271,8 @@ class Method:
     def _check_takes(self, option: OwnOption, name: str, value: object, accepted: str) -> None:
         """ValueError where the option is another method's."""
         if option not in METHODS[self.method].takes:
-            owners = " and ".join(owner for owner, entry in METHODS.items() if option in entry.takes)
+            *others, last = (owner for owner, entry in METHODS.items() if option in entry.takes)
+            owners = f"{', '.join(others)} and {last}" if others else last
             given = f"{value!r}, which belongs to {owners}, with method {self.method!r}"
             raise BadArgument(name, given, accepted)
 

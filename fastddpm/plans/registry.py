@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fastddpm.checks import BadArgument
-from fastddpm.plans import exponential, multistep, runge_kutta
+from fastddpm.plans import consistency, exponential, multistep, runge_kutta
 from fastddpm.plans.ddim import ddim_columns
 from fastddpm.plans.ddpm import ddpm_columns
 from fastddpm.plans.dpmpp import dpmpp_2m_columns
@@ -47,8 +47,9 @@ class Entry:
     orders: tuple[int, ...] = (1,)
 
 
-def _solver(solver: Solver, order: int, *others: int) -> Entry:
-    return Entry(solver=solver, skips_last=True, order=order, orders=tuple(sorted((order, *others))))
+def _solver(solver: Solver, order: int, *others: int, takes: frozenset[OwnOption] = frozenset()) -> Entry:
+    orders = tuple(sorted((order, *others)))
+    return Entry(takes=takes, solver=solver, skips_last=True, order=order, orders=orders)
 
 
 METHODS: dict[str, Entry] = {
@@ -66,9 +67,11 @@ METHODS: dict[str, Entry] = {
     "lms": _solver(multistep.lms, 4, 1, 2, 3),
     "euler": _solver(multistep.euler, 1),
     "euler_ancestral": _solver(multistep.euler_ancestral, 1),
-    "heun": _solver(runge_kutta.heun, 2),
+    "heun": _solver(runge_kutta.heun, 2, takes=frozenset({"eta"})),
     "dpm2": _solver(runge_kutta.dpm2, 2),
     "dpm2_ancestral": _solver(runge_kutta.dpm2_ancestral, 2),
+    "lcm": _solver(consistency.lcm, 1),
+    "tcd": _solver(consistency.tcd, 1, takes=frozenset({"eta"})),
 }
 """All there are; those with a formula are in the order of their numbers in exported files."""
 

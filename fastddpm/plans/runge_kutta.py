@@ -12,12 +12,26 @@ from fastddpm.plans.multistep import ancestral
 from fastddpm.plans.solver import SolverOptions
 from fastddpm.plans.tableau import Point, Tableau, steps
 
+MOST_CHURN = math.sqrt(2) - 1
+"""Of gamma: Karras et al. 2022, algorithm 2."""
+
 
 def heun(points: list[Point], options: SolverOptions) -> Tableau:
-    """Karras et al. 2022, algorithm 1: Euler's step, and the mean of the slopes at its two ends."""
-    tableau, state = Tableau("eps"), None
-    for _, s, t in steps(points):
-        x, eps = tableau.evaluate(s, state)
+    """Karras et al. 2022, algorithm 1: Euler's step, and the mean of the slopes at its two ends.
+
+    With ``eta`` above 0 it is their algorithm 2 with gamma = eta (sqrt(2) - 1) and S_noise = 1: each step
+    begins (1 + gamma) higher, with noise up to there. The first is as high as a chain can begin.
+    """
+    tableau, state, noise = Tableau("eps"), None, 0.0
+    for number, s, t in steps(points):
+        if number > 0 and options.eta > 0:
+            assert state is not None
+            ratio = min(s.ratio * (1 + options.eta * MOST_CHURN), points[0].ratio)
+            higher = options.at_ratio(ratio)
+            state = higher.alpha / s.alpha * state
+            noise = higher.alpha * math.sqrt(ratio**2 - s.ratio**2)
+            s = higher
+        x, eps = tableau.evaluate(s, state, noise=noise)
         u, length = x / s.alpha, t.ratio - s.ratio
         state = t.alpha * (u + length * eps)
         if not t.is_clean:

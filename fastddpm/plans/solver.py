@@ -17,10 +17,14 @@ class SolverOptions:
     Attributes:
         order: of the solver.
         at_ratio: the point where sigma/alpha is so much, for solvers that evaluate between two points.
+        at_timestep: the point of a training timestep.
+        eta: of solvers that can be more or less random, in [0, 1].
     """
 
     order: int
     at_ratio: Callable[[float], Point]
+    at_timestep: Callable[[int], Point]
+    eta: float = 0.0
 
 
 def basis(nodes: list[float], own: float) -> Polynomial:

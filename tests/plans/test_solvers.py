@@ -1,6 +1,7 @@
 """Solvers: their orders on data with a known score, exact cases, and diffusers' schedulers of their names."""
 
 import functools
+import itertools
 import math
 import types
 
@@ -23,14 +24,15 @@ SCHEDULE = NoiseSchedule.linear()
 LEVELS = Levels.of(SCHEDULE)
 SOLVERS = [name for name, entry in METHODS.items() if entry.solver is not None]
 # The others evaluate between two.
-AT_TIMESTEPS = [name for name in SOLVERS if name not in ("dpm2", "dpm2_ancestral", "dpmpp_2s")]
+AT_TIMESTEPS = [name for name in SOLVERS if name not in ("dpm2", "dpm2_ancestral", "dpmpp_2s", "lcm", "tcd")]
 NOISY = ["dpmpp_2m_sde", "dpmpp_3m_sde", "euler_ancestral", "dpm2_ancestral"]
 FROM_KEPT = (Column.FROM_KEPT_1, Column.FROM_KEPT_2, Column.FROM_KEPT_3)
 
 
-def plan_of(name, points, order=None, prediction_type="epsilon", bound=math.inf):
+def plan_of(name, points, order=None, prediction_type="epsilon", bound=math.inf, eta=0.0):
     entry = METHODS[name]
-    tableau = entry.solver(points, SolverOptions(order or entry.order, LEVELS.at_ratio))
+    options = SolverOptions(order or entry.order, LEVELS.at_ratio, LEVELS.at_timestep, eta)
+    tableau = entry.solver(points, options)
     return tableau.plan(name, prediction_type, bound)
 
 
@@ -321,6 +323,64 @@ def test_diffusers_dpm_solver_of_the_sde(order):
     drawn = [torch.randn(1, 9).numpy() for _ in times]
     given = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start, lambda k: drawn[k])
     assert given == pytest.approx(wanted, abs=2e-5)
+
+
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_churn_is_algorithm_2(eta):
+    """Karras et al. 2022, algorithm 2 written out in u = x/alpha, with the same numbers."""
+    points = points_at(LEVELS, np.array([999, 800, 500, 200, 40]))
+    plan = plan_of("heun", points, eta=eta)
+    numbers = np.random.default_rng(2).standard_normal((len(plan), 9))
+    x = np.linspace(-2, 2, 9)
+
+    def eps(u, ratio):
+        time = np.interp(math.log(ratio), LEVELS.log_ratio, np.arange(1000))
+        return toy(torch.tensor(u / np.hypot(1, ratio)), np.float32(time)).numpy()
+
+    drawn = iter(numbers[plan.draws])
+    u = x * np.hypot(1, points[0].ratio)
+    for number, (s, t) in enumerate(itertools.pairwise(points)):
+        sigma, end = s.ratio, t.ratio
+        if number:
+            higher = min(sigma * (1 + eta * (math.sqrt(2) - 1)), points[0].ratio)
+            u = u + math.sqrt(higher**2 - sigma**2) * next(drawn)
+            sigma = higher
+        slope = eps(u, sigma)
+        following = u + (end - sigma) * slope
+        if end > 0:
+            following = u + (end - sigma) * (slope + eps(following, end)) / 2
+        u = following
+    given = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), x, lambda k: numbers[k])
+    assert given == pytest.approx(u, rel=2e-4, abs=2e-5)
+    assert plan.draws.sum() == len(points) - 2
+    assert next(drawn, None) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "eta"), [("lcm", 0.0), ("tcd", 0.0), ("tcd", 0.3), ("tcd", 1.0)])
+def test_diffusers_schedulers_of_consistency_models(name, eta):
+    options = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    scheduler = getattr(diffusers, f"{name.upper()}Scheduler")(**options)
+    given_times = [999, 759, 499, 259]
+    scheduler.set_timesteps(timesteps=given_times)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 9)
+    start, generator = x.numpy(), torch.Generator().manual_seed(4)
+    for t in scheduler.timesteps:
+        step_options = {"generator": generator, **({"eta": eta} if name == "tcd" else {})}
+        x = scheduler.step(toy(x, int(t)), t, x, **step_options).prev_sample
+    method = Method(method=name, timesteps=given_times, **({"eta": eta} if eta else {}))
+    plan, again = method.plan(SCHEDULE), torch.Generator().manual_seed(4)
+    numbers = {
+        int(k): torch.randn(1, 9, dtype=torch.float64, generator=again) for k in np.flatnonzero(plan.draws)
+    }
+    got = walk(
+        plan,
+        lambda x, time: toy(torch.tensor(x), int(time)).numpy(),
+        start,
+        lambda k: numbers[k].numpy() if k in numbers else 0.0,
+    )
+    assert got == pytest.approx(x.numpy(), rel=1e-5, abs=1e-5)
+    assert generator.get_state().equal(again.get_state())
 
 
 # ---------------------------------------------------------------- points and options
