@@ -95,6 +95,7 @@ def export_onnx(
     Raises:
         ExportError: torch.export cannot export the network, or a file differs from PyTorch. Nothing is left.
         ValueError: naming the argument, what was given and what is accepted.
+        OSError: the folder cannot be written, or its disk is full: it is as it was.
     """
     settings = resolve(
         model,
