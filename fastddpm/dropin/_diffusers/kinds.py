@@ -36,6 +36,19 @@ _SCHEDULERS: dict[SchedulerKind, tuple[set[str], tuple[str, ...], tuple[str, ...
         ("solver_order", "algorithm_type", "euler_at_final", "final_sigmas_type"),
     ),
 }
+STEPS = (
+    "step",
+    "set_timesteps",
+    "scale_model_input",
+    "previous_timestep",
+    "_get_variance",
+    "_threshold_sample",
+    "convert_model_output",
+    "dpm_solver_first_order_update",
+    "multistep_dpm_solver_second_order_update",
+    "multistep_dpm_solver_third_order_update",
+)
+"""Methods of schedulers that make their steps."""
 # Of schedulers that look like one of these and compute something else (CogVideoX, consistency models).
 _FOREIGN = {"snr_shift_scale", "original_inference_steps"}
 

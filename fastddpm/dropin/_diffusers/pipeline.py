@@ -13,7 +13,7 @@ from torch import Tensor
 from fastddpm.batch import Batch, make_batch
 from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin._diffusers.generators import Generators, one_each
-from fastddpm.dropin._diffusers.kinds import scheduler_kind
+from fastddpm.dropin._diffusers.kinds import STEPS, scheduler_kind
 from fastddpm.dropin._diffusers.network import (
     Translation,
     call,
@@ -24,6 +24,7 @@ from fastddpm.dropin._diffusers.network import (
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
 from fastddpm.dropin.network import PeerNetwork
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
@@ -90,6 +91,7 @@ class FastPipeline(DropIn):
     ) -> Plan:
         whole("num_inference_steps", num_inference_steps, least=1)
         scheduler, unet = self.scheduler, self.unet
+        check_published(scheduler, STEPS, "scheduler")
         plan = self._plans.get(
             scheduler,
             num_inference_steps,
