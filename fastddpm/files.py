@@ -73,8 +73,12 @@ def replacing_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(folder: Path, name: str) -> Iterator[Path]:
-    """Yields a new hidden folder inside ``folder``, which is gone afterwards, with what is still in it."""
-    with temporary_name(folder / name) as temporary:
+    """Yields a new hidden folder inside ``folder``, which is gone afterwards, with what is still in it.
+
+    Raises:
+        OSError: it cannot be made. One of a full disk in the body names ``folder``.
+    """
+    with temporary_name(folder / name) as temporary, _space_for(folder):
         temporary.mkdir()
         try:
             yield temporary
@@ -200,8 +204,9 @@ def _space_for(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        unnamed = error.filename is None or TEMPORARY.fullmatch(Path(error.filename).name)
-        if error.errno not in FULL or not unnamed:
+        parts = () if error.filename is None else Path(error.filename).parts
+        is_mine = error.filename is None or any(TEMPORARY.fullmatch(part) for part in parts)
+        if error.errno not in FULL or not is_mine:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 

@@ -26,8 +26,8 @@ from fastddpm.options import ConditionArguments, RunOptions, SampleArguments, Sa
 from fastddpm.plans import Method, Plan
 from fastddpm.plans.formula import VarianceType
 from fastddpm.plans.inversion import inverse_plan
-from fastddpm.plans.method import MethodName, MethodOptions, TimeInput
-from fastddpm.plans.plan import PredictionType
+from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.plan import PredictionType, TimeInput
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
 from fastddpm.precision import Precision, described, dtype_of, precision_for
 from fastddpm.progress import progress_bar
@@ -81,8 +81,8 @@ class Sampler:
             chain that begins with noise alone.
         timesteps: the timesteps themselves, strictly descending, instead of a spacing.
         eta: of ddim: 0 deterministic, 1 as noisy as ddpm.
-        time_input: what the model takes as t: ``timestep``, int64, or ``noise_level``, float32
-            sqrt(alphas_cumprod[t]), as SR3 does.
+        time_input: what the model takes as t: ``timestep``, int64; or float32, ``noise_level``
+            sqrt(alphas_cumprod[t]), as SR3 does, or ``alphas_cumprod``, as Palette does.
         solver_order: of solvers that can have several.
         null_label: the label that means "no class"; taken from our own networks.
         shape: ``(C, H, W)`` of an image, so that `sample` need not be told.

@@ -55,6 +55,7 @@ def _models(folder: Path) -> list[Sample]:
     from fastddpm.tasks import SuperResolve
     from fastddpm.tasks.registry import write_task
     from fastddpm.unet import abarankab, sr3
+    from fastddpm_bench.peers.palette import GammaUNet, Network
 
     config = fastddpm.UNetConfig(in_channels=1, base_channels=8, channel_mults=(1, 2), num_groups=4)
     unet, schedule = fastddpm.UNet(config).eval(), fastddpm.NoiseSchedule.linear(20)
@@ -79,8 +80,11 @@ def _models(folder: Path) -> list[Sample]:
     theirs = fastddpm.UNet(fastddpm.UNetConfig(**{**config.to_dict(), "time_activation": False})).eval()
     torch.save(sr3.their_state_dict(theirs, "denoise_fn."), states / "sr3.pth")
     (states / "config.json").write_text(json.dumps(SR3_CONFIG))
+    gammas = Network(GammaUNet(2, 1, mults=(1, 1), attention=(), updown=True), schedule.betas)
+    torch.save(gammas.state_dict(), states / "palette.pth")
+    (states / "palette.json").write_text(json.dumps(PALETTE_CONFIG))
     found += [Sample("state", file, file, 4) for file in states.glob("*.*") if file.suffix != ".json"]
-    found.append(Sample("configuration", states / "config.json", states / "config.json", 3))
+    found += [Sample("configuration", file, file, 3) for file in states.glob("*.json")]
 
     pipeline = save_pipeline(folder / "pipeline", unet, schedule, {"shape": [1, 8, 8]})
     weights = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
@@ -99,6 +103,20 @@ SR3_CONFIG = {
             "val": {"schedule": "linear", "n_timestep": 20, "linear_start": 1e-4, "linear_end": 0.02}
         },
         "diffusion": {"image_size": 8},
+    },
+}
+PALETTE_CONFIG = {
+    "schedule_phase": "test",
+    "model": {
+        "which_networks": [
+            {
+                "args": {
+                    "module_name": "guided_diffusion",
+                    "unet": {"in_channel": 2, "inner_channel": 32, "num_head_channels": 16, "image_size": 8},
+                    "beta_schedule": {"test": {"schedule": "linear", "n_timestep": 20, "linear_end": 0.02}},
+                }
+            }
+        ]
     },
 }
 GIVEN = {
@@ -227,14 +245,15 @@ def _read_model(path: Path) -> None:
 def _read_state(path: Path) -> None:
     import fastddpm
 
-    given = {name: GIVEN[name] for name in ("num_groups", "image_size", "schedule")}
-    fastddpm.load(path, config=given if path.stem == "sr3" else GIVEN)
+    asked = {"sr3": ("num_groups", "image_size", "schedule"), "palette": ("image_size", "schedule")}
+    given = {name: GIVEN[name] for name in asked.get(path.stem, GIVEN)}
+    fastddpm.load(path, config={**given, "num_heads": 2} if path.stem == "palette" else given)
 
 
 def _read_configuration(path: Path) -> None:
     import fastddpm
 
-    fastddpm.load(path.with_name("sr3.pth"), config=path)
+    fastddpm.load(path.with_name("palette.pth" if path.stem == "palette" else "sr3.pth"), config=path)
 
 
 def _read_job(path: Path) -> None:

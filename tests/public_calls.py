@@ -150,7 +150,11 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
         Call("Plan.row_of", plan.row_of, {"timestep": 15}),
         Call("Plan.restarted", plan.restarted, {"row": 1}),
         Call("Plan.with_thresholding", plan.with_thresholding, {"ratio": 0.9, "max_value": 1.0}),
-        Call("Plan.with_noise_levels", plan.with_noise_levels, {"schedule": schedule}),
+        Call(
+            "Plan.with_noise_levels",
+            plan.with_noise_levels,
+            {"schedule": schedule, "time_input": "noise_level"},
+        ),
         Call(
             "repaint",
             repaint,
@@ -321,7 +325,7 @@ def score_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
                 "sde": sde,
                 "model": network,
                 "prediction_type": "epsilon",
-                "noise_level": False,
+                "time_input": "timestep",
                 "cond": cond,
                 "uncond": cond,
                 "guidance_scale": 2.0,

@@ -13,7 +13,7 @@ from fastddpm.checks import BadArgument, check_choice
 from fastddpm.cli.arguments import parse_ranges
 from fastddpm.cli.options import Sets
 from fastddpm.options import SamplerOptions
-from fastddpm.plans.method import TimeInput
+from fastddpm.plans.plan import TimeInput
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import TASKS, Task, make_task
 from fastddpm.unet import UNetConfig
@@ -80,7 +80,9 @@ def train(
     gain: Annotated[
         float | None, typer.Option(help="Of a task: predict the residual times this, not the image.")
     ] = None,
-    time_input: Annotated[str, typer.Option(help="timestep, or noise_level as in SR3.")] = "timestep",
+    time_input: Annotated[
+        str, typer.Option(help="timestep, noise_level (SR3) or alphas_cumprod (Palette).")
+    ] = "timestep",
     mid_attention: Annotated[bool, typer.Option(help="Self-attention at the lowest level.")] = True,
     base_channels: Annotated[int, typer.Option(max=65536, help="Channels at full resolution.")] = 32,
     mults: Annotated[

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from fastddpm.dropin.settings import PeerOptions, Report, Settings
+from fastddpm.dropin.strangers import known_as
 from fastddpm.dropin.wrapped import held, seen_through
 from fastddpm.engine import Engine
 from fastddpm.network import Model
@@ -116,7 +117,8 @@ def optimize(
             options of :class:`fastddpm.Sampler`, which it becomes.
 
     Raises:
-        Unrecognised: listing what is known, and how to use `Sampler` instead.
+        Unrecognised: what to give instead of an object of some libraries; or listing what is known, and how
+            to use `Sampler` instead.
         TypeError, ValueError: an option that this library's drop-in does not have, a value that is not
             accepted, or a configuration that cannot be reproduced.
     """
@@ -138,6 +140,10 @@ def optimize(
         raise Unrecognised(
             f"obj: {type(obj).__name__} given, what it holds at {' or '.join(places[:4])} accepted"
         )
+    stranger = known_as(obj)
+    if stranger is not None:
+        name = type(obj).__name__
+        raise Unrecognised(f"obj: {name} given, {stranger.owner}; {stranger.instead} accepted")
     known = [peer.DESCRIPTION for peer in peers] + ["any callable model(x, t, **cond) with schedule="]
     raise Unrecognised(
         f"obj: {type(obj).__name__} given; known are {'; '.join(known)}. For any other network that predicts "

@@ -12,6 +12,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import check_choice, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.network import PeerNetwork
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer, check_device, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
@@ -45,6 +46,7 @@ def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto") -> 
         ValueError: an option is not as above, or ``ours`` where it does not fit.
     """
     check_choice("network", network, NETWORK_CHOICES)
+    check_published(obj, ("sample", "sample_diffusion_sequence", "remove_noise"))
     for name in ("model", "ema_model"):
         warn_if_random(getattr(obj, name), name)
     return FastAbarankab(obj, settings, network)

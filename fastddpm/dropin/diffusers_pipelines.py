@@ -8,6 +8,7 @@ from fastddpm.dropin._diffusers.kinds import pipeline_kind
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline, FastPipeline
 from fastddpm.dropin.alterations import warn_if_random
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
 
@@ -33,6 +34,7 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Fast
     Raises:
         ValueError: an option is not as there, or a scheduler or configuration that cannot be reproduced.
     """
+    check_published(obj, ("__call__",))
     kind = FastDDPMPipeline if pipeline_kind(obj) == "DDPMPipeline" else FastDDIMPipeline
     fast = kind(obj, settings, Options.of(options))
     warn_if_random(obj.unet, "unet")

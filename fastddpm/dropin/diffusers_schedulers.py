@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.options import Options
-from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
+from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
 from fastddpm.plans.diffusers import from_solver_scheduler
@@ -52,6 +53,7 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
         raise BadArgument("precision", f"{settings.precision!r} for a scheduler alone", "None")
     if settings.dtype is not None:
         raise BadArgument("dtype", f"{settings.dtype} for a scheduler alone", "None")
+    check_published(obj, STEPS)
     habits = Options.of(options)
     if habits.network != "auto":
         raise BadArgument("network", f"{habits.network!r} for a scheduler alone", "none")

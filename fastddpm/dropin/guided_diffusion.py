@@ -18,6 +18,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.guided_diffusion_guidance import Guidance
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer, holds
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.network import Model, model_device_dtype, modules_of
@@ -31,6 +32,13 @@ DESCRIPTION = "guided-diffusion and improved-diffusion GaussianDiffusion, Spaced
 KEPT_MODELS = 4
 """Networks whose buffers and graphs a drop-in keeps between calls."""
 
+_STEPS = (
+    *("p_sample_loop", "p_sample_loop_progressive", "p_sample"),
+    *("ddim_sample_loop", "ddim_sample_loop_progressive", "ddim_sample"),
+    *("p_mean_variance", "q_posterior_mean_variance", "condition_mean", "condition_score"),
+    *("_predict_xstart_from_eps", "_predict_xstart_from_xprev", "_predict_eps_from_xstart"),
+    "_scale_timesteps",
+)
 _HELD = ("model_mean_type", "model_var_type", "num_timesteps", "p_sample_loop", "ddim_sample_loop")
 
 
@@ -53,6 +61,7 @@ def build(obj: Peer, settings: Settings) -> FastGuidedDiffusion:
     Raises:
         ValueError: a mean or variance type that is not one of theirs.
     """
+    check_published(obj, _STEPS)
     return FastGuidedDiffusion(obj, settings)
 
 

@@ -6,11 +6,25 @@ from fastddpm.checks import BadArgument
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.lucidrains_guidance import FastGuidedLucidrains
 from fastddpm.dropin.lucidrains_loops import DESCRIPTION, FastLucidrains, parameters_of
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer, holds
 from fastddpm.dropin.settings import Settings
 from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES
 
 _HELD = ("channels", "objective", "num_timesteps", "sampling_timesteps", "is_ddim_sampling", "sample")
+_STEPS = (
+    "sample",
+    "p_sample_loop",
+    "ddim_sample",
+    "p_sample",
+    "p_mean_variance",
+    "model_predictions",
+    "predict_start_from_noise",
+    "predict_noise_from_start",
+    "predict_start_from_v",
+    "q_posterior",
+    "interpolate",
+)
 # Its other classes, by what only they hold, and why they are refused.
 _REFUSED = {
     "seq_length": "GaussianDiffusion1D: its state is not (B, C, H, W)",
@@ -50,8 +64,12 @@ def build(obj: Peer, settings: Settings, **options: bool) -> FastLucidrains:
     for name, reason in _REFUSED_ARGUMENTS.items():
         if name in parameters_of(obj.sample) or name in parameters_of(getattr(obj, "p_sample", obj.sample)):
             raise BadArgument("obj", reason, f"{DESCRIPTION}, with or without guidance,")
+    check_published(obj, _STEPS)
     warn_if_random(obj.model, "model")
     if hasattr(obj.model, "forward_with_cond_scale"):
+        if "rescaled_phi" not in parameters_of(obj.model.forward_with_cond_scale):
+            given = "a network whose forward_with_cond_scale has no rescaled_phi, as of early versions,"
+            raise BadArgument("obj", given, "one of a later version")
         return FastGuidedLucidrains(obj, settings, **options)
     if options:
         raise BadArgument(", ".join(options), "an option", f"none for {DESCRIPTION}")

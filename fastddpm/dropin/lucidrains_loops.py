@@ -164,6 +164,12 @@ class FastLucidrains(DropIn):
             x = runner.run(plan, batch, **options)
         else:
             x = torch.stack([x.clone() for _, x, _ in runner.walk(plan, batch, **options)], dim=1)
+        return self._unnormalized(x)
+
+    def _unnormalized(self, x: Tensor) -> Tensor:
+        """As the original has it; early versions (0.27, 1.0) always map [-1, 1] to [0, 1] and hold none."""
+        if not hasattr(self.original, "unnormalize"):
+            return (x + 1) * 0.5
         images: Tensor = self.original.unnormalize(x)
         return images
 

@@ -17,6 +17,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_choice, shown, whole
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.network import PeerNetwork
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.method import StepOptions
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "GaussianDiffusion of Janspiry's SR3 repository (sr3 and ddpm variants)"
 
+_STEPS = (
+    "sample",
+    "super_resolution",
+    "p_sample_loop",
+    "p_sample",
+    "p_mean_variance",
+    "predict_start_from_noise",
+    "q_posterior",
+)
 Callback = Callable[[int, int, Tensor], None]
 
 
@@ -60,6 +70,7 @@ def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto") -> 
         ValueError: an option is not as above, or ``ours`` where it does not fit.
     """
     check_choice("network", network, NETWORK_CHOICES)
+    check_published(obj, _STEPS)
     warn_if_random(obj.denoise_fn, "denoise_fn")
     return FastSR3(obj, settings, network)
 

@@ -23,7 +23,7 @@ from fastddpm.checks import check_choice, image_shape
 from fastddpm.engine.watch import Offence, Watch
 from fastddpm.facts import model_facts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
-from fastddpm.plans.method import TIME_INPUTS, TimeInput
+from fastddpm.plans.plan import TIME_INPUTS, TimeInput
 from fastddpm.tabulated import ModelInputs, bind
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def check_capturable(
         cond: what it is given by name besides, ``(1, ...)`` each; only shapes and dtypes are used.
         guided: run it as classifier-free guidance does, on the doubled batch.
         condition_channels: channels of a condition image in front of x; 0 for none.
-        time_input: what it takes as t, ``timestep`` or ``noise_level``.
+        time_input: what it takes as t, ``timestep``, ``noise_level`` or ``alphas_cumprod``.
         dtype: what it takes x in; None for its weights'.
 
     Returns:

@@ -39,6 +39,7 @@ from fastddpm.export.readme import readme  # noqa: E402
 from fastddpm.export.settings import CONDITION_KINDS, Settings, resolve  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
+from fastddpm.onnx.folder import TIMES  # noqa: E402
 from fastddpm.options import ExportOptions  # noqa: E402
 from fastddpm.plans.registry import formulas  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
@@ -94,6 +95,7 @@ def export_onnx(
     Raises:
         ExportError: torch.export cannot export the network, or a file differs from PyTorch. Nothing is left.
         ValueError: naming the argument, what was given and what is accepted.
+        OSError: the folder cannot be written, or its disk is full: it is as it was.
     """
     settings = resolve(
         model,
@@ -148,7 +150,7 @@ def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] 
         "condition_channels": call.condition_channels,
         **_conditions(call),
         "prediction_type": settings.method.prediction_type,
-        "time": "noise_level" if call.noise_level else "index",
+        "time": next(word for word, time_input in TIMES.items() if time_input == call.time_input),
         "learned_range": settings.method.variance_type == "learned_range",
         "network_dtype": dtype,
         "num_train_timesteps": len(settings.schedule),

@@ -14,7 +14,7 @@ import onnx
 from fastddpm.export import noise
 from fastddpm.export.network import OPSET, ExportedNetwork
 from fastddpm.export.nodes import BOOL, FLOAT, INT64, UINT8, Graph, as_model, value
-from fastddpm.export.table import ROW_COLUMNS, TableOptions, accepted, noise_levels, only_if, plan_table
+from fastddpm.export.table import ROW_COLUMNS, TableOptions, accepted, levels_told, only_if, plan_table
 from fastddpm.export.update import guided_output, split_output, update
 from fastddpm.plans.registry import formulas
 
@@ -127,7 +127,9 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
     g = Graph()
     steps, timesteps, method = _checked(g, recipe)
     table = plan_table(g, recipe.table, timesteps, method, "eta")
-    time = noise_levels(g, recipe.table, timesteps) if call.noise_level else timesteps
+    time = timesteps
+    if call.time_input != "timestep":
+        time = levels_told(g, recipe.table, timesteps, call.time_input)
 
     batch = g("Shape", "seeds")
     passes, labels = None, "class_labels" if call.has_classes else None

@@ -19,6 +19,7 @@ from torch.export import Dim
 from fastddpm.export.errors import ExportError
 from fastddpm.export.nodes import FLOAT, HALF, INT64, Fragment, Graph, fragment_of
 from fastddpm.network import unwrapped
+from fastddpm.plans.plan import TimeInput
 from fastddpm.unet import UNet
 
 OPSET = 20
@@ -71,7 +72,7 @@ class NetworkCall:
         condition_channels: channels concatenated in front of the image.
         num_classes: None without classes.
         null_label: the label that means "no class", or None.
-        noise_level: whether it is told sqrt(alphas_cumprod), float32, instead of the timestep, int64.
+        time_input: what it is told: timesteps, int64, or levels, float32.
         half: whether it runs in float16.
         cond: what it is given by name besides, in order.
     """
@@ -82,7 +83,7 @@ class NetworkCall:
     condition_channels: int
     num_classes: int | None
     null_label: int | None
-    noise_level: bool
+    time_input: TimeInput
     half: bool
     cond: tuple[Condition, ...] = ()
 
@@ -99,12 +100,12 @@ class NetworkCall:
     @property
     def time_kind(self) -> int:
         """ONNX's number of the time's dtype."""
-        return FLOAT if self.noise_level else INT64
+        return INT64 if self.time_input == "timestep" else FLOAT
 
     @property
     def time_dtype(self) -> torch.dtype:
         """The time's dtype."""
-        return torch.float32 if self.noise_level else torch.int64
+        return torch.int64 if self.time_input == "timestep" else torch.float32
 
     @property
     def dtype(self) -> torch.dtype:
@@ -228,7 +229,7 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
     network = plain_copy(model, call.dtype)
     x = torch.zeros(EXAMPLE_BATCH, call.condition_channels + call.channels, call.height, call.width)
     x = x.to(call.dtype)
-    t = torch.full((EXAMPLE_BATCH,), 0.5 if call.noise_level else 1, dtype=call.time_dtype)
+    t = torch.full((EXAMPLE_BATCH,), 1 if call.time_input == "timestep" else 0.5, dtype=call.time_dtype)
     labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)
     time = classes = None
     if isinstance(network, UNet):

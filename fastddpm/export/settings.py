@@ -18,6 +18,7 @@ from fastddpm.export.table import TableOptions
 from fastddpm.options import ExportOptions
 from fastddpm.plans import METHODS, Method, Plan
 from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.plan import TimeInput, time_input_of
 from fastddpm.plans.registry import formulas
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
@@ -102,7 +103,7 @@ def resolve(
         raise BadArgument("shape", "none, and no default of the sampler,", "(C, H, W)")
     channels, height, width = image_shape(image)
     plan = sampler.plan
-    _check_plan(plan, sampler.schedule)
+    told = _checked_plan(plan, sampler.schedule)
     classes = _num_classes(network, num_classes)
     null = sampler.facts.null_label
     if null is not None and classes is None:
@@ -114,7 +115,7 @@ def resolve(
         condition_channels=_condition_channels(network, channels, condition_channels),
         num_classes=classes,
         null_label=null,
-        noise_level=plan.model_time.dtype.kind == "f",
+        time_input=told,
         half=dtype == "float16",
         cond=_conditions(sampler, cond or {}, has_labels=classes is not None),
     )
@@ -142,27 +143,26 @@ def _sampler(model: nn.Module | Sampler, schedule: NoiseSchedule | None, options
     return Sampler(model, schedule, **options)
 
 
-def _check_plan(plan: Plan, schedule: NoiseSchedule) -> None:
-    """ValueError where a plan does what no file can."""
+def _checked_plan(plan: Plan, schedule: NoiseSchedule) -> TimeInput:
+    """What a plan tells the network; ValueError where it does what no file can."""
     if plan.method not in formulas():
         raise BadArgument("method", f"a plan of {plan.method!r}", f"one of {', '.join(formulas())}")
     if plan.thresholding is not None:
         raise BadArgument("thresholding", "dynamic thresholding", "a fixed clip or none")
     if plan.timesteps[-1] < 0:
         raise BadArgument("timesteps", "a plan that ends at -1", "0 or more")
-    levels = schedule.sqrt_alphas_cumprod[plan.timesteps]
-    is_level = plan.model_time.dtype.kind == "f"
-    if not np.allclose(plan.model_time, levels if is_level else plan.timesteps, rtol=1e-5, atol=0.0):
-        raise BadArgument(
-            "model_time", "a plan that tells the network something else", "timesteps or sqrt(alphas_cumprod)"
-        )
+    told = time_input_of(plan, schedule)
+    if told is None or plan.alphas_cumprod is not None:
+        given, accepted = "a plan that tells the network something else", "timesteps or levels of these"
+        raise BadArgument("model_time", given, accepted)
+    return told
 
 
 def _inferred(plan: Plan, sampler: Sampler) -> Method:
     """The method that gives this plan."""
     known = {
         "method": plan.method,
-        "time_input": "noise_level" if plan.model_time.dtype.kind == "f" else "timestep",
+        "time_input": time_input_of(plan, sampler.schedule),
         "prediction_type": plan.prediction_type,
         "clip_sample_range": float(plan.table[0, Column.X0_BOUND]) if plan.clip else None,
         "timesteps": plan.timesteps.tolist(),

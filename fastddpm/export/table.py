@@ -17,7 +17,7 @@ from fastddpm.export.errors import ExportError
 from fastddpm.export.nodes import BOOL, DOUBLE, END, FLOAT, INT32, INT64, Graph
 from fastddpm.export.vector import Vector
 from fastddpm.plans.formula import Columns, FormulaOptions, Passed
-from fastddpm.plans.plan import Float64, collapsed
+from fastddpm.plans.plan import Float64, LevelInput, collapsed
 from fastddpm.plans.registry import formulas
 from fastddpm_kernels.table import Column
 
@@ -109,10 +109,10 @@ def accepted(g: Graph, timesteps: str, method: str, eta: str) -> list[str]:
     ]
 
 
-def noise_levels(g: Graph, options: TableOptions, timesteps: str) -> str:
-    """sqrt(abar), float32 [S]: what a network of SR3 is told instead of the timestep."""
+def levels_told(g: Graph, options: TableOptions, timesteps: str, time_input: LevelInput) -> str:
+    """sqrt(abar), which a network of SR3 is told instead of the timestep, or Palette's abar: float32 [S]."""
     abar = g("Gather", g.float64(options.alphas_cumprod), g("Cast", timesteps, to=INT64))
-    return g("Cast", g("Sqrt", abar), to=FLOAT)
+    return g("Cast", g("Sqrt", abar) if time_input == "noise_level" else abar, to=FLOAT)
 
 
 def _stacked(g: Graph, columns: Columns, clip: float, length: str) -> str:

@@ -42,7 +42,7 @@ def read(folder: Path, given: Fields, *, ema: bool = True, method: str | None = 
 
     Args:
         folder: with ``model_index.json``, a training script's ``checkpoint-500``, or a UNet's ``config.json``
-            and weights.
+            and weights. Where it has no scheduler, that of the run or pipeline around it is taken.
         given: ``unet`` and ``scheduler``, fields that replace those of the configurations; ``schedule``
             instead of a scheduler's; ``image_size`` where the UNet has no sample_size; ``num_classes`` of a
             UNet with class_embed_type "timestep"; ``variant`` of its weights where there are several.

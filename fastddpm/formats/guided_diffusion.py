@@ -11,7 +11,9 @@ from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, known, network, schedule_of, square
 from fastddpm.inputs import Fields
 from fastddpm.options import SamplerOptions
+from fastddpm.unet import UNet
 from fastddpm.unet import guided_diffusion as dialect
+from fastddpm.unet.config import Options
 
 ANCHOR = "input_blocks.0.0.weight"
 _OPTIONS = (
@@ -57,8 +59,7 @@ def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
     known(given, _OPTIONS)
     asked = {"image_size": "a side in pixels or (H, W)"}
     asked["schedule"] = "a NoiseSchedule or its betas, such as NoiseSchedule.linear(1000)"
-    if given.get("num_head_channels") is None:
-        asked["num_heads"] = "heads of an attention, 4 by default there, unless num_head_channels is"
+    asked |= heads_asked(given, "4 by default there")
     ask(given, asked, "a state dict of guided-diffusion")
     schedule, (height, width) = schedule_of(given["schedule"]), square(given["image_size"])
     if len(schedule) != _STEPS and given.get("rescale_timesteps") is None:
@@ -66,13 +67,8 @@ def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
             f"rescale_timesteps not given, for {len(schedule)} timesteps; True, improved-diffusion's "
             "default, or False, guided-diffusion's, accepted"
         )
-    head_dim = _head_dim(state, given)
-    ours = dialect.state_dict(state, head_dim, new_order=_flag(given, "use_new_attention_order"))
-    options = {"attention_head_dim": head_dim}
-    fixed = {**dialect.FIXED, "time_conditioning": _conditioning(state, given)}
-    if _flag(given, "rescale_timesteps"):
-        fixed["time_scale"] = _STEPS / len(schedule)
-    unet = network(ours, options, fixed)
+    rescales = _flag(given, "rescale_timesteps")
+    unet = unet_of(state, given, {"time_scale": _STEPS / len(schedule)} if rescales else {})
     config = unet.config
     channels, outputs = config.in_channels, config.out_channels or config.in_channels
     if outputs not in (channels, 2 * channels):
@@ -88,6 +84,34 @@ def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
     return Loaded(unet, schedule, sampler)
 
 
+def heads_asked(given: Fields, usual: str) -> dict[str, str]:
+    """What to ask about attention; ``usual``: what their code does unasked."""
+    if given.get("num_head_channels") is not None:
+        return {}
+    return {"num_heads": f"heads of an attention, {usual}, unless num_head_channels is"}
+
+
+def unet_of(state: Mapping[str, Tensor], given: Fields, others: Options) -> UNet:
+    """Our network from the tensors of a UNetModel.
+
+    Args:
+        state: of a UNetModel.
+        given: as of `read`, of which it takes what is about the network.
+        others: options of ours that the format knows or was told besides.
+
+    Raises:
+        CheckpointError: naming what contradicts the tensors.
+    """
+    head_dims = _head_dims(state, given)
+    if len(set(head_dims.values())) == 1:
+        heads: Options = {"attention_head_dim": next(iter(head_dims.values()))}
+    else:
+        heads = {"attention_heads": given["num_heads"]}
+    ours = dialect.state_dict(state, head_dims, new_order=_flag(given, "use_new_attention_order"))
+    fixed = {**dialect.FIXED, "time_conditioning": _conditioning(state, given)}
+    return network(ours, {**heads, **others}, fixed)
+
+
 def _flag(given: Fields, name: str) -> bool:
     value = given.get(name)
     if value is not None and not isinstance(value, bool):
@@ -95,8 +119,8 @@ def _flag(given: Fields, name: str) -> bool:
     return bool(value)
 
 
-def _head_dim(state: Mapping[str, Tensor], given: Fields) -> int:
-    """Channels a head, the same in every attention, as ours has them."""
+def _head_dims(state: Mapping[str, Tensor], given: Fields) -> dict[int, int]:
+    """Channels a head by the width of an attention."""
     name = "num_heads" if given.get("num_head_channels") is None else "num_head_channels"
     value = given[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -105,13 +129,7 @@ def _head_dim(state: Mapping[str, Tensor], given: Fields) -> int:
     for width in widths:
         if width % value:
             raise ConfigError(f"{name}={value} given, a divisor of the {width} channels accepted")
-    dims = {value if name == "num_head_channels" else width // value for width in widths}
-    if len(dims) != 1:
-        raise CheckpointError(
-            f"state dict: num_heads={value} gives heads of {sorted(dims)} channels, of one size accepted; "
-            f"{_INSTEAD}"
-        )
-    return dims.pop()
+    return {width: value if name == "num_head_channels" else width // value for width in widths}
 
 
 def _conditioning(state: Mapping[str, Tensor], given: Fields) -> str:

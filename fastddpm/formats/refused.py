@@ -16,7 +16,7 @@ _SAMPLER = f"{_BY_ITS_CODE}fastddpm.Sampler(model, schedule) takes any model(x, 
 
 # In this order, since the first names are parts of the later ones'.
 _KNOWN: tuple[tuple[str, tuple[str, ...], str], ...] = (
-    ("Palette", ("cond_embed.0.weight", "input_blocks.0.0.weight"), _SAMPLER),
+    ("Palette with conv_resample=False", ("cond_embed.0.weight", "input_blocks.0.0.weight"), _SAMPLER),
     ("latent or stable diffusion", ("first_stage_model.encoder.conv_in.weight",), _PIPELINES),
     (
         "guided-diffusion with conv_resample=False",

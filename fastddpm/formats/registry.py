@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from fastddpm.formats import abarankab, ddim, diffusers, guided_diffusion, lucidrains, ours, pytorch_ddpm, sr3
+from fastddpm.formats import (
+    abarankab,
+    ddim,
+    diffusers,
+    guided_diffusion,
+    lucidrains,
+    ours,
+    palette,
+    pytorch_ddpm,
+    sr3,
+)
 from fastddpm.formats.format import Format
 
 FORMATS: dict[str, Format] = {
@@ -24,6 +34,9 @@ FORMATS: dict[str, Format] = {
         guided_diffusion.ANCHOR,
         guided_diffusion.recognises,
         lambda state, buffers, given: guided_diffusion.read(state, given),
+    ),
+    "palette": Format(
+        palette.ANCHOR, palette.recognises, lambda state, buffers, given: palette.read(state, given)
     ),
     "ddim": Format(ddim.ANCHOR, ddim.recognises, lambda state, buffers, given: ddim.read(state, given)),
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_number, shortened
+from fastddpm.formats import palette
 from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.formats.loaded import SHARED, Loaded, ask, groups_asked, known, network, schedule_of, square
 from fastddpm.inputs import Fields
@@ -41,6 +42,8 @@ def read(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Fiel
             ``image_size``, and ``schedule`` where no betas lie beside it. ``schedule_phase`` beside
             their ``model`` picks one of the two schedules of a configuration: ``val``, with which they
             sample, unless it is ``train``. Without a configuration the betas stored are the schedule.
+            Or the JSON configuration of the Palette repository, whose ``sr3`` network has the same names and
+            is told alphas_cumprod; its own files are known by the gammas among ``buffers``.
 
     Raises:
         CheckpointError: naming what is missing or contradicts the tensors.
@@ -49,7 +52,11 @@ def read(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Fiel
     if variant is None:
         raise CheckpointError("state dict: no network of the SR3 repository in it, of variant sr3 or ddpm")
     ours = dialect.state_dict(state)
-    options = _from_configuration(given, variant) if "model" in given else dict(given)
+    is_palette = palette.is_configuration(given) or ("gammas" in buffers and "betas" not in buffers)
+    if palette.is_configuration(given):
+        options = _from_palette(given)
+    else:
+        options = _from_configuration(given, variant) if "model" in given else dict(given)
     if "norm_groups" in options:
         options["num_groups"] = options.pop("norm_groups")
     shown = {name: options.pop(name) for name in _UNET.values() if name in options}
@@ -67,8 +74,16 @@ def read(state: Mapping[str, Tensor], buffers: Mapping[str, Tensor], given: Fiel
     unet = network(ours, {**shown, **options}, {"time_activation": variant == "ddpm", "activation": "silu"})
     defaults: SamplerOptions = {"method": "ddpm", "clip_sample_range": 1.0}
     if variant == "sr3":
-        defaults["time_input"] = "noise_level"
+        defaults["time_input"] = "alphas_cumprod" if is_palette else "noise_level"
     return Loaded(unet, schedule, {**defaults, "shape": [unet.config.image_channels, height, width]})
+
+
+def _from_palette(document: Fields) -> Options:
+    """Our options from the content of the Palette repository's JSON file."""
+    unet, schedule = palette.configured(document, "sr3")
+    names = {**_UNET, "channel_mults": "channel_mults", "image_size": "image_size", "dropout": "dropout"}
+    options = {ours: unet[theirs] for theirs, ours in names.items() if theirs in unet}
+    return options | {"num_groups": unet.get("norm_groups", 32), "schedule": schedule}
 
 
 def _from_configuration(document: Fields, variant: str) -> Options:

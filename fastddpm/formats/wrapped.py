@@ -197,11 +197,12 @@ def _prefixes(names: Iterable[str], formats: Mapping[str, Format]) -> list[str]:
 
 
 def _beside(names: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of the innermost diffusion object around a prefix, known by its betas; not of its parts."""
+    """The tensors of the innermost diffusion object around a prefix, known by its betas, or the gammas of
+    Palette's; not of its parts."""
     parts = prefix.split(".")[:-1]
     for length in range(len(parts) - 1, -1, -1):
         outer = "".join(f"{part}." for part in parts[:length])
-        if f"{outer}betas" in names:
+        if f"{outer}betas" in names or f"{outer}gammas" in names:
             inner = {name[len(outer) :]: value for name, value in names.items() if name.startswith(outer)}
             return {name: value for name, value in inner.items() if "." not in name}
     return {}

@@ -20,6 +20,7 @@ from fastddpm.inputs import (
 )
 from fastddpm.onnx.errors import OnnxFolderError
 from fastddpm.plans import Method
+from fastddpm.plans.plan import LEVEL_INPUTS, TimeInput
 from fastddpm.schedule import NoiseSchedule
 
 FORMAT = "fastddpm-onnx"
@@ -33,7 +34,7 @@ CONDITION_DTYPES = ("float32", "int64", "int32", "bool")
 MAX_CONDITIONS, MAX_AXES = 64, 8
 FIRST_METHODS = ("ddpm", "ddim", "dpmpp_2m")
 """Of exports that do not list theirs."""
-TIMES = {"index": "timestep", "noise_level": "noise_level"}
+TIMES: dict[str, TimeInput] = {"index": "timestep", **{level: level for level in LEVEL_INPUTS}}
 """What the network is told about time: the words of export.json, and those of a sampler's `time_input`."""
 
 

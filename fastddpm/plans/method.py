@@ -16,7 +16,14 @@ import numpy as np
 
 from fastddpm.checks import BadArgument, check_choice, check_known, check_number, is_whole, quoted
 from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
-from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
+from fastddpm.plans.plan import (
+    PREDICTION_TYPES,
+    TIME_INPUTS,
+    Plan,
+    PredictionType,
+    TimeInput,
+    check_clip_range,
+)
 from fastddpm.plans.points import Levels, points_at, spaced_points
 from fastddpm.plans.registry import METHODS, OwnOption
 from fastddpm.plans.solver import SolverOptions
@@ -58,8 +65,6 @@ MethodName = Literal[
     "lcm",
     "tcd",
 ]
-TimeInput = Literal["timestep", "noise_level"]
-TIME_INPUTS: tuple[TimeInput, ...] = ("timestep", "noise_level")
 
 
 class StepOptions(TypedDict, total=False):
@@ -107,8 +112,8 @@ class Method:
             of Python's integers.
         eta: of ddim, in [0, 1]: 0 deterministic, 1 as noisy as ddpm. Of heun the churn, 1 the most that
             Karras et al. take; of tcd its gamma. 0 with another method.
-        time_input: what the network is told: "timestep" t, int64, or "noise_level" sqrt(alphas_cumprod[t]),
-            float32 (SR3).
+        time_input: what the network is told: "timestep" t, int64, or a level, float32: "noise_level"
+            sqrt(alphas_cumprod[t]) (SR3), or "alphas_cumprod" (Palette).
         solver_order: of a solver that can have several; None for its own.
 
     Raises:
@@ -213,7 +218,7 @@ class Method:
                 self.method,
                 self.prediction_type,
                 bound,
-                noise_levels=self.time_input == "noise_level",
+                time_input=self.time_input,
                 learned_range=self.variance_type == "learned_range",
             )
         assert entry.formula is not None
@@ -225,7 +230,7 @@ class Method:
             skip_last=entry.skips_last,
         )
         plan = formula_plan(self.method, entry.formula, schedule, visited, self.formula_options, bound=bound)
-        return plan.with_noise_levels(schedule) if self.time_input == "noise_level" else plan
+        return plan if self.time_input == "timestep" else plan.with_noise_levels(schedule, self.time_input)
 
     def warn_if_late(self, schedule: NoiseSchedule, plan: Plan, *, stacklevel: int = 4) -> None:
         """UserWarning where the spacing has a plan of this method start far below T-1; see

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = ("epsilon", "sample", "v_prediction")
+LevelInput = Literal["noise_level", "alphas_cumprod"]
+LEVEL_INPUTS: tuple[LevelInput, ...] = ("noise_level", "alphas_cumprod")
+TimeInput = Literal["timestep", LevelInput]
+TIME_INPUTS: tuple[TimeInput, ...] = ("timestep", *LEVEL_INPUTS)
+SAME_LEVEL = 1e-5
+"""How far what a plan tells may be from a level, relative to it, to be that; peers keep theirs in float32."""
 
 Float64 = npt.NDArray[np.float64]
 
@@ -44,8 +50,8 @@ class Plan:
         method: the method's name, such as "ddpm".
         timesteps: int64 [S], the training timesteps visited, descending, none below 0. Where a step takes
             several rows, or the network is told times between these, two rows may be at one.
-        model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels, or timesteps
-            between two of training.
+        model_time: the network's time input: int64 [S] timesteps, or float32 [S] noise levels or
+            alphas_cumprod, or timesteps between two of training.
         table: float32 [S, 32]; columns as in `fastddpm_kernels.table.Column`.
         prediction_type: what the network returns.
         clip: whether column X0_BOUND bounds x0. False, and no divisions: the collapsed LINEAR_X, LINEAR_M
@@ -210,10 +216,19 @@ class Plan:
         return replace(self, table=table, clip=False, thresholding=(float(ratio), float(max_value)))
 
     @checked
-    def with_noise_levels(self, schedule: NoiseSchedule) -> Plan:
-        """The plan for a network that is told sqrt(alphas_cumprod[t]), float32, instead of t (SR3)."""
-        levels = schedule.sqrt_alphas_cumprod[self.timesteps]
-        return replace(self, model_time=levels.astype(np.float32))
+    def with_noise_levels(self, schedule: NoiseSchedule, time_input: LevelInput = "noise_level") -> Plan:
+        """The plan for a network that is told a level, float32, instead of t.
+
+        Args:
+            schedule: the noise schedule.
+            time_input: "noise_level", sqrt(alphas_cumprod[t]) (SR3), or "alphas_cumprod", which Palette calls
+                gamma.
+
+        Raises:
+            ValueError: another word.
+        """
+        check_choice("time_input", time_input, LEVEL_INPUTS)
+        return replace(self, model_time=level_told(time_input, self.levels(schedule)))
 
     def _freeze(self, name: str, values: Any, dtype: Any, shape: tuple[int, ...]) -> None:
         try:
@@ -224,6 +239,27 @@ class Plan:
             raise BadArgument(name, f"shape {array.shape}", f"shape {shape}")
         array.setflags(write=False)
         object.__setattr__(self, name, array)
+
+
+def level_told(time_input: LevelInput, alphas_cumprod: Float64) -> npt.NDArray[np.float32]:
+    """What a network that is told a level is told at these alphas_cumprod."""
+    level = np.sqrt(alphas_cumprod) if time_input == "noise_level" else alphas_cumprod
+    return level.astype(np.float32)
+
+
+def time_input_of(plan: Plan, schedule: NoiseSchedule) -> TimeInput | None:
+    """What a plan tells the network, from the numbers alone; None where it is something else."""
+    told = plan.model_time
+    if told.dtype.kind == "i":
+        return "timestep" if np.array_equal(told, plan.timesteps) else None
+    if plan.alphas_cumprod is not None and np.all(np.abs(told - plan.timesteps) <= 0.5):
+        return "timestep"  # between two of training
+    off: dict[TimeInput, float] = {}
+    for name in LEVEL_INPUTS:
+        level = level_told(name, plan.levels(schedule))
+        if np.allclose(told, level, rtol=SAME_LEVEL, atol=0.0):
+            off[name] = float(np.abs(told - level).max())
+    return min(off, key=lambda name: off[name], default=None)
 
 
 def build_table(n_steps: int, **columns: npt.ArrayLike) -> npt.NDArray[np.float32]:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Literal, SupportsFloat
 
 import numpy as np
+import numpy.typing as npt
 
 from fastddpm.plans.formula import check_recoverable, epsilon_columns, prediction_columns
-from fastddpm.plans.plan import Float64, Plan, PredictionType, build_table
+from fastddpm.plans.plan import Float64, Plan, PredictionType, TimeInput, build_table, level_told
 from fastddpm_kernels.table import FROM_KEPT, MOST_KEPT, Column
 
 Prediction = Literal["x0", "eps", "m"]
@@ -140,7 +141,7 @@ class Tableau:
         prediction_type: PredictionType,
         bound: float,
         *,
-        noise_levels: bool = False,
+        time_input: TimeInput = "timestep",
         learned_range: bool = False,
         thresholding: tuple[float, float] | None = None,
     ) -> Plan:
@@ -150,7 +151,7 @@ class Tableau:
             method: its name.
             prediction_type: what the network returns.
             bound: of |x0|; infinity for none.
-            noise_levels: the network is told alpha instead of the timestep (SR3).
+            time_input: what the network is told.
             learned_range: the network returns 2C channels; the second half changes nothing.
             thresholding: as of `Plan`, in the place of a bound.
 
@@ -192,10 +193,11 @@ class Tableau:
                 columns |= {"kept_from_x0": own[:, 0], "kept_from_x": own[:, 1], "kept_from_m": own[:, 2]}
         falls = bool(np.all(np.diff(time[[row.is_start for row in self.rows]]) < 0))
         whole = falls and bool(np.all(time == np.round(time)))
-        if noise_levels:
-            model_time = alpha.astype(np.float32)
-        else:
+        model_time: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+        if time_input == "timestep":
             model_time = time.astype(np.int64) if whole else time.astype(np.float32)
+        else:
+            model_time = level_told(time_input, alpha**2)
         return Plan(
             method=method,
             timesteps=np.minimum.accumulate(np.round(time)).astype(np.int64),

@@ -16,7 +16,13 @@ from torch import Tensor
 from fastddpm.checks import BadArgument, check_choice, check_number, whole
 from fastddpm.facts import ModelFacts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, unwrapped
-from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType
+from fastddpm.plans.plan import (
+    PREDICTION_TYPES,
+    TIME_INPUTS,
+    PredictionType,
+    TimeInput,
+    time_input_of,
+)
 from fastddpm.score.schedule_sde import ScheduleSDE
 from fastddpm.score.sdes import SDE, like
 from fastddpm.signatures import checked
@@ -29,7 +35,7 @@ class NetworkOptions(TypedDict, total=False):
     """Of `NetworkScore`, what follows from a sampler."""
 
     prediction_type: PredictionType
-    noise_level: bool
+    time_input: TimeInput
     cond: dict[str, Tensor]
     uncond: dict[str, Tensor]
 
@@ -43,7 +49,8 @@ class NetworkScore:
             between two) for a `ScheduleSDE`, the time in [t_min, 1] for any other process.
         prediction_type: what the model predicts of x_t = a x_0 + sigma eps: ``epsilon``, ``sample``, or
             ``v_prediction`` a eps - sigma x_0, which is for VP processes alone.
-        noise_level: the model takes a(t) instead, as SR3 does with sqrt(alphas_cumprod).
+        time_input: ``timestep``; or what the model takes instead, ``noise_level`` a(t), as SR3 does with
+            sqrt(alphas_cumprod), or ``alphas_cumprod`` a(t)^2, as Palette does.
         cond: keyword tensors for the model, ``(B, ...)`` or ``(1, ...)`` for any B.
         uncond: with ``guidance_scale``: what replaces ``cond`` in the unconditional call.
         guidance_scale: w of classifier-free guidance, m_u + w (m_c - m_u); 1 makes no second call.
@@ -59,19 +66,20 @@ class NetworkScore:
         model: Model,
         *,
         prediction_type: PredictionType = "epsilon",
-        noise_level: bool = False,
+        time_input: TimeInput = "timestep",
         cond: dict[str, Tensor] | None = None,
         uncond: dict[str, Tensor] | None = None,
         guidance_scale: float = 1.0,
     ) -> None:
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        check_choice("time_input", time_input, TIME_INPUTS)
         check_number("guidance_scale", guidance_scale, low=0.0)
         if guidance_scale != 1 and not (cond and uncond):
             raise BadArgument(
                 "guidance_scale", f"{guidance_scale!r} without cond and uncond", "1, or both of them,"
             )
         self.sde, self.model = sde, model
-        self.prediction_type, self.noise_level = prediction_type, noise_level
+        self.prediction_type, self.time_input = prediction_type, time_input
         self.cond, self.uncond, self.guidance_scale = cond or {}, uncond or {}, guidance_scale
         self.device, self.dtype = model_device_dtype(model)
 
@@ -97,10 +105,11 @@ class NetworkScore:
         return m
 
     def _call(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        if self.noise_level:
-            time = self.sde.signal(t)
-        else:
+        if self.time_input == "timestep":
             time = self.sde.index(t) if isinstance(self.sde, ScheduleSDE) else t
+        else:
+            signal = self.sde.signal(t)
+            time = signal if self.time_input == "noise_level" else signal**2
         here = {name: value.expand(len(x), *value.shape[1:]) for name, value in cond.items()}
         with in_eval_mode(self.model):
             output = unwrapped(self.model(x.to(self.dtype), time.to(x.device, torch.float32), **here))
@@ -124,9 +133,14 @@ def score_of(
         ValueError: naming the argument, what was given and what is accepted.
     """
     check_number("guidance_scale", guidance_scale, low=0.0)
+    told = time_input_of(sampler.plan, sampler.schedule)
+    if told is None:
+        raise BadArgument(
+            "sampler", "a plan that tells the network neither timesteps nor levels", "one of these"
+        )
     options: NetworkOptions = {
         "prediction_type": sampler.plan.prediction_type,
-        "noise_level": sampler.plan.model_time.dtype.kind == "f",
+        "time_input": told,
     }
     null = sampler.facts.null_label
     if class_labels is None:

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastddpm.checks import check_choice, check_number
-from fastddpm.plans.method import TIME_INPUTS, TimeInput
-from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType
+from fastddpm.plans.plan import PREDICTION_TYPES, TIME_INPUTS, PredictionType, TimeInput
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks.task import Task
 from fastddpm_kernels import noise_mse, q_sample
@@ -137,9 +136,10 @@ class Noiser:
         class_dropout: share of labels replaced by ``null_label``, for classifier-free guidance.
         null_label: the label of "no class", or None.
         task: what makes a condition from x_0; None for generation.
-        time_input: what the network is told: ``timestep`` t, or ``noise_level``: the noise is then of a level
-            sqrt(abar) drawn evenly between those of t and t - 1 (1 before the first), and the level is told
-            (WaveGrad, Chen et al. 2021; SR3, Saharia et al. 2021, section 2.3).
+        time_input: what the network is told: ``timestep`` t, or a level: ``noise_level`` sqrt(abar)
+            (WaveGrad, Chen et al. 2021; SR3, Saharia et al. 2021, section 2.3) or ``alphas_cumprod`` abar
+            (Palette, Saharia et al. 2022). The noise is then of a level drawn evenly between those of t and
+            t - 1 (1 before the first), and this is told.
         device: where batches are.
 
     Attributes:
@@ -164,6 +164,8 @@ class Noiser:
         self.objective, self.seed = objective, seed
         self.class_dropout, self.null_label = class_dropout, null_label
         self.signal = schedule.tensor("sqrt_alphas_cumprod", device=device)
+        is_abar = time_input == "alphas_cumprod"
+        self.level = schedule.tensor("alphas_cumprod", device=device) if is_abar else self.signal
         self.sigma = schedule.tensor("sqrt_one_minus_alphas_cumprod", device=device)
         self.weights = objective.weights(schedule).to(self.signal.device)
         self.redraws = runs_kernels(self.signal.device) and objective.prediction_type != "sample"
@@ -189,9 +191,11 @@ class Noiser:
             condition = self.task.condition(x_0, ordinals, self.seed)
             x_0 = self.task.target(x_0, condition)
         time, row, signals, sigmas = t, t, self.signal, self.sigma
-        if self.time_input == "noise_level":
-            time = signals = self._levels(t, for_level)
-            row, sigmas = torch.arange(len(t), device=t.device), (1 - signals**2).sqrt()
+        if self.time_input != "timestep":
+            time = self._levels(t, for_level)
+            is_signal = self.time_input == "noise_level"
+            signals, abar = (time, time**2) if is_signal else (time.sqrt(), time)
+            row, sigmas = torch.arange(len(t), device=t.device), (1 - abar).sqrt()
         target: Tensor | dict[str, Tensor]
         if self.redraws:
             x_t = q_sample(x_0, row, signals, sigmas, seeds=seeds, ordinals=ordinals)
@@ -208,9 +212,9 @@ class Noiser:
         return NoisedBatch(x_t, time, class_labels, target, self.weights[t], condition)
 
     def _levels(self, t: Tensor, word: Tensor) -> Tensor:
-        """sqrt(abar) drawn evenly between those of t and t - 1, float32 ``(B,)``, below 1."""
-        lower = self.signal[t]
-        upper = torch.where(t > 0, self.signal[(t - 1).clamp(min=0)], 1.0)
+        """Levels drawn evenly between those of t and t - 1, float32 ``(B,)``, below 1."""
+        lower = self.level[t]
+        upper = torch.where(t > 0, self.level[(t - 1).clamp(min=0)], 1.0)
         return lower + (upper - lower) * ((word >> 8).float() * 2.0**-24)
 
     def loss(self, prediction: Tensor, batch: NoisedBatch) -> Tensor:

@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, config: UNetConfig, norm: bool = True) -> None:
         super().__init__()
-        self.heads = channels // (config.attention_head_dim or channels)
+        self.heads = config.attention_heads or channels // (config.attention_head_dim or channels)
         self.norm = make_norm(config, channels) if norm else nn.Identity()
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=config.attention_bias)
         self.proj = nn.Conv2d(channels, channels, 1)

@@ -77,7 +77,9 @@ class UNetConfig:
         class_conditioning: ``bias``: an embedding row per block, added to its time projection.
             ``embedding``: one row of ``time_dim`` added to the time embedding. ``timestep``: the label goes
             through a sinusoidal embedding and an MLP of its own, and is added to the time embedding.
-        attention_head_dim: channels per attention head; ``None`` for one head.
+        attention_head_dim: channels per attention head; ``None`` for one head, or ``attention_heads``.
+        attention_heads: heads of every attention, whose channels then follow from the level's; ``None`` as
+            ``attention_head_dim`` says.
         attention_bias: whether queries, keys and values have a bias.
         mid_attention: attention in the middle, ``norm``: with a norm before it as elsewhere, ``plain``:
             without, ``none``: no attention.
@@ -120,6 +122,7 @@ class UNetConfig:
     downsample_padding: int = 1
     center_input: bool = False
     resblock_updown: bool = False
+    attention_heads: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("channel_mults", "attention_levels"):
@@ -130,7 +133,7 @@ class UNetConfig:
             most = MAX_BLOCKS if name == "num_res_blocks" else MAX_WIDTH
             ok = _is_int(getattr(self, name), 1, most)
             _require(self, name, ok, f"an integer of at least 1, and at most {most:,},")
-        for name in ("out_channels", "num_classes", "time_hidden", "attention_head_dim"):
+        for name in ("out_channels", "num_classes", "time_hidden", "attention_head_dim", "attention_heads"):
             value, most = getattr(self, name), MAX_CLASSES if name == "num_classes" else MAX_WIDTH
             ok = value is None or _is_int(value, 1, most)
             _require(self, name, ok, f"None or an integer of at least 1, and at most {most:,},")
@@ -181,11 +184,18 @@ class UNetConfig:
         _require(self, "downsample_padding", _is_int(self.downsample_padding, 0, 1), "0 or 1")
         half = self.base_channels // 2
         _require(self, "time_frequency_shift", 0 <= self.time_frequency_shift < half, f"0 to below {half}")
+        for name in ("attention_head_dim", "attention_heads"):
+            _require(
+                self,
+                name,
+                all(width % (getattr(self, name) or 1) == 0 for width in self.attention_widths),
+                f"None or a divisor of the attended widths, {', '.join(map(str, self.attention_widths))}",
+            )
         _require(
             self,
-            "attention_head_dim",
-            all(width % (self.attention_head_dim or 1) == 0 for width in self.attention_widths),
-            f"None or a divisor of the attended widths, {', '.join(map(str, self.attention_widths))}",
+            "attention_heads",
+            self.attention_heads is None or self.attention_head_dim is None,
+            "None with attention_head_dim",
         )
         if self.norm == "gn":
             _require(

@@ -57,12 +57,14 @@ def attention_widths(theirs: Mapping[str, Tensor]) -> list[int]:
     return sorted({value.shape[1] for value in weights})
 
 
-def state_dict(theirs: Mapping[str, Tensor], head_dim: int, *, new_order: bool) -> dict[str, Tensor]:
+def state_dict(
+    theirs: Mapping[str, Tensor], head_dims: Mapping[int, int], *, new_order: bool
+) -> dict[str, Tensor]:
     """Our state dict from one of theirs; a name that is not known comes back as it is.
 
     Args:
         theirs: of a UNetModel whose sizes change by convolutions or in blocks.
-        head_dim: channels of an attention's head.
+        head_dims: channels of an attention's head, by its width.
         new_order: queries of all heads before all keys and values (``use_new_attention_order``), as ours;
             else those of each head lie together.
     """
@@ -75,8 +77,11 @@ def state_dict(theirs: Mapping[str, Tensor], head_dim: int, *, new_order: bool) 
         ours = _ours(part, blocks)
         if ours.endswith((".attention.qkv", ".attention.proj")) and kind == "weight" and value.ndim == 3:
             value = value[..., None]  # of a Conv1d
-        if ours.endswith(".attention.qkv") and not new_order:
-            rows = value.reshape(-1, 3, head_dim, *value.shape[1:])
+        width = len(value) // 3 if value.ndim else 0
+        # Of another width it is damaged, and refused by its shape.
+        fits = width in head_dims and len(value) == 3 * width
+        if fits and ours.endswith(".attention.qkv") and not new_order:
+            rows = value.reshape(-1, 3, head_dims[width], *value.shape[1:])
             value = rows.transpose(0, 1).reshape(value.shape)
         state[f"{ours}.{kind}"] = value
     return state

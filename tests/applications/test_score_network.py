@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from networks import TINY, make_unet
@@ -61,12 +62,22 @@ def test_ancestral_steps_of_the_score_are_ddpm(prediction_type, guidance_scale):
     close(found, images)
 
 
-def test_a_network_told_noise_levels_is_told_them():
-    """SR3's networks take sqrt(abar)."""
-    sampler = make_sampler(time_input="noise_level")
+@pytest.mark.parametrize("time_input", ["noise_level", "alphas_cumprod"])
+def test_a_network_told_levels_is_told_them(time_input):
+    """SR3's networks take sqrt(abar), Palette's abar."""
+    sampler = make_sampler(time_input=time_input)
     images = sampler.sample(seeds=SEEDS, progress=False)
     found = sample_pc(score_of(sampler), SEEDS, SHAPE, steps=T - 1, predictor="ancestral", corrector_steps=0)
     close(found, images)
+
+
+@pytest.mark.parametrize("time_input", ["timestep", "noise_level", "alphas_cumprod"])
+def test_what_a_solvers_plan_tells_between_timesteps_is_known(time_input):
+    """Times between those of training are floats, and no levels."""
+    sampler = make_sampler(method="heun", timestep_spacing="karras", time_input=time_input)
+    assert sampler.plan.model_time.dtype == np.float32
+    given = Sampler.from_plan(sampler.model, SCHEDULE, sampler.plan, shape=SHAPE)
+    assert score_of(sampler).time_input == score_of(given).time_input == time_input
 
 
 def test_channels_of_a_learned_variance_are_left_out():

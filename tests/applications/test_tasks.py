@@ -168,13 +168,16 @@ def test_a_factor_must_divide(images):
         SuperResolve(factor=16).condition(images, torch.arange(3), 0)
 
 
-def test_noise_levels_are_those_of_sr3():
-    """Saharia et al. 2021, section 2.3: t evenly, then sqrt(abar) evenly between its neighbours."""
-    noiser = Noiser(SCHEDULE, Objective(), seed=1, time_input="noise_level")
+@pytest.mark.parametrize("time_input", ["noise_level", "alphas_cumprod"])
+def test_noise_levels_are_those_of_sr3(time_input):
+    """Saharia et al. 2021, section 2.3: t evenly, then sqrt(abar) evenly between its neighbours; in Palette's
+    code (Saharia et al. 2022) abar itself."""
+    noiser = Noiser(SCHEDULE, Objective(), seed=1, time_input=time_input)
     x_0 = torch.full((20_000, 1, 1, 2), 0.5)
     batch = noiser(x_0, None, torch.arange(20_000))
     level = batch.t.double()
-    edges = np.append(1.0, SCHEDULE.sqrt_alphas_cumprod)
+    power = {"noise_level": 0.5, "alphas_cumprod": 1.0}[time_input]
+    edges = np.append(1.0, np.cumprod(1 - SCHEDULE.betas) ** power)
     t = np.searchsorted(-edges, -level.numpy(), side="right") - 1
     assert t.min() == 0
     assert t.max() == 99
@@ -183,7 +186,7 @@ def test_noise_levels_are_those_of_sr3():
     assert abs(counts - 200).max() < 70
     share = (level.numpy() - edges[t + 1]) / (edges[t] - edges[t + 1])
     assert np.histogram(share, 4, (0, 1))[0] == pytest.approx(5000, rel=0.05)
-    signal = level[:, None, None, None]
+    signal = level[:, None, None, None] ** (0.5 / power)
     expected = signal * x_0 + (1 - signal**2).sqrt() * batch.target
     torch.testing.assert_close(batch.x_t.double(), expected, atol=1e-5, rtol=0)
     np.testing.assert_allclose(batch.t, level, rtol=0)

@@ -387,6 +387,26 @@ def test_a_step_on_a_gpu_reads_nothing(kind, where, monkeypatch):
     assert out.prev_sample.device.type == "cuda"
 
 
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def test_a_row_that_is_not_finite_is_refused_alone(name):
+    """Betas up to 2, as in diffusers' own tests: in float32 alphas_cumprod is 0 at timestep 400."""
+    original = getattr(diffusers, name)(num_train_timesteps=1000, beta_start=0.1, beta_end=2.0)
+    original.set_timesteps(10)
+    fast = fastddpm.optimize(original)
+    x, m = torch.randn(2, *SHAPE)
+    for t in original.timesteps.tolist():
+        with_seed = [{"generator": torch.Generator().manual_seed(t)} for _ in range(2)]
+        expected = original.step(m, t, x, **with_seed[0])
+        if t > 300:
+            assert not expected.prev_sample.isfinite().all()
+            with pytest.raises(ValueError, match=r"zero terminal SNR|no finite row at timestep 400"):
+                fast.step(m, t, x, **with_seed[1])
+            continue
+        out = fast.step(m, t, x, **with_seed[1])
+        assert torch.equal(out.prev_sample, expected.prev_sample)
+        assert torch.equal(out.pred_original_sample, expected.pred_original_sample)
+
+
 @pytest.mark.parametrize("draws_at", [(500, True), (0, False)])
 def test_a_timestep_on_a_device_finds_its_row(draws_at, monkeypatch):
     """The look-ups of a GPU timestep, on the CPU: by place, by value, and NaN for what has no row."""
@@ -395,7 +415,7 @@ def test_a_timestep_on_a_device_finds_its_row(draws_at, monkeypatch):
     x, m = torch.randn(2, *SHAPE)
     timestep, draws = draws_at
     expected = fast.step(m, timestep, x, generator=torch.Generator().manual_seed(3)).prev_sample
-    monkeypatch.setattr(rows_module, "_is_on_device", torch.is_tensor)
+    monkeypatch.setattr(rows_module, "is_on_device", torch.is_tensor)
     place = fast.timesteps.tolist().index(timestep)
     for t in (fast.timesteps[place], torch.tensor(timestep), torch.tensor([timestep])):
         generator = torch.Generator().manual_seed(3)

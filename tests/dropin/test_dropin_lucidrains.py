@@ -130,6 +130,26 @@ def test_all_timesteps(chain, auto_normalize):
     same_images(theirs.sample, fast(theirs).sample, 2, return_all_timesteps=True)
 
 
+@pytest.mark.parametrize("chain", CHAINS)
+def test_early_versions_hold_no_unnormalize(chain):
+    """0.27 and 1.0 map [-1, 1] to [0, 1] by a function of their module, as the later ones' attribute does."""
+    theirs = diffusion(Tiny(), **CHAINS[chain])
+    early = diffusion(Tiny(), **CHAINS[chain])
+    del early.unnormalize
+    same_images(theirs.sample, fast(early).sample, 2)
+
+
+def test_guidance_of_early_versions_is_refused_before_the_chain():
+    class Early(nn.Module):
+        def forward_with_cond_scale(self, *args, cond_scale=1.0, **kwargs):
+            raise AssertionError
+
+    theirs = guided(timesteps=4)
+    theirs.model = Early()
+    with pytest.raises(ValueError, match="obj: a network whose forward_with_cond_scale has no rescaled_phi"):
+        fast(theirs)
+
+
 def test_loops_by_name():
     theirs = diffusion(Tiny(), sampling_timesteps=7)
     ours = fast(theirs)

@@ -73,7 +73,7 @@ def test_options_are_found_in_a_given_plan(options):
     settings = resolved(Sampler.from_plan(make_unet(), SCHEDULE, plan, shape=(3, 8, 8)))
     again = make_plan(SCHEDULE, **settings.defaults)
     np.testing.assert_allclose(again.table, plan.table, rtol=1e-5, atol=1e-9)
-    assert settings.call.noise_level == ("time_input" in options)
+    assert settings.call.time_input == options.get("time_input", "timestep")
     for name in set(options) - {"time_input", "timestep_spacing", "eta", "sigma_scale"}:
         assert settings.defaults[name] == options[name]
 

@@ -92,7 +92,10 @@ def theirs():
 
 
 def conditional():
-    """A condition and classes with guidance; the class joins the time embedding, ahead of the blocks."""
+    """A condition and classes with guidance; the class joins the time embedding, ahead of the blocks.
+
+    It is told alphas_cumprod.
+    """
     config = UNetConfig(
         in_channels=3,
         out_channels=1,
@@ -100,6 +103,7 @@ def conditional():
         channel_mults=(1, 2),
         num_groups=4,
         time_dim=16,
+        time_scale=100.0,
         num_classes=3,
         null_class=True,
         class_conditioning="embedding",
@@ -112,7 +116,7 @@ def conditional():
     options = {"num_inference_steps": np.int64(9), "timestep_spacing": "trailing", "clip_sample_range": 1.0}
     schedule = NoiseSchedule.cosine(100)
     options |= {"prediction_type": "sample", "variance_type": "fixed_large", "shape": (1, 6, 10)}
-    return Sampler(make_unet(config, seed=2), schedule, **options)
+    return Sampler(make_unet(config, seed=2), schedule, time_input="alphas_cumprod", **options)
 
 
 CASES = {"guided": guided, "sr3": sr3, "plain": plain, "diffusers": theirs, "conditional": conditional}
@@ -200,7 +204,7 @@ def test_the_folder_says_what_it_is(exported, case):
     assert all(m["max_abs_error"] <= m["limit"] for m in about["parity"].values())
     again = make_plan(NoiseSchedule.from_dict(about["schedule"]), **about["defaults"])
     np.testing.assert_array_equal(again.table, sampler.plan.table)
-    assert about["time"] == ("noise_level" if case == "sr3" else "index")
+    assert about["time"] == {"sr3": "noise_level", "conditional": "alphas_cumprod"}.get(case, "index")
     assert about["learned_range"] == (case == "plain")
     assert about["condition_channels"] == {"sr3": 3, "conditional": 2}.get(case, 0)
     classes = {"guided": (4, 4), "diffusers": (5, None), "conditional": (3, 3)}
@@ -229,7 +233,8 @@ def test_images_are_pytorchs_for_any_batch_steps_and_method(exported, case):
         options = {name: defaults[name] for name in names}
         if method != "ddpm" and options["variance_type"] == "fixed_large":
             options["variance_type"] = "fixed_small"
-        time_input = {"index": "timestep", "noise_level": "noise_level"}[made.about["time"]]
+        told = made.about["time"]
+        time_input = "timestep" if told == "index" else told
         options |= {"method": method, "num_inference_steps": steps, "time_input": time_input}
         plan = make_plan(made.sampler.schedule, timestep_spacing="trailing", **options)
         images, _ = made.images(seeds[:2], plan, eta=0.0)
@@ -255,7 +260,7 @@ def test_the_network_alone_and_where_sizes_vary(exported, case):
     sizes = [(height, width)] + ([(height + 4, width - 4)] if made.about["size_multiple"] else [])
     for batch, (h, w) in zip((1, 4), sizes, strict=False):
         x = torch.randn(batch, channels, h, w)
-        is_level = made.about["time"] == "noise_level"
+        is_level = made.about["time"] != "index"
         t = torch.rand(batch) if is_level else torch.randint(0, 100, (batch,))
         feed, cond = {"x": x.numpy(), "t": t.numpy()}, {}
         if made.about["num_classes"]:

@@ -277,8 +277,41 @@ def test_latents_are_not_drawn_as_pixels(tmp_path):
     refused(whole, "'LDMPipeline' with a VQModel given, which draws latents")
     with pytest.raises(TypeError, match="LDMPipeline given"):
         fastddpm.optimize(diffusers.LDMPipeline.from_pretrained(whole))
+    # Nor where its network alone is given.
+    refused(whole / "unet", "'LDMPipeline' with a VQModel given, which draws latents")
     (whole / "model_index.json").unlink()
-    refused(whole, "vqvae: of a pipeline that draws latents")
+    refused(whole, "vqvae: a coder beside the network given, which draws latents")
+    refused(whole / "unet", "vqvae: a coder beside the network given, which draws latents")
+    # Of a run that trains it, a checkpoint.
+    shutil.copytree(whole / "unet", whole / "checkpoint-500" / "unet_ema")
+    for part in ("checkpoint-500", "checkpoint-500/unet_ema"):
+        refused(whole / part, "vqvae: a coder beside the network given, which draws latents")
+    given = {"scheduler": {"_class_name": "DDPMScheduler"}}
+    renamed = shutil.copytree(whole / "unet", whole / "network")
+    assert load(renamed, config=given).shape == (1, 8, 8)  # of another name, it is no part of anything
+
+
+@pytest.mark.parametrize("place", ["checkpoint-500", "checkpoint-500/unet_ema", "unet"])
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_the_scheduler_of_the_run(tmp_path, monkeypatch, place, is_relative):
+    """The training script saves the pipeline beside its checkpoints, which have none."""
+    unet = network()
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=77, prediction_type="v_prediction")
+    diffusers.DDPMPipeline(unet=unet, scheduler=scheduler).save_pretrained(tmp_path / "run")
+    for name in ("unet", "unet_ema"):
+        shutil.copytree(tmp_path / "run" / "unet", tmp_path / "run" / "checkpoint-500" / name)
+    folder = tmp_path / "run" / place
+    if is_relative:
+        monkeypatch.chdir(folder)
+        folder = "."
+    sampler = load(folder)
+    assert (len(sampler.schedule), sampler.plan.prediction_type) == (77, "v_prediction")
+    assert difference(sampler.model, unet) <= NETWORK
+    changed = load(folder, config={"scheduler": {"prediction_type": "epsilon"}})
+    assert (len(changed.schedule), changed.plan.prediction_type) == (77, "epsilon")
+    own = tmp_path / "run" / place / "scheduler"
+    diffusers.DDIMScheduler(num_train_timesteps=88).save_pretrained(own)
+    assert len(load(folder).schedule) == 88
 
 
 def index_of(folder, **changes):

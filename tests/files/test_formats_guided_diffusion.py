@@ -23,6 +23,8 @@ NETWORKS = {
     "fixed variance, time added": {"outputs": 3, "scale_shift": False},
     "deep, attention on two levels": {"mults": (1, 2, 2), "blocks": 2, "attention": (1, 2), "heads": 4},
     "heads of 16 channels": {"mults": (1, 2, 3), "attention": (0, 2), "heads": -16},
+    "heads of several sizes": {"mults": (1, 2, 3), "attention": (0, 1, 2)},
+    "the same, new order": {"mults": (1, 3), "attention": (0,), "new_order": True, "updown": True},
     "new order, classes": {"new_order": True, "classes": 5},
     "blocks that change the size": {"updown": True},
     "the same, deep, as published, classes": {
@@ -44,6 +46,7 @@ NETWORKS = {
 TOLD = {
     "deep, attention on two levels": {"num_heads": 4},
     "heads of 16 channels": {"num_heads": None, "num_head_channels": 16},
+    "the same, new order": {"use_new_attention_order": True},
     "new order, classes": {"use_new_attention_order": True},
     "the same, deep, as published, classes": {
         "use_new_attention_order": True,
@@ -159,11 +162,6 @@ def test_convert(tmp_path, monkeypatch):
         ({}, {"use_scale_shift_norm": False}, "use_scale_shift_norm=False given, the tensors show True"),
         ({}, {"use_new_attention_order": 1}, "use_new_attention_order=1 given, True or False accepted"),
         ({}, {"heads": 2}, "'heads' given; known are"),
-        (
-            {"mults": (1, 2, 3), "attention": (1, 2)},
-            {},
-            r"num_heads=2 gives heads of \[32, 48\] channels, of one size accepted; build the network",
-        ),
         ({"channels": 6, "outputs": 3}, {}, "6 channels in and 3 out, as of an upsampler; build the network"),
     ],
 )

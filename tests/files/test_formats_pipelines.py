@@ -242,10 +242,12 @@ def test_diffusers_reads_what_is_written(tmp_path, case):
         ({"time_scale": 2.0}, {}, "time_scale: 2.0, which"),
         ({"norm": "bn"}, {}, "norm: 'bn', which"),
         ({"time_activation": False}, {}, "time_activation: False, which"),
+        ({"attention_heads": 2}, {}, "attention_heads: 2, which"),
         ({"attention_bias": False}, {}, "attention_bias: False, which"),
         ({}, {"method": "dpmpp_2m"}, "method: 'dpmpp_2m' given"),
         ({}, {"sigma_scale": 0.5}, "sigma_scale: 0.5 given, 1.0 by a pipeline of diffusers"),
         ({}, {"time_input": "noise_level"}, "time_input: 'noise_level' given, 'timestep' by"),
+        ({}, {"time_input": "alphas_cumprod"}, "time_input: 'alphas_cumprod' given, 'timestep' by"),
         ({}, {"shape": None}, "shape: None given"),
     ],
 )

@@ -177,7 +177,11 @@ def test_a_table_of_other_times_is_refused():
 
 
 FOREIGN = {
-    "Palette": {"cond_embed.0.weight": (8, 8), "input_blocks.0.0.weight": (8, 6, 3, 3), "gammas": (10,)},
+    "Palette with conv_resample=False": {
+        "cond_embed.0.weight": (8, 8),
+        "input_blocks.0.0.weight": (8, 6, 3, 3),
+        "gammas": (10,),
+    },
     "guided-diffusion with conv_resample=False": {
         "time_embed.0.weight": (32, 8),
         "input_blocks.0.0.weight": (8, 3, 3, 3),

@@ -37,7 +37,9 @@ CONFIGS = {
     "abarankab": abarankab.config(
         {"img_channels": 3, "base_channels": 8, "channel_mults": (1, 2), "time_emb_dim": 16, "num_groups": 4}
     ),
-    "three levels": dataclasses.replace(TINY, channel_mults=(1, 2, 3), num_res_blocks=2),
+    "three levels, heads": dataclasses.replace(
+        TINY, channel_mults=(1, 2, 3), num_res_blocks=2, attention_levels=(1, 2), attention_heads=2
+    ),
     "BatchNorm": dataclasses.replace(TINY, norm="bn"),
     "InstanceNorm, scale and shift": dataclasses.replace(TINY, norm="in", time_conditioning="scale_shift"),
     "no norm": dataclasses.replace(TINY, norm="none"),
@@ -57,7 +59,11 @@ CONFIGS = {
     "the same, no norm": dataclasses.replace(TINY, resblock_updown=True, norm="none"),
     "padded and centred": dataclasses.replace(TINY, initial_pad=2, center_input=True),
 }
-SIZES = {"blocks that change the size": (8, 12), "padded and centred": (12, 4), "three levels": (8, 12)}
+SIZES = {
+    "blocks that change the size": (8, 12),
+    "padded and centred": (12, 4),
+    "three levels, heads": (8, 12),
+}
 
 
 def arguments(unet: UNet, size: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -138,6 +138,7 @@ def test_config_round_trip_and_errors():
         "class_conditioning": "row",
         "mid_attention": "yes",
         "attention_head_dim": 3,
+        "attention_heads": 3,
         "attention_bias": 1,
         "norm_eps": 0.0,
         "downsample_padding": 2,
@@ -146,6 +147,8 @@ def test_config_round_trip_and_errors():
     }.items():
         with pytest.raises(ValueError, match=f"{field}: .* given, .* accepted"):
             UNetConfig(**{field: value})
+    with pytest.raises(ValueError, match="attention_heads: 2 given, None with attention_head_dim accepted"):
+        UNetConfig(attention_head_dim=8, attention_heads=2)
     with pytest.raises(ValueError, match="null_class"):
         UNetConfig(null_class=True)
     with pytest.raises(ValueError, match="null_class"):
@@ -176,6 +179,7 @@ DIALECTS = {
         "class_conditioning": "timestep",
         "time_conditioning": "affine",
         "resblock_updown": True,
+        "attention_heads": 2,
     },
 }
 LATER = {*(name for options in DIALECTS.values() for name in options), "norm_eps"} - {

@@ -83,7 +83,10 @@ def test_the_plan_is_that_of_its_options():
         ({"stepz": 3}, "stepz: unknown to a method, given, method, num_inference_steps, prediction"),
         ({"method": ["ddpm"]}, r"method: \['ddpm'\] given, one of ddpm, ddim, dpmpp_2m,"),
         ({"method": None}, "method: None given"),
-        ({"time_input": "level"}, "time_input: 'level' given, one of timestep, noise_level accepted"),
+        (
+            {"time_input": "level"},
+            "time_input: 'level' given, one of timestep, noise_level, alphas_cumprod accepted",
+        ),
         ({"timestep_spacing": 3}, "timestep_spacing: 3 given, one of"),
         ({"method": "ddim", "eta": 1.5}, r"eta: 1.5 given, a finite number in \[0, 1\] accepted"),
         ({"sigma_scale": True, "method": "ddpm"}, "sigma_scale: True given, a finite number of at least 0"),

@@ -10,7 +10,16 @@ import torch
 from safetensors.numpy import load_file
 from step_cases import COLUMNS
 
-from fastddpm.plans import METHODS, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan, make_plan, spaced_timesteps
+from fastddpm.plans import (
+    METHODS,
+    Method,
+    Plan,
+    ddim_plan,
+    ddpm_plan,
+    dpmpp_2m_plan,
+    make_plan,
+    spaced_timesteps,
+)
 from fastddpm.plans.diffusers import from_ddpm_scheduler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels import reverse_step
@@ -232,6 +241,21 @@ def test_sr3_step():
     np.testing.assert_allclose(table[1:, Column.FROM_NOISE], deviation[1:], rtol=3e-6)
     assert plan.model_time.dtype == np.float32
     np.testing.assert_allclose(plan.model_time[::-1], golden["sqrt_alphas_cumprod"], rtol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["ddpm", "unipc"])
+def test_what_a_network_of_palette_is_told(method):
+    """gamma of Saharia et al. 2022, the product of 1 - beta, at the timesteps visited."""
+    schedule = NoiseSchedule.linear(1000, 1e-6, 0.01)
+    plan = Method(method=method, num_inference_steps=7, time_input="alphas_cumprod").plan(schedule)
+    gamma = np.cumprod(1 - np.linspace(1e-6, 0.01, 1000))[plan.timesteps]
+    assert plan.model_time.dtype == np.float32
+    np.testing.assert_allclose(plan.model_time, gamma, rtol=1e-7)
+    np.testing.assert_array_equal(
+        plan.with_noise_levels(schedule, "alphas_cumprod").model_time, plan.model_time
+    )
+    with pytest.raises(ValueError, match="time_input: 'gamma' given, one of noise_level, alphas_cumprod"):
+        plan.with_noise_levels(schedule, "gamma")
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -99,7 +99,7 @@ def test_bad_arguments_are_named(message):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("time_input", ["timestep", "noise_level"])
+@pytest.mark.parametrize("time_input", ["timestep", "noise_level", "alphas_cumprod"])
 def test_a_redrawn_target_is_the_stored_one(loss, prediction_type, time_input):
     """What the trainer does on CUDA, on the CPU: the same x_t, loss and gradient without a target kept."""
     objective = Objective(prediction_type=prediction_type, loss=loss, weighting="min_snr")

@@ -181,9 +181,14 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(Parts(*parts))
         self.out = nn.Sequential(nn.GroupNorm(32, now), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1))
 
+    def embedded(self, t: Tensor) -> Tensor:
+        """Times ``(B,)`` -> ``(B, 4 * width)``."""
+        emb: Tensor = self.time_embed(embedding(t, self.width))
+        return emb
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """``(B, channels, H, W)`` -> ``(B, outputs, H, W)``."""
-        emb = self.time_embed(embedding(t, self.width))
+        emb = self.embedded(t)
         if y is not None:
             emb = emb + self.label_emb(y)
         kept = []

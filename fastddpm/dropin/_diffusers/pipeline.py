@@ -22,8 +22,9 @@ from fastddpm.dropin._diffusers.network import (
     label_tensors,
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
-from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
+from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
 from fastddpm.dropin.network import PeerNetwork
+from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer
 from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
@@ -90,6 +91,7 @@ class FastPipeline(DropIn):
     ) -> Plan:
         whole("num_inference_steps", num_inference_steps, least=1)
         scheduler, unet = self.scheduler, self.unet
+        check_published(scheduler, STEPS, "scheduler")
         plan = self._plans.get(
             scheduler,
             num_inference_steps,

@@ -43,7 +43,7 @@ class Rows:
 
     def __contains__(self, timestep: int | Tensor) -> bool:
         """Whether a timestep has a row; one on a GPU is taken to have."""
-        return _is_on_device(timestep) or int(timestep) in self._row_of
+        return is_on_device(timestep) or int(timestep) in self._row_of
 
     def find(self, timestep: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor, bool]:
         """(table, counter, whether the row draws noise) for a timestep.
@@ -53,7 +53,7 @@ class Rows:
         looked up by the GPU (draws: whether any row does), where one without a row gives NaN.
         """
         table, counters, row_of = self.tensors(device)
-        if not _is_on_device(timestep):
+        if not is_on_device(timestep):
             row = self._row_of[int(timestep)]
         else:
             if timestep.numel() != 1:
@@ -178,7 +178,7 @@ def _threshold(plan: Plan, m: Tensor, x: Tensor, table: Tensor, counter: Tensor)
     return bound
 
 
-def _is_on_device(timestep: object) -> TypeGuard[Tensor]:
+def is_on_device(timestep: object) -> TypeGuard[Tensor]:
     return isinstance(timestep, Tensor) and timestep.device.type != "cpu"
 
 

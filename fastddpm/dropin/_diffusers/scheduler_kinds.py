@@ -96,6 +96,31 @@ _FOREIGN = {
     "sigma_data": "",  # EDM's, whose networks are preconditioned
 }
 KINDS = tuple(_KINDS)
+STEPS = (
+    "step",
+    "set_timesteps",
+    "scale_model_input",
+    "previous_timestep",
+    "_get_variance",
+    "_threshold_sample",
+    "convert_model_output",
+    "_get_prev_sample",
+    "step_prk",
+    "step_plms",
+    "dpm_solver_first_order_update",
+    "multistep_dpm_solver_second_order_update",
+    "multistep_dpm_solver_third_order_update",
+    "singlestep_dpm_solver_second_order_update",
+    "singlestep_dpm_solver_third_order_update",
+    "deis_first_order_update",
+    "multistep_deis_second_order_update",
+    "multistep_deis_third_order_update",
+    "multistep_uni_p_bh_update",
+    "multistep_uni_c_bh_update",
+    "get_lms_coefficient",
+    "get_scalings_for_boundary_condition_discrete",
+)
+"""Methods of schedulers that make their steps."""
 
 
 def scheduler_kind(obj: Peer) -> str | None:

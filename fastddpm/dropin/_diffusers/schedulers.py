@@ -17,7 +17,7 @@ from torch import Tensor
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.options import Options
-from fastddpm.dropin._diffusers.rows import Rows, drawn, take_step
+from fastddpm.dropin._diffusers.rows import Rows, drawn, is_on_device, take_step
 from fastddpm.dropin.settings import Report
 from fastddpm.inputs import Fields
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler
@@ -135,7 +135,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
         if _needs_gradient(model_output, sample):
             step: Callable[..., Any] = super().step  # which takes more than its annotations say
             return step(model_output, timestep, sample, generator, return_dict)
-        rows = self._current_rows()
+        rows = self._rows_with(timestep)
         if timestep not in rows:
             raise BadArgument("timestep", str(int(timestep)), "one of scheduler.timesteps")
         found = rows.find(timestep, sample.device)
@@ -154,13 +154,28 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
         if self.timesteps.device.type != "cpu":
             self._current_rows().tensors(self.timesteps.device)
 
+    def _rows_with(self, timestep: int | Tensor) -> Rows:
+        """All rows, or where another one is not finite that of a timestep on the host."""
+        try:
+            return self._current_rows()
+        except ValueError:
+            values, _ = self._held()
+            if is_on_device(timestep) or int(timestep) not in values:
+                raise
+            place = values.index(int(timestep))
+            # The step leads to the timestep after it.
+            return self._made((int(timestep),), values[place : place + 2])
+
     def _current_rows(self) -> Rows:
-        rows = self._rows_for(())
+        return self._made((), self._held()[0])
+
+    def _made(self, key: tuple[int, ...], timesteps: list[int]) -> Rows:
+        rows = self._rows_for(key)
         if rows is None:
             values, held = self._held()
-            plan = from_ddpm_scheduler(held, timesteps=values, log_variance=True)
+            plan = from_ddpm_scheduler(held, timesteps=timesteps, log_variance=True)
             learned = self.config["variance_type"] == "learned"
-            rows = self._keep((), Rows(plan, self.timesteps, values, log_variance=learned))
+            rows = self._keep(key, Rows(plan, self.timesteps, values, log_variance=learned))
         return rows
 
 
@@ -230,13 +245,17 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
             self._rows_at(self.timesteps[0], 0.0, False).tensors(self.timesteps.device)
 
     def _rows_at(self, timestep: int | Tensor, eta: float, use_clipped_model_output: bool) -> Rows:
-        """The rows of ``timesteps``, or of one other timestep."""
+        """The rows of ``timesteps``; of one other timestep, or of one where another row is not finite."""
         key = (eta, use_clipped_model_output)
         rows = self._rows_for(key)
         if rows is None:
             values, _ = self._held()
-            rows = self._keep(key, self._made(key, sorted(set(values), reverse=True)))
-        if timestep in rows:
+            try:
+                rows = self._keep(key, self._made(key, sorted(set(values), reverse=True)))
+            except ValueError:
+                if is_on_device(timestep):
+                    raise
+        if rows is not None and timestep in rows:
             return rows
         alone = (*key, int(timestep))
         return self._rows_for(alone) or self._keep(alone, self._made(key, [int(timestep)]))

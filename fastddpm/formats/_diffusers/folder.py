@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastddpm.checks import shortened
 from fastddpm.formats.files import CheckpointError, ConfigError, check_finite, read_json, read_tensors, shards
+from fastddpm.inputs import Json
 from fastddpm.unet.diffusers_classes import is_coder
 
 INDEX = "model_index.json"
@@ -25,6 +26,10 @@ NETWORKS = ("unet_ema", "unet")
 """Folders of a network: `checkpoint-500/` of the training scripts has both."""
 _CODERS = ("vae", "vqvae", "movq")
 _LATENT = re.compile("LDM|Latent|StableDiffusion")
+_DRAWS_LATENTS = (
+    "which draws latents; a pipeline of pixels accepted (diffusers' own draws its pictures, and "
+    "fastddpm.Sampler(unet, schedule) the latents)"
+)
 _FILE = re.compile(
     rf"{WEIGHTS}(?:\.([^.]+))?\.(safetensors|bin)(\.index\.json|\.([^.]+)\.index\.json|\.index\.([^.]+)\.json)?"
 )
@@ -61,18 +66,53 @@ def is_folder(folder: Path) -> bool:
 def parts(folder: Path, *, ema: bool) -> Parts:
     """Where the parts of a folder are, ``unet_ema`` before ``unet`` if ``ema``.
 
+    The scheduler is the folder's own, or that of the run or pipeline that it is a part of.
+
     Raises:
-        CheckpointError: a pipeline that draws latents, or has other parts than a network and a scheduler.
+        CheckpointError: a pipeline that draws latents, or a part of one; a pipeline that has other parts than
+            a network and a scheduler.
     """
     path = folder / INDEX
-    classes = _classes(path) if path.is_file() else {}
-    coder = next((name for name in _CODERS if (folder / name).is_dir()), None)
-    if not classes and coder is not None:
-        raise CheckpointError(f"{folder / coder}: of a pipeline that draws latents, one of pixels accepted")
     names = NETWORKS if ema else NETWORKS[::-1]
     network = next((folder / name for name in names if (folder / name).is_dir()), folder)
-    files = (place / "scheduler_config.json" for place in (folder / "scheduler", folder))
+    if path.is_file():
+        classes, wholes = _classes(path), []
+    else:
+        classes, wholes = {}, _wholes(folder, is_network=network == folder)
+        for whole in (folder, *wholes):
+            _check_pixels(whole)
+    places = (folder / "scheduler", folder, *(whole / "scheduler" for whole in wholes))
+    files = (place / "scheduler_config.json" for place in places)
     return Parts(network, next((file for file in files if file.is_file()), None), classes)
+
+
+def _wholes(folder: Path, *, is_network: bool) -> list[Path]:
+    """What a folder without an index may be part of: the run of ``checkpoint-500``, and of ``unet`` there."""
+    place = Path(os.path.abspath(folder))
+    if not is_network:
+        return list(place.parents[:1])
+    return list(place.parents[:2]) if place.name in NETWORKS else []
+
+
+def _check_pixels(folder: Path) -> None:
+    """CheckpointError where a folder has a coder, or the index of a pipeline with one."""
+    path = folder / INDEX
+    words = _latent(read_json(path)) if path.is_file() else None
+    if words is not None:
+        raise CheckpointError(f"{path}: {words} given, {_DRAWS_LATENTS}")
+    coder = next((name for name in _CODERS if (folder / name).is_dir()), None)
+    if coder is not None:
+        raise CheckpointError(f"{folder / coder}: a coder beside the network given, {_DRAWS_LATENTS}")
+
+
+def _latent(index: Json) -> str | None:
+    """What of an index says that the pipeline draws latents; None where nothing does."""
+    pipeline = index.get("_class_name")
+    words = (value[-1] for value in index.values() if isinstance(value, list) and value)
+    coder = next((word for word in words if isinstance(word, str) and is_coder(word)), None)
+    if coder is None and not (isinstance(pipeline, str) and _LATENT.match(pipeline)):
+        return None
+    return f"{shortened(repr(pipeline))}" + (f" with a {shortened(coder)}" if coder else "")
 
 
 def _classes(path: Path) -> dict[str, str]:
@@ -86,11 +126,9 @@ def _classes(path: Path) -> dict[str, str]:
             given = f"{shortened(name)}={shortened(repr(value))}"
             raise CheckpointError(f"{path}: {given} given, [library, class] accepted")
     classes = {name: value[1] for name, value in pairs.items()}
-    pipeline = index.get("_class_name")
-    coder = next((name for name in classes.values() if is_coder(name)), None)
-    if coder is not None or (isinstance(pipeline, str) and _LATENT.match(pipeline)):
-        words = f"{shortened(repr(pipeline))}" + (f" with a {shortened(coder)}" if coder else "")
-        raise CheckpointError(f"{path}: {words} given, which draws latents; a pipeline of pixels accepted")
+    pipeline, words = index.get("_class_name"), _latent(index)
+    if words is not None:
+        raise CheckpointError(f"{path}: {words} given, {_DRAWS_LATENTS}")
     for name, kind in classes.items():
         if name not in ("unet", "scheduler"):
             given = f"{shortened(repr(pipeline))} with {shortened(name)} ({shortened(kind)})"
