@@ -73,6 +73,7 @@ class NetworkCall:
         null_label: the label that means "no class", or None.
         noise_level: whether it is told sqrt(alphas_cumprod), float32, instead of the timestep, int64.
         half: whether it runs in float16.
+        between: whether the exported plan tells it times between two timesteps of training, as float32.
         cond: what it is given by name besides, in order.
     """
 
@@ -84,6 +85,7 @@ class NetworkCall:
     null_label: int | None
     noise_level: bool
     half: bool
+    between: bool = False
     cond: tuple[Condition, ...] = ()
 
     @property
@@ -98,13 +100,8 @@ class NetworkCall:
 
     @property
     def time_kind(self) -> int:
-        """ONNX's number of the time's dtype."""
+        """ONNX's number of the dtype of the files' input."""
         return FLOAT if self.noise_level else INT64
-
-    @property
-    def time_dtype(self) -> torch.dtype:
-        """The time's dtype."""
-        return torch.float32 if self.noise_level else torch.int64
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,6 +120,8 @@ class ExportedNetwork:
         classes: class_labels [B] -> bias [B, width], or None.
         out_channels: C or 2C.
         dynamic_size: whether height and width may vary.
+
+    Where it `tells_between`, the time that it is given in a graph is float32 in place of int64.
     """
 
     call: NetworkCall
@@ -131,6 +130,11 @@ class ExportedNetwork:
     classes: Fragment | None
     out_channels: int
     dynamic_size: bool
+
+    @property
+    def tells_between(self) -> bool:
+        """Whether it takes times between two timesteps: our UNet, and one exported with such a plan."""
+        return not self.call.noise_level and (self.time is not None or self.call.between)
 
     def prepare(self, g: Graph, time: str, labels: str | None, cond: Sequence[str] = ()) -> Prepared:
         """What is computed once per chain: of times [N], labels and conditions [B], as `predict` takes it."""
@@ -228,13 +232,14 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
     network = plain_copy(model, call.dtype)
     x = torch.zeros(EXAMPLE_BATCH, call.condition_channels + call.channels, call.height, call.width)
     x = x.to(call.dtype)
-    t = torch.full((EXAMPLE_BATCH,), 0.5 if call.noise_level else 1, dtype=call.time_dtype)
+    reals = torch.full((EXAMPLE_BATCH,), 0.5, dtype=torch.float32)
+    t = reals if call.noise_level or call.between else torch.ones(EXAMPLE_BATCH, dtype=torch.int64)
     labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)
     time = classes = None
     if isinstance(network, UNet):
         bias = torch.zeros(EXAMPLE_BATCH, network.bias_width, dtype=call.dtype)
         core, out_channels = _fragment(_Core(network), (x, bias), sizes_vary=True)
-        time, _ = _fragment(_Time(network), (t,))
+        time, _ = _fragment(_Time(network), (reals,))
         if call.has_classes:
             classes, _ = _fragment(_Classes(network), (labels,))
     else:
