@@ -172,10 +172,8 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
             body, m, call.channels, recipe.has_variance, scale="guidance_scale", batch=batch
         )
     after = update(body, "x", output, row, "x0_prev")
-    given_plan = (walked.remembers, walked.combines)
-    mean, kept = remember(
-        body, after, output, row, Kept("x0_prev", "kept"), given=given_plan, shape=recipe.image
-    )
+    keeps = (walked.remembers, walked.combines)
+    mean, kept = remember(body, after, output, row, Kept("x0_prev", "kept"), keeps=keeps, shape=recipe.image)
     noisy, quiet = Graph(body), Graph(body)
     z = noise.normal(noisy, keys, noisy("Add", "k", noisy.int64(1)), recipe.image)
     noisy("Add", mean, noisy("Mul", after.sigma, z), out="x_noisy")

@@ -1,4 +1,4 @@
-"""The method of a plan, whose options an export keeps: a sampler's own, or found for a plan that was given."""
+"""The method of a plan, whose options an export keeps: a sampler's own, or one found for a given plan."""
 
 from __future__ import annotations
 
@@ -106,7 +106,9 @@ def _of_formula(
 
 def _same(given: Plan, ours: Plan) -> bool:
     """Whether two plans make the same steps; without a clip, x0 is only a way of writing them."""
-    if len(given) != len(ours) or not np.allclose(given.model_time, ours.model_time, rtol=SAME_TIME, atol=0.0):
+    if len(given) != len(ours) or not np.allclose(
+        given.model_time, ours.model_time, rtol=SAME_TIME, atol=0.0
+    ):
         return False
     through_x0 = given.clip or bool(given.kept)
     steps = (

@@ -100,7 +100,14 @@ class Kept:
 
 
 def remember(
-    g: Graph, after: Update, output: Output, row: str, kept: Kept, *, given: tuple[str, str], shape: Sequence[int]
+    g: Graph,
+    after: Update,
+    output: Output,
+    row: str,
+    kept: Kept,
+    *,
+    keeps: tuple[str, str],
+    shape: Sequence[int],
 ) -> tuple[str, Kept]:
     """The mean with what comes from the second and third place, and the places with the row's own prediction.
 
@@ -112,10 +119,10 @@ def remember(
         output: of the network.
         row: float32 [32].
         kept: before the row.
-        given: names of two bools of the plan: whether it keeps more than the last x0, and whether that is a sum.
+        keeps: names of two bools of the plan: whether it keeps more than the last x0, and whether sums.
         shape: (C, H, W).
     """
-    remembers, combines = given
+    remembers, combines = keeps
     more, plain = Graph(g), Graph(g)
 
     def times(column: Column, tensor: str) -> str:
@@ -140,7 +147,7 @@ def remember(
     plain("Identity", after.x0, out="first_of_plain")
     plain("Identity", kept.others, out="others_of_plain")
 
-    image = ["batch", *shape]
+    image: list[int | str] = ["batch", *shape]
     branches = {}
     for branch, graph in (("more", more), ("plain", plain)):
         outputs = [value(f"{name}_of_{branch}", FLOAT, image) for name in ("mean", "first")]

@@ -290,11 +290,10 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
 def _walked(plan: Plan, eta: float, kind: str) -> Arrays:
     """The inputs of sampler.onnx that say which plan."""
     known = list(formulas())
+    told: Arrays = {"eta": np.array(eta, np.float32)}
     if plan.method in known:
-        method, timesteps, rows = known.index(plan.method), plan.timesteps, {}
-    else:
-        dtype = np.float32 if kind == "tensor(float)" else np.int64
-        method, timesteps = len(known), np.zeros(0, np.int64)
-        rows = {"rows": plan.table, "times": plan.model_time.astype(dtype)}
-    numbers = {"method": np.array(method, np.int64), "eta": np.array(eta, np.float32)}
-    return {"timesteps": timesteps, **numbers, **rows}
+        number = np.array(known.index(plan.method), np.int64)
+        return {**told, "timesteps": plan.timesteps, "method": number}
+    dtype = np.float32 if kind == "tensor(float)" else np.int64
+    told |= {"timesteps": np.zeros(0, np.int64), "method": np.array(len(known), np.int64)}
+    return {**told, "rows": plan.table, "times": plan.model_time.astype(dtype)}

@@ -1,7 +1,7 @@
 """The plan that sampler.onnx walks: computed by a method's formula, or rows that the file is given.
 
-Rows are those of `fastddpm.plans.Plan`: any plan's ``table`` and ``model_time``, a solver's as well. An export of
-a solver holds its own, for callers that give none.
+Rows are `table` and `model_time` of any `fastddpm.plans.Plan`, a solver's as well. An export
+of a solver holds its own, for callers that give none.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def walk(g: Graph, options: TableOptions, times: Times, conditions: Sequence[str
         branch.finished(
             name,
             [],
-            [value(f"{name}_table", FLOAT, ["rows", N_COLUMNS]), value(f"{name}_times", times.kind, ["rows"])],
+            [
+                value(f"{name}_table", FLOAT, ["rows", N_COLUMNS]),
+                value(f"{name}_times", times.kind, ["rows"]),
+            ],
         )
         for name, branch in zip(("given", "computed"), branches, strict=True)
     ]

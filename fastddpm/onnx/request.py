@@ -79,7 +79,9 @@ class Batch:
 
 
 def resolved_plan(folder: ModelFolder, given: PlanOptions) -> tuple[Method, Plan]:
-    """What was given (None is not), over what the folder was exported with, and its plan; see `Method.adapted`.
+    """The method and the plan of what was given (None is not), over what the folder was exported with.
+
+    See `Method.adapted`.
 
     Raises:
         ValueError: a name that is no option of a method, or a value that is not accepted; a plan with times

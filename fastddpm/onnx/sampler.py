@@ -212,7 +212,7 @@ class OnnxSampler:
         return images if output == "float" else to_uint8(images)
 
     def _run_file(self, plan: Plan, eta: float, batch: Batch) -> Float32:
-        """One run of sampler.onnx, which makes the plan's table or is given it, and draws the noise itself."""
+        """One run of sampler.onnx, which makes the rows or is given them, and draws the noise itself."""
         feeds: dict[str, Numbers] = {**batch.named, "seeds": batch.seeds}
         feeds |= walked(self._file_session, self.folder, plan, eta)
         if batch.labels is not None:

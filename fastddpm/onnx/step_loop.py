@@ -6,8 +6,8 @@ binding of its own on fixed addresses, so that it can be captured as a CUDA grap
 
     slot j: state[j % 2], x0[j % 2], chunk[j]  ->  state[(j + 1) % 2], x0[(j + 1) % 2]
 
-Two states, because a step still reads x_t where it writes x_{t-1}. Of a solver that keeps more than the last x0,
-the host puts a sum of what it keeps (`fastddpm.onnx.kept`) into the place of that x0, between two steps.
+Two states, because a step still reads x_t where it writes x_{t-1}. Of a solver that keeps more than the last
+x0, the host puts a sum of what it keeps (`fastddpm.onnx.kept`) into the place of that x0, between two steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which plan sampler.onnx is to walk, in its inputs: that of a formula which it knows, or rows that it is given."""
+"""Which plan sampler.onnx is to walk, in its inputs: of a formula that it knows, or given rows."""
 
 from __future__ import annotations
 
