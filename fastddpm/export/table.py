@@ -103,11 +103,10 @@ def descending(g: Graph, timesteps: str) -> list[str]:
     return [g("Greater", timesteps, following), g("GreaterOrEqual", timesteps, g.int64(0))]
 
 
-def accepted(g: Graph, method: str, eta: str, largest: int) -> list[str]:
-    """Bool tensors: whether method is in 0 .. ``largest``, and eta in [0, 1]."""
+def accepted(g: Graph, method: str, eta: str) -> list[str]:
+    """Bool tensors: whether method is no less than 0, and eta in [0, 1]."""
     return [
         g("GreaterOrEqual", method, g.int64(0)),
-        g("LessOrEqual", method, g.int64(largest)),
         g("GreaterOrEqual", eta, g.float32(0.0)),
         g("LessOrEqual", eta, g.float32(1.0)),
     ]

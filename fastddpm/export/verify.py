@@ -46,8 +46,9 @@ FEW_STEPS = 6
 GUIDANCE = 2.0
 MORE_METHODS = ("lms", "dpmpp_3m_sde")
 """Solvers whose rows sampler.onnx is given: three kept sums of x0, x and m; two kept x0, and noise."""
-BETWEEN = "dpm2"
-"""One that tells the network times between two of training."""
+BETWEEN = "dpm2"  # tells the network times between two of training
+STEPS_OF_SOLVERS = 4
+"""Enough to use all that is kept, and few, since chains of dpm2 pass rounding on a hundredfold."""
 OFFSET = 0.25
 """Of a time, of those that lie between two."""
 # A row in which every column counts.
@@ -237,9 +238,9 @@ def _chains(settings: Settings, *, between: bool) -> Iterator[tuple[Plan, float,
     and by some solvers."""
     guidance = GUIDANCE if settings.call.guides else 1.0
     yield settings.sampler.plan, settings.method.eta, 1.0
-    steps = min(FEW_STEPS, len(settings.schedule))
     for name in (*formulas(), *MORE_METHODS, *([BETWEEN] if between else [])):
         eta = 0.5 if "eta" in METHODS[name].takes else 0.0
+        steps = min(FEW_STEPS if name in formulas() else STEPS_OF_SOLVERS, len(settings.schedule))
         method = settings.method.adapted(
             method=cast("MethodName", name), num_inference_steps=steps, timestep_spacing="leading", eta=eta
         )
@@ -256,8 +257,8 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
     shape = (call.channels, call.height, call.width)
     errors = []
     kinds = {one.name: one.type for one in run.get_overridable_initializers()}
-    takes_between = kinds["times"] == "tensor(float)" and not call.noise_level
-    for plan, eta, guidance in _chains(settings, between=takes_between):
+    between = kinds["times"] == "tensor(float)" and not call.noise_level
+    for plan, eta, guidance in _chains(settings, between=between):
         sampler = Sampler.from_plan(
             settings.sampler.model,
             settings.schedule,

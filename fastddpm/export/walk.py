@@ -78,7 +78,7 @@ def walk(g: Graph, options: TableOptions, times: Times, conditions: Sequence[str
         times: what the network is told.
         conditions: names of bools of other inputs, which have to hold too.
     """
-    conditions = [*conditions, *accepted(g, "method", "eta", len(formulas()))]
+    conditions = [*conditions, *accepted(g, "method", "eta")]
     branches = [_given(Graph(g), times, conditions), _computed(Graph(g), options, times, conditions)]
     finished = [
         branch.finished(

@@ -155,44 +155,51 @@ def test_what_is_kept_outside_of_a_step_is_what_the_rows_say(method, prediction_
         assert np.abs(found - wanted).max() < 1e-5 * max(1.0, np.abs(places).max())
 
 
-class Blind(nn.Module):
-    """Sees nothing: its output is a constant, and what is drawn is noise."""
+class Linear(nn.Module):
+    """Predicts x0 = 0.6 x + 0.3 cos(t/150), so that an image is a sum of all noise that was ever added."""
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, 1, 1, 1))
+        self.weight = nn.Parameter(torch.full((1, 1, 1, 1), 0.6))
 
     def forward(self, x, t):
-        return x * self.weight + 1e-9 * t.to(x.dtype)[:, None, None, None]
+        return x * self.weight + 0.3 * torch.cos(t.to(x.dtype) / 150)[:, None, None, None]
 
 
 @pytest.fixture(scope="module")
-def blind(tmp_path_factory):
+def linear(tmp_path_factory):
     """An export of a solver of a network of one piece: with its rows in the file, and times between two."""
     options = {"method": "dpm2_ancestral", "num_inference_steps": 4, "prediction_type": "sample"}
-    sampler = Sampler(Blind(), NoiseSchedule.linear(), shape=(1, 5, 5), **options)
-    return fastddpm.export_onnx(sampler, tmp_path_factory.mktemp("blind") / "export"), sampler
+    sampler = Sampler(Linear(), NoiseSchedule.linear(), shape=(1, 5, 5), **options)
+    return fastddpm.export_onnx(sampler, tmp_path_factory.mktemp("linear") / "export"), sampler
 
 
-def test_the_noise_of_a_row_is_that_of_its_number(blind, loop):
-    """x0 = 0, so that the image is the sum of each row's noise, times what later rows make of it."""
-    folder, sampler = blind
-    images = OnnxSampler(folder, "cpu", threads=1, loop=loop).sample(seeds=SEEDS, progress=False)
-    table = sampler.plan.table.astype(np.float64)
-    # Of Runge-Kutta rows: what follows from the state where the step began, by the kept prediction.
-    x, places = reference.normal(SEEDS, 0, (1, 5, 5)), np.zeros((3, len(SEEDS), 1, 5, 5))
-    for k, row in enumerate(table):
-        own = row[Column.KEPT_FROM_X] * x
-        following = row[Column.FROM_X] * x
-        following = following + sum(row[column] * places[place] for place, column in enumerate(FROM_KEPT))
+def in_float64(plan):
+    """The chain of `Linear` by the table's formula, with the noise of the specification."""
+    x, places = reference.normal(SEEDS, 0, (1, 5, 5)).astype(np.float64), np.zeros((3, 3, 1, 5, 5))
+    for k, row in enumerate(plan.table.astype(np.float64)):
+        m = 0.6 * x + 0.3 * np.cos(plan.model_time[k] / 150.0)
+        x0 = row[Column.X0_FROM_X] * x + row[Column.X0_FROM_M] * m
+        own = x0
+        if plan.combines:
+            own = row[Column.KEPT_FROM_X0] * x0 + row[Column.KEPT_FROM_X] * x + row[Column.KEPT_FROM_M] * m
+        x = row[Column.FROM_X0] * x0 + row[Column.FROM_X] * x + row[Column.FROM_M] * m
+        x = x + sum(row[column] * places[place] for place, column in enumerate(FROM_KEPT))
+        x = x + row[Column.FROM_NOISE] * reference.normal(SEEDS, k + 1, (1, 5, 5))
         places[int(row[Column.KEPT_SLOT])] = own
-        x = following + row[Column.FROM_NOISE] * reference.normal(SEEDS, k + 1, (1, 5, 5))
-    assert np.count_nonzero(table[:, Column.FROM_NOISE]) == 3
-    np.testing.assert_allclose(images, x, atol=1e-5)
+    return x
 
 
-def test_an_export_of_a_solver_has_its_rows(blind):
-    folder, sampler = blind
+@pytest.mark.parametrize("method", ["dpm2_ancestral", "euler_ancestral", "dpmpp_3m_sde", "lms", "unipc"])
+def test_rows_keep_and_draw_what_a_chain_in_float64_does(linear, loop, method):
+    """The noise of a row is that of its number; each prediction is read from the place where it was put."""
+    run, steps = OnnxSampler(linear[0], "cpu", threads=1, loop=loop), {"num_inference_steps": 5}
+    images = run.sample(seeds=SEEDS, progress=False, method=method, **steps)
+    assert np.abs(images - in_float64(run.plan(method=method, **steps))).max() < 1e-5
+
+
+def test_an_export_of_a_solver_has_its_rows(linear):
+    folder, sampler = linear
     about = json.loads((folder / "export.json").read_text())
     assert about["times_between"] is True
     assert about["defaults"]["method"] == "dpm2_ancestral"
@@ -207,7 +214,7 @@ def test_an_export_of_a_solver_has_its_rows(blind):
     other = make_plan(sampler.schedule, method="lms", num_inference_steps=7, prediction_type="sample")
     feed |= {"rows": other.table, "times": other.model_time.astype(np.float32)}
     given, _ = session.run(None, feed)
-    expected = Sampler.from_plan(Blind(), sampler.schedule, other, shape=(1, 5, 5))
+    expected = Sampler.from_plan(Linear(), sampler.schedule, other, shape=(1, 5, 5))
     assert difference(given, expected.sample(seeds=SEEDS, progress=False)) < OF_FEW_STEPS
     text = (folder / "README.md").read_text()
     assert "| input, optional | `rows` | float32 | [rows, 32] |" in text
@@ -240,8 +247,8 @@ def with_column(rows, column, number):
         lambda rows, times: {"method": np.array(4)},
     ],
 )
-def test_rows_out_of_range_are_errors(blind, wrong):
-    folder, sampler = blind
+def test_rows_out_of_range_are_errors(linear, wrong):
+    folder, sampler = linear
     session = onnxruntime.InferenceSession(folder / "sampler.onnx", providers=["CPUExecutionProvider"])
     feed = {"seeds": np.array(SEEDS), "timesteps": np.zeros(0, np.int64), "method": np.array(3)}
     feed |= {"eta": np.array(0.0, np.float32), "rows": sampler.plan.table, "times": sampler.plan.model_time}
