@@ -23,6 +23,9 @@ ACROSS_BACKENDS = 1e-3
 # One-file sampler against the step loop on the same machine: the same network and float32 formulas, the noise
 # by float32 operators or by float64 NumPy.
 ACROSS_ONNX_LOOPS = 1e-4
+# ONNX Runtime against PyTorch over chains of a few steps, by which rounding is passed on less often; relative
+# to the largest value where an unclipped chain leaves [-1, 1].
+OF_FEW_STEPS = 1e-4
 # A captured loop replays the eager step's kernels; what is left is a library's choice of another one.
 SAME_KERNELS = 1e-5
 # One evaluation in another precision than float32 with TF32 off, relative to the largest value: twice the

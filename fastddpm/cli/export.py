@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fastddpm.checkpoint import load
+from fastddpm.cli import plan
 from fastddpm.cli.arguments import parse_shape
 from fastddpm.cli.options import Sets
 
@@ -20,17 +21,30 @@ def export(
     shape: Annotated[
         str | None, typer.Option(help="Of an image, C,H,W; that of the model folder, if left out.")
     ] = None,
+    method: plan.Name = None,
+    steps: plan.Steps = None,
+    spacing: plan.Spacing = None,
+    order: plan.Order = None,
+    eta: plan.Eta = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the files with PyTorch; failing, none is left.")
     ] = True,
 ) -> None:
-    """Write a trained model as ONNX: the network, one step, and the whole sampler in one file."""
+    """Write a trained model as ONNX: the network, one step, and the whole sampler in one file.
+
+    The files draw as the model's folder says, or as the method and its options here; and as whoever runs them
+    asks.
+    """
     try:
         from fastddpm.export import export_onnx
     except ImportError as error:
         raise ValueError(str(error)) from error
     image = None if shape is None else parse_shape(shape)
-    folder = export_onnx(load(model), out, shape=image, dtype=dtype, verify=verify)
+    sampler = load(model)
+    steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
+    steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
+    options = plan.adapted(sampler, steps_of_it)
+    folder = export_onnx(sampler.replace(**options), out, shape=image, dtype=dtype, verify=verify)
     about = json.loads((folder / "export.json").read_text())
     for name, file in about["files"].items():
         measured = (about["parity"] or {}).get(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from fastddpm.checkpoint import load
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.cli import plan
 from fastddpm.cli.arguments import choose_labels, parse_device, parse_dtype, parse_seeds, parse_shape
 from fastddpm.cli.options import Sets
 from fastddpm.cli.outputs import Outputs, summary
@@ -19,7 +19,6 @@ from fastddpm.cli.sample_job import JobOptions, onnx_drawer, run_job, torch_draw
 from fastddpm.cli.sample_onnx import refuse_condition, refuse_torch_options, sample_onnx
 from fastddpm.engine import Engine, EngineUnavailable
 from fastddpm.options import ModelOptions, SampleArguments
-from fastddpm.plans.method import MethodOptions
 from fastddpm.precision import Precision, described
 from fastddpm.sampler import Sampler
 
@@ -42,21 +41,11 @@ def sample(
         typer.Option("--class", help="Class, or classes 0-4,7 taken in turn by seed. All, if left out."),
         Sets("class_labels"),
     ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="ddpm, ddim, dpmpp_2m, unipc, heun or another; docs/math.md has them.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Inference steps, 1 to T."), Sets("num_inference_steps")
-    ] = None,
-    spacing: Annotated[
-        str | None,
-        typer.Option(help="Of the steps: leading, linspace or trailing; of solvers also karras."),
-        Sets("timestep_spacing"),
-    ] = None,
-    order: Annotated[
-        int | None, typer.Option(help="Of a solver that can have several."), Sets("solver_order")
-    ] = None,
-    eta: Annotated[float | None, typer.Option(help="Noise of ddim: 0 deterministic, 1 as ddpm.")] = None,
+    method: plan.Name = None,
+    steps: plan.Steps = None,
+    spacing: plan.Spacing = None,
+    order: plan.Order = None,
+    eta: plan.Eta = None,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance scale; 1 is none."), Sets("guidance_scale")
     ] = 1.0,
@@ -106,11 +95,12 @@ def sample(
     outputs = Outputs(out, outdir, trajectory)
     seed_list = parse_seeds(seeds)
     check_choice("backend", backend, ("torch", "onnx"))
+    steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
+    steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
     if backend == "onnx":
         given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config}
-        refuse_torch_options(engine=engine, dtype=dtype, order=order, **given)
-        typed = {"method": method, "num_inference_steps": steps, "eta": eta, "timestep_spacing": spacing}
-        chosen = cast("PlanOptions", typed)
+        refuse_torch_options(engine=engine, dtype=dtype, **given)
+        chosen = cast("PlanOptions", steps_of_it)
         if is_job:
             export = onnx_drawer(model, job, device=device, guidance=guidance, plan=chosen)
             refuse_condition(model, export.condition_channels)
@@ -137,9 +127,7 @@ def sample(
     sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **options)
     _refuse_condition(model, sampler)
     typed_engine = cast("Engine", engine)
-    steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
-    steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
-    sampler = sampler.replace(**_method(sampler, steps_of_it), engine="auto" if is_job else typed_engine)
+    sampler = sampler.replace(**plan.adapted(sampler, steps_of_it), engine="auto" if is_job else typed_engine)
     labels = choose_labels(sampler.facts.num_classes, classes, seed_list)
     if is_job:
         place = job.device(device)
@@ -163,14 +151,6 @@ def sample(
     if precision is not None:
         where += f" in {described(precision, sampler.dtype, sampler.device)}"
     print(summary(frames[-1], where, seconds, written))
-
-
-def _method(sampler: Sampler, given: Mapping[str, object]) -> MethodOptions:
-    """What was given, and what goes with it where it is another method than the folder's."""
-    assert sampler.method is not None
-    # As typed; `Sampler` checks them.
-    changes = cast("MethodOptions", {name: value for name, value in given.items() if value is not None})
-    return sampler.method.adapted(**changes).to_dict()
 
 
 def _draw(sampler: Sampler, request: SampleArguments, *, animated: bool) -> Tensor:

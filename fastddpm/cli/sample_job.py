@@ -101,7 +101,7 @@ def torch_drawer(
 def onnx_drawer(
     folder: str, options: JobOptions, *, device: str | None, guidance: float, plan: PlanOptions
 ) -> OnnxDrawer:
-    """A drawer of an export. ``plan`` has the method, steps and eta given."""
+    """A drawer of an export. ``plan`` has the method and its options."""
     if find_spec("onnxruntime") is None:
         raise BadArgument("--backend", "onnx without onnxruntime (pip install 'fastddpm[onnx]')", "torch")
     kind, _, index = options.device(device).partition(":")

@@ -60,7 +60,7 @@ def sample_onnx(
         device: cpu, cuda or cuda:N; None for CUDA where it starts, else the CPU.
         guidance: scale of classifier-free guidance; 1 is none.
         batch: images at a time.
-        plan: the method, steps and eta; None for what was exported.
+        plan: the method and its options; None for what was exported.
     """
     try:
         from fastddpm.onnx import OnnxSampler

@@ -1,7 +1,8 @@
 """A trained model as ONNX files: the network, one step, and the whole sampler in one file.
 
 Data flows one way: `settings` (what is asked for) -> `network` (torch.export) -> `compose` (the models, from
-`noise`, `table` and `update`) -> `folder` (the files) -> `verify` (ONNX Runtime against PyTorch) -> `readme`.
+`noise`, `walk`, `table` and `update`) -> `folder` (the files) -> `verify` (ONNX Runtime against PyTorch) ->
+`readme`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
 from fastddpm.onnx.folder import TIMES  # noqa: E402
 from fastddpm.options import ExportOptions  # noqa: E402
-from fastddpm.plans.registry import formulas  # noqa: E402
+from fastddpm.plans.registry import METHODS, formulas  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
 from fastddpm.schedule import NoiseSchedule  # noqa: E402
 from fastddpm.signatures import checked  # noqa: E402
@@ -119,11 +120,13 @@ def export_onnx(
                 "of as many",
                 "fixed_small or fixed_large",
             )
-        made = models(Recipe(network, settings.table))
+        plan = settings.sampler.plan
+        is_solver = METHODS[plan.method].solver is not None
+        made = models(Recipe(network, settings.table, rows=plan if is_solver else None))
         for name, proto in made.items():
             save_model(proto, temporary / name)
         parity = verified(temporary, settings) if verify else None
-        about = _about(settings, temporary, dtype, parity)
+        about = {**_about(settings, temporary, dtype, parity), "times_between": network.tells_between}
         (temporary / README).write_text(readme(made, about))
         about["readme"] = sha256(temporary / README)
         (temporary / DESCRIPTION).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")

@@ -1,7 +1,7 @@
 """The files of an export, each a model made around the same network.
 
-denoiser: x, t -> m.  step: x, one row of a table, noise -> the next x.  sampler: seeds, timesteps -> images,
-the whole loop.  noise: seeds -> the sampler's noise, to test a machine's integer arithmetic.
+denoiser: x, t -> m.  step: x, one row of a table, noise -> the next x.  sampler: seeds, timesteps or rows ->
+images, the whole loop.  noise: seeds -> the sampler's noise, to test a machine's integer arithmetic.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import onnx
 from fastddpm.export import noise
 from fastddpm.export.network import OPSET, ExportedNetwork
 from fastddpm.export.nodes import BOOL, FLOAT, INT64, UINT8, Graph, as_model, value
-from fastddpm.export.table import ROW_COLUMNS, TableOptions, accepted, levels_told, only_if, plan_table
-from fastddpm.export.update import guided_output, split_output, update
-from fastddpm.plans.registry import formulas
+from fastddpm.export.table import ROW_COLUMNS, TableOptions
+from fastddpm.export.update import Kept, guided_output, remember, split_output, update
+from fastddpm.export.walk import Times, row_inputs, walk
+from fastddpm.plans import Plan
 
 NOISE_ELEMENTS = 64
 """Numbers per seed that noise.onnx gives."""
@@ -31,15 +32,25 @@ class Recipe:
     Attributes:
         network: in ONNX.
         table: what of the plans is fixed.
+        rows: the plan of a solver, which sampler.onnx walks where it is given none; or None.
     """
 
     network: ExportedNetwork
     table: TableOptions
+    rows: Plan | None = None
 
     @property
     def has_variance(self) -> bool:
         """Whether the network returns 2C channels; without learned range no row uses the second half."""
         return self.network.out_channels != self.network.call.channels
+
+    @property
+    def times(self) -> Times:
+        """What the network is told in a loop."""
+        network = self.network
+        kind = FLOAT if network.tells_between else network.call.time_kind
+        last = 1 if network.call.tells_levels else np.size(self.table.alphas_cumprod) - 1
+        return Times(kind, time_input=network.call.time_input, last=last)
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -66,11 +77,12 @@ def denoiser(recipe: Recipe) -> onnx.ModelProto:
     network, call = recipe.network, recipe.network.call
     g = Graph()
     given = [one.input for one in call.cond]
-    prepared = network.prepare(g, "t", "class_labels" if call.has_classes else None, given)
+    prepared = network.prepare(g, _told(g, recipe, "t"), "class_labels" if call.has_classes else None, given)
     g("Identity", network.predict(g, "x", prepared), out="m")
     inputs = [
         value("x", FLOAT, recipe.free_image(call.condition_channels + call.channels)),
         value("t", call.time_kind, ["batch"]),
+        *_offset_inputs(recipe),
         *_label_inputs(recipe),
         *_named_inputs(recipe, guided=False),
     ]
@@ -93,7 +105,8 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
         if labels is not None:
             nulls = g("Expand", g.int64(call.null_label or 0), batch)
             labels = g("Concat", nulls, "class_labels", axis=0)
-    prepared = network.prepare(g, g("Reshape", "time", g.int64([1])), labels, given)
+    told = _told(g, recipe, g("Reshape", "time", g.int64([1])))
+    prepared = network.prepare(g, told, labels, given)
     m = network.predict(g, x if condition is None else g("Concat", condition, x, axis=1), prepared)
     if guided:
         output = guided_output(g, m, call.channels, recipe.has_variance, scale="guidance_scale", batch=batch)
@@ -112,6 +125,7 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
         value("time", call.time_kind),
         value("noise", FLOAT, image),
         value("x0_prev", FLOAT, image),
+        *_offset_inputs(recipe),
         *_label_inputs(recipe),
         *([value("guidance_scale", FLOAT)] if guided else []),
         *_condition_inputs(recipe, recipe.free_image(call.condition_channels)),
@@ -122,14 +136,10 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
 
 
 def sampler(recipe: Recipe) -> onnx.ModelProto:
-    """The whole reverse process in one Loop: seeds, timesteps, method, eta -> images, pixels."""
+    """The whole reverse process in one Loop: seeds, and timesteps, method, eta or rows -> images, pixels."""
     call = recipe.network.call
     g = Graph()
-    steps, timesteps, method = _checked(g, recipe)
-    table = plan_table(g, recipe.table, timesteps, method, "eta")
-    time = timesteps
-    if call.time_input != "timestep":
-        time = levels_told(g, recipe.table, timesteps, call.time_input)
+    walked = walk(g, recipe.table, recipe.times, _accepted(g, recipe))
 
     batch = g("Shape", "seeds")
     passes, labels = None, "class_labels" if call.has_classes else None
@@ -146,12 +156,12 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
     condition = None
     if call.condition_channels:
         condition = "condition" if passes is None else _tiled(g, "condition", passes)
-    prepared = recipe.network.prepare(g, time, labels, given)
+    prepared = recipe.network.prepare(g, walked.times, labels, given)
     keys = noise.keys(g, "seeds", int(np.prod(recipe.image)))
     start = noise.normal(g, keys, g.int64(0), recipe.image)
 
     body = Graph(g)
-    row = body("Gather", table, "k", axis=0)
+    row = body("Gather", walked.table, "k", axis=0)
     x = "x" if passes is None else _tiled(body, "x", passes)
     x = x if condition is None else body("Concat", condition, x, axis=1)
     m = recipe.network.predict(body, x, prepared, body("Reshape", "k", g.int64([1])))
@@ -162,10 +172,12 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
             body, m, call.channels, recipe.has_variance, scale="guidance_scale", batch=batch
         )
     after = update(body, "x", output, row, "x0_prev")
+    keeps = (walked.remembers, walked.combines)
+    mean, kept = remember(body, after, output, row, Kept("x0_prev", "kept"), keeps=keeps, shape=recipe.image)
     noisy, quiet = Graph(body), Graph(body)
     z = noise.normal(noisy, keys, noisy("Add", "k", noisy.int64(1)), recipe.image)
-    noisy("Add", after.mean, noisy("Mul", after.sigma, z), out="x_noisy")
-    quiet("Identity", after.mean, out="x_quiet")
+    noisy("Add", mean, noisy("Mul", after.sigma, z), out="x_noisy")
+    quiet("Identity", mean, out="x_quiet")
     image: list[int | str] = ["batch", *recipe.image]
     body(
         "If",
@@ -174,14 +186,23 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
         then_branch=quiet.finished("quiet", [], [value("x_quiet", FLOAT, image)]),
         else_branch=noisy.finished("noisy", [], [value("x_noisy", FLOAT, image)]),
     )
-    body("Identity", after.x0, out="x0")
     body("Identity", "go_on", out="goes_on")
+    places: list[int | str] = ["places", *image]
     loop = body.finished(
         "reverse_step",
-        [value("k", INT64), value("go_on", BOOL), value("x", FLOAT, image), value("x0_prev", FLOAT, image)],
-        [value("goes_on", BOOL), value("x_next", FLOAT, image), value("x0", FLOAT, image)],
+        [
+            *(value("k", INT64), value("go_on", BOOL)),
+            *(value("x", FLOAT, image), value("x0_prev", FLOAT, image), value("kept", FLOAT, places)),
+        ],
+        [
+            *(value("goes_on", BOOL), value("x_next", FLOAT, image)),
+            *(value(kept.first, FLOAT, image), value(kept.others, FLOAT, places)),
+        ],
     )
-    final, _ = g.subgraphs("Loop", steps, "", start, start, outputs=2, body=loop)
+    others = g("Where", walked.remembers, g.int64([2]), g.int64([0]))
+    nothing = g("ConstantOfShape", g("Concat", others, g("Shape", start), axis=0))
+    # The first row multiplies what nothing was put into by 0.
+    final, *_ = g.subgraphs("Loop", walked.steps, "", start, start, nothing, outputs=3, body=loop)
     g("Identity", final, out="images")
     _pixels(g, final)
     inputs = [
@@ -189,6 +210,7 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
         value("timesteps", INT64, ["steps"]),
         value("method", INT64),
         value("eta", FLOAT),
+        *row_inputs(g, recipe.rows, recipe.times),
         *_label_inputs(recipe),
         *([value("guidance_scale", FLOAT)] if passes is not None else []),
         *_condition_inputs(recipe, ["batch", call.condition_channels, *recipe.image[1:]]),
@@ -214,21 +236,26 @@ def noise_test() -> onnx.ModelProto:
     return _model(g, "fastddpm_noise", inputs, outputs)
 
 
-def _checked(g: Graph, recipe: Recipe) -> tuple[str, str, str]:
-    """S, the timesteps and the method; where an input is not as it should be, reading them is an error."""
-    call, steps = recipe.network.call, g("Size", "timesteps")
-    conditions = [
-        *accepted(g, "timesteps", "method", "eta"),
-        g("GreaterOrEqual", "seeds", g.int64(0)),
-    ]
+def _accepted(g: Graph, recipe: Recipe) -> list[str]:
+    """Bool tensors: whether seeds and labels are as they should be."""
+    call, conditions = recipe.network.call, [g("GreaterOrEqual", "seeds", g.int64(0))]
     if call.has_classes:
         largest = max((call.num_classes or 1) - 1, call.null_label or 0)
         conditions.append(g("GreaterOrEqual", "class_labels", g.int64(0)))
         conditions.append(g("LessOrEqual", "class_labels", g.int64(largest)))
-    index = g("Range", g.int64(0), steps, g.int64(1))
-    timesteps = g("Gather", "timesteps", only_if(g, conditions, index, steps))
-    method = g("Gather", g.int64(range(len(formulas()))), "method")
-    return steps, timesteps, method
+    return conditions
+
+
+def _told(g: Graph, recipe: Recipe, time: str) -> str:
+    """What the network is told: the time, int64 [N], and what lies between it and the next, float32 []."""
+    if not recipe.network.tells_between:
+        return time
+    g.default("time_offset", np.zeros((), np.float32))
+    return g("Add", g("Cast", time, to=FLOAT), "time_offset")
+
+
+def _offset_inputs(recipe: Recipe) -> list[onnx.ValueInfoProto]:
+    return [value("time_offset", FLOAT)] if recipe.network.tells_between else []
 
 
 def _tiled(g: Graph, x: str, passes: str) -> str:

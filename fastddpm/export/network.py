@@ -74,6 +74,7 @@ class NetworkCall:
         null_label: the label that means "no class", or None.
         time_input: what it is told: timesteps, int64, or levels, float32.
         half: whether it runs in float16.
+        between: whether the exported plan tells it times between two timesteps of training, as float32.
         cond: what it is given by name besides, in order.
     """
 
@@ -85,6 +86,7 @@ class NetworkCall:
     null_label: int | None
     time_input: TimeInput
     half: bool
+    between: bool = False
     cond: tuple[Condition, ...] = ()
 
     @property
@@ -99,13 +101,13 @@ class NetworkCall:
 
     @property
     def time_kind(self) -> int:
-        """ONNX's number of the time's dtype."""
-        return INT64 if self.time_input == "timestep" else FLOAT
+        """ONNX's number of the dtype of the files' input."""
+        return FLOAT if self.tells_levels else INT64
 
     @property
-    def time_dtype(self) -> torch.dtype:
-        """The time's dtype."""
-        return torch.int64 if self.time_input == "timestep" else torch.float32
+    def tells_levels(self) -> bool:
+        """Whether it is told levels instead of timesteps."""
+        return self.time_input != "timestep"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,6 +126,8 @@ class ExportedNetwork:
         classes: class_labels [B] -> bias [B, width], or None.
         out_channels: C or 2C.
         dynamic_size: whether height and width may vary.
+
+    Where it `tells_between`, the time that it is given in a graph is float32 in place of int64.
     """
 
     call: NetworkCall
@@ -132,6 +136,11 @@ class ExportedNetwork:
     classes: Fragment | None
     out_channels: int
     dynamic_size: bool
+
+    @property
+    def tells_between(self) -> bool:
+        """Whether it takes times between two timesteps: our UNet, and one exported with such a plan."""
+        return not self.call.tells_levels and (self.time is not None or self.call.between)
 
     def prepare(self, g: Graph, time: str, labels: str | None, cond: Sequence[str] = ()) -> Prepared:
         """What is computed once per chain: of times [N], labels and conditions [B], as `predict` takes it."""
@@ -229,13 +238,14 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
     network = plain_copy(model, call.dtype)
     x = torch.zeros(EXAMPLE_BATCH, call.condition_channels + call.channels, call.height, call.width)
     x = x.to(call.dtype)
-    t = torch.full((EXAMPLE_BATCH,), 1 if call.time_input == "timestep" else 0.5, dtype=call.time_dtype)
+    reals = torch.full((EXAMPLE_BATCH,), 0.5, dtype=torch.float32)
+    t = reals if call.tells_levels or call.between else torch.ones(EXAMPLE_BATCH, dtype=torch.int64)
     labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)
     time = classes = None
     if isinstance(network, UNet):
         bias = torch.zeros(EXAMPLE_BATCH, network.bias_width, dtype=call.dtype)
         core, out_channels = _fragment(_Core(network), (x, bias), sizes_vary=True)
-        time, _ = _fragment(_Time(network), (t,))
+        time, _ = _fragment(_Time(network), (reals,))
         if call.has_classes:
             classes, _ = _fragment(_Classes(network), (labels,))
     else:

@@ -86,6 +86,10 @@ class Graph:
             self.root.weights.append(numpy_helper.from_array(array, known[key]))
         return known[key]
 
+    def default(self, name: str, value: npt.NDArray[Any]) -> None:
+        """What an input of the outermost graph is where it is not given."""
+        self.root.weights.append(numpy_helper.from_array(value, name))
+
     def float32(self, value: npt.ArrayLike) -> str:
         """A float32 constant."""
         return self.constant(value, np.float32)

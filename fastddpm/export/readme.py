@@ -41,7 +41,9 @@ def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> s
     for name in sorted(models, key=list(PURPOSES).index):
         graph = models[name].graph
         parts.append(f"## {name}\n\n{PURPOSES[name]}\n")
-        rows = [("input", one) for one in graph.input] + [("output", one) for one in graph.output]
+        stored = {one.name for one in graph.initializer}
+        rows = [("input, optional" if one.name in stored else "input", one) for one in graph.input]
+        rows += [("output", one) for one in graph.output]
         table = ["| | name | type | shape | range |", "|---|---|---|---|---|"]
         for role, one in rows:
             kind = one.type.tensor_type
@@ -61,7 +63,10 @@ def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> s
 def snippet(about: Mapping[str, Any]) -> str:
     """Python that draws images with numpy and onnxruntime alone, run in the folder."""
     _, height, width = about["image_shape"]
-    timesteps, method = about["timesteps"], list(formulas()).index(about["defaults"]["method"])
+    method, known = about["defaults"]["method"], list(formulas())
+    number = known.index(method) if method in known else len(known)
+    # A solver's rows are in the file, and have their own.
+    timesteps = _listed(about["timesteps"]) if method in known else "[]"
     lines = [
         "import numpy as np",
         "import onnxruntime as ort",
@@ -69,8 +74,8 @@ def snippet(about: Mapping[str, Any]) -> str:
         'session = ort.InferenceSession("sampler.onnx", providers=["CPUExecutionProvider"])',
         "inputs = {",
         '    "seeds": np.arange(4, dtype=np.int64),',
-        f'    "timesteps": np.array({_listed(timesteps)}, dtype=np.int64),',
-        f'    "method": np.array({method}, dtype=np.int64),  # {_methods()}',
+        f'    "timesteps": np.array({timesteps}, dtype=np.int64),',
+        f'    "method": np.array({number}, dtype=np.int64),  # {_methods()}',
         f'    "eta": np.array({about["defaults"]["eta"]}, dtype=np.float32),',
     ]
     if about["num_classes"] is not None:
@@ -107,7 +112,7 @@ def _listed(timesteps: list[int]) -> str:
 
 
 def _methods() -> str:
-    return ", ".join(f"{index} {name}" for index, name in enumerate(formulas()))
+    return ", ".join(f"{index} {name}" for index, name in enumerate([*formulas(), "rows"]))
 
 
 def _times(shape: list[int]) -> str:
@@ -122,15 +127,21 @@ def _ranges(about: Mapping[str, Any]) -> dict[str, str]:
         if about["null_label"] is not None:
             labels += f"; {about['null_label']}: no class"
     time = f"0 to {last}" if about["time"] == "index" else "sqrt(alphas_cumprod), in (0, 1]"
+    method = about["defaults"]["method"]
+    own = "none" if method in formulas() else f"those of {method}, as exported"
     cond: dict[str, str] = {}
     for one in about.get("cond", []):
         cond |= {f"cond_{one['name']}": f"the network's {one['name']}"}
         cond |= {f"uncond_{one['name']}": "the same for the half without conditions"}
     return cond | {
         "seeds": "0 to 2**63 - 1, one per image",
-        "timesteps": f"strictly descending, 0 to {last}",
+        "timesteps": f"strictly descending, 0 to {last}; with rows not read",
         "method": _methods(),
         "eta": "of ddim: 0 deterministic to 1; 0 with the others",
+        "rows": "`table` of any plan of fastddpm (`OnnxSampler.plan`), such as a solver's, with method "
+        f"{len(formulas())}; left out: {own}",
+        "times": "its `model_time`",
+        "time_offset": "added to the time, which may so lie between two; left out: 0",
         "class_labels": labels,
         "guidance_scale": "classifier-free guidance; 1 is none" + ", without a second pass",
         "condition": "the network's, usually [-1, 1]",

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,24 +13,19 @@ from fastddpm.checks import BadArgument, check_choice, image_shape, whole
 from fastddpm.conditions import check_names, checked_one
 from fastddpm.export.network import Condition, NetworkCall, plain_copy
 from fastddpm.export.nodes import BOOL, FLOAT, INT32, INT64
+from fastddpm.export.recognition import recognised
 from fastddpm.export.table import TableOptions
 from fastddpm.options import ExportOptions
-from fastddpm.plans import METHODS, Method, Plan
+from fastddpm.plans import Method
 from fastddpm.plans.method import MethodOptions
-from fastddpm.plans.plan import TimeInput, time_input_of
-from fastddpm.plans.registry import formulas
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
-from fastddpm_kernels.table import Column
 
 DTYPES = ("float32", "float16")
 CONDITION_KINDS: dict[int, str] = {FLOAT: "float32", INT64: "int64", INT32: "int32", BOOL: "bool"}
 """ONNX's numbers of the dtypes that a condition may have, and their names in export.json."""
 _KINDS = {torch.float32: FLOAT, torch.int64: INT64, torch.int32: INT32, torch.bool: BOOL}
-SAME_TABLE = 1e-3
-"""How far a given plan may be from ours, relative to a column's largest value, to count as the same method;
-peers keep theirs in float32. Verification then holds the images to the given plan's."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +97,7 @@ def resolve(
         raise BadArgument("shape", "none, and no default of the sampler,", "(C, H, W)")
     channels, height, width = image_shape(image)
     plan = sampler.plan
-    told = _checked_plan(plan, sampler.schedule)
+    method = recognised(plan, sampler)
     classes = _num_classes(network, num_classes)
     null = sampler.facts.null_label
     if null is not None and classes is None:
@@ -115,11 +109,11 @@ def resolve(
         condition_channels=_condition_channels(network, channels, condition_channels),
         num_classes=classes,
         null_label=null,
-        time_input=told,
+        time_input=method.time_input,
         half=dtype == "float16",
+        between=plan.model_time.dtype.kind == "f" and method.time_input == "timestep",
         cond=_conditions(sampler, cond or {}, has_labels=classes is not None),
     )
-    method = sampler.method or _inferred(plan, sampler)
     reference = Sampler.from_plan(
         plain_copy(network, torch.float32),
         sampler.schedule,
@@ -141,77 +135,6 @@ def _sampler(model: nn.Module | Sampler, schedule: NoiseSchedule | None, options
     if schedule is None:
         raise BadArgument("schedule", "none", "the NoiseSchedule that the model was trained with")
     return Sampler(model, schedule, **options)
-
-
-def _checked_plan(plan: Plan, schedule: NoiseSchedule) -> TimeInput:
-    """What a plan tells the network; ValueError where it does what no file can."""
-    if plan.method not in formulas():
-        raise BadArgument("method", f"a plan of {plan.method!r}", f"one of {', '.join(formulas())}")
-    if plan.thresholding is not None:
-        raise BadArgument("thresholding", "dynamic thresholding", "a fixed clip or none")
-    if plan.timesteps[-1] < 0:
-        raise BadArgument("timesteps", "a plan that ends at -1", "0 or more")
-    told = time_input_of(plan, schedule)
-    if told is None or plan.alphas_cumprod is not None:
-        given, accepted = "a plan that tells the network something else", "timesteps or levels of these"
-        raise BadArgument("model_time", given, accepted)
-    return told
-
-
-def _inferred(plan: Plan, sampler: Sampler) -> Method:
-    """The method that gives this plan."""
-    known = {
-        "method": plan.method,
-        "time_input": time_input_of(plan, sampler.schedule),
-        "prediction_type": plan.prediction_type,
-        "clip_sample_range": float(plan.table[0, Column.X0_BOUND]) if plan.clip else None,
-        "timesteps": plan.timesteps.tolist(),
-    }
-    variances = ["learned_range"] if plan.learned_range else ["fixed_small"]
-    takes = METHODS[plan.method].takes
-    if "fixed_large" in takes and not plan.learned_range:
-        variances.append("fixed_large")
-    amount = next((name for name in ("sigma_scale", "eta") if name in takes), None)
-    for variance_type in variances:
-        options = {**known, "variance_type": variance_type, "sigma_scale": 1.0, "eta": 0.0}
-        if amount is not None:
-            full = Method.from_dict({**options, amount: 1.0})
-            noise = full.plan(sampler.schedule).table[:, Column.FROM_NOISE]
-            if noise.max() > 0:
-                options[amount] = float(plan.table[noise.argmax(), Column.FROM_NOISE] / noise.max())
-        try:
-            method = Method.from_dict(options)
-            ours = method.plan(sampler.schedule)
-        except ValueError:
-            continue
-        if _same(plan, ours):
-            return method
-    raise BadArgument(
-        "plan",
-        f"a table that is not that of {plan.method} with any options",
-        "a sampler made with options, or with a plan of make_plan,",
-    )
-
-
-def _same(given: Plan, ours: Plan) -> bool:
-    """Whether two plans make the same steps; without a clip, x0 is only a way of writing them."""
-    through_x0 = given.clip or bool(given.kept)
-    steps = (
-        (
-            Column.X0_FROM_X,
-            Column.X0_FROM_M,
-            Column.FROM_X0,
-            Column.FROM_X,
-            Column.FROM_M,
-            Column.FROM_KEPT_1,
-        )
-        if through_x0
-        else (Column.LINEAR_X, Column.LINEAR_M)
-    )
-    columns = [*steps, Column.FROM_NOISE, Column.LOG_VAR_MIN, Column.LOG_VAR_MAX]
-    largest = np.maximum(np.abs(ours.table[:, columns]).max(axis=0), 1e-6)
-    difference = np.abs(given.table[:, columns] - ours.table[:, columns])
-    return given.clip == ours.clip and bool(np.all(difference <= SAME_TABLE * largest))
 
 
 def _conditions(sampler: Sampler, cond: Mapping[str, Tensor], *, has_labels: bool) -> tuple[Condition, ...]:

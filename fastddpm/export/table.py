@@ -25,7 +25,7 @@ LARGEST = 3.0e38
 """What float32 holds."""
 
 ROW_COLUMNS = 16
-"""Of a plan's row, the first that a file has: of earlier predictions a step in a file reads one x0."""
+"""Of a plan's row, those that a formula fills, and step.onnx reads: of earlier predictions one x0."""
 
 COLUMNS = (
     Column.X0_FROM_X,
@@ -97,12 +97,15 @@ def only_if(g: Graph, conditions: Sequence[str], index: str, outside: str) -> st
     return g("Where", g("Cast", all_hold, to=BOOL), index, outside)
 
 
-def accepted(g: Graph, timesteps: str, method: str, eta: str) -> list[str]:
-    """Bool tensors: whether timesteps descend strictly to no less than 0, method is one, eta is in [0, 1]."""
+def descending(g: Graph, timesteps: str) -> list[str]:
+    """Bool tensors: whether timesteps descend strictly to no less than 0."""
     following = g("Concat", g.slice(timesteps, 1, END, 0), g.int64([-1]), axis=0)
+    return [g("Greater", timesteps, following), g("GreaterOrEqual", timesteps, g.int64(0))]
+
+
+def accepted(g: Graph, method: str, eta: str) -> list[str]:
+    """Bool tensors: whether method is no less than 0, and eta in [0, 1]."""
     return [
-        g("Greater", timesteps, following),
-        g("GreaterOrEqual", timesteps, g.int64(0)),
         g("GreaterOrEqual", method, g.int64(0)),
         g("GreaterOrEqual", eta, g.float32(0.0)),
         g("LessOrEqual", eta, g.float32(1.0)),

@@ -44,6 +44,13 @@ SEEDS = (0, 5, (1 << 40) + 3)
 SELF_TEST_STEP = 7
 FEW_STEPS = 6
 GUIDANCE = 2.0
+MORE_METHODS = ("lms", "dpmpp_3m_sde")
+"""Solvers whose rows sampler.onnx is given: three kept sums of x0, x and m; two kept x0, and noise."""
+BETWEEN = "dpm2"  # tells the network times between two of training
+STEPS_OF_SOLVERS = 4
+"""Enough to use all that is kept, and few, since chains of dpm2 pass rounding on a hundredfold."""
+OFFSET = 0.25
+"""Of a time, of those that lie between two."""
 # A row in which every column counts.
 FULL_ROW = (1.1, -0.4, 0.9, 0.7, 0.3, 0.2, -0.25, 0.5, -2.0, -1.0)
 
@@ -158,9 +165,13 @@ def _denoiser_error(folder: Path, settings: Settings) -> float:
     for batch, (height, width) in enumerate(_sizes(settings), start=3):
         given = _random(settings, batch, height=height, width=width)
         plan, names = settings.sampler.plan, [one.name for one in run.get_inputs()]
-        t = torch.tensor(plan.model_time[np.linspace(0, len(plan) - 1, batch).astype(int)])
+        times = plan.model_time if settings.call.tells_levels else plan.timesteps
+        t = torch.tensor(times[np.linspace(0, len(plan) - 1, batch).astype(int)])
         x = torch.cat([given[name] for name in ("condition", "x") if name in given], dim=1)
-        (m,) = _outputs(run, _fed(names, {**given, "x": x, "t": t}))
+        feed = _fed(names, {**given, "x": x, "t": t})
+        if tells_between(run):
+            t, feed["time_offset"] = t + OFFSET, np.array(OFFSET, np.float32)
+        (m,) = _outputs(run, feed)
         errors.append(relative_error(m, _network(settings, x, t, _named(settings, given)).numpy()))
     return max(errors)
 
@@ -169,15 +180,21 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
     run, plan = session(path), settings.sampler.plan
     given = _random(settings, 2, height=settings.call.height, width=settings.call.width)
     full = np.pad(np.array(FULL_ROW, np.float32), (0, N_COLUMNS - len(FULL_ROW)))
-    rows = [(full, 0), *((plan.table[k], k) for k in sorted({0, len(plan) // 2, len(plan) - 1}))]
+    times = plan.model_time if settings.call.tells_levels else plan.timesteps
+    # Of a solver, its first columns; what else it has of other rows, step.onnx is given as one sum.
+    own = [np.where(np.arange(N_COLUMNS) < ROW_COLUMNS, row, 0) for row in plan.table]
+    rows = [(full, 0), *((own[k], k) for k in sorted({0, len(plan) // 2, len(plan) - 1}))]
     errors = []
     for row, k in rows:
         feed = _fed([one.name for one in run.get_inputs()], given)
-        feed |= {"row": row[:ROW_COLUMNS], "time": plan.model_time[k : k + 1].reshape(())}
+        feed |= {"row": row[:ROW_COLUMNS], "time": times[k : k + 1].reshape(())}
+        time = torch.tensor(times[k])
+        if tells_between(run):
+            time, feed["time_offset"] = time + OFFSET, np.array(OFFSET, np.float32)
         if guided:
             feed["guidance_scale"] = np.array(GUIDANCE, np.float32)
         found = _outputs(run, feed)
-        wanted = _torch_step(settings, given, torch.tensor(row), torch.tensor(plan.model_time[k]), guided)
+        wanted = _torch_step(settings, given, torch.tensor(row), time, guided)
         x_next, x0 = (relative_error(f, w.numpy()) for f, w in zip(found, wanted, strict=True))
         errors += [x_next, x0 / max(1.0, float(row[Column.X0_FROM_X]))]
     return max(errors)
@@ -211,13 +228,19 @@ def _check_noise(folder: Path) -> None:
         raise ExportError("verification: noise.onnx does not give the noise of noise spec v1")
 
 
-def _chains(settings: Settings) -> Iterator[tuple[Plan, float, float]]:
-    """(plan, eta, guidance scale) of the chains that are run: the default one, and a short one per method."""
+def tells_between(run: Any) -> bool:
+    """Whether a model takes times between two of training."""
+    return "time_offset" in {one.name for one in run.get_overridable_initializers()}
+
+
+def _chains(settings: Settings, *, between: bool) -> Iterator[tuple[Plan, float, float]]:
+    """(plan, eta, guidance scale) of the chains that are run: the default one, and a short one per formula,
+    and by some solvers."""
     guidance = GUIDANCE if settings.call.guides else 1.0
     yield settings.sampler.plan, settings.method.eta, 1.0
-    steps = min(FEW_STEPS, len(settings.schedule))
-    for name in formulas():
+    for name in (*formulas(), *MORE_METHODS, *([BETWEEN] if between else [])):
         eta = 0.5 if "eta" in METHODS[name].takes else 0.0
+        steps = min(FEW_STEPS if name in formulas() else STEPS_OF_SOLVERS, len(settings.schedule))
         method = settings.method.adapted(
             method=cast("MethodName", name), num_inference_steps=steps, timestep_spacing="leading", eta=eta
         )
@@ -233,7 +256,9 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
     given = _random(settings, len(SEEDS), height=call.height, width=call.width)
     shape = (call.channels, call.height, call.width)
     errors = []
-    for plan, eta, guidance in _chains(settings):
+    kinds = {one.name: one.type for one in run.get_overridable_initializers()}
+    between = kinds["times"] == "tensor(float)" and not call.tells_levels
+    for plan, eta, guidance in _chains(settings, between=between):
         sampler = Sampler.from_plan(
             settings.sampler.model,
             settings.schedule,
@@ -253,14 +278,23 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
             progress=False,
         )
         feed = _fed([one.name for one in run.get_inputs()], given)
-        feed |= {
-            "seeds": np.array(SEEDS, np.int64),
-            "timesteps": plan.timesteps,
-            "method": np.array(list(formulas()).index(plan.method), np.int64),
-            "eta": np.array(eta, np.float32),
-        }
+        feed |= {"seeds": np.array(SEEDS, np.int64), **_walked(plan, eta, kinds["times"])}
+        if plan is settings.sampler.plan:  # which the file has
+            feed = {name: array for name, array in feed.items() if name not in ("rows", "times")}
         if call.guides:
             feed["guidance_scale"] = np.array(guidance, np.float32)
         images, _ = _outputs(run, feed)
         errors.append(relative_error(images, wanted.numpy()))
     return max(errors)
+
+
+def _walked(plan: Plan, eta: float, kind: str) -> Arrays:
+    """The inputs of sampler.onnx that say which plan."""
+    known = list(formulas())
+    told: Arrays = {"eta": np.array(eta, np.float32)}
+    if plan.method in known:
+        number = np.array(known.index(plan.method), np.int64)
+        return {**told, "timesteps": plan.timesteps, "method": number}
+    dtype = np.float32 if kind == "tensor(float)" else np.int64
+    told |= {"timesteps": np.zeros(0, np.int64), "method": np.array(len(known), np.int64)}
+    return {**told, "rows": plan.table, "times": plan.model_time.astype(dtype)}

@@ -65,7 +65,8 @@ class ModelFolder:
         condition_channels: channels of the condition image; 0 without.
         schedule: the noise schedule.
         method: what is fixed in the files, and the defaults of the rest.
-        methods: those that sampler.onnx knows, in the order of their numbers.
+        methods: those whose tables sampler.onnx computes itself, in the order of their numbers.
+        times_between: whether the network may be told times between two of training.
         cond: what the network is given by name.
     """
 
@@ -77,6 +78,7 @@ class ModelFolder:
     schedule: NoiseSchedule
     method: Method
     methods: tuple[str, ...]
+    times_between: bool = False
     cond: tuple[Condition, ...] = ()
 
     @property
@@ -116,6 +118,7 @@ def read_folder(folder: str | Path) -> ModelFolder:
                 }
             ),
             methods=tuple(_method_names(content.get("methods", FIRST_METHODS))),
+            times_between=_flag(content.get("times_between", False)),
             cond=tuple(_conditions(content.get("cond", []))),
         )
         found.method.plan(found.schedule)  # an option that no run could use is found here
@@ -150,6 +153,12 @@ def _method_names(names: object) -> list[str]:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise BadArgument("methods", repr(names), "a list of names")
     return list(names)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise BadArgument("times_between", repr(value), "true or false")
+    return value
 
 
 def _description(path: Path) -> Json:

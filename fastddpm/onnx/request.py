@@ -26,10 +26,9 @@ from fastddpm.checks import (
 )
 from fastddpm.onnx.folder import ModelFolder
 from fastddpm.onnx.named import Numbers, named_inputs
-from fastddpm.plans import Method
+from fastddpm.plans import Method, Plan
 from fastddpm.plans.method import MethodName, MethodOptions
-from fastddpm.plans.registry import formulas
-from fastddpm.plans.spacing import Timesteps, TimestepSpacing
+from fastddpm.plans.spacing import SIGMA_SPACINGS, Timesteps, TimestepSpacing
 
 MAX_SEED = 2**63 - 1
 OUTPUTS = ("float", "uint8")
@@ -46,6 +45,7 @@ class PlanOptions(TypedDict, total=False):
     timestep_spacing: TimestepSpacing | None
     timesteps: Timesteps | None
     eta: float | None
+    solver_order: int | None
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,28 @@ class Batch:
         return Batch(self.seeds[index], labels, self.guidance_scale, condition, named)
 
 
-def resolved_method(folder: ModelFolder, given: PlanOptions) -> Method:
-    """What was given (None is not), over what the folder was exported with; see `Method.adapted`.
+def resolved_plan(folder: ModelFolder, given: PlanOptions) -> tuple[Method, Plan]:
+    """The method and the plan of what was given (None is not), over what the folder was exported with.
+
+    See `Method.adapted`.
 
     Raises:
-        ValueError: a name that is no option of a method, or a value that is not accepted; a solver, whose
-            rows keep more than a step in a file reads.
+        ValueError: a name that is no option of a method, or a value that is not accepted; a plan with times
+            that the network cannot be told.
     """
     changes = {name: value for name, value in given.items() if value is not None}
     method = folder.method.adapted(**cast("MethodOptions", changes))
-    check_choice("method", method.method, tuple(formulas()))
-    return method
+    plan = method.plan(folder.schedule)
+    is_between = plan.model_time.dtype.kind == "f" and method.time_input == "timestep"
+    if is_between and not folder.times_between:
+        name = "timestep_spacing" if method.timestep_spacing in SIGMA_SPACINGS else "method"
+        raise BadArgument(
+            name,
+            f"{getattr(method, name)!r}, which tells the network times between two of training, to an export "
+            "whose network takes whole ones,",
+            "another, or an export of a sampler that has it,",
+        )
+    return method, plan
 
 
 def make_batch(

@@ -23,11 +23,12 @@ from fastddpm.onnx.request import (
     PlanOptions,
     check_output,
     make_batch,
-    resolved_method,
+    resolved_plan,
     to_uint8,
 )
 from fastddpm.onnx.self_test import check_images, check_noise
 from fastddpm.onnx.step_loop import SLOTS, StepLoop
+from fastddpm.onnx.walk import check_rows, walked
 from fastddpm.plans import Plan
 from fastddpm.plans.method import MethodName, MethodOptions
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing
@@ -115,8 +116,9 @@ class OnnxSampler:
         return f"OnnxSampler({str(self.folder.path)!r}, provider={self.provider!r}, loop={self.loop!r})"
 
     def plan(self, **given: Unpack[PlanOptions]) -> Plan:
-        """The plan for method, num_inference_steps, timestep_spacing, timesteps and eta, as of `sample`."""
-        return resolved_method(self.folder, given).plan(self.folder.schedule)
+        """The plan for method, num_inference_steps, timestep_spacing, timesteps, eta and solver_order, as of
+        `sample`."""
+        return resolved_plan(self.folder, given)[1]
 
     @checked
     def sample(
@@ -134,6 +136,7 @@ class OnnxSampler:
         timestep_spacing: TimestepSpacing | None = None,
         timesteps: Timesteps | None = None,
         eta: float | None = None,
+        solver_order: int | None = None,
         max_batch: int | None = None,
         output: str = "float",
         progress: bool = True,
@@ -151,11 +154,14 @@ class OnnxSampler:
             cond: arrays [B or 1, ...] by name, of a network that was exported with some; of the dtype and
                 shape that export.json says.
             uncond: with guidance: of each of them, what the half without conditions is given.
-            method: "ddpm", "ddim" or "dpmpp_2m"; None, here and below, for what was exported.
+            method: one of `fastddpm.plans.METHODS`, whichever was exported, as of `fastddpm.Sampler`; None,
+                here and below, for what was exported.
             num_inference_steps: S in 1 .. T.
-            timestep_spacing: "leading", "linspace" or "trailing".
+            timestep_spacing: "leading", "linspace" or "trailing"; of solvers also "karras", "exponential" or
+                "beta".
             timesteps: the timesteps themselves instead, strictly descending.
             eta: of ddim, in [0, 1].
+            solver_order: of a solver that can have several.
             max_batch: larger batches are cut into batches of this size.
             output: "float", or "uint8": round((clamp(x, -1, 1) + 1) * 127.5).
             progress: show a progress bar on a terminal.
@@ -175,9 +181,11 @@ class OnnxSampler:
             "timestep_spacing": timestep_spacing,
             "timesteps": timesteps,
             "eta": eta,
+            "solver_order": solver_order,
         }
-        chosen = resolved_method(self.folder, given)
-        plan = chosen.plan(self.folder.schedule)
+        chosen, plan = resolved_plan(self.folder, given)
+        if self.loop == "file":
+            check_rows(self._file_session, self.folder, plan)
         chosen.warn_if_late(self.folder.schedule, plan)
         every = make_batch(
             self.folder,
@@ -203,21 +211,10 @@ class OnnxSampler:
         images = np.concatenate(pieces)
         return images if output == "float" else to_uint8(images)
 
-    def _number(self, method: str) -> int:
-        """Of a method, in sampler.onnx."""
-        methods = self.folder.methods
-        check_choice("method", method, methods)
-        return methods.index(method)
-
     def _run_file(self, plan: Plan, eta: float, batch: Batch) -> Float32:
-        """One run of sampler.onnx, which makes the plan's table and draws the noise itself."""
-        feeds: dict[str, Numbers] = {
-            **batch.named,
-            "seeds": batch.seeds,
-            "timesteps": plan.timesteps,
-            "method": np.asarray(self._number(plan.method), dtype=np.int64),
-            "eta": np.asarray(eta, dtype=np.float32),
-        }
+        """One run of sampler.onnx, which makes the rows or is given them, and draws the noise itself."""
+        feeds: dict[str, Numbers] = {**batch.named, "seeds": batch.seeds}
+        feeds |= walked(self._file_session, self.folder, plan, eta)
         if batch.labels is not None:
             feeds["class_labels"] = batch.labels
         if self.folder.guides:

@@ -6,7 +6,8 @@ binding of its own on fixed addresses, so that it can be captured as a CUDA grap
 
     slot j: state[j % 2], x0[j % 2], chunk[j]  ->  state[(j + 1) % 2], x0[(j + 1) % 2]
 
-Two states, because a step still reads x_t where it writes x_{t-1}.
+Two states, because a step still reads x_t where it writes x_{t-1}. Of a solver that keeps more than the last
+x0, the host puts a sum of what it keeps (`fastddpm.onnx.kept`) into the place of that x0, between two steps.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
+from fastddpm.onnx.kept import Kept, keeps_more
 from fastddpm.onnx.providers import Session
 from fastddpm.onnx.request import Batch, Float32
 from fastddpm.plans import Plan
@@ -34,11 +36,15 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Chunk:
-    """What up to K steps read: noise float32 [K, stride], rows float32 [K, columns], times [K]."""
+    """What up to K steps read: noise float32 [K, stride], rows float32 [K, columns], times [K], offsets [K].
+
+    A time is a timestep with the offset to what lies between it and the next.
+    """
 
     noise: Float32
     rows: Float32
     times: np.ndarray
+    offsets: Float32
 
 
 class StepLoop:
@@ -72,6 +78,7 @@ class StepLoop:
         self._columns = int(inputs["row"].shape[0])
         self._rows = self._buffer((SLOTS, self._columns))
         self._times = self._buffer((SLOTS,), self._time_dtype)
+        self._offsets = self._buffer((SLOTS,)) if takes_between(session) else None
         self._fixed: dict[str, onnxruntime.OrtValue] = {}
         if "class_labels" in inputs:
             self._fixed["class_labels"] = self._buffer((batch,), np.int64)
@@ -104,6 +111,7 @@ class StepLoop:
             self._states[0].update_inplace(normal(batch.seeds, 0, image, dtype=np.float32))
             # The first row multiplies it by 0.
             self._cleans[0].update_inplace(np.zeros(self._shape, dtype=np.float32))
+            kept = Kept(plan, self._shape) if keeps_more(plan) else None
             for start in range(0, len(plan), SLOTS):
                 chunk = upcoming.result()
                 if start + SLOTS < len(plan):
@@ -112,8 +120,14 @@ class StepLoop:
                 self._noise.update_inplace(chunk.noise)
                 self._rows.update_inplace(chunk.rows)
                 self._times.update_inplace(chunk.times)
+                if self._offsets is not None:
+                    self._offsets.update_inplace(chunk.offsets)
                 for slot in range(min(SLOTS, len(plan) - start)):
                     self._session.run_with_iobinding(self._bindings[slot], self._run_options[slot])
+                    if kept is not None and start + slot + 1 < len(plan):
+                        x0 = self._cleans[(slot + 1) % 2]
+                        total = kept.after(start + slot, self._states[slot % 2].numpy(), x0.numpy())
+                        x0.update_inplace(total)
                     advance(1)
         result: Float32 = self._states[len(plan) % 2].numpy().copy()
         return result
@@ -124,13 +138,20 @@ class StepLoop:
         rows = np.zeros((SLOTS, self._columns), dtype=np.float32)
         times = np.zeros(SLOTS, dtype=self._time_dtype)
         rows[: stop - start] = plan.table[start:stop, : self._columns]
-        times[: stop - start] = plan.model_time[start:stop]
+        if keeps_more(plan):  # the host multiplies
+            rows[: stop - start, Column.FROM_KEPT_1] = 1.0
+        offsets = np.zeros(SLOTS, dtype=np.float32)
+        told = plan.model_time[start:stop]
+        if self._offsets is not None:
+            offsets[: stop - start] = told - np.floor(told)
+            told = np.floor(told)
+        times[: stop - start] = told
         for k in range(start, stop):
             if plan.table[k, Column.FROM_NOISE] != 0:
                 # Plan row k is step k + 1 of the noise.
                 z = normal(batch.seeds, k + 1, self._shape[1:], dtype=np.float32)
                 noise[k - start, : self._elements] = z.ravel()
-        return Chunk(noise, rows, times)
+        return Chunk(noise, rows, times, offsets)
 
     def _buffer(self, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> onnxruntime.OrtValue:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, *self._device)
@@ -145,6 +166,8 @@ class StepLoop:
             "row": (np.float32, (self._columns,), self._rows.data_ptr() + 4 * slot * self._columns),
             "time": (self._time_dtype, (), self._times.data_ptr() + item * slot),
         }
+        if self._offsets is not None:
+            sources["time_offset"] = (np.float32, (), self._offsets.data_ptr() + 4 * slot)
         binding = self._session.io_binding()
         for name, (dtype, shape, pointer) in sources.items():
             binding.bind_input(name, *self._device, dtype, list(shape), pointer)
@@ -153,6 +176,11 @@ class StepLoop:
         binding.bind_ortvalue_output("x_next", self._states[there])
         binding.bind_ortvalue_output("x0", self._cleans[there])
         return binding
+
+
+def takes_between(session: Session) -> bool:
+    """Whether a model takes times between two of training."""
+    return "time_offset" in {one.name for one in session.get_overridable_initializers()}
 
 
 def _run_options(first_graph: int | None, slot: int) -> onnxruntime.RunOptions:

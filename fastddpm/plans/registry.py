@@ -1,7 +1,8 @@
 """The methods that a chain can be sampled by, by name.
 
 A method is a formula (`fastddpm.plans.formula`) or a solver (`fastddpm.plans.solver`), and an entry here;
-`Sampler`, the command line and jobs then know it, and of a formula exported files too.
+`Sampler`, the command line, jobs and exported files then know it: these compute a formula themselves, and are
+given the rows of a solver.
 """
 
 from __future__ import annotations

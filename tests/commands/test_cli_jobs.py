@@ -69,12 +69,24 @@ def test_the_same_images_by_onnx_runtime(run_sample, model, tmp_path):
     assert "holds a job with eta 0.5, not 0.25" in err
 
 
+def test_a_solver_draws_the_same_jobs_on_both(run_sample, model, tmp_path):
+    words = ("--seeds", "3-7", "--class", "1", "--method", "lms", "--order", "3", "--steps", "3")
+    words = (*words, "--device", "cpu", "--batch", "4", "--outdir", "job", "--format", "npz")
+    assert run_sample("--backend", "onnx", exported("classes"), *words)[0] == 0
+    (tmp_path / "job").rename(tmp_path / "onnx")
+    assert run_sample(model, *words)[0] == 0
+    ours, theirs = (np.load(f"{name}/00000.npz")["arr_0"] for name in ("onnx", "job"))
+    assert ours.shape == (5, 8, 8, 3)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
 def test_another_process_gets_the_same_drawer():
     """What Ray sends to its actors, as they unpack it."""
     seeds, labels = np.array(SEEDS[:4]), np.array(LABELS[:4])
     drawers = (
         tiny_job("x").drawer,
         OnnxDrawer(exported("classes"), "cpu", options={"num_inference_steps": 2}),
+        OnnxDrawer(exported("classes"), "cpu", options={"method": "unipc", "solver_order": 3}),
     )
     for drawer in drawers:
         other = pickle.loads(pickle.dumps(drawer))

@@ -32,6 +32,17 @@ def test_the_arrays_of_both_backends(run_sample, tmp_path_factory):
     assert np.abs(ours["arr_0"].astype(int) - theirs["arr_0"]).max() <= 1
 
 
+def test_a_solver_and_its_options(run_sample):
+    words = ("--seeds", "5-6", "--class", "2", "--method", "deis", "--order", "2", "--steps", "4")
+    code, out, err, _ = run_sample(*onnx(*words, "--spacing", "karras", "--out", "two.npz"))
+    assert (code, err) == (0, "")
+    assert "deis, 4 steps, ONNX Runtime CPUExecutionProvider, loop file:" in out
+    options = {"method": "deis", "solver_order": 2, "num_inference_steps": 4, "timestep_spacing": "karras"}
+    expected = tiny_sampler("classes").replace(**options).sample(seeds=[5, 6], class_labels=2, progress=False)
+    levels = ((expected.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(np.load("two.npz")["arr_0"].astype(int) - levels).max() <= 1
+
+
 def test_a_grid_files_and_the_summary(run_sample):
     code, out, err, files = run_sample(*onnx("--seeds", "5-6", "--out", "grid.png", "--outdir", "each"))
     assert (code, err) == (0, "")
@@ -59,6 +70,7 @@ def test_without_an_output_a_grid(run_sample):
         (("--device", "cuda:1"), "onnxruntime-gpu"),
         (("--class", "7"), "--class: 7 given, 0 to 3 accepted"),
         (("--steps", "0"), "--steps: 0 given, an integer in [1, 1000] accepted"),
+        (("--order", "2"), "--order: 2 with method 'ddpm' given, None accepted"),
         (("--backend", "tensorflow"), "--backend: 'tensorflow' given, one of torch, onnx accepted"),
         (("--out", "a.bmp"), "--out: 'a.bmp' given, a file ending in .png or .npz"),
     ],

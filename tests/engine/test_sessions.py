@@ -41,8 +41,9 @@ def check_same(eager, other, **request):
         ({"method": "ddpm"}, {"class_labels": [0, 1, 2]}),
         ({"method": "dpmpp_2m"}, {"class_labels": 1, "guidance_scale": 2.0}),
         ({"method": "ddim", "eta": 0.5}, {"noise": "torch", "max_batch": 3}),
+        ({"method": "lms", "timestep_spacing": "karras"}, {"class_labels": 2}),
     ],
-    ids=["labels", "guided", "torch-noise"],
+    ids=["labels", "guided", "torch-noise", "solver"],
 )
 def test_images_are_those_of_the_eager_engine(options, request_):
     def request():

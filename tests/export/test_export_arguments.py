@@ -66,6 +66,11 @@ def sampler(**options):
         {"method": "ddpm", "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
         {"method": "ddim", "eta": 0.25, "prediction_type": "sample"},
         {"method": "dpmpp_2m", "clip_sample_range": 1.0, "time_input": "noise_level"},
+        {"method": "lms", "solver_order": 3, "timestep_spacing": "karras"},
+        {"method": "unipc", "solver_order": 3, "clip_sample_range": 1.0, "timestep_spacing": "linspace"},
+        {"method": "dpm2_ancestral", "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+        {"method": "heun", "time_input": "noise_level"},
+        {"method": "euler_ancestral", "variance_type": "learned_range", "timestep_spacing": "exponential"},
     ],
 )
 def test_options_are_found_in_a_given_plan(options):
@@ -73,6 +78,8 @@ def test_options_are_found_in_a_given_plan(options):
     settings = resolved(Sampler.from_plan(make_unet(), SCHEDULE, plan, shape=(3, 8, 8)))
     again = make_plan(SCHEDULE, **settings.defaults)
     np.testing.assert_allclose(again.table, plan.table, rtol=1e-5, atol=1e-9)
+    told = make_plan(SCHEDULE, **settings.defaults, time_input=settings.method.time_input)
+    np.testing.assert_allclose(told.model_time, plan.model_time, rtol=1e-6)
     assert settings.call.time_input == options.get("time_input", "timestep")
     for name in set(options) - {"time_input", "timestep_spacing", "eta", "sigma_scale"}:
         assert settings.defaults[name] == options[name]
@@ -82,9 +89,14 @@ def test_plans_that_no_file_can_walk_are_refused():
     plan = make_plan(SCHEDULE, method="ddim", num_inference_steps=10, clip_sample_range=1.0)
     bent = plan.table.copy()
     bent[:, 3] *= 1.1
+    lms = make_plan(SCHEDULE, method="lms", num_inference_steps=10)
+    kept = lms.table.copy()
+    kept[:, 16] *= 1.1
     refused = {
         "thresholding: dynamic thresholding given": plan.with_thresholding(),
-        "method: a plan of 'heun' given": replace(plan, method="heun"),
+        "method: a plan of 'twice' given": replace(plan, method="twice"),
+        "plan: a table that is not that of heun with any options given": replace(plan, method="heun"),
+        "plan: a table that is not that of lms with any options given": replace(lms, table=kept),
         "plan: a table that is not that of ddim with any options given": replace(plan, table=bent),
         "model_time: a plan that tells the network something else": replace(
             plan, model_time=np.arange(10, dtype=np.int64)

@@ -44,8 +44,16 @@ BAD = [
     ({"guidance_scale": np.ones(2), "class_labels": 1}, "guidance_scale: .* given, a finite number"),
     ({"guidance_scale": 2.0}, "guidance_scale: a number other than 1 without class_labels"),
     ({"condition": np.zeros((1, 3, 8, 8), np.float32)}, "condition: one to a network that takes none"),
-    ({"method": "unipc"}, "method: 'unipc' given, one of ddpm, ddim, dpmpp_2m accepted"),
-    ({"method": "eular"}, "method: 'eular' given, one of ddpm, ddim, dpmpp_2m,"),
+    (
+        {"method": "unipc", "solver_order": 4},
+        "solver_order: 4 with method 'unipc' given, 1 or 2 or 3 accepted",
+    ),
+    ({"solver_order": 2}, "solver_order: 2 with method 'ddpm' given, None accepted"),
+    (
+        {"timestep_spacing": "karras"},
+        "timestep_spacing: 'karras', which belongs to dpmpp_3m, .* given, leading",
+    ),
+    ({"method": "eular"}, "method: 'eular' given, one of ddpm, ddim, dpmpp_2m, .*euler"),
     ({"num_inference_steps": 0}, r"num_inference_steps: 0 given, an integer in \[1, 1000\]"),
     ({"num_inference_steps": 1001}, r"num_inference_steps: 1001 given, an integer in \[1, 1000\]"),
     ({"num_inference_steps": 5.0}, r"num_inference_steps: 5.0 given, an integer in \[1, 1000\]"),

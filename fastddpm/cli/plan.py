@@ -1,0 +1,36 @@
+"""Options that say how a chain is sampled, of the commands that have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, TypeAlias, cast
+
+import typer
+
+from fastddpm.cli.options import Sets
+from fastddpm.plans.method import MethodOptions
+from fastddpm.sampler import Sampler
+
+Name: TypeAlias = Annotated[
+    str | None, typer.Option(help="ddpm, ddim, dpmpp_2m, unipc, heun or another; docs/math.md has them.")
+]
+Steps: TypeAlias = Annotated[
+    int | None, typer.Option(help="Inference steps, 1 to T."), Sets("num_inference_steps")
+]
+Spacing: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Of the steps: leading, linspace or trailing; of solvers also karras."),
+    Sets("timestep_spacing"),
+]
+Order: TypeAlias = Annotated[
+    int | None, typer.Option(help="Of a solver that can have several."), Sets("solver_order")
+]
+Eta: TypeAlias = Annotated[float | None, typer.Option(help="Noise of ddim: 0 deterministic, 1 as ddpm.")]
+
+
+def adapted(sampler: Sampler, given: Mapping[str, object]) -> MethodOptions:
+    """What was given, and what goes with it where it is another method than the folder's."""
+    assert sampler.method is not None
+    # As typed; `Sampler` checks them.
+    changes = cast("MethodOptions", {name: value for name, value in given.items() if value is not None})
+    return sampler.method.adapted(**changes).to_dict()
