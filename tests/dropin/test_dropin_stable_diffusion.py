@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,12 @@ def test_prompts(tmp_path):
     assert flagged is None
     assert ours is None
     assert (tensor(got) - tensor(expected)).abs().max() <= 1
+    page = (Path(__file__).parents[2] / "docs" / "dropin.md").read_text().split("### Latents")[1]
+    names = {"pipeline": pipeline, "fastddpm": fastddpm, "generator": torch.Generator().manual_seed(3)}
+    code = page.split("```python\n")[1].split("```")[0].replace('"a cat"', '"a cat", num_inference_steps=2')
+    exec(code, names)
+    assert isinstance(names["fast"], type(fast))
+    assert len(names["images"]) == 1
     result = fast("a cat", num_inference_steps=1)
     assert type(result) is type(pipeline("a cat", num_inference_steps=1))
 

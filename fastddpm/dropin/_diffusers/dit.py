@@ -30,6 +30,7 @@ class FastDiTPipeline(LatentPipeline):
     """In the place of a DiTPipeline; its call and extras are `LatentPipeline`'s."""
 
     peer = "DiTPipeline"
+    unscaled = "whose scaled state the original takes for the state"
 
     @property
     def unet(self) -> Peer:

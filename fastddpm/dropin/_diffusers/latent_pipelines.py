@@ -13,7 +13,7 @@ from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun
 from fastddpm.dropin._diffusers.network import Way, image_shape
 from fastddpm.dropin._diffusers.standin import stand_in
-from fastddpm.dropin._diffusers.states import in_sigma_space, state_scale
+from fastddpm.dropin._diffusers.states import state_scale
 from fastddpm.network import model_device_dtype
 
 # Of width and height of a picture that is to become larger.
@@ -24,6 +24,7 @@ class FastLDMPipeline(LatentPipeline):
     """In the place of an LDMPipeline; its call and extras are `LatentPipeline`'s."""
 
     peer = "LDMPipeline"
+    unscaled = ""
 
     def _chain(self, asked: Asked) -> Chain:
         plan = self._plan(asked["num_inference_steps"], eta=asked["eta"])
@@ -79,26 +80,12 @@ class FastLDMSuperResolutionPipeline(LatentPipeline):
     """In the place of an LDMSuperResolutionPipeline; its call and extras are `LatentPipeline`'s."""
 
     peer = "LDMSuperResolutionPipeline"
-
-    def check(self) -> None:
-        """ValueError for a pipeline that cannot be reproduced, before any image is asked for."""
-        super().check()
-        self._check_space()
-
-    def _check_space(self) -> None:
-        # Such a scheduler scales the picture for the network together with the state.
-        if in_sigma_space(self.scheduler):
-            raise BadArgument(
-                "scheduler",
-                f"{type(self.scheduler).__name__}, which scales the low resolution too,",
-                "one whose state is x, such as a DDIMScheduler,",
-            )
+    unscaled = "which scales the low resolution together with the state"
 
     def _way(self) -> Way:
         return Way("beside", _call_beside, False)
 
     def _chain(self, asked: Asked) -> Chain:
-        self._check_space()
         low = _picture(asked["image"])
         plan = self._plan(asked["num_inference_steps"], eta=asked["eta"])
         source = self._source(asked, len(low), generator=None)

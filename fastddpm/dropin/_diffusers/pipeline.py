@@ -21,6 +21,7 @@ from fastddpm.dropin._diffusers.network import (
     image_shape,
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
+from fastddpm.dropin._diffusers.states import in_sigma_space
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, Peer
 from fastddpm.dropin.settings import Report, Settings
@@ -37,9 +38,15 @@ class FastPipeline(DropIn):
         original: the pipeline; left as it was.
         settings: noise, engine and dtype.
         options: habits of the original to be changed.
+
+    Attributes:
+        peer: the original's class.
+        unscaled: what the original does wrong with schedulers of `SIGMA_SPACE`, which are refused then; empty
+            where it scales their state for the network and nothing else.
     """
 
     peer: str
+    unscaled = "whose state the original gives to its network as it is"
 
     def __init__(self, original: Peer, settings: Settings, options: Options) -> None:
         super().__init__(original)
@@ -68,7 +75,7 @@ class FastPipeline(DropIn):
 
     def _short_plan(self) -> Plan:
         """Two steps, or what there are: one may be the last, which is special."""
-        return self._plan(min(2, int(self.scheduler.config["num_train_timesteps"])))
+        return self._plan(min(2, int(self.scheduler.config.get("num_train_timesteps", 2))))
 
     def _plan(
         self, num_inference_steps: int, *, eta: float = 0.0, use_clipped_model_output: bool = False
@@ -81,6 +88,9 @@ class FastPipeline(DropIn):
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
         )
+        if self.unscaled and in_sigma_space(self.scheduler):
+            given = f"{type(self.scheduler).__name__}, {self.unscaled},"
+            raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
         self._check_variance(plan)
         return plan
 

@@ -53,6 +53,8 @@ class Texts:
 class TextPipeline(LatentPipeline):
     """A pipeline of texts; its call and extras are `LatentPipeline`'s."""
 
+    unscaled = ""
+
     def _check_network(self) -> None:
         unet = self.unet
         check_call(
