@@ -14,6 +14,7 @@ from fastddpm.dropin._diffusers.latent_pipelines import (
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.pipeline import FastPipeline
 from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline
+from fastddpm.dropin._diffusers.repaint import FastRePaintPipeline
 from fastddpm.dropin._diffusers.stable_diffusion import (
     FastStableDiffusionImg2ImgPipeline,
     FastStableDiffusionPipeline,
@@ -32,6 +33,7 @@ _KINDS: dict[PipelineKind, type[FastPipeline]] = {
     "LDMPipeline": FastLDMPipeline,
     "LDMSuperResolutionPipeline": FastLDMSuperResolutionPipeline,
     "PNDMPipeline": FastPNDMPipeline,
+    "RePaintPipeline": FastRePaintPipeline,
     "DDPMPipeline": FastDDPMPipeline,
     "DDIMPipeline": FastDDIMPipeline,
 }

@@ -22,6 +22,8 @@ from diffusers import (  # noqa: E402
     LDMPipeline,
     LDMSuperResolutionPipeline,
     PNDMPipeline,
+    RePaintPipeline,
+    RePaintScheduler,
     StableDiffusionImg2ImgPipeline,
 )
 from latent_pipelines import (  # noqa: E402
@@ -181,8 +183,9 @@ def test_by_position():
 def test_a_picture_to_enlarge():
     pixels = np.random.default_rng(0).integers(0, 256, (33, 40, 3), np.uint8)
     hold(larger(), image=Image.fromarray(pixels), num_inference_steps=2, output_type="np")
-    with pytest.raises(ValueError, match="image: str given, a tensor"):
-        fastddpm.optimize(larger())("cat.png")
+    for wrong in ("cat.png", [PICTURE]):
+        with pytest.raises(ValueError, match=f"image: {type(wrong).__name__} given, a tensor"):
+            fastddpm.optimize(larger())(wrong)
 
 
 @pytest.mark.parametrize("guidance_scale", [0.5, 1.0, 4.0])
@@ -206,6 +209,84 @@ def test_refused_of_a_transformer():
             fast(labels, guidance_scale=1.0)
     with pytest.raises(ValueError, match="variance_type: a learned one"):
         fastddpm.optimize(dit(DDPMScheduler(variance_type="learned_range")))
+
+
+def repainted(**config):
+    return quiet(RePaintPipeline(pixel_unet(), RePaintScheduler(**config)))
+
+
+KNOWN = {
+    "image": PICTURE.clamp(-1, 1),
+    "mask_image": (PICTURE[:1, :1] > 0).float(),
+    "jump_length": 3,
+    "jump_n_sample": 2,
+    "num_inference_steps": 6,
+    "output_type": "np",
+}
+
+
+@pytest.mark.filterwarnings("ignore:The preprocess method is deprecated")
+@pytest.mark.parametrize(
+    "call",
+    [
+        {},
+        {"eta": 1.0},
+        {"eta": 0.5, "jump_length": 2, "jump_n_sample": 3, "num_inference_steps": 7},
+        {"generator": lambda: [torch.Generator().manual_seed(k) for k in (4, 9)], "eta": 0.3},
+        {"num_inference_steps": 50, "output_type": "pil"},
+    ],
+    ids=str,
+)
+def test_repaint(call, monkeypatch):
+    pipeline = repainted(num_train_timesteps=40)
+    fast = fastddpm.optimize(pipeline)
+    before = remembered(pipeline)
+    drawn(fast, **{**KNOWN, **call})
+    assert remembered(pipeline) == before
+    hold(pipeline, fast, tolerance=1 if "output_type" in call else TOLERANCE, **{**KNOWN, **call})
+    forbid_steps(monkeypatch, pipeline.scheduler)
+    seen = []
+    images, _ = drawn(fast, callback=lambda k, t, x: seen.append((k, t)), **{**KNOWN, **call})
+    assert len(seen) > 2 * len({t for _, t in seen}) - 3
+    if call == {}:
+        assert seen == list(enumerate([t * 6 for t in (5, 4, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0)]))
+        known = np.broadcast_to(KNOWN["mask_image"].permute(0, 2, 3, 1).numpy(), images.shape) > 0
+        given = (KNOWN["image"].permute(0, 2, 3, 1).numpy() / 2 + 0.5)[known]
+        assert np.abs(images[known] - given).max() <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:The preprocess method is deprecated")
+def test_repaint_of_pictures():
+    pipeline = repainted()
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (32, 33, 3), np.uint8)) for _ in range(2)]
+    known = Image.fromarray(random.integers(0, 256, (35, 32, 3), np.uint8))
+    call = {**KNOWN, "num_inference_steps": 2, "jump_length": 1, "jump_n_sample": 1}
+    hold(pipeline, **{**call, "image": pictures[0], "mask_image": known})
+    hold(pipeline, **{**call, "image": pictures, "mask_image": [known]})
+    lists = {name: list(KNOWN[name].split(1)) for name in ("image", "mask_image")}
+    hold(pipeline, **{**call, **lists})
+    fast = fastddpm.optimize(pipeline)
+    for wrong, words in (
+        ({"image": "cat.png"}, "image: str given"),
+        ({"mask_image": [3]}, "mask_image: int given"),
+        # diffusers takes them for channels.
+        ({"mask_image": [known, known]}, "mask_image: 2 pictures given, one picture, or a tensor"),
+        ({"image": [pictures[0], pictures[0].resize((40, 40))]}, "image: pictures of several sizes"),
+        ({"image": PICTURE[0]}, r"image: shape \(3, 8, 8\) given"),
+        ({"jump_length": 0}, "jump_length"),
+        ({"generator": [torch.Generator()] * 3}, "generator: 3 for 2 images"),
+        ({"seeds": [1, 2]}, "seeds"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fast(**{**KNOWN, **wrong})
+    with pytest.raises(ValueError, match="sample_trajectory: a RePaintPipeline given"):
+        fast.sample_trajectory(**KNOWN)
+    with pytest.raises(ValueError, match="noise: 'philox' for a RePaintPipeline given"):
+        fastddpm.optimize(pipeline, noise="philox")
+    pipeline.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="scheduler: DDIMScheduler given, a RePaintScheduler"):
+        fastddpm.optimize(pipeline)
 
 
 def test_draws_for_more_than_there_are():

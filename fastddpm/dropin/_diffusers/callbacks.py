@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastddpm.checks import BadArgument, whole
-from fastddpm.dropin._diffusers.latent import Asked, Chain
+from fastddpm.checks import BadArgument
+from fastddpm.dropin._diffusers.latent import Asked, Chain, callback_every
 
 
 class StepEnd:
@@ -26,8 +26,7 @@ class StepEnd:
         self._on_end, self._callback = asked["callback_on_step_end"], asked["callback"]
         self._steps = asked["num_inference_steps"]
         self._names = asked["callback_on_step_end_tensor_inputs"]
-        steps = asked["callback_steps"]
-        self._every = 1 if steps is None else whole("callback_steps", steps, least=1)
+        self._every = callback_every(asked)
         self._guidance = (chain.stand._guidance_scale, chain.stand._guidance_rescale)
 
     def __call__(self, done: int, x: Tensor) -> bool:

@@ -22,6 +22,7 @@ PipelineKind = Literal[
     "LDMPipeline",
     "LDMSuperResolutionPipeline",
     "DiTPipeline",
+    "RePaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
 ]
@@ -81,6 +82,10 @@ _PIPELINES: dict[PipelineKind, tuple[str, str]] = {
     "DiTPipeline": (
         f"class_labels guidance_scale generator num_inference_steps {_RESULT}",
         "transformer vae scheduler numpy_to_pil",
+    ),
+    "RePaintPipeline": (
+        f"image mask_image num_inference_steps eta jump_length jump_n_sample generator {_RESULT}",
+        "unet scheduler numpy_to_pil",
     ),
     "StableDiffusionPipeline": (
         f"prompt height width num_inference_steps {_PROMPT} latents {_EMBEDS} {_RESULT} "

@@ -158,11 +158,7 @@ class LatentPipeline(FastPipeline):
         callback = asked["callback"]
         if callback is None:
             return None
-        every = (
-            1
-            if asked["callback_steps"] is None
-            else whole("callback_steps", asked["callback_steps"], least=1)
-        )
+        every = callback_every(asked)
 
         def look(done: int, x: Tensor) -> bool:
             step = done - 1 - chain.row
@@ -212,6 +208,12 @@ class LatentPipeline(FastPipeline):
         generator = one_each(asked["generator"], shape[0])
         noise: Tensor = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
         return noise
+
+
+def callback_every(asked: Asked) -> int:
+    """The steps from one call of ``callback`` to the next."""
+    steps = asked["callback_steps"]
+    return 1 if steps is None else whole("callback_steps", steps, least=1)
 
 
 def begun(

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastddpm.checks import BadArgument, whole
+from fastddpm.checks import whole
 from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun
 from fastddpm.dropin._diffusers.network import Way, image_shape
+from fastddpm.dropin._diffusers.pictures import picture
 from fastddpm.dropin._diffusers.standin import stand_in
 from fastddpm.dropin._diffusers.states import state_scale
 from fastddpm.network import model_device_dtype
-
-# Of width and height of a picture that is to become larger.
-_MULTIPLE = 32
 
 
 class FastLDMPipeline(LatentPipeline):
@@ -86,7 +83,7 @@ class FastLDMSuperResolutionPipeline(LatentPipeline):
         return Way("beside", _call_beside, False)
 
     def _chain(self, asked: Asked) -> Chain:
-        low = _picture(asked["image"])
+        low = picture("image", [asked["image"]], 32)  # one argument: the original takes no list
         plan = self._plan(asked["num_inference_steps"], eta=asked["eta"])
         source = self._source(asked, len(low), generator=None)
         stand = stand_in(self.original, asked["num_inference_steps"])
@@ -104,20 +101,6 @@ class FastLDMSuperResolutionPipeline(LatentPipeline):
 
     def _not_fused(self) -> list[str]:
         return ["the VQ model: the original's, after the chain"]
-
-
-def _picture(image: object) -> Tensor:
-    """A picture to enlarge, ``(B, C, H, W)`` in [-1, 1]: a tensor as it is, of PIL in multiples of 32."""
-    from PIL import Image
-
-    if isinstance(image, Tensor):
-        return image
-    if not isinstance(image, Image.Image):
-        raise BadArgument("image", type(image).__name__, "a tensor (B, C, H, W) or a PIL image")
-    width, height = (size - size % _MULTIPLE for size in image.size)
-    resized = image.resize((width, height), resample=Image.Resampling.LANCZOS)
-    values = torch.from_numpy(np.array(resized).astype(np.float32) / 255.0)
-    return 2.0 * values.permute(2, 0, 1)[None] - 1.0
 
 
 def _call_beside(unet: nn.Module, x: Tensor, t: Tensor, *, low_resolution: Tensor) -> object:

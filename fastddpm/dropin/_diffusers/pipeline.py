@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -165,22 +166,29 @@ class FastPipeline(DropIn):
         row: int = 0,
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Walks a chain from a row under the progress bar that the original would show."""
+        with self._bar(len(plan) - row) as advance:
+            done = row
+            for k, x, x0 in runner.walk(
+                plan, batch, row=row, every_step=every_step, keep_x0=keep_x0, progress=False
+            ):
+                advance(k - done)
+                done = k
+                yield k, x, x0
+
+    @contextlib.contextmanager
+    def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
+        """The progress bar that the original would show; yields what advances it by so many steps."""
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
         # The original's own method is not called: it would leave an attribute there.
         config = dict(getattr(self, "_progress_bar_config", {}))
         if "disable" not in config:
             config["disable"] = not _is_first_rank()
-        steps = runner.walk(plan, batch, row=row, every_step=every_step, keep_x0=keep_x0, progress=False)
         if config["disable"] is True:
-            yield from steps
+            yield lambda steps: None
             return
-        done = row
-        with tqdm(total=len(plan) - row, **config) as bar:
-            for k, x, x0 in steps:
-                bar.update(k - done)
-                done = k
-                yield k, x, x0
+        with tqdm(total=total, **config) as bar:
+            yield bar.update
 
     def set_progress_bar_config(self, **config: object) -> None:
         """tqdm's arguments for this object's bar, such as ``disable=True``; until then the original's."""
@@ -214,8 +222,9 @@ class FastPipeline(DropIn):
         if self._is_learned():
             why.append("variance_type learned: the logarithm of the network's variance is a pass of its own")
         why += self._not_fused()
+        kind = scheduler_kind(self.scheduler) or type(self.scheduler).__name__
         return Report(
-            peer=f"diffusers {self.peer} with {scheduler_kind(self.scheduler)}",
+            peer=f"diffusers {self.peer} with {kind}",
             network=network.words if network.unet else f"{type(self.unet).__name__}, {network.words}",
             engine=network.runner.engine_in_words(),
             noise=noise,

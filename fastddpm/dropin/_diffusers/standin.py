@@ -13,16 +13,16 @@ import torch
 from fastddpm.dropin.peer import Peer
 
 
-def stand_in(pipeline: Peer, num_inference_steps: int, device: torch.device | str | None = None) -> Peer:
+def stand_in(pipeline: Peer, *steps: int, device: torch.device | str | None = None) -> Peer:
     """A shallow copy of a pipeline whose scheduler is a copy too, with its timesteps set.
 
     Args:
         pipeline: left as it is; its networks are shared.
-        num_inference_steps: as of the scheduler's ``set_timesteps``, as is ``device``.
+        *steps: as of the scheduler's ``set_timesteps``: num_inference_steps, and what else it takes.
         device: of the timesteps.
     """
     stand, scheduler = copy.copy(pipeline), copy.deepcopy(pipeline.scheduler)
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    scheduler.set_timesteps(*steps, device=device)
     # Not by an assignment, which diffusers' pipelines write into their configuration.
     vars(stand)["scheduler"] = scheduler
     return stand

@@ -76,7 +76,7 @@ class TextPipeline(LatentPipeline):
         self._check_network()
         plan = self._plan(steps, eta=check_number("eta", asked["eta"]))
         _check(asked)
-        stand = stand_in(self.original, steps, self.original._execution_device)
+        stand = stand_in(self.original, steps, device=self.original._execution_device)
         _prepare(stand, asked)
         self._check_inputs(stand, asked)
         texts = _texts(stand, asked)
