@@ -238,6 +238,15 @@ def test_callbacks(scheduler):
     assert len(older[1]) == 3
 
 
+def test_inference_mode(pipeline, fast):
+    call = {**embeds(), **CALL}
+    with torch.inference_mode():
+        expected = drawn(pipeline, **call)[0]
+        got = drawn(fast, callback_on_step_end=lambda pipe, step, t, held: held, **call)[0]
+    assert (got - expected).abs().max() <= TOLERANCE
+    hold(pipeline, fast, **call)
+
+
 def test_callbacks_that_change_what_is_fixed_are_refused(fast):
     def texts(pipe, step, timestep, held):
         return {"prompt_embeds": 2 * held["prompt_embeds"]}
@@ -413,6 +422,13 @@ def test_captured(pipeline, monkeypatch):
     for scale in (2.0, 5.0):
         hold(pipeline, fast, guidance_scale=scale, guidance_rescale=scale / 10, **embeds(seed=7), **CALL)
     assert RecordingBackend.captures == 2 * captures
+
+
+def test_onnx_runtime(pipeline):
+    pytest.importorskip("onnxruntime")
+    fast = fastddpm.optimize(pipeline, engine="onnxruntime")
+    hold(pipeline, fast, **embeds(), **CALL)
+    assert fast.report().engine == "onnxruntime"
 
 
 def test_as_on_a_gpu(monkeypatch):

@@ -21,7 +21,7 @@ from fastddpm.checks import whole
 from fastddpm.dropin._diffusers.generators import one_each
 from fastddpm.dropin._diffusers.pipeline import FastPipeline
 from fastddpm.dropin.peer import Peer
-from fastddpm.network import model_device_dtype
+from fastddpm.network import model_device_dtype, without_grad
 from fastddpm.plans import Plan
 from fastddpm.plans.plan import Float64
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise
@@ -86,7 +86,7 @@ class LatentPipeline(FastPipeline):
             TypeError: an argument that the original does not have.
         """
         asked = self._asked(args, options)
-        with torch.no_grad():
+        with without_grad():
             chain = self._chain(asked)
             return self._finished(chain, self._last(chain, asked), asked)
 
@@ -105,7 +105,7 @@ class LatentPipeline(FastPipeline):
             float32 ``(F, B, C, H, W)``, in the scheduler's range: the call decodes the last frame.
         """
         asked = self._asked(args, options)
-        with torch.no_grad():
+        with without_grad():
             chain = self._chain(asked)
             trajectory = Trajectory(len(chain.plan) - chain.row, frames, predicted)
             for k, x, x0 in self._states(chain, every_step=True, keep_x0=predicted):
