@@ -204,6 +204,8 @@ def test_callbacks(scheduler):
         pipeline, fast, lambda pipe, step, held: {}, callback_on_step_end_tensor_inputs=names, **call
     )
     assert len(seen) == 6
+    unguided = {"guidance_scale": 1.0, "callback_on_step_end_tensor_inputs": names, **call}
+    both_ways(pipeline, fast, lambda pipe, step, held: {}, **unguided)
 
     def other_latents(pipe, step, held):
         return {"latents": held["latents"] * 0.5} if step % 2 else {}
@@ -251,12 +253,20 @@ def test_callbacks_that_change_what_is_fixed_are_refused(fast):
     def texts(pipe, step, timestep, held):
         return {"prompt_embeds": 2 * held["prompt_embeds"]}
 
+    def texts_in_place(pipe, step, timestep, held):
+        held["prompt_embeds"].mul_(2)
+        return held
+
     def guidance(pipe, step, timestep, held):
         pipe._guidance_scale = 0.0
         return held
 
     names = ["latents", "prompt_embeds"]
-    for on_end, words in ((texts, "changes prompt_embeds"), (guidance, "changes the guidance")):
+    for on_end, words in (
+        (texts, "changes prompt_embeds"),
+        (texts_in_place, "changes prompt_embeds"),
+        (guidance, "changes the guidance"),
+    ):
         with pytest.raises(ValueError, match=f"callback_on_step_end: one that {words}"):
             fast(callback_on_step_end=on_end, callback_on_step_end_tensor_inputs=names, **embeds(), **CALL)
 
@@ -329,6 +339,10 @@ def test_refused_when_built():
         fastddpm.optimize(text_pipeline(), network="ours").report()
     with pytest.raises(ValueError, match="noise: 'philox' for a pipeline that draws the latents"):
         fastddpm.optimize(text_pipeline(StableDiffusionImg2ImgPipeline), noise="philox")
+    with pytest.raises(ValueError, match="variance_type: a learned one, which the original guides"):
+        fastddpm.optimize(
+            text_pipeline(scheduler=DDPMScheduler(variance_type="learned_range", steps_offset=1))
+        )
     offloaded = text_pipeline()
     offloaded.unet.conv_in._hf_hook = object()
     with pytest.raises(ValueError, match="unet: one with the hooks of CPU offloading"):

@@ -52,18 +52,20 @@ class StepEnd:
     def _end(self, step: int, timestep: Tensor, done: int, x: Tensor) -> None:
         chain, stand = self._chain, self._chain.stand
         latents = _own(chain.shown(x, done), x)
-        version = latents._version
         held = {"latents": latents, **chain.tensors}
+        versions = {name: value._version for name, value in held.items() if value is not None}
         returned = self._on_end(stand, step, timestep, {name: held[name] for name in self._names})
         after = returned.pop("latents", latents)
         for name, value in chain.tensors.items():
-            if returned.pop(name, value) is not value:
+            if returned.pop(name, value) is not value or (
+                value is not None and value._version != versions[name]
+            ):
                 raise BadArgument("callback_on_step_end", f"one that changes {name}", "one that leaves it")
         if (stand._guidance_scale, stand._guidance_rescale) != self._guidance:
             raise BadArgument(
                 "callback_on_step_end", "one that changes the guidance on the way", "one that leaves it"
             )
-        if after is not latents or latents._version != version:
+        if after is not latents or latents._version != versions["latents"]:
             x.copy_(after.to(torch.float32) / float(chain.scale[done]))
 
 

@@ -34,7 +34,7 @@ class Texts:
 
     Attributes:
         embeds: of the prompts, ``(B, L, D)``.
-        negative: of what is not wanted, likewise; None without guidance.
+        negative: of what is not wanted, likewise; without guidance as it was given, or None.
         guidance: the scale; None without guidance.
         rescale: of Lin et al. 2024, section 3.4; 0 without.
     """
@@ -47,7 +47,9 @@ class Texts:
     @property
     def given(self) -> Tensor:
         """As the original gives them to its network: both halves under guidance."""
-        return self.embeds if self.negative is None else torch.cat((self.negative, self.embeds))
+        if self.guidance is None or self.negative is None:
+            return self.embeds
+        return torch.cat((self.negative, self.embeds))
 
 
 class TextPipeline(LatentPipeline):
@@ -68,6 +70,15 @@ class TextPipeline(LatentPipeline):
                 "one without, or with its LoRA weights in its own (fuse_lora, unload_lora_weights),",
             )
 
+    def _check_variance(self, plan: Plan) -> None:
+        if plan.learned_range:
+            raise BadArgument(
+                "variance_type",
+                "a learned one, which the original guides with the noise,",
+                "fixed_small or fixed_large",
+            )
+        super()._check_variance(plan)
+
     def _way(self) -> Way:
         return Way("texts", call, False)
 
@@ -86,7 +97,9 @@ class TextPipeline(LatentPipeline):
         scale = state_scale(self.scheduler, plan)
         latents, row = self._start(stand, asked, source, texts)
         rescaled = (
-            Way("rescaled", _call_rescaled, False) if texts.guidance is not None and texts.rescale else None
+            Way("rescaled", _call_rescaled, False)
+            if texts.guidance is not None and texts.rescale > 0
+            else None
         )
         runner = self._ready(rescaled)
         cond = _conditions(stand, texts, runner.dtype, is_rescaled=rescaled is not None)
@@ -199,7 +212,7 @@ def _texts(stand: Peer, asked: Asked) -> Texts:
         clip_skip=asked["clip_skip"],
     )
     if not is_guided:
-        return Texts(embeds, None, None, 0.0)
+        return Texts(embeds, negative, None, 0.0)
     return Texts(embeds, negative, float(asked["guidance_scale"]), float(stand._guidance_rescale))
 
 
