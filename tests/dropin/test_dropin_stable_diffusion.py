@@ -33,7 +33,7 @@ from latent_pipelines import (
 )
 from replay import RecordingBackend
 
-CALL = {"num_inference_steps": 6, "output_type": "latent"}
+CALL = {"num_inference_steps": 4, "output_type": "latent"}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_it_is_our_loop(pipeline, fast, monkeypatch):
     )
     before = remembered(pipeline)
     drawn(fast, **embeds(), **CALL)
-    assert len(calls) == 6
+    assert len(calls) == 4
     assert remembered(pipeline) == before
 
 
@@ -203,7 +203,7 @@ def test_callbacks(scheduler):
     seen = both_ways(
         pipeline, fast, lambda pipe, step, held: {}, callback_on_step_end_tensor_inputs=names, **call
     )
-    assert len(seen) == 6
+    assert len(seen) == 4
     unguided = {"guidance_scale": 1.0, "callback_on_step_end_tensor_inputs": names, **call}
     both_ways(pipeline, fast, lambda pipe, step, held: {}, **unguided)
 
@@ -237,7 +237,7 @@ def test_callbacks(scheduler):
         older.append(held)
     assert [one[:2] for one in older[0]] == [one[:2] for one in older[1]]
     assert all((a[2] - b[2]).abs().max() <= TOLERANCE for a, b in zip(*older, strict=True))
-    assert len(older[1]) == 3
+    assert len(older[1]) == 2
 
 
 def test_inference_mode(pipeline, fast):
@@ -287,7 +287,7 @@ def test_a_callback_of_diffusers_names_what_it_sees(pipeline, fast):
 
     sees = Sees(cutoff_step_ratio=None, cutoff_step_index=2)
     hold(pipeline, fast, callback_on_step_end=sees, **embeds(), **CALL)
-    assert sees.seen == 2 * 2 * 6
+    assert sees.seen == 2 * 2 * 4
 
 
 @pytest.mark.parametrize(
@@ -402,12 +402,12 @@ def test_image_to_image_calls(from_image, monkeypatch):
     hold(from_image, fast, image=latents, **embeds(), **CALL)
     hold(from_image, fast, image=image, num_images_per_prompt=2, **each, **one, **CALL)
     seen = both_ways(from_image, fast, lambda pipe, step, held: held, image=latents, **embeds(), **CALL)
-    assert [step for step, *_ in seen] == [0, 1, 2, 3]
+    assert [step for step, *_ in seen] == [0, 1, 2]
     states = fast.sample_trajectory(image=latents, strength=0.5, num_inference_steps=4, **embeds())
     assert states.shape == (3, 2, 4, 8, 8)
     for strength in (0.0, 0.1):
         with pytest.raises(
-            ValueError, match=f"strength: {strength} of 6 steps, which is none, given, 0.167 or"
+            ValueError, match=f"strength: {strength} of 4 steps, which is none, given, 0.25 or"
         ):
             fast(image=image, strength=strength, **one, **CALL)
     with pytest.raises(ValueError, match="strength"):
@@ -415,7 +415,7 @@ def test_image_to_image_calls(from_image, monkeypatch):
     # A solver that nobody has compared from a later step on.
     monkeypatch.setattr(Plan, "restarted", lambda plan, row: changed(plan))
     with pytest.raises(ValueError, match="strength: one below 1 with DDIMScheduler, whose steps remember"):
-        fast(image=image, strength=0.5, **one, **CALL)
+        fast(image=image, strength=0.25, **one, **CALL)
 
 
 def changed(plan):

@@ -188,6 +188,7 @@ OF_ANYTHING = {
     "dropin/_diffusers/pipeline.py: save_pretrained",
     "dropin/_diffusers/pipeline.py: set_progress_bar_config",
     "dropin/_diffusers/pipeline.py: to",
+    "dropin/_diffusers/repaint.py: sample_trajectory",
     "dropin/_diffusers/schedulers.py: set_timesteps",
     "engine/capturable.py: run_on_fakes",
     "engine/refusal.py: refusal",
