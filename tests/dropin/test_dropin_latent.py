@@ -165,6 +165,14 @@ def test_generators():
         fastddpm.optimize(ldm())(3, generator=each["generator"](), num_inference_steps=3)
 
 
+def test_learned_variances():
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    pipeline = quiet(LDMPipeline(quantizer(), pixel_unet(3, 6), scheduler))
+    hold(pipeline, num_inference_steps=4, **MADE[ldm])
+    with pytest.raises(ValueError, match="variance_type: a learned one given, fixed_small or fixed_large"):
+        fastddpm.optimize(larger(scheduler))
+
+
 def test_by_position():
     hold_pairs = [
         (ldm(), (2, None, 0.5, 3, "np", False)),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastddpm.checks import whole
+from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun
 from fastddpm.dropin._diffusers.network import Way, image_shape
@@ -15,6 +15,7 @@ from fastddpm.dropin._diffusers.pictures import picture
 from fastddpm.dropin._diffusers.standin import stand_in
 from fastddpm.dropin._diffusers.states import state_scale
 from fastddpm.network import model_device_dtype
+from fastddpm.plans import Plan
 
 
 class FastLDMPipeline(LatentPipeline):
@@ -78,6 +79,10 @@ class FastLDMSuperResolutionPipeline(LatentPipeline):
 
     peer = "LDMSuperResolutionPipeline"
     unscaled = "which scales the low resolution together with the state"
+
+    def _check_variance(self, plan: Plan) -> None:
+        if plan.learned_range:
+            raise BadArgument("variance_type", "a learned one", "fixed_small or fixed_large")
 
     def _way(self) -> Way:
         return Way("beside", _call_beside, False)
