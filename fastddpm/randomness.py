@@ -129,14 +129,21 @@ class TorchNoise:
             the CPU while the state is on a GPU, as in diffusers.
         device: where the state is.
         dtype: of the draws; they are then made float32, as the state is.
+        rows: samples that a draw of one generator is of, where a library draws for more than there are, which
+            have the first; None for as many as there are.
     """
 
     kind: Literal["torch"] = "torch"
 
     def __init__(
-        self, generator: Generators | None, device: torch.device, dtype: torch.dtype = torch.float32
+        self,
+        generator: Generators | None,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        rows: int | None = None,
     ) -> None:
-        self.generator, self.device, self.dtype = generator, device, dtype
+        self.generator, self.device, self.dtype, self.rows = generator, device, dtype, rows
         self._staging: Staging | None = None
 
     @property
@@ -191,7 +198,8 @@ class TorchNoise:
         if isinstance(self.generator, (list, tuple)):
             rows = [self._draw((1, *shape[1:]), generator).to(place) for generator in self.generator]
             return torch.cat(rows)
-        return self._draw(shape, self.generator).to(place)  # type: ignore[arg-type]
+        drawn = self._draw((self.rows or shape[0], *shape[1:]), self.generator)  # type: ignore[arg-type]
+        return drawn[: shape[0]].to(place)
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         source = self.device if generator is None else generator.device

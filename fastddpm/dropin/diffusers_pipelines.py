@@ -1,12 +1,24 @@
-"""Drop-in for diffusers' DDPMPipeline and DDIMPipeline."""
+"""Drop-ins for diffusers' pipelines of pixels and of latents."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastddpm.dropin._diffusers.kinds import pipeline_kind
+from fastddpm.dropin._diffusers.dit import FastDiTPipeline
+from fastddpm.dropin._diffusers.kinds import PipelineKind, pipeline_kind
+from fastddpm.dropin._diffusers.latent_pipelines import (
+    FastLDMPipeline,
+    FastLDMSuperResolutionPipeline,
+    FastPNDMPipeline,
+)
 from fastddpm.dropin._diffusers.options import Options
-from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline, FastPipeline
+from fastddpm.dropin._diffusers.pipeline import FastPipeline
+from fastddpm.dropin._diffusers.pipelines import FastDDIMPipeline, FastDDPMPipeline
+from fastddpm.dropin._diffusers.repaint import FastRePaintPipeline
+from fastddpm.dropin._diffusers.stable_diffusion import (
+    FastStableDiffusionImg2ImgPipeline,
+    FastStableDiffusionPipeline,
+)
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
@@ -15,11 +27,22 @@ from fastddpm.dropin.settings import PeerOptions, Settings
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-DESCRIPTION = "diffusers DDPMPipeline and DDIMPipeline"
+_KINDS: dict[PipelineKind, type[FastPipeline]] = {
+    "StableDiffusionPipeline": FastStableDiffusionPipeline,
+    "StableDiffusionImg2ImgPipeline": FastStableDiffusionImg2ImgPipeline,
+    "DiTPipeline": FastDiTPipeline,
+    "LDMPipeline": FastLDMPipeline,
+    "LDMSuperResolutionPipeline": FastLDMSuperResolutionPipeline,
+    "PNDMPipeline": FastPNDMPipeline,
+    "RePaintPipeline": FastRePaintPipeline,
+    "DDPMPipeline": FastDDPMPipeline,
+    "DDIMPipeline": FastDDIMPipeline,
+}
+DESCRIPTION = f"diffusers {', '.join(list(_KINDS)[:-1])} and {list(_KINDS)[-1]}"
 
 
 def recognises(obj: object) -> bool:
-    """Whether an object has a UNet, a scheduler and the call of one of the two pipelines."""
+    """Whether an object has the parts and the call of one of the pipelines."""
     return pipeline_kind(obj) is not None
 
 
@@ -35,7 +58,8 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Fast
         ValueError: an option is not as there, or a scheduler or configuration that cannot be reproduced.
     """
     check_published(obj, ("__call__",))
-    kind = FastDDPMPipeline if pipeline_kind(obj) == "DDPMPipeline" else FastDDIMPipeline
-    fast = kind(obj, settings, Options.of(options))
-    warn_if_random(obj.unet, "unet")
+    kind = pipeline_kind(obj)
+    assert kind is not None
+    fast = _KINDS[kind](obj, settings, Options.of(options))
+    warn_if_random(fast.unet, "transformer" if kind == "DiTPipeline" else "unet")
     return fast

@@ -187,9 +187,11 @@ def test_typed_dictionaries_are_the_arguments_they_stand_for():
 # What passes on what it cannot know: another library's arguments, a stranger's network, ONNX's attributes.
 OF_ANYTHING = {
     "dropin/__init__.py: optimize",  # whose overloads say what
+    "dropin/_diffusers/latent.py: sample_trajectory",
     "dropin/_diffusers/pipeline.py: save_pretrained",
     "dropin/_diffusers/pipeline.py: set_progress_bar_config",
     "dropin/_diffusers/pipeline.py: to",
+    "dropin/_diffusers/repaint.py: sample_trajectory",
     "dropin/_diffusers/schedulers.py: set_timesteps",
     "engine/capturable.py: run_on_fakes",
     "engine/refusal.py: refusal",

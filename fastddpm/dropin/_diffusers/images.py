@@ -24,7 +24,12 @@ def finished(
             ``(B, H, W, C)``.
         return_dict: an ImagePipelineOutput, else a tuple of one.
     """
-    images: Any = (x / 2 + 0.5).clamp(0, 1).to(dtype)
+    return handed_out(pipeline, (x / 2 + 0.5).clamp(0, 1).to(dtype), output_type, return_dict)
+
+
+def handed_out(pipeline: Peer, images: Any, output_type: str | None, return_dict: bool) -> Any:
+    """Images in [0, 1], ``(B, C, H, W)`` of any dtype, as `finished` returns them."""
+    dtype = images.dtype
     if output_type != "pt":
         if dtype == torch.bfloat16:
             images = images.float()

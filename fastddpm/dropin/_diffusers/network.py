@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,45 @@ from fastddpm.unet import diffusers as dialect
 from fastddpm.unet.diffusers_classes import check_live
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How chains call a pipeline's network.
+
+    Attributes:
+        name: of the way: a pipeline keeps one form of its network for each.
+        call: ``(network, x, t, **cond) -> output``.
+        may_be_ours: whether our UNet may stand in for the network where it is called so.
+    """
+
+    name: str
+    call: Callable[..., object]
+    may_be_ours: bool
+
+
 def check_network(unet: nn.Module) -> None:
     """ValueError for a network that wants more than ``(x, t)``, draws no pictures, or moves as it runs."""
     check_live(type(unet), "unet")
+    check_call(unet, "unet", (), "a network of the image and the timestep, such as UNet2DModel,")
+
+
+def check_call(network: nn.Module, name: str, conditions: Sequence[str], accepted: str) -> None:
+    """ValueError for a network that moves as it runs, or that ``(x, t, **conditions)`` cannot call.
+
+    Args:
+        network: a pipeline's.
+        name: of its attribute there, for messages.
+        conditions: names of what it is given besides x and the timestep.
+        accepted: what is, for messages.
+    """
     try:
-        inspect.signature(unet.forward).bind(None, None)
+        inspect.signature(network.forward).bind(None, None, **dict.fromkeys(conditions))
     except TypeError as error:
-        given = f"{type(unet).__name__}, called as unet(x, t): {error},"
+        words = ", ".join(("x", "t", *conditions))
+        given = f"{type(network).__name__}, called as {name}({words}): {error},"
+        raise BadArgument(name, given, accepted) from error
+    if any(hasattr(part, "_hf_hook") for part in network.modules()):
         raise BadArgument(
-            "unet", given, "a network of the image and the timestep, such as UNet2DModel,"
-        ) from error
-    if any(hasattr(part, "_hf_hook") for part in unet.modules()):
-        raise BadArgument(
-            "unet",
+            name,
             "one with the hooks of CPU offloading, which move its weights while it runs,",
             "a pipeline as pipeline.to(device) leaves it",
         )

@@ -59,13 +59,14 @@ def plan_of(
     num_inference_steps: int,
     options: Options,
     *,
-    eta: float = 0.0,
+    eta: float | None = None,
     use_clipped_model_output: bool = False,
     start: int = 0,
 ) -> Plan:
     """The steps of a scheduler after ``set_timesteps(num_inference_steps)``; it is not touched.
 
-    ``start`` is the row at which a chain of a solver begins; its plan has the rows from there on.
+    ``eta`` is None where the pipeline's step is not told it. ``start`` is the row at which a chain of a
+    solver begins; its plan has the rows from there on.
 
     Raises:
         ValueError: another scheduler, or a configuration that cannot be reproduced.
@@ -80,7 +81,7 @@ def plan_of(
         return from_ddim_scheduler(
             scheduler,
             num_inference_steps,
-            eta=eta,
+            eta=eta or 0.0,
             use_clipped_model_output=use_clipped_model_output,
             previous_timestep=options.previous_timestep,
         )
@@ -109,7 +110,7 @@ class Plans:
         num_inference_steps: int,
         options: Options,
         *,
-        eta: float = 0.0,
+        eta: float | None = None,
         use_clipped_model_output: bool = False,
         start: int = 0,
     ) -> Plan:

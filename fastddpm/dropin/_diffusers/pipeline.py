@@ -1,28 +1,28 @@
-"""What the drop-ins for diffusers' pipelines share: plan, network, batch, chain, trajectory, report."""
+"""What the drop-ins for diffusers' pipelines share: plan, network, walk, report."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from fastddpm.batch import Batch, make_batch
+from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, whole
-from fastddpm.dropin._diffusers.generators import Generators, one_each
 from fastddpm.dropin._diffusers.network import (
     Translation,
+    Way,
     call,
     call_with_log_variance,
     check_network,
     image_shape,
-    label_tensors,
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
+from fastddpm.dropin._diffusers.states import in_sigma_space
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer
@@ -31,46 +31,39 @@ from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.runner import Runner
-from fastddpm.trajectory import Trajectory
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-Callback = Callable[[int, int, Tensor], None]
-_EXTRAS = ("class_labels", "seeds", "callback")
-
-
-class Extras(TypedDict, total=False):
-    """What a call takes beyond the original's arguments."""
-
-    class_labels: int | Sequence[int] | Tensor | None
-    seeds: Sequence[int] | Tensor | None
-    callback: Callback | None
 
 
 class FastPipeline(DropIn):
-    """What both pipelines share. ``unet`` and ``scheduler`` are the original's, read anew by each call.
+    """What all of them share. ``unet`` and ``scheduler`` are the original's, read anew by each call.
 
     Args:
         original: the pipeline; left as it was.
         settings: noise, engine and dtype.
         options: habits of the original to be changed.
+
+    Attributes:
+        peer: the original's class.
+        unscaled: what the original does wrong with schedulers of `SIGMA_SPACE`, which are refused then; empty
+            where it scales their state for the network and nothing else.
     """
 
     peer: str
+    unscaled = "whose state the original gives to its network as it is"
 
     def __init__(self, original: Peer, settings: Settings, options: Options) -> None:
         super().__init__(original)
         self.settings, self.options = settings, options
         self._plans = Plans()
-        self._kept: PeerNetwork | None = None
-        self._was_learned = False
+        self._kept: dict[str, PeerNetwork] = {}
         self.check()
 
     def check(self) -> None:
         """ValueError for a pipeline that cannot be reproduced, before any image is asked for."""
-        check_network(self.unet)
+        self._check_network()
         self._short_plan()
+
+    def _check_network(self) -> None:
+        check_network(self.unet)
 
     @property
     def unet(self) -> Peer:
@@ -84,21 +77,29 @@ class FastPipeline(DropIn):
 
     def _short_plan(self) -> Plan:
         """Two steps, or what there are: one may be the last, which is special."""
-        return self._plan(min(2, int(self.scheduler.config["num_train_timesteps"])))
+        return self._plan(min(2, int(self.scheduler.config.get("num_train_timesteps", 2))))
 
     def _plan(
-        self, num_inference_steps: int, *, eta: float = 0.0, use_clipped_model_output: bool = False
+        self, num_inference_steps: int, *, eta: float | None = None, use_clipped_model_output: bool = False
     ) -> Plan:
         whole("num_inference_steps", num_inference_steps, least=1)
-        scheduler, unet = self.scheduler, self.unet
-        check_published(scheduler, STEPS, "scheduler")
+        check_published(self.scheduler, STEPS, "scheduler")
         plan = self._plans.get(
-            scheduler,
+            self.scheduler,
             num_inference_steps,
             self.options,
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
         )
+        if self.unscaled and in_sigma_space(self.scheduler):
+            given = f"{type(self.scheduler).__name__}, {self.unscaled},"
+            raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
+        self._check_variance(plan)
+        return plan
+
+    def _check_variance(self, plan: Plan) -> None:
+        """ValueError for channels of the network that a plan has no use for."""
+        unet, scheduler = self.unet, self.scheduler
         widened = unet.config.out_channels == 2 * unet.config.in_channels
         if widened and scheduler_kind(scheduler) == "DDPMScheduler" and not plan.learned_range:
             raise BadArgument(
@@ -106,32 +107,38 @@ class FastPipeline(DropIn):
                 f"{variance_type_of(scheduler, self.options)} with a UNet that returns twice the channels",
                 "learned_range or learned",
             )
-        return plan
 
-    def _network(self) -> PeerNetwork:
-        """The UNet as it is now."""
-        unet, is_learned = self.unet, self._is_learned()
-        kept = self._kept
-        if kept is None or is_learned != self._was_learned or not kept.fits(unet):
-            check_network(unet)
+    def _way(self) -> Way:
+        """How chains call the network."""
+        if self._is_learned():
+            return Way("learned", functools.partial(call_with_log_variance, image_shape(self.unet)[0]), False)
+        return Way("plain", call, True)
+
+    def _network(self, way: Way | None = None) -> PeerNetwork:
+        """The network as it is now, called in a way; None for `_way`."""
+        unet, way = self.unet, way or self._way()
+        kept = self._kept.get(way.name)
+        if kept is None or not kept.fits(unet):
+            self._check_network()
             total = int(self.scheduler.config["num_train_timesteps"])
-            self._kept = kept = PeerNetwork(
+            kept = PeerNetwork(
                 unet,
-                functools.partial(call_with_log_variance, image_shape(unet)[0]) if is_learned else call,
+                way.call,
                 Translation(),
                 self.settings,
                 choice=self.options.network,
                 # "trailing" can have a step more than there are timesteps.
                 times=torch.arange(total + 1),
-                tries_ours=not is_learned and self._is_faster_as_ours(*model_device_dtype(unet)),
+                tries_ours=way.may_be_ours and self._is_faster_as_ours(*model_device_dtype(unet)),
                 casts="copy",
             )
-            self._was_learned = is_learned
+            self._kept = {name: one for name, one in self._kept.items() if one.source is unet}
+            self._kept[way.name] = kept
         return kept
 
-    def _ready(self) -> Runner:
-        """The runner of the UNet, with its weights as they are now."""
-        network = self._network()
+    def _ready(self, way: Way | None = None) -> Runner:
+        """The runner of the network, with its weights as they are now."""
+        network = self._network(way)
         network.refresh()
         return network.runner
 
@@ -150,31 +157,29 @@ class FastPipeline(DropIn):
         compiles = resolve_engine(self.settings.engine, device) == "compile"
         return device.type == "cuda" or (compiles and self.settings.dtype in (None, dtype))
 
-    def _batch(self, runner: Runner, batch_size: int, generator: Generators, extras: Extras) -> Batch:
-        """The batch that a call asks for; see `__call__`."""
-        unknown = [name for name in extras if name not in _EXTRAS]
-        if unknown:
-            raise TypeError(
-                f"{', '.join(unknown)}: given, beyond the original's {', '.join(_EXTRAS)} accepted"
-            )
-        seeds = extras.get("seeds")
-        count = whole("batch_size", batch_size, least=1)
-        if seeds is not None and count == 1:
-            count = len(seeds)
-        source = self.settings.source(
-            count,
-            runner.device,
-            generator=one_each(generator, count, exactly=self.peer == "DDIMPipeline"),
-            seeds=seeds,
-            dtype=model_device_dtype(self.unet)[1],
-        )
-        labels = label_tensors(self.unet, extras.get("class_labels"), count)
-        return make_batch((count, *image_shape(self.unet)), source, cond=labels)
-
     def _walk(
-        self, plan: Plan, runner: Runner, batch: Batch, *, every_step: bool, keep_x0: bool = False
+        self,
+        plan: Plan,
+        runner: Runner,
+        batch: Batch,
+        *,
+        every_step: bool,
+        keep_x0: bool = False,
+        row: int = 0,
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Walks a chain under the progress bar that the original would show."""
+        """Walks a chain from a row under the progress bar that the original would show."""
+        with self._bar(len(plan) - row) as advance:
+            done = row
+            for k, x, x0 in runner.walk(
+                plan, batch, row=row, every_step=every_step, keep_x0=keep_x0, progress=False
+            ):
+                advance(k - done)
+                done = k
+                yield k, x, x0
+
+    @contextlib.contextmanager
+    def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
+        """The progress bar that the original would show; yields what advances it by so many steps."""
         from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
         # The original's own method is not called: it would leave an attribute there.
@@ -182,65 +187,10 @@ class FastPipeline(DropIn):
         if "disable" not in config:
             config["disable"] = not _is_first_rank()
         if config["disable"] is True:
-            yield from runner.walk(plan, batch, every_step=every_step, keep_x0=keep_x0, progress=False)
+            yield lambda steps: None
             return
-        done = 0
-        with tqdm(total=len(plan), **config) as bar:
-            steps = runner.walk(plan, batch, every_step=every_step, keep_x0=keep_x0, progress=False)
-            for k, x, x0 in steps:
-                bar.update(k - done)
-                done = k
-                yield k, x, x0
-
-    def _images(self, plan: Plan, batch_size: int, generator: Generators, extras: Extras) -> Tensor:
-        """The last state, float32 ``(B, C, H, W)``, a tensor of its own."""
-        runner = self._ready()
-        batch = self._batch(runner, batch_size, generator, extras)
-        callback = extras.get("callback")
-        last: Tensor | None = None
-        for k, x, _ in self._walk(plan, runner, batch, every_step=callback is not None):
-            if callback is not None and k > 0:
-                callback(k - 1, int(plan.model_time[k - 1]), x)
-            last = x
-        assert last is not None
-        return last
-
-    def sample_trajectory(
-        self,
-        batch_size: int = 1,
-        generator: Generators = None,
-        num_inference_steps: int = 50,
-        *,
-        frames: int | None = None,
-        predicted: bool = False,
-        eta: float = 0.0,
-        use_clipped_model_output: bool | None = None,
-        **extras: Unpack[Extras],
-    ) -> Tensor:
-        """Draws images and keeps the way there.
-
-        Args:
-            batch_size: as of the call.
-            generator: as of the call.
-            num_inference_steps: as of the call.
-            frames: states kept, evenly spread, the first and the last among them; None for all S + 1.
-            predicted: keep the predicted clean image of each step instead of the state (S frames at most).
-            eta: as of `FastDDIMPipeline`, as is the next.
-            use_clipped_model_output: None is False.
-            **extras: ``class_labels`` and ``seeds``, as of the call.
-
-        Returns:
-            float32 ``(F, B, C, H, W)`` in [-1, 1], unclamped: the call returns the last frame / 2 + 0.5.
-        """
-        plan = self._plan(
-            num_inference_steps, eta=eta, use_clipped_model_output=bool(use_clipped_model_output)
-        )
-        trajectory = Trajectory(len(plan), frames, predicted)
-        runner = self._ready()
-        batch = self._batch(runner, batch_size, generator, extras)
-        for k, x, x0 in self._walk(plan, runner, batch, every_step=True, keep_x0=predicted):
-            trajectory.look(k, x, x0)
-        return trajectory.taken()
+        with tqdm(total=total, **config) as bar:
+            yield bar.update
 
     def set_progress_bar_config(self, **config: object) -> None:
         """tqdm's arguments for this object's bar, such as ``disable=True``; until then the original's."""
@@ -265,6 +215,7 @@ class FastPipeline(DropIn):
             f"{plan.method} update",
         ]
         fused += ["learned variance"] if plan.learned_range else []
+        fused += self._fused()
         noise, why = "torch generators, drawn as the original draws", []
         if self.settings.noise == "philox":
             noise = "one seed per image (noise spec v1), drawn in the step"
@@ -272,8 +223,10 @@ class FastPipeline(DropIn):
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
         if self._is_learned():
             why.append("variance_type learned: the logarithm of the network's variance is a pass of its own")
+        why += self._not_fused()
+        kind = scheduler_kind(self.scheduler) or type(self.scheduler).__name__
         return Report(
-            peer=f"diffusers {self.peer} with {scheduler_kind(self.scheduler)}",
+            peer=f"diffusers {self.peer} with {kind}",
             network=network.words if network.unet else f"{type(self.unet).__name__}, {network.words}",
             engine=network.runner.engine_in_words(),
             noise=noise,
@@ -281,6 +234,14 @@ class FastPipeline(DropIn):
             fused=tuple(fused),
             not_fused=tuple(why),
         )
+
+    def _fused(self) -> list[str]:
+        """What of this pipeline one kernel does besides."""
+        return []
+
+    def _not_fused(self) -> list[str]:
+        """What of this pipeline runs as it is."""
+        return []
 
 
 def _is_first_rank() -> bool:

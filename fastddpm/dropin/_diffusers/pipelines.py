@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.images import finished
-from fastddpm.dropin._diffusers.pipeline import Extras, FastPipeline
+from fastddpm.dropin._diffusers.pixels import Extras, PixelPipeline
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.network import model_device_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["FastDDIMPipeline", "FastDDPMPipeline", "FastPipeline"]
+__all__ = ["FastDDIMPipeline", "FastDDPMPipeline"]
 
 
-class FastDDPMPipeline(FastPipeline):
+class FastDDPMPipeline(PixelPipeline):
     """In the place of a DDPMPipeline; its scheduler may be a DDPM, DDIM or DPM-Solver++ one, as there."""
 
     peer = "DDPMPipeline"
@@ -51,7 +51,7 @@ class FastDDPMPipeline(FastPipeline):
         return finished(self.original, x, model_device_dtype(self.unet)[1], output_type, return_dict)
 
 
-class FastDDIMPipeline(FastPipeline):
+class FastDDIMPipeline(PixelPipeline):
     """In the place of a DDIMPipeline."""
 
     peer = "DDIMPipeline"

@@ -1,0 +1,41 @@
+"""What a scheduler's state is of ours: chains here preserve variance, some of diffusers' schedulers do not.
+
+Our state is ``x = sqrt(abar) x0 + sqrt(1 - abar) eps``. Schedulers after Karras et al. (2022) hold
+``u = x0 + sigma eps`` with ``sigma = sqrt((1 - abar) / abar)``, which is ``x / sqrt(abar)``, and scale it
+back for the network, which sees x with both.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
+from fastddpm.dropin.peer import Peer
+from fastddpm.plans import Plan
+from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.plan import Float64
+
+SIGMA_SPACE = frozenset(kind for kind, solver in SOLVERS.items() if solver.in_sigmas)
+"""Kinds of schedulers whose state is u."""
+
+
+def in_sigma_space(scheduler: Peer) -> bool:
+    """Whether a scheduler's state is u."""
+    return scheduler_kind(scheduler) in SIGMA_SPACE
+
+
+def state_scale(scheduler: Peer, plan: Plan) -> Float64:
+    """The scheduler's state over ours where each row of its plan begins, and behind the last.
+
+    Args:
+        scheduler: one that has a plan.
+        plan: its rows.
+
+    Returns:
+        float64 ``[S + 1]``: 1, or for the kinds of `SIGMA_SPACE` 1 / sqrt(alphas_cumprod).
+    """
+    if not in_sigma_space(scheduler):
+        return np.ones(len(plan) + 1)
+    assert plan.alphas_cumprod is not None
+    scale: Float64 = 1 / np.sqrt(np.append(plan.alphas_cumprod, plan.final_alpha_cumprod))
+    return scale
