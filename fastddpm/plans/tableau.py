@@ -92,12 +92,14 @@ class Row:
         is_start: whether a chain may begin here, and no step is under way.
         following: what the next state is made of, noise aside.
         noise: standard deviation of the noise added to it.
+        borrowed: how much of the state's weight stands for an earlier state, from which this one was made.
     """
 
     point: Point
     is_start: bool
     following: Sum = dataclasses.field(default_factory=lambda: Sum({}))
     noise: float = 0.0
+    borrowed: float = 0.0
 
 
 class Tableau:
@@ -132,7 +134,10 @@ class Tableau:
         """The tableau, with where its last row leads: see `evaluate`."""
         assert state is not None, "a chain has at least one point before the clean image"
         last = len(self.rows) - 1
-        self.rows[last].following, self.rows[last].noise = self._without_earlier_states(state, last), noise
+        own: Symbol = ("x", last)
+        row = self.rows[last]
+        row.following, row.noise = self._without_earlier_states(state, last), noise
+        row.borrowed = row.following.weights.get(own, 0.0) - state.weights.get(own, 0.0)
         return self
 
     def plan(

@@ -22,7 +22,7 @@ from fastddpm.dropin.settings import Report
 from fastddpm.inputs import Fields
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler
 
-OWN = ("_planned", "_rows", "_options", "_host", "original")
+OWN = ("_planned", "_rows", "_refused", "_options", "_host", "original")
 
 
 class _Fast:
@@ -62,12 +62,28 @@ class _Fast:
 
     def _forget(self) -> None:
         """The timesteps or what they are made of may have changed."""
-        for name in ("_planned", "_rows", "_host"):
+        for name in ("_planned", "_rows", "_refused", "_host"):
             self.__dict__.pop(name, None)
 
     def _keep(self, key: tuple[object, ...], rows: Rows) -> Rows:
         self.__dict__["_rows"][key] = rows
         return rows
+
+    def _or_original(self, key: tuple[object, ...], make: Callable[[], Rows]) -> Rows | None:
+        """Rows, or None where the original's step is to take a step: another of them may not be finite."""
+        if self._refusal(key) is not None:
+            return None
+        try:
+            return make()
+        except ValueError as error:
+            if self.config.get("variance_type") == "fixed_large_log":
+                raise
+            self.__dict__.setdefault("_refused", {})[key] = (self.config, self.timesteps, str(error))
+            return None
+
+    def _refusal(self, key: tuple[object, ...]) -> str | None:
+        config, timesteps, why = self.__dict__.get("_refused", {}).get(key, (None, None, None))
+        return why if config is self.config and timesteps is self.timesteps else None
 
     @property
     def _habits(self) -> Options:
@@ -76,7 +92,7 @@ class _Fast:
 
     def __reduce__(self) -> tuple[object, ...]:
         # By the public name: pickle would look for the original's class under the name that this one bears.
-        state = {name: value for name, value in vars(self).items() if name not in OWN[:2]}
+        state = {name: value for name, value in vars(self).items() if name not in OWN[:3]}
         return _restored, (self.public_name,), state
 
     def __repr__(self) -> str:
@@ -90,6 +106,8 @@ class _Fast:
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
         if config.get("variance_type") == "learned":
             why.append("variance_type learned: the logarithm of the model's variance is a pass of its own")
+        refused = filter(None, map(self._refusal, self.__dict__.get("_refused", {})))
+        why += [f"these timesteps, by the original's step: {reason}" for reason in refused]
         return Report(
             peer=f"diffusers {type(self).__name__}, alone",
             network="the caller's",
@@ -132,10 +150,12 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
             ValueError: a timestep that is not among ``timesteps``, channels that do not fit the
                 variance_type, or variance_type "fixed_large_log", which is NaN in diffusers.
         """
-        if _needs_gradient(model_output, sample):
+        rows = None
+        if not _needs_gradient(model_output, sample):
+            rows = self._or_original((), lambda: self._rows_with(timestep))
+        if rows is None:
             step: Callable[..., Any] = super().step  # which takes more than its annotations say
             return step(model_output, timestep, sample, generator, return_dict)
-        rows = self._rows_with(timestep)
         if timestep not in rows:
             raise BadArgument("timestep", str(int(timestep)), "one of scheduler.timesteps")
         found = rows.find(timestep, sample.device)
@@ -152,7 +172,9 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
         set_timesteps(*args, **kwargs)
         self.hold_tables()
         if self.timesteps.device.type != "cpu":
-            self._current_rows().tensors(self.timesteps.device)
+            rows = self._or_original((), self._current_rows)
+            if rows is not None:
+                rows.tensors(self.timesteps.device)
 
     def _rows_with(self, timestep: int | Tensor) -> Rows:
         """All rows, or where another one is not finite that of a timestep on the host."""
@@ -218,14 +240,15 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
         """
         if self.num_inference_steps is None:
             raise BadArgument("num_inference_steps", "None", "a call of set_timesteps first")
-        if _needs_gradient(model_output, sample, variance_noise):
-            clipped = bool(use_clipped_model_output)
-            return super().step(
-                model_output, timestep, sample, eta, clipped, generator, variance_noise, return_dict
-            )
-        if eta > 0 and generator is not None and variance_noise is not None:
-            raise BadArgument("variance_noise", "one with a generator", "one of the two")
-        rows = self._rows_at(timestep, float(eta), bool(use_clipped_model_output))
+        clipped, rows = bool(use_clipped_model_output), None
+        if not _needs_gradient(model_output, sample, variance_noise):
+            if eta > 0 and generator is not None and variance_noise is not None:
+                raise BadArgument("variance_noise", "one with a generator", "one of the two")
+            key = (float(eta), clipped)
+            rows = self._or_original(key, lambda: self._rows_at(timestep, *key))
+        if rows is None:
+            given = (model_output, timestep, sample, eta, clipped, generator, variance_noise, return_dict)
+            return super().step(*given)
         found = rows.find(timestep, sample.device)
         noise = None
         if found[2]:
@@ -242,7 +265,9 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
         set_timesteps(*args, **kwargs)
         self.hold_tables()
         if self.timesteps.device.type != "cpu":
-            self._rows_at(self.timesteps[0], 0.0, False).tensors(self.timesteps.device)
+            rows = self._or_original((0.0, False), lambda: self._rows_at(self.timesteps[0], 0.0, False))
+            if rows is not None:
+                rows.tensors(self.timesteps.device)
 
     def _rows_at(self, timestep: int | Tensor, eta: float, use_clipped_model_output: bool) -> Rows:
         """The rows of ``timesteps``; of one other timestep, or of one where another row is not finite."""

@@ -20,48 +20,20 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.generators import Generators
-from fastddpm.dropin._diffusers.rows import drawn, take_row
+from fastddpm.dropin._diffusers.rows import drawn
+from fastddpm.dropin._diffusers.walk import Walk
 from fastddpm.dropin.settings import Report
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers.solvers import SOLVERS, set_plan
-from fastddpm.transfer import to_device
+from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm_kernels.table import Column
 
 OWN = ("_walk", "_options", "original")
 # Arguments of steps with the only values that a plan has.
-_PLAIN = {"s_churn": 0.0, "order": 4, "variance_noise": None}
+_PLAIN = {"s_churn": 0.0, "order": 4}
+# Where the originals keep predictions; those that a caller puts there are for the original's step.
+_HISTORIES = ("model_outputs", "derivatives", "ets")
 # Of those whose second result is x0; of consistency models it is what is noised anew.
 _SECOND = {"LCMScheduler": "denoised", "TCDScheduler": "pred_noised_sample"}
-
-
-class Walk:
-    """A chain on its way: a plan from the row where it began, on a device, and what it keeps."""
-
-    def __init__(self, plan: Plan, start: int) -> None:
-        self.plan, self.start = plan, start
-        self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self._kept: Tensor | None = None
-
-    def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The table and a counter of each row."""
-        if device not in self._tensors:
-            counters = np.zeros((len(self.plan), 2), np.int64)
-            counters[:, 0] = np.arange(len(self.plan))
-            table = torch.from_numpy(np.array(self.plan.table))
-            self._tensors[device] = (
-                to_device(table, device),
-                to_device(torch.from_numpy(counters), device),
-            )
-        return self._tensors[device]
-
-    def kept(self, sample: Tensor) -> Tensor | None:
-        """Room for the predictions that later rows read."""
-        if not self.plan.kept:
-            return None
-        shape = (self.plan.kept, *sample.shape)
-        if self._kept is None or self._kept.shape != shape or self._kept.device != sample.device:
-            self._kept = torch.zeros(shape, device=sample.device)
-        return self._kept
 
 
 class FastSolver:
@@ -80,7 +52,10 @@ class FastSolver:
 
     def report(self) -> Report:
         """What a step is made of."""
-        why = ["steps that need gradients, and s_churn, order or variance_noise: the original's step"]
+        why = ["chains that begin with gradients, s_churn, order or given predictions: the original's step"]
+        held = self.__dict__.get("_walk")
+        if isinstance(held, str):
+            why.append(f"this chain, by the original's step: {held}")
         if self.config.get("thresholding"):
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
         return Report(
@@ -95,42 +70,80 @@ class FastSolver:
 
     def __reduce__(self) -> tuple[object, ...]:
         # By the public name: pickle would look for the original's class under the name that this one bears.
-        state = {name: value for name, value in vars(self).items() if name != "_walk"}
-        return _restored, (self.kind,), state
+        return _restored, (self.kind,), dict(vars(self))
 
     def __repr__(self) -> str:
         return f"{self.public_name} in the place of {super().__repr__()}"
 
-    def _fused(self, given: dict[str, Any]) -> Any:
+    def _fused(self, walk: Walk, given: dict[str, Any]) -> Any:
         """A step with the arguments of the original's, which have been given names and defaults."""
         sample, model_output = given["sample"], given["model_output"]
-        scheduler = cast("Any", self)
-        if scheduler.num_inference_steps is None:
-            raise BadArgument("num_inference_steps", "None", "a call of set_timesteps first")
-        walk = self._walk_now(given)
         row = self._index() - walk.start
         if not 0 <= row < len(walk.plan):
             raise BadArgument("timestep", f"step {row} of {len(walk.plan)}", "a call of set_timesteps first")
         noise = None
         if walk.plan.draws is not None and walk.plan.draws[row]:
-            noise = _noise(given.get("generator"), self.kind, model_output, sample)
-        table, counters = walk.tensors(sample.device)
-        x_next, x0 = take_row(
-            walk.plan, table, counters[row], model_output, sample, noise, kept=walk.kept(sample)
-        )
+            noise = given.get("variance_noise")
+            if noise is None:
+                noise = _noise(given.get("generator"), self.kind, model_output, sample)
+        x_next, x0 = walk.take(row, model_output, sample, noise)
         self._advance(walk.plan, row, sample)
         return self._results(walk.plan, row, x_next, x0, sample, return_dict=given["return_dict"])
 
-    def _walk_now(self, given: dict[str, Any]) -> Walk:
-        walk = self.__dict__.get("_walk")
-        if walk is None:
+    def _walk_for(self, given: dict[str, Any]) -> Walk | None:
+        """The chain that a step goes on with, or begins; None where the original's step takes it.
+
+        A chain that remembers is one or the other to its end, since each keeps its own memory.
+        """
+        scheduler, solver = cast("Any", self), SOLVERS[self.kind]
+        if scheduler.num_inference_steps is None and not solver.in_sigmas:
+            raise BadArgument("num_inference_steps", "None", "a call of set_timesteps first")
+        if self.kind.startswith("Euler") and isinstance(given["timestep"], int):
+            return None  # the original's error
+        held = self.__dict__.get("_walk")
+        if isinstance(held, str):
+            return None
+        why = self._why_original(given)
+        if held is not None:
+            if why is None:
+                return cast("Walk", held)
+            if held.remembers:
+                raise BadArgument("step", f"one with {why} in a chain begun without,", "all steps with it")
+            return None
+        if why is None:
+            why = "predictions were given" if self._has_history() else None
+        if why is None:
             start = self._begin(given["timestep"])
-            plan = set_plan(self, kind=self.kind, eta=given.get("eta"), start=start)
-            if SOLVERS[self.kind].in_sigmas:
-                assert plan.alphas_cumprod is not None
-                plan = plan.scaled(1 / np.sqrt(np.append(plan.alphas_cumprod, plan.final_alpha_cumprod)))
-            walk = self.__dict__["_walk"] = Walk(plan, start)
-        return cast("Walk", walk)
+            try:
+                made = Walk.of(self, self.kind, eta=given.get("eta"), start=start)
+            except ValueError as error:
+                why = str(error)
+            else:
+                self.__dict__["_walk"] = made
+                return made
+        self.__dict__["_walk"] = why
+        return None
+
+    def _why_original(self, given: dict[str, Any]) -> str | None:
+        """What of a step's arguments only the original's step knows, or None."""
+        sample, model_output = given["sample"], given["model_output"]
+        if cast("Any", self).num_inference_steps is None:
+            return "the timesteps of the constructor"
+        for name, plain in _PLAIN.items():
+            if name in given and given[name] != plain:
+                return f"{name}={given[name]}"
+        if torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad):
+            return "a gradient"
+        if sample.dim() < 2:
+            return f"{sample.dim()} dimensions"
+        learned = self.config.get("variance_type") in ("learned", "learned_range")
+        if learned and model_output.shape[1] == sample.shape[1]:
+            return "a variance_type that the network does not have"
+        return None
+
+    def _has_history(self) -> bool:
+        histories = [getattr(self, name, None) or () for name in _HISTORIES]
+        return any(value is not None for history in histories for value in history)
 
     def _begin(self, timestep: Any) -> int:
         """The row of a chain's first step, and the original's step index set to it."""
@@ -194,14 +207,8 @@ def _step(original: type) -> Callable[..., Any]:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
-        is_plain = all(name not in given or given[name] == value for name, value in _PLAIN.items())
-        needs_gradient = torch.is_grad_enabled() and (
-            given["sample"].requires_grad or given["model_output"].requires_grad
-        )
-        is_index = self.kind.startswith("Euler") and isinstance(given["timestep"], int)
-        if not is_plain or needs_gradient or is_index:  # a whole number is the original's error
-            return theirs(self, *args, **kwargs)
-        return self._fused(given)
+        walk = self._walk_for(given)
+        return theirs(self, *args, **kwargs) if walk is None else self._fused(walk, given)
 
     return step
 

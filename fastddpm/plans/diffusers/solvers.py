@@ -20,7 +20,7 @@ from fastddpm.plans.diffusers import exponential, karras, looked_up
 from fastddpm.plans.diffusers.chain import Chain, with_timesteps
 from fastddpm.plans.diffusers.config import SchedulerConfig, SchedulerOrConfig, thresholding_of
 from fastddpm.plans.diffusers.unipc import unipc
-from fastddpm.plans.plan import PREDICTION_TYPES, Plan, check_clip_range
+from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, check_clip_range
 from fastddpm.plans.tableau import Tableau
 
 
@@ -115,6 +115,16 @@ def from_solver_scheduler(
 
 def set_plan(scheduler: Any, *, kind: str | None = None, eta: float | None = None, start: int = 0) -> Plan:
     """The same of a scheduler whose timesteps are set."""
+    return set_rows(scheduler, kind=kind, eta=eta, start=start)[0]
+
+
+def set_rows(
+    scheduler: Any, *, kind: str | None = None, eta: float | None = None, start: int = 0
+) -> tuple[Plan, Float64]:
+    """The same, and of each row what weight of its state stands for an earlier one, float64 [S].
+
+    Where that is not 0 the original has kept a state, and goes on from it whatever sample it is given.
+    """
     name = type(scheduler).__name__ if kind is None else kind
     check_choice("scheduler", name, tuple(SOLVERS))
     solver, config = SOLVERS[name], scheduler.config
@@ -130,7 +140,7 @@ def set_plan(scheduler: Any, *, kind: str | None = None, eta: float | None = Non
         tableau = solver.rows(chain)
     except BadArgument:
         raise
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         given = f"{name} at {chain.steps} timesteps, which cannot be repeated ({error}),"
         raise BadArgument("scheduler", given, "another number of steps or configuration") from error
     thresholding = None
@@ -148,9 +158,10 @@ def set_plan(scheduler: Any, *, kind: str | None = None, eta: float | None = Non
         learned_range=config.get("variance_type") in ("learned", "learned_range"),
         thresholding=thresholding,
     )
-    return dataclasses.replace(
+    plan = dataclasses.replace(
         plan,
         draws=solver.draws(chain, plan),
         alphas_cumprod=np.array([row.point.alpha**2 for row in tableau.rows]),
         final_alpha_cumprod=chain.points[-1].alpha ** 2 if solver.reads == "sigmas" else 1.0,
     )
+    return plan, np.array([row.borrowed for row in tableau.rows])

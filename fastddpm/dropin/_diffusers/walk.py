@@ -1,0 +1,98 @@
+"""A chain of a solver on its way: its plan on a device, and what steps to come need of those taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastddpm.dropin._diffusers.rows import take_row
+from fastddpm.plans import Plan
+from fastddpm.plans.diffusers.solvers import SOLVERS, set_rows
+from fastddpm.plans.plan import Float64
+from fastddpm.transfer import to_device
+
+
+class Walk:
+    """A plan from the row where a chain began, on a device, with predictions and a state kept between rows.
+
+    Args:
+        plan: of the scheduler, in the space of its samples.
+        start: the row of the scheduler that is the plan's first.
+        borrowed: of each row, what weight of its sample stands for a state that the original has kept.
+    """
+
+    def __init__(self, plan: Plan, start: int, borrowed: Float64) -> None:
+        self.plan, self.start, self.borrowed = plan, start, borrowed
+        self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._kept: Tensor | None = None
+        # What the last step returned, and its values: the caller may change the first.
+        self._returned: Tensor | None = None
+        self._reached: Tensor | None = None
+
+    @classmethod
+    def of(cls, scheduler: Any, kind: str, *, eta: float | None, start: int) -> Walk:
+        """Of a scheduler whose timesteps are set.
+
+        Raises:
+            ValueError: no rows express its configuration, or two of its timesteps are at one noise level.
+        """
+        plan, borrowed = set_rows(scheduler, kind=kind, eta=eta, start=start)
+        if SOLVERS[kind].in_sigmas:
+            assert plan.alphas_cumprod is not None
+            scale = 1 / np.sqrt(np.append(plan.alphas_cumprod, plan.final_alpha_cumprod))
+            plan, borrowed = plan.scaled(scale), borrowed * scale[1:] / scale[:-1]
+        return cls(plan, start, borrowed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tables are made again where they are needed; what was kept goes with a copy.
+        return {**vars(self), "_tensors": {}}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a row needs more of earlier ones than the sample."""
+        return bool(self.plan.kept or self.borrowed.any())
+
+    def take(
+        self, row: int, model_output: Tensor, sample: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(x_next, x0) of a row, new tensors."""
+        table, counters = self._on(sample.device)
+        kept = self._room(sample)
+        x_next, x0 = take_row(self.plan, table, counters[row], model_output, sample, noise, kept=kept)
+        weight = float(self.borrowed[row])
+        if weight and not self._is_what_was_returned(sample):
+            assert self._reached is not None
+            x_next = (x_next.float() + weight * (self._reached - sample.float())).to(x_next.dtype)
+        self._returned = self._reached = None
+        if row + 1 < len(self.plan) and self.borrowed[row + 1]:
+            self._returned, self._reached = x_next, x_next.to(torch.float32, copy=True)
+            self._version = 0 if x_next.is_inference() else x_next._version
+        return x_next, x0
+
+    def _is_what_was_returned(self, sample: Tensor) -> bool:
+        # Tensors of inference mode do not say whether they were changed.
+        return sample is self._returned and not sample.is_inference() and sample._version == self._version
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The table and a counter of each row."""
+        if device not in self._tensors:
+            counters = np.zeros((len(self.plan), 2), np.int64)
+            counters[:, 0] = np.arange(len(self.plan))
+            table = torch.from_numpy(np.array(self.plan.table))
+            self._tensors[device] = (
+                to_device(table, device),
+                to_device(torch.from_numpy(counters), device),
+            )
+        return self._tensors[device]
+
+    def _room(self, sample: Tensor) -> Tensor | None:
+        """Room for the predictions that later rows read."""
+        if not self.plan.kept:
+            return None
+        shape = (self.plan.kept, *sample.shape)
+        if self._kept is None or self._kept.shape != shape or self._kept.device != sample.device:
+            self._kept = torch.zeros(shape, device=sample.device)
+        return self._kept
