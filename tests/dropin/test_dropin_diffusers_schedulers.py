@@ -388,7 +388,7 @@ def test_a_step_on_a_gpu_reads_nothing(kind, where, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
-def test_a_row_that_is_not_finite_is_refused_alone(name):
+def test_a_row_that_is_not_finite_keeps_no_other_from_being_taken(name):
     """Betas up to 2, as in diffusers' own tests: in float32 alphas_cumprod is 0 at timestep 400."""
     original = getattr(diffusers, name)(num_train_timesteps=1000, beta_start=0.1, beta_end=2.0)
     original.set_timesteps(10)
@@ -397,14 +397,10 @@ def test_a_row_that_is_not_finite_is_refused_alone(name):
     for t in original.timesteps.tolist():
         with_seed = [{"generator": torch.Generator().manual_seed(t)} for _ in range(2)]
         expected = original.step(m, t, x, **with_seed[0])
-        if t > 300:
-            assert not expected.prev_sample.isfinite().all()
-            with pytest.raises(ValueError, match=r"zero terminal SNR|no finite row at timestep 400"):
-                fast.step(m, t, x, **with_seed[1])
-            continue
+        assert expected.prev_sample.isfinite().all() == (t <= 300)
         out = fast.step(m, t, x, **with_seed[1])
-        assert torch.equal(out.prev_sample, expected.prev_sample)
-        assert torch.equal(out.pred_original_sample, expected.pred_original_sample)
+        for key in ("prev_sample", "pred_original_sample"):
+            assert out[key].allclose(expected[key], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("draws_at", [(500, True), (0, False)])

@@ -13,7 +13,7 @@ from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begu
 from fastddpm.dropin._diffusers.network import Way, image_shape
 from fastddpm.dropin._diffusers.pictures import picture
 from fastddpm.dropin._diffusers.standin import stand_in
-from fastddpm.dropin._diffusers.states import state_scale
+from fastddpm.dropin._diffusers.states import state_scale, unset_noise_sigma
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 
@@ -32,7 +32,7 @@ class FastLDMPipeline(LatentPipeline):
         stand = stand_in(self.original, asked["num_inference_steps"])
         shape = (count, *image_shape(self.unet))
         latents = self._drawn(asked, shape, source, device=None, dtype=torch.float32)
-        latents = latents * stand.scheduler.init_noise_sigma
+        latents = latents * unset_noise_sigma(self.scheduler)
         scale = state_scale(self.scheduler, plan)
         return Chain(
             stand,

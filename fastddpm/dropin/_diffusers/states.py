@@ -7,6 +7,8 @@ back for the network, which sees x with both.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
@@ -22,6 +24,18 @@ SIGMA_SPACE = frozenset(kind for kind, solver in SOLVERS.items() if solver.in_si
 def in_sigma_space(scheduler: Peer) -> bool:
     """Whether a scheduler's state is u."""
     return scheduler_kind(scheduler) in SIGMA_SPACE
+
+
+def unset_noise_sigma(scheduler: Peer) -> float:
+    """A scheduler's ``init_noise_sigma`` before its timesteps are set: by the highest level of training.
+
+    An LDMPipeline asks for it then; in its first call, that is.
+    """
+    if not in_sigma_space(scheduler):
+        return float(scheduler.init_noise_sigma)
+    abar = float(scheduler.alphas_cumprod[-1])
+    highest = math.sqrt((1 - abar) / abar)
+    return math.hypot(highest, 1.0) if scheduler.config["timestep_spacing"] == "leading" else highest
 
 
 def state_scale(scheduler: Peer, plan: Plan) -> Float64:
