@@ -6,7 +6,8 @@
     images = sampler.sample(seeds=range(10), class_labels=3)      # NumPy float32 (10, 1, 28, 28)
 
 `folder` reads and checks what was exported, `providers` starts sessions, `request` checks the caller's
-arguments, `step_loop` walks a plan with one-step models, and `sampler` brings them together.
+arguments, `walk` says which plan the one-file sampler walks, `step_loop` walks one with one-step models and
+`kept` what a solver keeps, and `sampler` brings them together.
 """
 
 from importlib.util import find_spec
