@@ -7,6 +7,7 @@ PostScript starts a program (``gs``), and others read what is no picture.
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,8 @@ def opened(
     with ExitStack() as stack:
         file: BinaryIO
         if isinstance(content, Path):
-            file = stack.enter_context(open_regular(content))
+            raw = open_regular(content).detach()  # type: ignore[attr-defined]
+            file = stack.enter_context(_Bounded(raw))
         else:
             file = io.BytesIO(content)
         image = _header(file, name, formats, most)
@@ -73,6 +75,17 @@ def opened(
         except Exception as error:  # pillow raises whatever a broken file trips its plugins over
             reason = str(error) or type(error).__name__
             raise PictureError(f"{_named(name)}a damaged image ({reason}), a whole one accepted") from error
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no read asks for more than is left: a header may say any number, and Python allocates
+    what is asked for before it reads."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most ``size`` bytes, all that is left for None or below 0."""
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 def _header(file: BinaryIO, name: str, formats: Sequence[str], most: int) -> Image:

@@ -88,7 +88,7 @@ def heads_asked(given: Fields, usual: str) -> dict[str, str]:
     """What to ask about attention; ``usual``: what their code does unasked."""
     if given.get("num_head_channels") is not None:
         return {}
-    return {"num_heads": f"heads of an attention, {usual}, unless num_head_channels is"}
+    return {"num_heads": f"of an attention, {usual}, unless num_head_channels is"}
 
 
 def unet_of(state: Mapping[str, Tensor], given: Fields, others: Options) -> UNet:

@@ -65,7 +65,7 @@ def read(state: Mapping[str, Tensor], given: Fields) -> Loaded:
             options |= {"num_head_channels": None, "num_heads": unet.get("num_heads", 1)}
     known(options, _OPTIONS)
     asked = {"image_size": "a side or (H, W)"}
-    asked["schedule"] = "the one to sample with, theirs or ours"
+    asked["schedule"] = "to sample with, theirs or ours"
     ask(
         options,
         asked | guided_diffusion.heads_asked(options, "1 by default there"),

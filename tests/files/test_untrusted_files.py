@@ -361,6 +361,14 @@ def test_arrays_are_those_of_numpy(tmp_path, dtype, save, order):
     assert read_array(tmp_path / "a.npz", "scalar") == np.float32(3)
 
 
+def test_a_header_of_a_picture_allocates_nothing(tmp_path):
+    """A box of JPEG 2000 that says 2**62 bytes, of which two are there."""
+    boxes = b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x14ftypjp2 \0\0\0\0jp2 ", b"\0\0\0\x01jp2h"
+    (tmp_path / "a.jp2").write_bytes(b"".join(boxes) + (2**62).to_bytes(8, "big") + b"ab")
+    with pytest.raises(ValueError, match="not readable"), pictures.opened(tmp_path / "a.jp2"):
+        pass
+
+
 def test_a_large_picture_is_named_among_the_broken_ones(tmp_path):
     """The header of 13000x13000 pixels: pillow alone would only warn."""
     body = struct.pack(">IIBBBBB", 13_000, 13_000, 8, 2, 0, 0, 0)
