@@ -93,12 +93,16 @@ def measure(out: Path, path: Path) -> dict[str, Any]:
     return document
 
 
+BEST = 8
+"""Methods in the figure."""
+
+
 def draw(document: dict[str, Any], path: Path) -> None:
-    """Distance against passes: each method in its best spacing."""
+    """Distance against passes: the best methods, each in its best spacing."""
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for method, spacing in _best(document):
+    for method, spacing in _best(document)[:BEST]:
         points = [p for p in document["points"] if (p["method"], p["spacing"]) == (method, spacing)]
         axis.plot(
             [p["passes"] for p in points],
@@ -110,12 +114,18 @@ def draw(document: dict[str, Any], path: Path) -> None:
     axis.set(
         xscale="log", yscale="log", xlabel="passes of the network", title="distance from the ODE's images"
     )
-    axis.set_xticks(PASSES, [str(passes) for passes in PASSES])
+    lengths = _lengths(document)
+    axis.set_xticks(lengths, [str(passes) for passes in lengths])
     axis.minorticks_off()
     axis.legend(fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     pyplot.close(figure)
+
+
+def _lengths(document: dict[str, Any]) -> list[int]:
+    """The numbers of passes that were measured."""
+    return sorted({point["passes"] for point in document["points"]})
 
 
 def _best(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -133,19 +143,21 @@ def _best(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def table(document: dict[str, Any]) -> str:
     """Distances as a Markdown table, every method in its best spacing."""
-    rows = [["method", "spacing", *map(str, PASSES)], ["---"] * (len(PASSES) + 2)]
+    lengths = _lengths(document)
+    rows = [["method", "spacing", *map(str, lengths)], ["---"] * (len(lengths) + 2)]
     for method, spacing in _best(document):
         found = {
             p["passes"]: p for p in document["points"] if (p["method"], p["spacing"]) == (method, spacing)
         }
-        cells = [f"{found[n]['distance']:.3f}" if n in found else "" for n in PASSES]
+        cells = [f"{found[n]['distance']:.3f}" if n in found else "" for n in lengths]
         rows.append([f"`{method}`", spacing, *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def full_table(document: dict[str, Any]) -> str:
     """Agreement / Frechet distance over that of real halves, of the methods in `FULL`."""
-    rows = [["method", "spacing", *map(str, PASSES)], ["---"] * (len(PASSES) + 2)]
+    lengths = _lengths(document)
+    rows = [["method", "spacing", *map(str, lengths)], ["---"] * (len(lengths) + 2)]
     for method, spacing in FULL:
         found = {
             p["passes"]: p
@@ -156,7 +168,7 @@ def full_table(document: dict[str, Any]) -> str:
             f"{found[n]['agreement']:.1%} / {found[n]['frechet'] / document['real']['frechet']:.2f}"
             if n in found
             else ""
-            for n in PASSES
+            for n in lengths
         ]
         rows.append([f"`{method}`", spacing, *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
