@@ -111,7 +111,7 @@ def hold(name, steps, *, start=0, tolerance=TOLERANCE, **config):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("name", sorted(SOLVERS))
 def test_chains(name, prediction):
-    """Every spacing and sigma that the class has, of few steps and of more."""
+    """Every spacing and sigma that the class has."""
     if prediction == "sample" and name in OF_EPS_AND_V:
         pytest.skip("not of this class")
     known = inspect.signature(getattr(diffusers, name).__init__).parameters
@@ -124,10 +124,11 @@ def test_chains(name, prediction):
                 continue
             config = {"prediction_type": prediction, "timestep_spacing": spacing}
             config |= {} if sigmas is None else {sigmas: True}
+            if sigmas is not None and spacing != spacings[0]:
+                continue  # levels between the same ends, whatever the timesteps were
             # DEIS puts differences of close logarithms into weights of order 100 that cancel.
             loose = {"tolerance": 1e-4} if name.startswith("DEIS") else {}
-            for steps in (3, 12):
-                hold(name, steps, **loose, **config)
+            hold(name, 12 if sigmas is None else 9, **loose, **config)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
