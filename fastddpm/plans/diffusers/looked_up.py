@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fastddpm.checks import BadArgument, check_number
+from fastddpm.inputs import Fields
 from fastddpm.plans.diffusers.chain import Chain, at_abar
 from fastddpm.plans.tableau import Sum, Tableau
 
@@ -12,17 +13,18 @@ SIGMA_DATA = 0.5
 """Of the boundary condition of consistency models, as LCM's authors have it."""
 
 
+def check_pndm(config: Fields) -> None:
+    """BadArgument for the Runge-Kutta start."""
+    if not config["skip_prk_steps"]:
+        raise BadArgument("skip_prk_steps", "False: its first steps remember five predictions", "True")
+
+
 def pndm(chain: Chain) -> Tableau:
     """PNDMScheduler with ``skip_prk_steps``: PLMS (Liu et al. 2022), begun by one of Heun's steps.
 
     The mean is of the network's outputs, also where these are v: they become eps with the last state.
-
-    Raises:
-        ValueError: with the Runge-Kutta start, whose fourth-order steps remember five predictions.
     """
     config = chain.config
-    if not config["skip_prk_steps"]:
-        raise BadArgument("skip_prk_steps", "False: its first steps remember five predictions", "True")
     total, length = chain.config["num_train_timesteps"], chain.steps
     back = int(total) // int(chain.scheduler.num_inference_steps)
     weights = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,12 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.inputs import Fields
 from fastddpm.plans.diffusers import exponential, karras, looked_up
 from fastddpm.plans.diffusers.chain import Chain, with_timesteps
-from fastddpm.plans.diffusers.config import SchedulerConfig, SchedulerOrConfig, thresholding_of
+from fastddpm.plans.diffusers.config import (
+    SchedulerConfig,
+    SchedulerOrConfig,
+    read_config,
+    thresholding_of,
+)
 from fastddpm.plans.diffusers.unipc import unipc
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, check_clip_range
 from fastddpm.plans.tableau import Tableau
+
+
+def _all_are_expressed(config: Fields) -> None:
+    pass
 
 
 def _where_noise_is(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -41,6 +51,7 @@ class Solver:
         eta: that its step takes unless told otherwise; None where it takes none.
         clips: whether ``clip_sample`` bounds x0.
         thresholds: whether ``thresholding`` does.
+        check: raises BadArgument for a configuration that no rows express, before its timesteps are set.
     """
 
     method: str
@@ -51,6 +62,7 @@ class Solver:
     eta: float | None = None
     clips: bool = False
     thresholds: bool = False
+    check: Callable[[Fields], None] = _all_are_expressed
 
 
 def _always(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -66,7 +78,7 @@ def _second_rows(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
 
 
 SOLVERS: dict[str, Solver] = {
-    "PNDMScheduler": Solver("pndm", looked_up.pndm, reads="alphas_cumprod"),
+    "PNDMScheduler": Solver("pndm", looked_up.pndm, reads="alphas_cumprod", check=looked_up.check_pndm),
     "LCMScheduler": Solver("lcm", looked_up.lcm, reads="alphas_cumprod", clips=True, thresholds=True),
     "TCDScheduler": Solver("tcd", looked_up.tcd, reads="alphas_cumprod", eta=0.3),
     "DPMSolverMultistepScheduler": Solver(
@@ -110,7 +122,18 @@ def from_solver_scheduler(
     Raises:
         ValueError: a scheduler that is none of these, or a configuration that no rows express.
     """
-    return set_plan(with_timesteps(scheduler, num_inference_steps), kind=kind, eta=eta, start=start)
+    name = _kind_of(scheduler, kind)
+    SOLVERS[name].check(cast("Fields", read_config(scheduler, {"skip_prk_steps": False})))
+    return set_plan(with_timesteps(scheduler, num_inference_steps), kind=name, eta=eta, start=start)
+
+
+def _kind_of(scheduler: SchedulerOrConfig, kind: str | None) -> str:
+    """Which of `SOLVERS`; BadArgument for another."""
+    if kind is None and isinstance(scheduler, Mapping):
+        kind = str(scheduler.get("_class_name"))
+    name = type(scheduler).__name__ if kind is None else kind
+    check_choice("scheduler", name, tuple(SOLVERS))
+    return name
 
 
 def set_plan(scheduler: Any, *, kind: str | None = None, eta: float | None = None, start: int = 0) -> Plan:
@@ -125,9 +148,9 @@ def set_rows(
 
     Where that is not 0 the original has kept a state, and goes on from it whatever sample it is given.
     """
-    name = type(scheduler).__name__ if kind is None else kind
-    check_choice("scheduler", name, tuple(SOLVERS))
+    name = _kind_of(scheduler, kind)
     solver, config = SOLVERS[name], scheduler.config
+    solver.check(config)
     if config.get("use_flow_sigmas"):
         raise BadArgument("use_flow_sigmas", "True: flow matching, another process than a DDPM's", "False")
     if solver.eta is not None:
