@@ -166,6 +166,25 @@ def test_forms_of_unipc(predict_x0, solver_type, order):
             hold("UniPCMultistepScheduler", 9, **others, **config)
 
 
+@pytest.mark.parametrize("algorithm", ["data_prediction", "noise_prediction"])
+@pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 4), (3, 3), (1, 2)])
+def test_orders_of_sa_solver(orders, algorithm):
+    """Beyond the second diffusers' float32 polynomials in lambda lose digits."""
+    config = {"predictor_order": orders[0], "corrector_order": orders[1], "algorithm_type": algorithm}
+    loose = {"tolerance": 1e-4} if max(orders) > 2 else {}
+    for others in ({}, {"lower_order_final": False}):
+        hold("SASolverScheduler", 12, **loose, **others, **config)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5])
+def test_tau_of_sa_solver(tau):
+    scheduler = diffusers.SASolverScheduler(beta_start=0.00085, beta_end=0.012, tau_func=lambda t: tau)
+    plan = from_solver_scheduler(scheduler, 9)
+    x, expected, _ = theirs(scheduler, 9)
+    assert (ours(plan, x)[0] - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    assert plan.stochastic == (tau > 0)
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_orders_of_deis(order):
     for others in ({}, {"lower_order_final": False}, {"use_beta_sigmas": True}):

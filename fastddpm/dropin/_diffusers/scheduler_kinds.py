@@ -58,6 +58,11 @@ _KINDS: dict[str, tuple[str, str, str]] = {
         "lambda_t model_outputs predict_x0 disable_corrector solver_p multistep_uni_c_bh_update",
         "solver_order solver_type lower_order_final final_sigmas_type",
     ),
+    "SASolverScheduler": (
+        "generator",
+        "lambda_t model_outputs tau_func stochastic_adams_bashforth_update",
+        "predictor_order corrector_order algorithm_type lower_order_final",
+    ),
     "EulerDiscreteScheduler": (
         _CHURN,
         "sigmas alphas_cumprod is_scale_input_called init_noise_sigma",
@@ -118,6 +123,9 @@ STEPS = (
     "multistep_uni_p_bh_update",
     "multistep_uni_c_bh_update",
     "get_lms_coefficient",
+    "stochastic_adams_bashforth_update",
+    "stochastic_adams_moulton_update",
+    "get_coefficients_fn",
     "get_scalings_for_boundary_condition_discrete",
 )
 """Methods of schedulers that make their steps."""

@@ -25,6 +25,7 @@ from fastddpm.plans.diffusers.config import (
     read_config,
     thresholding_of,
 )
+from fastddpm.plans.diffusers.sasolver import sasolver
 from fastddpm.plans.diffusers.unipc import unipc
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, check_clip_range
 from fastddpm.plans.tableau import Tableau
@@ -89,6 +90,7 @@ SOLVERS: dict[str, Solver] = {
     ),
     "DEISMultistepScheduler": Solver("deis", exponential.deis, thresholds=True),
     "UniPCMultistepScheduler": Solver("unipc", unipc, thresholds=True),
+    "SASolverScheduler": Solver("sa_solver", sasolver, draws=_always, thresholds=True),
     "EulerDiscreteScheduler": Solver("euler", karras.euler, in_sigmas=True),
     "EulerAncestralDiscreteScheduler": Solver(
         "euler_ancestral", karras.euler_ancestral, draws=_always, in_sigmas=True
