@@ -24,6 +24,9 @@ from latent_pipelines import (  # noqa: E402
 
 import fastddpm  # noqa: E402
 
+# NumPy's, of how diffusers makes arrays of tensors: hundreds of thousands.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 NAMES = sorted(SOLVERS)
 CALL = {"num_inference_steps": 7, "output_type": "latent", **embeds()}
 VARIANTS = {

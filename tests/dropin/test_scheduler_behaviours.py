@@ -14,6 +14,9 @@ from fastddpm.plans.diffusers.solvers import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 
+# NumPy's, of how diffusers makes arrays of tensors: hundreds of thousands.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 TOLERANCE = 1e-5
 """Of the largest value, or of 1: float32 on both sides."""
 HALF = 8e-3

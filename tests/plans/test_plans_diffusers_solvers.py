@@ -16,6 +16,9 @@ from fastddpm_kernels.table import Column
 
 diffusers = pytest.importorskip("diffusers")
 
+# NumPy's, of how diffusers makes arrays of tensors: hundreds of thousands.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 TOLERANCE = 1e-5
 """Largest difference at the end of a chain over its largest absolute value: float32 on both sides."""
 
