@@ -22,6 +22,9 @@ Json: TypeAlias = dict[str, Any]
 """An object of JSON: whoever reads its values checks what they are."""
 Fields: TypeAlias = Mapping[str, Any]
 """A configuration as a file or a caller gave it, unchecked likewise."""
+PIECE = 2**20
+"""Bytes of a file read at a time."""
+
 MAX_JSON = 32 * 2**20
 """Bytes of a JSON file: the betas of 1,000,000 timesteps fit."""
 MAX_DEPTH = 32
@@ -94,14 +97,18 @@ def read_bytes(path: Path, limit: int) -> bytes:
     Raises:
         InputError: as of :func:`check_regular`, or larger than that.
     """
+    pieces, left = [], limit + 1
     with open_regular(path) as file:
         try:
-            content = file.read(limit + 1)
+            # As much memory as the file has bytes: one read would ask for all that the limit allows.
+            while left and (piece := file.read(min(left, PIECE))):
+                pieces.append(piece)
+                left -= len(piece)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(content) > limit:
+    if not left:
         raise InputError(f"{path}: more than {limit:,} bytes, at most that accepted")
-    return content
+    return b"".join(pieces)
 
 
 def read_json(path: Path) -> Json:

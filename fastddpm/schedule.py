@@ -273,7 +273,7 @@ class NoiseSchedule:
             return cls.from_betas(content["betas"])
         if name not in _NAMED:
             raise BadArgument(
-                "name", repr(name), f"one of {', '.join(_NAMED)} or custom as the name of a schedule"
+                "name", quoted(name), f"one of {', '.join(_NAMED)} or custom as the name of a schedule"
             )
         _check_keys(content, {"name", "parameters", "zero_terminal_snr"}, required=set())
         parameters = content.get("parameters", {})

@@ -26,7 +26,7 @@ from fastddpm.tasks import TASKS
 
 In = Annotated[Path, typer.Argument(help="An image file, or a folder of them.")]
 Out = Annotated[Path, typer.Argument(help="Where the result goes: a file for a file, a folder for a folder.")]
-Samples = Annotated[int, typer.Option(max=65536, help="Samples drawn of each image.")]
+Samples = Annotated[int, typer.Option(max=4096, help="Samples drawn of each image.")]
 Mean = Annotated[bool, typer.Option("--mean", help="Write the mean of the samples, not each.")]
 Seed = Annotated[int, typer.Option(help="Of the first sample; the others have the next ones.")]
 Steps = Annotated[
