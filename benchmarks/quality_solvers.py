@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,34 +144,24 @@ def _best(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def table(document: dict[str, Any]) -> str:
     """Distances as a Markdown table, every method in its best spacing."""
-    lengths = _lengths(document)
-    rows = [["method", "spacing", *map(str, lengths)], ["---"] * (len(lengths) + 2)]
-    for method, spacing in _best(document):
-        found = {
-            p["passes"]: p for p in document["points"] if (p["method"], p["spacing"]) == (method, spacing)
-        }
-        cells = [f"{found[n]['distance']:.3f}" if n in found else "" for n in lengths]
-        rows.append([f"`{method}`", spacing, *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return _rows(document, _best(document), lambda point: f"{point['distance']:.3f}")
 
 
 def full_table(document: dict[str, Any]) -> str:
     """Agreement / Frechet distance over that of real halves, of the methods in `FULL`."""
+    halves = document["real"]["frechet"]
+    return _rows(document, FULL, lambda p: f"{p['agreement']:.1%} / {p['frechet'] / halves:.2f}")
+
+
+def _rows(
+    document: dict[str, Any], methods: Sequence[tuple[str, str]], cell: Callable[[dict[str, Any]], str]
+) -> str:
     lengths = _lengths(document)
     rows = [["method", "spacing", *map(str, lengths)], ["---"] * (len(lengths) + 2)]
-    for method, spacing in FULL:
-        found = {
-            p["passes"]: p
-            for p in document["points"]
-            if (p["method"], p["spacing"]) == (method, spacing) and "frechet" in p
-        }
-        cells = [
-            f"{found[n]['agreement']:.1%} / {found[n]['frechet'] / document['real']['frechet']:.2f}"
-            if n in found
-            else ""
-            for n in lengths
-        ]
-        rows.append([f"`{method}`", spacing, *cells])
+    for method, spacing in methods:
+        points = (p for p in document["points"] if (p["method"], p["spacing"]) == (method, spacing))
+        found = {point["passes"]: cell(point) for point in points}
+        rows.append([f"`{method}`", spacing, *(found.get(n, "") for n in lengths)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

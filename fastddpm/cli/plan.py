@@ -25,7 +25,7 @@ Spacing: TypeAlias = Annotated[
 Order: TypeAlias = Annotated[
     int | None, typer.Option(help="Of a solver that can have several."), Sets("solver_order")
 ]
-Eta: TypeAlias = Annotated[float | None, typer.Option(help="Noise of ddim: 0 deterministic, 1 as ddpm.")]
+Eta: TypeAlias = Annotated[float | None, typer.Option(help="Noise of ddim, heun, tcd: 0 none, 1 the most.")]
 
 
 def adapted(sampler: Sampler, given: Mapping[str, object]) -> MethodOptions:

@@ -1,7 +1,8 @@
 """diffusers' solvers whose step is one fused kernel: subclasses, so that all else is the original's.
 
 Each walks the rows of a plan (`fastddpm.plans.diffusers.from_solver_scheduler`) from where its chain began.
-The row is known on the host, as the original's step index is, so that a timestep on a GPU is never read.
+The row is known on the host, as the original's step index is, so that a timestep on a GPU is read in the
+first step of a chain alone, where its plan is made.
 """
 
 from __future__ import annotations

@@ -11,23 +11,13 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.inputs import Fields
 from fastddpm.plans.tableau import Point
-
-
-class SetScheduler(Protocol):
-    """A scheduler of diffusers after its ``set_timesteps``."""
-
-    timesteps: Tensor
-
-    @property
-    def config(self) -> Fields: ...
 
 
 class Level:
@@ -75,7 +65,7 @@ class Chain:
     def of_alphas(cls, scheduler: Any, *, start: int = 0, eta: float | None = None) -> Chain:
         """Of a scheduler that looks its timesteps up in ``alphas_cumprod``; its class says where it ends."""
         abar = scheduler.alphas_cumprod.detach().cpu().double()
-        times = [int(t) for t in scheduler.timesteps]
+        times = scheduler.timesteps.tolist()
         points = [at_abar(float(abar[t]), time=float(t)) for t in times]
         return cls(scheduler.config, scheduler, points, start, eta)
 

@@ -17,7 +17,7 @@ from fastddpm.checks import BadArgument, check_choice
 from fastddpm.inputs import Fields, Json
 from fastddpm.plans.formula import LARGEST_RECIPROCAL, check_recoverable, prediction_columns
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, PredictionType, check_clip_range
-from fastddpm.plans.spacing import SPACINGS, Int64, check_timesteps
+from fastddpm.plans.spacing import SPACINGS, Int64
 
 
 class Scheduler(Protocol):
@@ -171,24 +171,6 @@ def looked_up(alphas_cumprod: torch.Tensor, visited: Int64, config: SchedulerCon
             f"strictly descending integers in [-1, {last}]",
         )
     return alphas_cumprod[torch.from_numpy(visited)]
-
-
-def usable_timesteps(config: SchedulerConfig, num_inference_steps: int, values: Float64) -> Int64:
-    """DPM-Solver's `values` as int64, or ValueError where diffusers would look up what does not exist.
-
-    Its "trailing" can end with an extra -1 (61 of 1000 steps), steps_offset can run past the end, and its
-    S + 1 points can fall on one timestep twice.
-    """
-    total, spacing = config["num_train_timesteps"], config["timestep_spacing"]
-    try:
-        return check_timesteps(total, values.astype(np.int64))
-    except ValueError as error:
-        raise BadArgument(
-            "num_inference_steps",
-            f"{num_inference_steps} of {total} timesteps with timestep_spacing={spacing!r}, "
-            f"steps_offset={config['steps_offset']}, which cannot be repeated ({error}),",
-            "fewer",
-        ) from error
 
 
 def x0_columns(

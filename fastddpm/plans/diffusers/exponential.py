@@ -9,10 +9,9 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.chain import Chain, Level
+from fastddpm.plans.dpmpp import FEW_STEPS
 from fastddpm.plans.tableau import Prediction, Sum, Tableau
 
-FEW_STEPS = 15
-"""Below so many steps ``lower_order_final`` has an effect."""
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
 
 

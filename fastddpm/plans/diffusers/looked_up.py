@@ -6,11 +6,9 @@ import math
 
 from fastddpm.checks import BadArgument, check_number
 from fastddpm.inputs import Fields
+from fastddpm.plans.consistency import SIGMA_DATA
 from fastddpm.plans.diffusers.chain import Chain, at_abar
 from fastddpm.plans.tableau import Sum, Tableau
-
-SIGMA_DATA = 0.5
-"""Of the boundary condition of consistency models, as LCM's authors have it."""
 
 
 def check_pndm(config: Fields) -> None:

@@ -22,6 +22,7 @@ def sasolver(chain: Chain) -> Tableau:
     config = chain.config
     check_choice("algorithm_type", config["algorithm_type"], ALGORITHMS)
     predicts_x0 = config["algorithm_type"] == "data_prediction"
+    timesteps = chain.scheduler.timesteps.cpu()
     most = max(int(config["predictor_order"]), int(config["corrector_order"]) - 1)
     tableau, state, noise = Tableau("x0" if predicts_x0 else "eps"), None, 0.0
     known: list[Sum] = []
@@ -36,7 +37,7 @@ def sasolver(chain: Chain) -> Tableau:
         known = [value, *known][:most]
         left = chain.steps - row if config["lower_order_final"] else most + 1
         order = min(int(config["predictor_order"]), left, before + 1)
-        tau = float(chain.scheduler.tau_func(chain.scheduler.timesteps[row]))
+        tau = float(chain.scheduler.tau_func(timesteps[row]))
         step = _Step(chain.levels[row], chain.levels[row + 1], tau, predicts_x0)
         integral = step.integral(known[:order], chain.levels[row::-1][:order], corrects=False)
         kept, noise = step.linear()
