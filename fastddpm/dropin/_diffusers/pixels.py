@@ -77,7 +77,7 @@ class PixelPipeline(FastPipeline):
         *,
         frames: int | None = None,
         predicted: bool = False,
-        eta: float = 0.0,
+        eta: float | None = None,
         use_clipped_model_output: bool | None = None,
         **extras: Unpack[Extras],
     ) -> Tensor:
@@ -89,7 +89,7 @@ class PixelPipeline(FastPipeline):
             num_inference_steps: as of the call.
             frames: states kept, evenly spread, the first and the last among them; None for all S + 1.
             predicted: keep the predicted clean image of each step instead of the state (S frames at most).
-            eta: as of `FastDDIMPipeline`, as is the next.
+            eta: as of `FastDDIMPipeline`, as is the next; None is the scheduler's own.
             use_clipped_model_output: None is False.
             **extras: ``class_labels`` and ``seeds``, as of the call.
 
