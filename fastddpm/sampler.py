@@ -43,6 +43,8 @@ from fastddpm.unet import UNet
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from fastddpm.plans.diffusers.config import SchedulerOrConfig
+
 Callback = Callable[[int, int, Tensor], None]
 # What `sample_trajectory` and `sample_from` pass on.
 SHARED_ARGUMENTS = (
@@ -84,6 +86,8 @@ class Sampler:
         time_input: what the model takes as t: ``timestep``, int64; or float32, ``noise_level``
             sqrt(alphas_cumprod[t]), as SR3 does, or ``alphas_cumprod``, as Palette does.
         solver_order: of solvers that can have several.
+        scheduler: of the method ``diffusers``: a scheduler of that library, or its configuration, whose steps
+            are taken; see :class:`Method`.
         null_label: the label that means "no class"; taken from our own networks.
         shape: ``(C, H, W)`` of an image, so that `sample` need not be told.
         device: where to run; None for where the model's weights are (a function's are found in its closure).
@@ -129,6 +133,7 @@ class Sampler:
         eta: float = 0.0,
         time_input: TimeInput = "timestep",
         solver_order: int | None = None,
+        scheduler: SchedulerOrConfig | None = None,
         null_label: int | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
@@ -149,6 +154,7 @@ class Sampler:
             eta=eta,
             time_input=time_input,
             solver_order=solver_order,
+            scheduler=scheduler,
         )
         plan = self.method.plan(schedule)
         self.method.warn_if_late(schedule, plan, stacklevel=5)

@@ -42,7 +42,7 @@ from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
 from fastddpm.onnx.folder import TIMES  # noqa: E402
 from fastddpm.options import ExportOptions  # noqa: E402
-from fastddpm.plans.registry import METHODS, formulas  # noqa: E402
+from fastddpm.plans.registry import formulas  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
 from fastddpm.schedule import NoiseSchedule  # noqa: E402
 from fastddpm.signatures import checked  # noqa: E402
@@ -121,8 +121,7 @@ def export_onnx(
                 "fixed_small or fixed_large",
             )
         plan = settings.sampler.plan
-        is_solver = METHODS[plan.method].solver is not None
-        made = models(Recipe(network, settings.table, rows=plan if is_solver else None))
+        made = models(Recipe(network, settings.table, rows=None if settings.method.has_formula else plan))
         for name, proto in made.items():
             save_model(proto, temporary / name)
         parity = verified(temporary, settings) if verify else None

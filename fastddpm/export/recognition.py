@@ -30,14 +30,14 @@ def recognised(plan: Plan, sampler: Sampler) -> Method:
     Raises:
         ValueError: a plan that does what no file can, or that no method gives.
     """
-    if plan.method not in METHODS:
-        raise BadArgument("method", f"a plan of {plan.method!r}", f"one of {', '.join(METHODS)}")
     if plan.thresholding is not None:
         raise BadArgument("thresholding", "dynamic thresholding", "a fixed clip or none")
     if plan.timesteps[-1] < 0:
         raise BadArgument("timesteps", "a plan that ends at -1", "0 or more")
     if sampler.method is not None:
         return sampler.method
+    if plan.method not in METHODS:
+        raise BadArgument("method", f"a plan of {plan.method!r}", f"one of {', '.join(METHODS)}")
     if plan.alphas_cumprod is None:
         _check_times(plan, sampler.schedule)
     for options in _candidates(plan, METHODS[plan.method], sampler.schedule):

@@ -57,7 +57,7 @@ class Settings:
     @property
     def table(self) -> TableOptions:
         """What of the plans is fixed."""
-        clip = self.method.clip_sample_range
+        clip = self.method.clip
         return TableOptions(
             alphas_cumprod=self.schedule.alphas_cumprod,
             formula=self.method.formula_options,

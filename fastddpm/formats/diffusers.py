@@ -12,9 +12,10 @@ from pathlib import Path
 from torch import Tensor
 
 from fastddpm.checks import shortened
+from fastddpm.formats._diffusers.betas import noise_schedule
 from fastddpm.formats._diffusers.folder import INDEX, WEIGHTS, is_folder, parts, read_weights
 from fastddpm.formats._diffusers.network import build, planned
-from fastddpm.formats._diffusers.schedulers import CLASSES, SCHEDULERS, noise_schedule, sampler_options
+from fastddpm.formats._diffusers.schedulers import CLASSES, SCHEDULERS, sampler_options
 from fastddpm.formats.files import CheckpointError, ConfigError, read_json
 from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of, square
 from fastddpm.inputs import Fields, Json

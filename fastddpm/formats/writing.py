@@ -49,12 +49,13 @@ def save_pipeline(folder: str | Path, unet: UNet, schedule: NoiseSchedule, optio
     fields = {name: value for name, value in options.items() if name in FIELDS}
     scheduler = scheduler_config(schedule, Method.from_dict(fields))
     name = scheduler["_class_name"]
+    pipeline = {"DDIMScheduler": "DDIMPipeline", "PNDMScheduler": "PNDMPipeline"}.get(name, "DDPMPipeline")
     version = {"_diffusers_version": VERSION}
     documents = {
         folder / "unet" / "config.json": {"_class_name": "UNet2DModel", **version, **theirs},
         folder / "scheduler" / "scheduler_config.json": scheduler,
         folder / "model_index.json": {
-            "_class_name": name.replace("Scheduler", "Pipeline"),
+            "_class_name": pipeline,
             **version,
             "scheduler": ["diffusers", name],
             "unet": ["diffusers", "UNet2DModel"],
@@ -84,6 +85,9 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> Json:
     Raises:
         ValueError: an option that diffusers' schedulers have not.
     """
+    if method.scheduler is not None:
+        betas = {"num_train_timesteps": len(schedule), **_betas(schedule)}
+        return {**method.fields, "_diffusers_version": VERSION, **betas}
     names = {name: theirs for name, theirs in CLASSES.items() if name in ("ddpm", "ddim")}
     if method.method not in names:
         raise BadArgument("method", repr(method.method), f"{' or '.join(names)} by a pipeline of diffusers")

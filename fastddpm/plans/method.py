@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, cast
 import numpy as np
 
 from fastddpm.checks import BadArgument, check_choice, check_known, check_number, is_whole, quoted
+from fastddpm.inputs import Fields
 from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
 from fastddpm.plans.plan import (
     PREDICTION_TYPES,
@@ -26,6 +27,7 @@ from fastddpm.plans.plan import (
 )
 from fastddpm.plans.points import Levels, points_at, spaced_points
 from fastddpm.plans.registry import METHODS, OwnOption
+from fastddpm.plans.scheduler import SCHEDULER, clip_range, held, scheduler_plan
 from fastddpm.plans.solver import SolverOptions
 from fastddpm.plans.spacing import (
     SIGMA_SPACINGS,
@@ -42,6 +44,8 @@ from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from fastddpm.plans.diffusers.config import SchedulerOrConfig
 
 # Those of this package; `register_method` and `register_solver` of `fastddpm.plans` add others.
 MethodName = Literal[
@@ -64,6 +68,7 @@ MethodName = Literal[
     "dpm2_ancestral",
     "lcm",
     "tcd",
+    "diffusers",
 ]
 
 
@@ -86,6 +91,7 @@ class MethodOptions(StepOptions, total=False):
     timesteps: Timesteps | None
     time_input: TimeInput
     solver_order: int | None
+    scheduler: SchedulerOrConfig | None
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,10 @@ class Method:
         time_input: what the network is told: "timestep" t, int64, or a level, float32: "noise_level"
             sqrt(alphas_cumprod[t]) (SR3), or "alphas_cumprod" (Palette).
         solver_order: of a solver that can have several; None for its own.
+        scheduler: of "diffusers", a scheduler of that library or its configuration, whose steps are taken: of
+            DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC and others (docs/sampling.md). It says everything but
+            the number of steps; ``prediction_type`` and a learned variance are then its own. Held as a
+            mapping of JSON values, without betas: these are the schedule's.
 
     Raises:
         ValueError: naming the field, what was given and what is accepted; an option that belongs to another
@@ -132,10 +142,12 @@ class Method:
     eta: float = 0.0
     time_input: TimeInput = "timestep"
     solver_order: int | None = None
+    scheduler: SchedulerOrConfig | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         """Checks what no schedule is needed for, and makes the values those that JSON and a hash can take."""
-        check_choice("method", self.method, tuple(METHODS))
+        check_choice("method", self.method, (*METHODS, SCHEDULER))
+        self._take_scheduler()
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, (*SPACINGS, *SIGMA_SPACINGS))
@@ -173,6 +185,8 @@ class Method:
         options = cast("MethodOptions", {name: getattr(self, name) for name in FIELDS})
         if self.timesteps is not None:
             options["timesteps"] = np.asarray(self.timesteps).tolist()
+        if self.scheduler is not None:
+            options["scheduler"] = {**self.fields}
         return options
 
     def adapted(self, **changes: Unpack[MethodOptions]) -> Method:
@@ -187,9 +201,12 @@ class Method:
         """
         options = self.to_dict()
         name = changes.get("method", self.method)
-        check_choice("method", name, tuple(METHODS))
-        if name != self.method:
-            options |= {"eta": 0.0, "sigma_scale": 1.0, "solver_order": None}
+        check_choice("method", name, (*METHODS, SCHEDULER))
+        if name == SCHEDULER != self.method:  # which leaves nothing else open
+            options = {"num_inference_steps": options["num_inference_steps"]}
+        elif name != self.method:
+            options |= {"eta": 0.0, "sigma_scale": 1.0, "solver_order": None, "scheduler": None}
+            options["clip_sample_range"] = self.clip
             if options["timestep_spacing"] in SIGMA_SPACINGS and METHODS[name].solver is None:
                 options["timestep_spacing"] = "leading"
             if self.variance_type == "fixed_large":  # learned_range is the network's, not the method's
@@ -208,6 +225,10 @@ class Method:
             ValueError: steps or timesteps that the schedule has not, or an x0 that would be infinite
                 (epsilon, no clip, alphas_cumprod 0).
         """
+        if self.scheduler is not None:
+            steps = self.num_inference_steps
+            check_steps(len(schedule), len(schedule) if steps is None else steps)
+            return scheduler_plan(self.fields, schedule, steps or len(schedule))
         entry, bound = METHODS[self.method], check_clip_range(self.clip_sample_range)
         if entry.solver is not None:
             levels = Levels.of(schedule)
@@ -239,11 +260,27 @@ class Method:
             warn_if_late(schedule, plan.timesteps[np.asarray(plan.starts)], stacklevel=stacklevel)
 
     @property
+    def has_formula(self) -> bool:
+        """Whether a formula gives its plans, which an exported file computes itself."""
+        return self.scheduler is None and METHODS[self.method].formula is not None
+
+    @property
+    def fields(self) -> Fields:
+        """The scheduler's, checked."""
+        assert isinstance(self.scheduler, Mapping)
+        return self.scheduler
+
+    @property
+    def clip(self) -> float | None:
+        """``clip_sample_range``; where a scheduler samples, that of a formula in its place."""
+        return self.clip_sample_range if self.scheduler is None else clip_range(self.fields)
+
+    @property
     def formula_options(self) -> FormulaOptions:
         """What the method's formula is told."""
         return FormulaOptions(
             self.prediction_type,
-            bounded=self.clip_sample_range is not None,
+            bounded=self.clip is not None,
             variance_type=self.variance_type,
             sigma_scale=self.sigma_scale,
             eta=self.eta,
@@ -260,8 +297,24 @@ class Method:
         visited = resolve_timesteps(schedule, steps, spacing, self.timesteps, skip_last=skip_last)
         return points_at(levels, visited)
 
+    def _take_scheduler(self) -> None:
+        """Holds the scheduler's configuration, and what that says of the network; ValueError as of `held`."""
+        if self.scheduler is None and self.method == SCHEDULER:
+            accepted = "another, or with scheduler= a scheduler of diffusers,"
+            raise BadArgument("method", f"{SCHEDULER!r} without a scheduler", accepted)
+        if self.scheduler is not None and self.method != SCHEDULER:
+            raise BadArgument(
+                "scheduler", f"one with method {self.method!r}", f"None, or method {SCHEDULER!r}"
+            )
+        if self.scheduler is not None:
+            neutral = {field.name: field.default for field in dataclasses.fields(self)}
+            for name, value in held(vars(self), neutral).items():
+                object.__setattr__(self, name, value)
+
     def _check_solver(self) -> None:
         """ValueError for options of solvers that the method has not."""
+        if self.scheduler is not None:
+            return
         entry = METHODS[self.method]
         if entry.solver is None and self.timestep_spacing in SIGMA_SPACINGS:
             solvers = ", ".join(name for name, other in METHODS.items() if other.solver is not None)
@@ -275,7 +328,7 @@ class Method:
 
     def _check_takes(self, option: OwnOption, name: str, value: object, accepted: str) -> None:
         """ValueError where the option is another method's."""
-        if option not in METHODS[self.method].takes:
+        if self.scheduler is not None or option not in METHODS[self.method].takes:
             *others, last = (owner for owner, entry in METHODS.items() if option in entry.takes)
             owners = f"{', '.join(others)} and {last}" if others else last
             given = f"{value!r}, which belongs to {owners}, with method {self.method!r}"

@@ -126,6 +126,20 @@ def test_nothing_of_one_chain_is_in_the_next(runs, loop):
         np.testing.assert_array_equal(run.sample(method=name, num_inference_steps=3, **call), images[name])
 
 
+def test_an_export_of_a_schedulers_steps(tmp_path):
+    """At other timesteps than those of the formula of its name, which is in the file too; in both loops."""
+    scheduler = {"_class_name": "DDIMScheduler", "steps_offset": 100, "prediction_type": "v_prediction"}
+    sampler = changed(tiny_sampler("classes"), method="diffusers", scheduler=scheduler, num_inference_steps=4)
+    fastddpm.export_onnx(sampler, tmp_path / "model")
+    call = {"seeds": SEEDS, "class_labels": 1, "progress": False}
+    for loop in ("file", "steps"):
+        run = OnnxSampler(tmp_path / "model", "cpu", threads=1, loop=loop)
+        for options in ({}, {"num_inference_steps": 6}, {"method": "ddim", "num_inference_steps": 4}):
+            images = run.sample(**options, **call)
+            assert difference(images, changed(sampler, **options).sample(**call)) < OF_FEW_STEPS
+        assert difference(images, sampler.sample(**call)) > 0.01
+
+
 # ------------------------------------------------------------------ what is kept
 
 

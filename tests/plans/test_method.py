@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastddpm.plans.abarankab import from_abarankab
 from fastddpm.plans.method import MethodOptions, StepOptions
 from fastddpm.plans.sr3 import from_sr3
 from fastddpm.sampler import SHARED_ARGUMENTS
+from fastddpm_kernels.table import Column
 
 PACKAGE = Path(fastddpm.__file__).parent
 SCHEDULE = NoiseSchedule.linear(100)
@@ -34,6 +36,7 @@ FULL = {
     "solver_order": None,
     "eta": 0.25,
     "time_input": "noise_level",
+    "scheduler": None,
 }
 
 
@@ -181,7 +184,7 @@ def test_typed_dictionaries_are_the_arguments_they_stand_for():
     assert {field.name: field.default for field in dataclasses.fields(Method)}.items() <= defaults.items()
     assert {field.name for field in dataclasses.fields(Method)} == set(FULL)
     assert Method.__annotations__["method"] == "MethodName"
-    assert fastddpm.plans.method.MethodName.__args__ == tuple(METHODS)
+    assert fastddpm.plans.method.MethodName.__args__ == (*METHODS, "diffusers")
 
 
 # What passes on what it cannot know: another library's arguments, a stranger's network, ONNX's attributes.
@@ -220,3 +223,78 @@ def test_no_other_public_function_takes_any_option():
             found |= {f"{name}: {node.name}" for node in nodes if takes_any_option(node)}
     assert found - OF_ANYTHING == set()
     assert "dropin/__init__.py: optimize" in found
+
+
+# ---------------------------------------------------------------- a scheduler of diffusers
+
+DDIM = {"_class_name": "DDIMScheduler", "set_alpha_to_one": False, "prediction_type": "v_prediction"}
+
+
+def test_a_schedulers_configuration_is_held_without_its_betas():
+    betas = {"beta_start": 0.3, "trained_betas": [0.1] * 5000, "_use_default_values": ["x"]}
+    open_ended = {"lambda_min_clipped": -np.inf, "solver_p": None}
+    method = Method(method="diffusers", scheduler={**DDIM, **betas, **open_ended}, num_inference_steps=5)
+    assert method.scheduler == DDIM
+    assert (method.prediction_type, method.variance_type) == ("v_prediction", "fixed_small")
+    assert Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+    assert hash(method) == hash(Method.from_dict(method.to_dict()))
+    changed = {**DDIM, "set_alpha_to_one": True}
+    assert method != Method(method="diffusers", scheduler=changed, num_inference_steps=5)
+
+
+def test_a_schedulers_plan_is_on_the_schedule():
+    """Its last step ends at alphas_cumprod[0], and multiplies where diffusers divides."""
+    plan = Method(method="diffusers", scheduler=DDIM, num_inference_steps=5).plan(SCHEDULE)
+    assert plan.timesteps.tolist() == [80, 60, 40, 20, 0]
+    assert (plan.method, plan.divides, plan.rederives) == ("diffusers", False, False)
+    x, m = 0.4, -0.3  # the last step goes nowhere: x stays what it is, as x0 is within the clip
+    first = SCHEDULE.alphas_cumprod[0]
+    x0 = np.sqrt(first) * x - np.sqrt(1 - first) * m
+    assert abs(x0) < 1
+    a, b, e = plan.table[-1, [Column.FROM_X0, Column.FROM_X, Column.FROM_M]].astype(float)
+    p, q = plan.table[-1, [Column.X0_FROM_X, Column.X0_FROM_M]].astype(float)
+    assert a * (p * x + q * m) + b * x + e * m == pytest.approx(x, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "diffusers"}, "method: 'diffusers' without a scheduler given"),
+        ({"scheduler": DDIM}, "scheduler: one with method 'ddpm' given"),
+        ({"method": "diffusers", "scheduler": {}}, "scheduler: _class_name=None given"),
+        ({"method": "diffusers", "scheduler": 3}, "scheduler: 3 given"),
+        ({"method": "diffusers", "scheduler": DDIM, "eta": 0.5}, "eta: 0.5 with method 'diffusers' given"),
+        ({"method": "diffusers", "scheduler": DDIM, "timestep_spacing": "trailing"}, "timestep_spacing: "),
+        ({"method": "diffusers", "scheduler": DDIM, "timesteps": [3, 1]}, "timesteps: "),
+        ({"method": "diffusers", "scheduler": DDIM, "clip_sample_range": 1.0}, "clip_sample_range: "),
+        (
+            {"method": "diffusers", "scheduler": DDIM, "prediction_type": "sample"},
+            "prediction_type: 'sample'",
+        ),
+        ({"method": "diffusers", "scheduler": {**DDIM, "eta_max": 1e7}}, "eta_max: 10000000.0 given"),
+        ({"method": "diffusers", "scheduler": {**DDIM, "a": {}}}, "a: {} given"),
+        ({"method": "diffusers", "scheduler": {**DDIM, "b": [0] * 100}}, "b: "),
+        ({"method": "diffusers", "scheduler": {**DDIM, "use_flow_sigmas": True}}, "use_flow_sigmas: True"),
+        ({"method": "diffusers", "scheduler": {**DDIM, "prediction_type": "flow"}}, "prediction_type: "),
+        ({"method": "diffusers", "scheduler": dict.fromkeys(map(str, range(99)))}, "scheduler: "),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_what_is_no_scheduler(options, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Method(**options)
+
+
+def test_what_its_library_has_not():
+    for scheduler in ({"_class_name": "NoScheduler"}, {**DDIM, "steps_offset": "x"}):
+        with pytest.raises(ValueError, match=r"scheduler: "):
+            Method(method="diffusers", scheduler=scheduler).plan(SCHEDULE)
+
+
+def test_another_method_in_a_schedulers_place():
+    method = Method(method="diffusers", scheduler={**DDIM, "clip_sample_range": 2.0}, num_inference_steps=5)
+    other = method.adapted(method="unipc")
+    assert (other.prediction_type, other.clip_sample_range, other.scheduler) == ("v_prediction", 2.0, None)
+    assert other.num_inference_steps == 5
+    assert other.adapted(method="diffusers", scheduler=method.scheduler) == method
+    assert method.adapted(num_inference_steps=7).num_inference_steps == 7
