@@ -122,7 +122,7 @@ class Method:
             sqrt(alphas_cumprod[t]) (SR3), or "alphas_cumprod" (Palette).
         solver_order: of a solver that can have several; None for its own.
         scheduler: of "diffusers", a scheduler of that library or its configuration, whose steps are taken: of
-            DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC and others (docs/sampling.md). It says everything but
+            DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC and others (docs/dropin.md). It says everything but
             the number of steps; ``prediction_type`` and a learned variance are then its own. Held as a
             mapping of JSON values, without betas: these are the schedule's.
 
