@@ -70,7 +70,7 @@ class StepBuffers:
         table: float32 ``(capacity, 32)``, the plan.
         noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, C, H, W)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
-        kept: float32 ``(1 to 3, B, C, H, W)``, predictions of earlier rows, or None.
+        kept: float32 ``(1 to 5, B, C, H, W)``, predictions of earlier rows, or None.
         guidance: float32 ``(B,)`` scales, or None.
     """
 
@@ -118,7 +118,7 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
     threshold = None
     if case.thresholding is not None:
         threshold = dynamic_threshold(m, buffers, case.thresholding, divide=case.divide)
-    # x_{k+1} = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z,  x0 = clip(p*x + q*m)
+    # x_{k+1} = a*x0 + b*x + e*m + h1*k1 + ... + h5*k5 + c*z,  x0 = clip(p*x + q*m)
     reverse_step(
         buffers.x,
         m,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastddpm.checks import BadArgument
+from fastddpm.onnx.walk import KEPT_IN_FILES
 from fastddpm.plans import METHODS, Method, Plan
 from fastddpm.plans.plan import TIME_INPUTS, time_input_of
 from fastddpm.plans.registry import Entry
@@ -32,6 +33,9 @@ def recognised(plan: Plan, sampler: Sampler) -> Method:
     """
     if plan.thresholding is not None:
         raise BadArgument("thresholding", "dynamic thresholding", "a fixed clip or none")
+    if plan.kept > KEPT_IN_FILES:
+        given = f"a plan of {plan.method!r} that keeps {plan.kept} predictions"
+        raise BadArgument("method", given, f"one that keeps up to {KEPT_IN_FILES}")
     if plan.timesteps[-1] < 0:
         raise BadArgument("timesteps", "a plan that ends at -1", "0 or more")
     if sampler.method is not None:

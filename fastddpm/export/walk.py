@@ -25,10 +25,11 @@ from fastddpm.export.table import (
     only_if,
     plan_table,
 )
+from fastddpm.onnx.walk import KEPT_IN_FILES
 from fastddpm.plans import Plan
 from fastddpm.plans.plan import TimeInput
 from fastddpm.plans.registry import formulas
-from fastddpm_kernels.table import EPS, KEPT, MOST_KEPT, N_COLUMNS, Column
+from fastddpm_kernels.table import EPS, KEPT, N_COLUMNS, Column
 
 REMEMBERED = slice(int(Column.FROM_KEPT_2), int(Column.KEPT_SLOT) + 1)
 """Columns that are 0 in plans that keep no more than the last x0."""
@@ -122,7 +123,7 @@ def _given(g: Graph, times: Times, conditions: Sequence[str]) -> Graph:
     largest = np.full(N_COLUMNS, LARGEST, np.float32)
     largest[Column.X0_BOUND] = math.inf
     largest[[Column.X0_DIVISOR, *range(EPS.start, EPS.stop)]] = 0.0  # no step in a file divides
-    largest[Column.KEPT_SLOT] = MOST_KEPT - 1
+    largest[Column.KEPT_SLOT] = KEPT_IN_FILES - 1
     conditions = [
         *conditions,
         g("LessOrEqual", g("Abs", "rows"), g.float32(largest)),

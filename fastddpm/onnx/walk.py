@@ -10,9 +10,15 @@ from fastddpm.onnx.named import Numbers
 from fastddpm.onnx.providers import Session
 from fastddpm.plans import Plan
 
+KEPT_IN_FILES = 3
+"""Predictions of earlier rows that sampler.onnx keeps; PNDM's Runge-Kutta start needs five."""
+
 
 def check_rows(session: Session, folder: ModelFolder, plan: Plan) -> None:
     """ValueError where sampler.onnx neither computes the plan's rows itself nor takes them."""
+    if plan.kept > KEPT_IN_FILES:
+        given = f"{plan.method!r}, whose rows keep {plan.kept} predictions,"
+        raise BadArgument("method", given, f'one that keeps up to {KEPT_IN_FILES}, or loop="steps",')
     if plan.method not in folder.methods and not _times_type(session):
         raise BadArgument(
             "method",

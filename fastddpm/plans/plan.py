@@ -1,9 +1,9 @@
 """A plan: a sampling method written down as a table, one row of coefficients per step.
 
     x0     = clip(p*x + q*m, -r, r)
-    x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z          z ~ N(0, I), m the network's output
+    x_next = a*x0 + b*x + e*m + h1*k1 + ... + h5*k5 + c*z            z ~ N(0, I), m the network's output
 
-k1 to k3 are predictions of earlier rows, x0 or a sum such as eps. Plans that repeat a library divide where it
+k1 to k5 are predictions of earlier rows, x0 or a sum such as eps. Plans that repeat a library divide where it
 does: x0 by d, and eps, in the place of m, by w (`fastddpm_kernels.table`).
 
 The functions of this package go from a `NoiseSchedule` (or a diffusers scheduler's configuration) to a
@@ -144,7 +144,7 @@ class Plan:
 
     @functools.cached_property
     def kept(self) -> int:
-        """Places for predictions of earlier rows: 0, where no row uses one, to 3."""
+        """Places for predictions of earlier rows: 0, where no row uses one, to 5."""
         if not np.any(self.table[:, FROM_KEPT]):
             return 0
         return 1 + int(self.table[:, Column.KEPT_SLOT].max())

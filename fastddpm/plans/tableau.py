@@ -252,7 +252,7 @@ def _places(reads: list[dict[int, float]]) -> list[int]:
         held = {place: of for place, of in held.items() if last.get(of, -1) > here}
         free = next((place for place in range(MOST_KEPT) if place not in held), None)
         if free is None:
-            raise ValueError(f"row {here} would be the fourth prediction kept; there are {MOST_KEPT} places")
+            raise ValueError(f"row {here} would be one more prediction kept; there are {MOST_KEPT} places")
         held[free] = here
         places.append(free)
     return places

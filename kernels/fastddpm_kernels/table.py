@@ -1,9 +1,9 @@
 """The columns of a plan's table: one row of float32 numbers per step of the reverse process.
 
     x0     = clip(p*x + q*m, -r, r)
-    x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z          z ~ N(0, 1)
+    x_next = a*x0 + b*x + e*m + h1*k1 + ... + h5*k5 + c*z            z ~ N(0, 1)
 
-m is the network's output, k1 to k3 are up to three predictions of earlier rows: what a linear multistep or
+m is the network's output, k1 to k5 are up to five predictions of earlier rows: what a linear multistep or
 Runge-Kutta method remembers. Each row puts its own into one of these places, after it has read them:
 
     k_slot = x0, or i*x0 + j*x + n*m                     COMBINE
@@ -23,12 +23,12 @@ from enum import IntEnum
 N_COLUMNS = 32
 """Width of a row: 128 bytes, one aligned line."""
 
-MOST_KEPT = 3
+MOST_KEPT = 5
 """Places for predictions of earlier rows."""
 
 
 class Column(IntEnum):
-    """Position of each coefficient in a row; 12 to 15 are 0 in tables without divisions, 22 to 31 always."""
+    """Position of each coefficient in a row; 12 to 15 are 0 in tables without divisions, 24 to 31 always."""
 
     X0_FROM_X = 0
     """p: x0 from x."""
@@ -73,7 +73,11 @@ class Column(IntEnum):
     KEPT_FROM_M = 20
     """n: the same from m."""
     KEPT_SLOT = 21
-    """Where the row's prediction goes: 0, 1 or 2."""
+    """Where the row's prediction goes: 0 to 4."""
+    FROM_KEPT_4 = 22
+    """h4: x_next from the fourth kept prediction."""
+    FROM_KEPT_5 = 23
+    """h5: x_next from the fifth."""
 
 
 # Neighbours in a row that one formula reads; of integers, since torch.compile cannot trace the members.
@@ -85,5 +89,5 @@ EPS = slice(int(Column.EPS_FROM_X0), int(Column.EPS_DIVISOR) + 1)
 """f, g, w."""
 KEPT = slice(int(Column.KEPT_FROM_X0), int(Column.KEPT_FROM_M) + 1)
 """i, j, n."""
-FROM_KEPT = (int(Column.FROM_KEPT_1), int(Column.FROM_KEPT_2), int(Column.FROM_KEPT_3))
-"""h1, h2, h3, which are no neighbours."""
+FROM_KEPT = tuple(int(Column[f"FROM_KEPT_{place + 1}"]) for place in range(MOST_KEPT))
+"""h1 to h5, which are no neighbours."""

@@ -534,7 +534,6 @@ def test_options_for_what_the_original_gets_wrong():
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: quiet(DDPMPipeline(make_unet(), diffusers.PNDMScheduler())), {}, "skip_prk_steps: False"),
         (lambda: ddpm(make_unet(2, 4)), {}, "variance_type: fixed_small"),
         (ddpm, {"variance_type": "huge"}, "variance_type: .* given, one of"),
         (ddpm, {"previous_timestep": "next"}, "previous_timestep: .* given, one of"),

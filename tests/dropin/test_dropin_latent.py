@@ -97,6 +97,12 @@ def test_the_same_images(make, scheduler):
     hold(make(scheduler()), num_inference_steps=8, **eta, **MADE[make])
 
 
+@pytest.mark.parametrize("options", [{}, {"prediction_type": "v_prediction", "steps_offset": 1}])
+def test_pndm_with_its_own_scheduler(options):
+    """Begun by Runge-Kutta steps, as it is by default: 12 + 5 evaluations for 8 steps."""
+    hold(pndm(diffusers.PNDMScheduler(**options)), num_inference_steps=8, **MADE[pndm])
+
+
 @pytest.mark.parametrize("make", MADE)
 def test_it_is_our_loop(make, monkeypatch):
     pipeline = make()

@@ -149,6 +149,7 @@ def test_parallel_schedulers_take_the_steps_of_the_plain_ones(tmp_path, kind, ba
 
 
 OWN = [
+    ("PNDMScheduler", {}),
     ("PNDMScheduler", {"skip_prk_steps": True}),
     ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True, "steps_offset": 1}),
     ("LCMScheduler", {}),
@@ -235,11 +236,11 @@ def test_their_own_options_go_with_a_model(tmp_path):
 
 
 def test_what_has_no_rows(tmp_path):
-    saved(tmp_path, diffusers.PNDMScheduler())
-    refused(tmp_path, "skip_prk_steps", 'method="ddim"')
-    neutral = {"steps_offset": 0, "set_alpha_to_one": True}
-    assert load(tmp_path, config={"scheduler": neutral}, method="ddim").plan.method == "ddim"
-    assert len(load(tmp_path, config={"scheduler": {"skip_prk_steps": True}}).plan) == 51
+    saved(tmp_path, diffusers.DPMSolverSinglestepScheduler(algorithm_type="sde-dpmsolver++"))
+    refused(tmp_path, "cannot be repeated", 'method="ddim"')
+    assert load(tmp_path, method="ddim").plan.method == "ddim"
+    other = {"algorithm_type": "dpmsolver++"}
+    assert load(tmp_path, config={"scheduler": other}).plan.method == "diffusers"
 
 
 @pytest.mark.parametrize("name", ["solver_order", "lambda_min_clipped", "original_inference_steps"])

@@ -49,7 +49,7 @@ def _made(name, config):
     known = inspect.signature(getattr(diffusers, name).__init__).parameters
     options = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **config}
     if name == "PNDMScheduler":
-        options["skip_prk_steps"] = True
+        options.setdefault("skip_prk_steps", True)
     return getattr(diffusers, name)(**{key: value for key, value in options.items() if key in known})
 
 
@@ -234,10 +234,25 @@ def test_eta_of_tcd():
         from_solver_scheduler(scheduler, 5, eta=1.5)
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_pndm_begun_by_runge_kutta(prediction, spacing):
+    """Its third step has five predictions to remember: three for the multistep rows, two of its own."""
+    for options in ({}, {"steps_offset": 1}, {"set_alpha_to_one": True}):
+        config = {"prediction_type": prediction, "timestep_spacing": spacing, **options}
+        if spacing == "leading" or not options:
+            hold("PNDMScheduler", 12, skip_prk_steps=False, **config)
+    plan = from_solver_scheduler(made("PNDMScheduler", skip_prk_steps=False), 5)
+    assert (len(plan), plan.kept) == (14, 5)
+    assert plan.starts.tolist() == [True, False, False, False] * 3 + [True, True]
+    with pytest.raises(ValueError, match="num_inference_steps: 21 rows from row 3 on, within a Runge-Kutta"):
+        from_solver_scheduler(made("PNDMScheduler", skip_prk_steps=False), 12, start=3)
+
+
 @pytest.mark.parametrize(
     ("name", "config", "steps", "message"),
     [
-        ("PNDMScheduler", {"skip_prk_steps": False}, 10, "skip_prk_steps: False"),
+        ("PNDMScheduler", {"skip_prk_steps": False}, 3, "num_inference_steps: 3, at which"),
         ("EulerDiscreteScheduler", {"prediction_type": "score"}, 10, "prediction_type: 'score' given"),
         ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 10, "repeated .* noise"),
         ("DPMSolverMultistepScheduler", {"num_train_timesteps": 100}, 100, "cannot be repeated .* one noise"),

@@ -76,8 +76,10 @@ class FastPipeline(DropIn):
         return self.original.scheduler
 
     def _short_plan(self) -> Plan:
-        """Two steps, or what there are: one may be the last, which is special."""
-        return self._plan(min(2, int(self.scheduler.config.get("num_train_timesteps", 2))))
+        """Two steps, or what there are: one may be the last, which is special. PNDM's start takes four."""
+        config = self.scheduler.config
+        fewest = 2 if config.get("skip_prk_steps", True) else 4
+        return self._plan(min(fewest, int(config.get("num_train_timesteps", fewest))))
 
     def _plan(
         self, num_inference_steps: int, *, eta: float | None = None, use_clipped_model_output: bool = False

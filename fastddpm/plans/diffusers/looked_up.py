@@ -5,32 +5,31 @@ from __future__ import annotations
 import math
 
 from fastddpm.checks import BadArgument, check_number
-from fastddpm.inputs import Fields
 from fastddpm.plans.consistency import SIGMA_DATA
 from fastddpm.plans.diffusers.chain import Chain, at_abar
-from fastddpm.plans.tableau import Sum, Tableau
+from fastddpm.plans.tableau import Point, Sum, Tableau
 
-
-def check_pndm(config: Fields) -> None:
-    """BadArgument for the Runge-Kutta start."""
-    if not config["skip_prk_steps"]:
-        raise BadArgument("skip_prk_steps", "False: its first steps remember five predictions", "True")
+RUNGE_KUTTA = 12
+"""Evaluations of PNDM's start: three steps of four."""
 
 
 def pndm(chain: Chain) -> Tableau:
-    """PNDMScheduler with ``skip_prk_steps``: PLMS (Liu et al. 2022), begun by one of Heun's steps.
+    """PNDMScheduler (Liu et al. 2022): PLMS, after three Runge-Kutta steps or, with ``skip_prk_steps``, after
+    one of Heun's.
 
     The mean is of the network's outputs, also where these are v: they become eps with the last state.
     """
-    config = chain.config
     total, length = chain.config["num_train_timesteps"], chain.steps
     back = int(total) // int(chain.scheduler.num_inference_steps)
     weights = ([1.0], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24])
-    is_v = config["prediction_type"] == "v_prediction"
     tableau, state = Tableau("m"), None
     known: list[Sum] = []
+    begins = chain.start
+    if not chain.config["skip_prk_steps"]:
+        known, state = _runge_kutta(chain, tableau, back)
+        begins = RUNGE_KUTTA
     first: Sum | None = None
-    for row in range(chain.start, length):
+    for row in range(begins, length):
         count, s = row - chain.start, chain.points[row]
         x, m = tableau.evaluate(s, state, is_start=count != 1)
         timestep = int(s.time)
@@ -43,9 +42,38 @@ def pndm(chain: Chain) -> Tableau:
             if count == 0:
                 first = x
             m = _mean(weights[len(known) - 1], known)
-        eps = s.alpha * m + s.sigma * x if is_v else m
-        state = t.alpha / s.alpha * x + (t.sigma - t.alpha * s.sigma / s.alpha) * eps
+        state = _transferred(chain, x, m, s, t)
     return tableau.ended(state)
+
+
+def _runge_kutta(chain: Chain, tableau: Tableau, back: int) -> tuple[list[Sum], Sum | None]:
+    """The classical method of order 4, three steps of it (Liu et al. 2022, equation 13): what the network
+    said where each began, the last first, and the state behind them."""
+    if chain.start or chain.steps <= RUNGE_KUTTA:
+        given = f"{chain.steps} rows from row {chain.start} on, within a Runge-Kutta start of {RUNGE_KUTTA},"
+        raise BadArgument("num_inference_steps", given, "more steps, from the first, or skip_prk_steps=True")
+    known: list[Sum] = []
+    state: Sum | None = None
+    for begin in range(0, RUNGE_KUTTA, 4):
+        s, outputs = chain.points[begin], []
+        start: Sum | None = None
+        for number in range(4):
+            point = chain.points[begin + number]
+            x, m = tableau.evaluate(point, state, is_start=number == 0)
+            start = x if start is None else start
+            outputs.append(m)
+            if number == 3:
+                m = _mean([1 / 6, 1 / 3, 1 / 3, 1 / 6], outputs)
+            t = chain.at_timestep(int(point.time) - (0 if number % 2 else back // 2))
+            state = _transferred(chain, start, m, s, t)
+        known = [outputs[0], *known]
+    return known, state
+
+
+def _transferred(chain: Chain, x: Sum, m: Sum, s: Point, t: Point) -> Sum:
+    """DDIM's step from s to t with what the network says, or a mean of that."""
+    eps = s.alpha * m + s.sigma * x if chain.config["prediction_type"] == "v_prediction" else m
+    return t.alpha / s.alpha * x + (t.sigma - t.alpha * s.sigma / s.alpha) * eps
 
 
 def lcm(chain: Chain) -> Tableau:

@@ -16,23 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice
-from fastddpm.inputs import Fields
 from fastddpm.plans.diffusers import exponential, karras, looked_up
 from fastddpm.plans.diffusers.chain import Chain, with_timesteps
 from fastddpm.plans.diffusers.config import (
     SchedulerConfig,
     SchedulerOrConfig,
-    read_config,
     thresholding_of,
 )
 from fastddpm.plans.diffusers.sasolver import sasolver
 from fastddpm.plans.diffusers.unipc import unipc
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, check_clip_range
 from fastddpm.plans.tableau import Tableau
-
-
-def _all_are_expressed(config: Fields) -> None:
-    pass
 
 
 def _where_noise_is(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -52,7 +46,6 @@ class Solver:
         eta: that its step takes unless told otherwise; None where it takes none.
         clips: whether ``clip_sample`` bounds x0.
         thresholds: whether ``thresholding`` does.
-        check: raises BadArgument for a configuration that no rows express, before its timesteps are set.
     """
 
     method: str
@@ -63,7 +56,6 @@ class Solver:
     eta: float | None = None
     clips: bool = False
     thresholds: bool = False
-    check: Callable[[Fields], None] = _all_are_expressed
 
 
 def _always(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -79,7 +71,7 @@ def _second_rows(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
 
 
 SOLVERS: dict[str, Solver] = {
-    "PNDMScheduler": Solver("pndm", looked_up.pndm, reads="alphas_cumprod", check=looked_up.check_pndm),
+    "PNDMScheduler": Solver("pndm", looked_up.pndm, reads="alphas_cumprod"),
     "LCMScheduler": Solver("lcm", looked_up.lcm, reads="alphas_cumprod", clips=True, thresholds=True),
     "TCDScheduler": Solver("tcd", looked_up.tcd, reads="alphas_cumprod", eta=0.3),
     "DPMSolverMultistepScheduler": Solver(
@@ -125,7 +117,6 @@ def from_solver_scheduler(
         ValueError: a scheduler that is none of these, or a configuration that no rows express.
     """
     name = _kind_of(scheduler, kind)
-    SOLVERS[name].check(cast("Fields", read_config(scheduler, {"skip_prk_steps": False})))
     return set_plan(with_timesteps(scheduler, num_inference_steps), kind=name, eta=eta, start=start)
 
 
@@ -152,7 +143,6 @@ def set_rows(
     """
     name = _kind_of(scheduler, kind)
     solver, config = SOLVERS[name], scheduler.config
-    solver.check(config)
     if config.get("use_flow_sigmas"):
         raise BadArgument("use_flow_sigmas", "True: flow matching, another process than a DDPM's", "False")
     if solver.eta is not None:

@@ -3,7 +3,7 @@
     m      = m_u + w*(m_c - m_u)                                       guidance
     x0     = clip(p*x + q*m, -r, r)   or  clip(p*x + q*m, -s, s) / s   CLIP, threshold
              of (p*x + q*m) / d                                        DIVIDE
-    x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + sigma*z        of k as many as KEPT
+    x_next = a*x0 + b*x + e*m + h1*k1 + ... + h5*k5 + sigma*z          of k as many as KEPT
              linear_x*x + linear_m*m + sigma*z                         if nothing bends, reads or keeps x0
              a*x0 + e*((b*x + f*x0 + g*m) / w) + h1*k1 + ... + sigma*z REDERIVE
     k_slot = x0   or   i*x0 + j*x + n*m                                COMBINE
@@ -41,6 +41,8 @@ E = tl.constexpr(int(Column.FROM_M))
 H1 = tl.constexpr(int(Column.FROM_KEPT_1))
 H2 = tl.constexpr(int(Column.FROM_KEPT_2))
 H3 = tl.constexpr(int(Column.FROM_KEPT_3))
+H4 = tl.constexpr(int(Column.FROM_KEPT_4))
+H5 = tl.constexpr(int(Column.FROM_KEPT_5))
 C = tl.constexpr(int(Column.FROM_NOISE))
 LOG_VAR_MIN = tl.constexpr(int(Column.LOG_VAR_MIN))
 LOG_VAR_MAX = tl.constexpr(int(Column.LOG_VAR_MAX))
@@ -178,6 +180,12 @@ def reverse_step_kernel(
             if KEPT > 2:
                 third_ptr = kept_row_ptr + 2 * batch * n_elements
                 x_next += tl.load(row_ptr + H3) * tl.load(third_ptr + element, mask=mask)
+            if KEPT > 3:
+                fourth_ptr = kept_row_ptr + 3 * batch * n_elements
+                x_next += tl.load(row_ptr + H4) * tl.load(fourth_ptr + element, mask=mask)
+            if KEPT > 4:
+                fifth_ptr = kept_row_ptr + 4 * batch * n_elements
+                x_next += tl.load(row_ptr + H5) * tl.load(fifth_ptr + element, mask=mask)
             own = x0
             if COMBINE:
                 own = tl.load(row_ptr + KEPT_X0) * x0 + tl.load(row_ptr + KEPT_X) * x

@@ -34,7 +34,7 @@ def reverse_step(
 
         m      = m_u + w*(m_c - m_u)                     with guidance
         x0     = clip(p*x + q*m, -r, r)                  or clip(p*x + q*m, -s, s) / s with threshold
-        x_next = a*x0 + b*x + e*m + h1*k1 + h2*k2 + h3*k3 + c*z           k1 .. with kept
+        x_next = a*x0 + b*x + e*m + h1*k1 + ... + h5*k5 + c*z             k1 .. with kept
         k_slot = x0                                      or i*x0 + j*x + n*m with combine
 
     Where nothing bends or reads x0 this is x_next = linear_x*x + linear_m*m + c*z, and is computed so. With
@@ -58,7 +58,7 @@ def reverse_step(
         x0: float32 like x, receives the clean image after the clip.
         guidance: float32 (B,), the scales w.
         threshold: float32 (B,), the bounds s > 0; takes the place of clip.
-        kept: float32 (1 to 3, *x.shape), predictions of earlier rows; the row's own goes into the place that
+        kept: float32 (1 to 5, *x.shape), predictions of earlier rows; the row's own goes into the place that
             its column names, after the others were read.
         clip: bound x0 by column r.
         combine: what is kept is a sum of x0, x and m, such as eps, instead of x0.

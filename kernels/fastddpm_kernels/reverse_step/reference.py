@@ -67,7 +67,7 @@ def reverse_step(arguments: Arguments) -> None:
     row = table.index_select(0, counter[:1]).squeeze(0).unbind()
     # In the order of `Column` (whose members torch.compile cannot trace as indices).
     p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m, d, f, g, w = row[:16]
-    h2, h3, i, j, n, slot = row[16:22]
+    h2, h3, i, j, n, slot, h4, h5 = row[16:24]
     m, variance = split_output(m, x.shape[1], guidance)
 
     rounds = divide or rederive
@@ -87,7 +87,7 @@ def reverse_step(arguments: Arguments) -> None:
         else:
             x_next = _plus(_plus(a * pred_x0, b, x, rounds), e, m, rounds)
         if kept is not None:
-            for weight, earlier in zip((h, h2, h3), kept, strict=False):
+            for weight, earlier in zip((h, h2, h3, h4, h5), kept, strict=False):
                 x_next = _plus(x_next, weight, earlier, rounds)
             own = i * pred_x0 + j * x + n * m if combine else pred_x0
             _keep(kept, own, slot)
