@@ -79,7 +79,7 @@ def reverse_step(
             direction = (from_x + row["f"] * x0 + row["g"] * output) / row["w"]
             from_x = 0.0
         following = row["a"] * x0 + from_x + row["e"] * direction
-        for weight, earlier in zip(("h", "h2", "h3"), () if kept is None else kept, strict=False):
+        for weight, earlier in zip(("h", "h2", "h3", "h4", "h5"), () if kept is None else kept, strict=False):
             following = following + row[weight] * earlier[i]
         own[i] = row["i"] * x0 + row["j"] * state + row["n"] * output if combine else x0
         if z is not None:

@@ -46,6 +46,8 @@ COLUMNS = {
     "j": Column.KEPT_FROM_X,
     "n": Column.KEPT_FROM_M,
     "slot": Column.KEPT_SLOT,
+    "h4": Column.FROM_KEPT_4,
+    "h5": Column.FROM_KEPT_5,
 }
 ROW = {
     "p": 1.3,
@@ -64,6 +66,8 @@ ROW = {
     "w": 1.1,
     "h2": 0.17,
     "h3": -0.08,
+    "h4": 0.31,
+    "h5": -0.19,
     "i": -0.4,
     "j": 1.2,
     "n": 0.3,
@@ -99,7 +103,7 @@ CASES = (
     Case("multistep", noise=None, kept=1, clip=True),
     Case("multistep_noisy", x0=True, kept=1),
     Case("two_kept", noise=None, kept=2, slot=1),
-    Case("three_kept", noise=None, kept=3, slot=2, combine=True),
+    Case("five_kept", noise=None, kept=5, slot=4, combine=True),
     Case("three_kept_noisy", kept=3, slot=0, combine=True, clip=True, x0=True),
     Case("threshold", threshold=True, x0=True),
     Case("guidance", guidance=True, clip=True),
