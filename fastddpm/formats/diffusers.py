@@ -20,6 +20,7 @@ from fastddpm.formats.files import CheckpointError, ConfigError, read_json
 from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of, square
 from fastddpm.inputs import Fields, Json
 from fastddpm.options import SamplerOptions
+from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm.unet import diffusers as dialect
 from fastddpm.unet.diffusers_classes import NETWORK
 
@@ -63,7 +64,7 @@ def read(folder: Path, given: Fields, *, ema: bool = True, method: str | None = 
     path = found.network / "config.json"
     options = _configuration(path, found.classes.get("unet"), unet, [NETWORK])
     if found.scheduler is not None:
-        known_classes = SCHEDULERS if method is None else ()
+        known_classes = (*SCHEDULERS, *SOLVERS) if method is None else ()
         scheduler = _configuration(found.scheduler, found.classes.get("scheduler"), scheduler, known_classes)
     return _loaded(
         lambda: read_weights(found.network, variant),

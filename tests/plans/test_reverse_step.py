@@ -55,7 +55,7 @@ def test_coefficients_are_unpacked_in_the_order_of_the_columns():
     assert [step_cases.COLUMNS[letter] for letter in letters] == list(Column)
     source = inspect.getsource(reference.reverse_step)
     assert f"{', '.join(letters[:16])} = row[:16]" in source
-    assert f"{', '.join(letters[16:])} = row[16:22]" in source
+    assert f"{', '.join(letters[16:])} = row[16:24]" in source
 
 
 def test_linear_case_equals_the_long_form():
@@ -166,7 +166,7 @@ BAD = {
     "threshold has dtype": {"threshold": torch.zeros(2, dtype=torch.float64)},
     "clip is True and threshold is given": {"threshold": torch.ones(2), "clip": True},
     "kept has shape": {"kept": X},
-    r"kept has shape \(4,": {"kept": torch.zeros(4, *X.shape)},
+    r"kept has shape \(6,": {"kept": torch.zeros(6, *X.shape)},
     "kept has dtype": {"kept": X.double()[None]},
     "combine is True and kept is None": {"combine": True},
 }
