@@ -86,7 +86,7 @@ class TabulatedUNet(Network):
             bias = self.doubled(bias)
         else:
             # Of both halves under guidance.
-            bias = (bias + self.class_bias.unflatten(0, (-1, len(bias)))).flatten(0, 1)
+            bias = (bias + self.class_bias.view(-1, *bias.shape)).flatten(0, 1)
         return (self._compiled or self.predict)(x, bias)
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:

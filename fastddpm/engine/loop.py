@@ -139,14 +139,18 @@ class Loop:
             values["guidance"] = batch.guidance
         return values | {f"cond {name}": value for name, value in batch.cond.items()}
 
-    def hold_arena(self, table: Tensor, time: Tensor, copies: Copies | None = None) -> None:
+    def hold_arena(
+        self, table: Tensor, time: Tensor, *, learned_range: bool = False, copies: Copies | None = None
+    ) -> None:
         """Puts rows of several plans into the buffers, and derives what follows from them and the weights.
 
         Args:
             table: float32 ``(S, 32)``, from the first row on.
             time: ``(S,)``, the network's time input.
+            learned_range: whether the plans have a use for 2C channels.
             copies: as of `load`.
         """
+        self._first.expect(learned_range)
         with self.current():
             self.buffers.table[: len(table)].copy_(to_device(table, self.device))
             self.network.time[: len(time)].copy_(to_device(time, self.device))
@@ -156,22 +160,33 @@ class Loop:
             if self._session is not None:
                 self._session.refresh()
 
-    def admit(self, values: Mapping[str, Tensor], places: Sequence[int]) -> None:
+    def admit(
+        self,
+        values: Mapping[str, Tensor],
+        places: Sequence[int],
+        condition: Tensor | None = None,
+        *,
+        anew: Sequence[int] = (),
+    ) -> None:
         """Lets chains begin in some samples of an arena, from the noise of their seeds, and others end.
 
         Args:
             values: of all samples, by the names of the parcel: ``counter``, ``base``, ``advance``, ``seeds``,
                 ``guidance``, and ``cond`` with a name.
             places: the samples that begin.
+            condition: images of all samples, ``(B or 2B, Cc, H, W)``.
+            anew: samples of other loops, whose state the caller puts here.
         """
         with self.current():
             self._parcel.send(values)
             self._parcel.unpack()
+            if condition is not None and self.network.condition is not None:
+                self.network.condition.copy_(condition)
             self.network.begin_conditions()
+            if self._ahead is not None:
+                self._ahead.forget([*places, *anew])
             if not places:
                 return
-            if self._ahead is not None:
-                self._ahead.forget(places)
             begun = to_device(torch.tensor(places), self.device)
             drawn = normal(self.seeds.index_select(0, begun), 0, self.case.shape[1:])
             self.buffers.x.index_copy_(0, begun, drawn)
