@@ -132,7 +132,7 @@ class Loop:
         self._plan = plan
 
     def _values(self, batch: Batch, row: int) -> dict[str, Tensor]:
-        values = {"counter": torch.tensor([[row, 0]]).expand_as(self.buffers.counter)}
+        values = {"counter": torch.tensor([row, 0] * self.case.shape[0])}  # flat, as it travels
         if isinstance(batch.source, PhiloxNoise):
             values["seeds"] = batch.source.host
         if batch.guidance is not None:
