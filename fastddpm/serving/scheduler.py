@@ -88,8 +88,7 @@ class Scheduler:
         self._seconds = 0.0  # that a step took, averaged
         self._is_closed = False
         self._news = threading.Condition()
-        self._thread = threading.Thread(target=self._serve, name="fastddpm-scheduler", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None  # from the first request on
 
     def __enter__(self) -> Scheduler:
         return self
@@ -176,6 +175,9 @@ class Scheduler:
             chain.turn = self._clock - HEAD_START * priority + next(self._numbers) * 1e-9
             bisect.insort(self._waiting, chain, key=lambda one: one.turn)
             self._news.notify_all()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="fastddpm-scheduler", daemon=True)
+                self._thread.start()
         return chain.drawing
 
     def close(self, *, cancel: bool = False) -> None:
@@ -186,7 +188,8 @@ class Scheduler:
                 for chain in [*self._waiting, *self._running()]:
                     chain.drawing.cancel()
             self._news.notify_all()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         self.sampler.clear()
 
     def stats(self) -> dict[str, int]:
@@ -209,6 +212,8 @@ class Scheduler:
 
     def _plan(self, method: MethodName | None, steps: int | None, eta: float | None) -> Plan:
         """The plan of a request; one for all that ask for the same, so that they share its rows."""
+        if steps is not None:
+            steps = whole("num_inference_steps", steps, least=1, most=len(self.sampler.schedule))
         changes = {"method": method, "num_inference_steps": steps, "eta": eta}
         asked = {name: value for name, value in changes.items() if value is not None}
         if not asked:

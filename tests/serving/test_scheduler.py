@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -259,3 +261,24 @@ def test_the_callers_sampler_is_free_meanwhile():
         gate.open.set()
         image = sampler.sample(seeds=[1], progress=False)[0]
         assert torch.equal(image, future.result(30))
+
+
+def test_the_document_does_what_it_shows():
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    sampler = names["sampler"]
+    asked = [
+        (0, 3, {"method": "ddpm", "num_inference_steps": 30}),
+        (1, 7, {"method": "dpmpp_2m", "num_inference_steps": 10}),
+    ]
+    for (seed, label, options), image in zip(asked, names["images"], strict=False):
+        one = Sampler(
+            sampler.model,
+            sampler.schedule,
+            shape=sampler.shape,
+            **sampler.method.adapted(**options).to_dict(),
+        )
+        wanted = one.sample(seeds=[seed], class_labels=label, progress=False)[0]
+        assert (image - wanted).abs().max() <= ACROSS_BATCHES
