@@ -116,7 +116,7 @@ class Network:
         self.model = model
         self.guided = guided
         self.dtype = dtype
-        self.given = {name: torch.empty_like(value, device=device) for name, value in cond.items()}
+        self.given = {name: torch.zeros_like(value, device=device) for name, value in cond.items()}
         self.cond = dict(self.given)
         self.condition = None if condition is None else torch.empty_like(condition, device=device)
         self.time = torch.zeros(capacity, dtype=time_dtype, device=device)
@@ -138,6 +138,9 @@ class Network:
         every chain, so that nothing derived is older than the weights.
         """
 
+    def begin_conditions(self) -> None:
+        """The part of `begin` that depends on the conditions and not on the plan's rows."""
+
     def tensors(self) -> list[Tensor]:
         """What it holds besides the model."""
         return [value for value in [*vars(self).values(), *self.given.values()] if isinstance(value, Tensor)]
@@ -153,22 +156,22 @@ class Network:
             x = torch.cat((self.condition.to(x.dtype), x), dim=1)
         return x.to(self.dtype, memory_format=self.layout)
 
-    def doubled(self, x: Tensor) -> Tensor:
-        """x, twice where guidance wants it."""
-        return torch.cat((x, x)) if self.guided else x
+    def doubled(self, values: Tensor) -> Tensor:
+        """Values of each sample, twice where guidance wants it."""
+        return torch.cat((values, values)) if self.guided else values
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
-        """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
+        """Model output for state ``x (B, C, H, W)`` at rows ``k`` (int64 ``(B,)``, on the device)."""
         return (self._compiled or self.predict)(x, self.time.index_select(0, k))
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
-        """Model output for x at the time ``(1,)`` of a row."""
+        """Model output for x at the times ``(B,)`` of its rows."""
         return self.core(*self.arguments(x, time))
 
     def arguments(self, x: Tensor, time: Tensor) -> tuple[Tensor, ...]:
         """What `core` computes the output from."""
         x = self.inputs(x)
-        return x, time.expand(x.shape[0]), *self.cond.values()
+        return x, self.doubled(time), *self.cond.values()
 
     def core(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
         """The output, from tensors alone: of x as the model takes it, t ``(N,)``, and conditions by place."""

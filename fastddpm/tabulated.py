@@ -68,6 +68,10 @@ class TabulatedUNet(Network):
             if self._deferred.table_offset is not None:
                 biases = biases + self._deferred.table_offset
         self.table[:rows].copy_(biases)
+        self.begin_conditions()
+
+    def begin_conditions(self) -> None:
+        """Computes what the classes add."""
         if self.class_bias is not None:
             self.class_bias.copy_(self.model.class_biases(self.given["class_labels"]))
 
@@ -76,13 +80,17 @@ class TabulatedUNet(Network):
         return [*super().tensors(), *(self._deferred.tensors() if self._deferred is not None else ())]
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
-        """Model output for state ``x (B, C, H, W)`` at plan row ``k`` (int64 ``(1,)``, on the device)."""
+        """Model output for state ``x (B, C, H, W)`` at rows ``k`` (int64 ``(B,)``, on the device)."""
         bias = self.table.index_select(0, k)
-        bias = bias if self.class_bias is None else bias + self.class_bias
+        if self.class_bias is None:
+            bias = self.doubled(bias)
+        else:
+            # Of both halves under guidance.
+            bias = (bias + self.class_bias.view(-1, *bias.shape)).flatten(0, 1)
         return (self._compiled or self.predict)(x, bias)
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
-        """Model output for x and the bias of time and class, ``(1 or N, bias_width)``.
+        """Model output for x and the bias of time and class, ``(N, bias_width)``.
 
         Compiled by itself: with the choice of a row in it, each block would copy its part of the row.
         """

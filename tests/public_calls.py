@@ -32,6 +32,7 @@ from fastddpm import (
 from fastddpm.data import Augmentation, ImageDataset, epoch_order, indices_for, open_dataset
 from fastddpm.jobs import Blocks, Job, TorchDrawer
 from fastddpm.repaint import repaint
+from fastddpm.serving import Scheduler
 from fastddpm.training import Objective, TrainConfig, Trainer
 
 SHAPE = (3, 8, 8)
@@ -118,6 +119,21 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
             "Sampler.interpolate",
             sampler.interpolate,
             {"first": image, "second": image, "timestep": 15, "steps": 2, "seed": 0, **shared, **shown},
+        ),
+        Call(
+            "Scheduler",
+            Scheduler,
+            {"sampler": sampler, "max_batch": 2, "max_waiting": 4, "max_lanes": 2, "rows": 20},
+        ),
+        Call(
+            "Scheduler.submit",
+            Scheduler(sampler, max_waiting=10_000).submit,
+            {
+                **{"seed": 0, "class_label": 1, "method": "ddim", "num_inference_steps": 2, "eta": 0.5},
+                **{"guidance_scale": 1.0, "condition": None, "cond": None, "uncond": None, "priority": 0},
+                **{"deadline": 60.0, "preview": None, "preview_every": 1},
+            },
+            says=("class_labels",),
         ),
         Call("Method", Method, method),
         Call("Method.from_dict", Method.from_dict, {"options": {}}),

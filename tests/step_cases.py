@@ -19,6 +19,9 @@ SHAPES = {1: (1, 1, 1), 2: (2, 1, 1), 5: (1, 1, 5), 33: (3, 11, 1), 784: (1, 28,
 SEEDS = (0, 2**32 + 5, 2**63 - 1)
 K, REPEAT, RING_SLOTS = 3, 5, 2
 
+MIXED = ((1, 0, 2), (6, 2, 0), (7, 7, 2**31 + 1))
+"""Of samples that walk plans of their own: row of the table, row where the plan begins, repeat."""
+
 TOLERANCE = 4e-6
 """Of float32 results up to about 10 in size, against float64, at any dtype of m: m is read exactly."""
 
@@ -154,12 +157,13 @@ def arguments(
         "x": draw(batch, *shape),
         "m": m,
         "table": table(slot=case.slot),
-        "counter": torch.tensor([K, REPEAT]),
+        "counter": torch.tensor([[K, REPEAT]]).repeat(batch, 1),
         "noise": noise,
         "x0": draw(batch, *shape) if case.x0 else None,
         "guidance": torch.tensor([1.5, 0.0, 4.0])[:batch] if case.guidance else None,
         "threshold": torch.tensor([1.2, 0.7, 2.0])[:batch] if case.threshold else None,
         "kept": draw(case.kept, batch, *shape) if case.kept else None,
+        "base": None,
         "clip": case.clip,
         "combine": case.combine,
         "divide": case.divide,
@@ -199,6 +203,63 @@ def _noise(given: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | None:
     return np.stack(
         [float64_reference.sample_noise(int(seed), K + 1, shape[1:], repeat=REPEAT) for seed in noise]
     )
+
+
+def mixed(case: Case, shape: tuple[int, ...]) -> dict[str, Any]:
+    """`arguments` of samples that are each at a row of a plan of its own; the other rows are NaN."""
+    given = arguments(case, shape)
+    arena = torch.full((MIXED[-1][0] + 2, N_COLUMNS), math.nan)
+    for place, (k, *_) in enumerate(MIXED):
+        arena[k] = table(mixed_row(place), slot=mixed_slot(case, place))[K]
+    places = torch.tensor(MIXED)
+    return given | {"table": arena, "counter": places[:, [0, 2]].contiguous(), "base": places[:, 1].clone()}
+
+
+def mixed_row(place: int) -> dict[str, float]:
+    """The coefficients of a sample of `mixed`."""
+    return {name: value * (1.0 - 0.25 * place) for name, value in ROW.items()}
+
+
+def mixed_slot(case: Case, place: int) -> int:
+    """Where a sample of `mixed` keeps its prediction."""
+    return (case.slot + place) % max(1, case.kept)
+
+
+def expected_of_mixed(case: Case, given: dict[str, Any]) -> list[np.ndarray | None]:
+    """(x_next, x0, kept) in float64 for arguments of `mixed`, sample by sample."""
+    x, batch = given["x"].numpy(), len(given["x"])
+    m = given["m"].to(torch.float32).contiguous().numpy()
+    kept = None if given["kept"] is None else given["kept"].numpy().astype(np.float64)
+    x_next, x0 = np.empty(x.shape), np.empty(x.shape)
+    for i, (k, base, repeat) in enumerate(MIXED):
+        own = slice(i, i + 1)
+        z = None
+        if case.noise == "ring":
+            z = given["noise"][(k - base) % RING_SLOTS, own].numpy().astype(np.float64)
+        elif case.noise == "seeds":
+            z = float64_reference.sample_noise(SEEDS[i], k - base + 1, x.shape[1:], repeat=repeat)[None]
+        x_next[own], x0[own], prediction = float64_reference.reverse_step(
+            x[own],
+            np.concatenate((m[own], m[batch + i : batch + i + 1])) if case.guidance else m[own],
+            {name: float(np.float32(value)) for name, value in mixed_row(i).items()},
+            z=z,
+            kept=None if kept is None else kept[:, own],
+            w=given["guidance"].numpy()[own] if case.guidance else None,
+            s=given["threshold"].numpy()[own] if case.threshold else None,
+            clip=case.clip,
+            divide=case.divide,
+            combine=case.combine,
+            rederive=case.rederive,
+        )
+        if kept is not None:
+            kept[mixed_slot(case, i), own] = prediction
+    return [x_next, x0, kept]
+
+
+def alone(given: dict[str, Any], i: int) -> dict[str, Any]:
+    """The arguments of one sample of a case without guidance, kept predictions or a ring."""
+    per_sample = ("x", "m", "counter", "base", "noise", "threshold")
+    return given | {name: given[name][i : i + 1].clone() for name in per_sample if given[name] is not None}
 
 
 def clone(given: dict[str, Any], device: str = "cpu") -> dict[str, Any]:

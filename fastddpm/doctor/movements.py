@@ -104,7 +104,8 @@ def _step(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> Movement:
     plan, guided = _plan(name), STEPS[name].get("guided", False)
-    table, counter = torch.tensor(plan.table, device=device), torch.tensor([ROW, 0], device=device)
+    table = torch.tensor(plan.table, device=device)
+    counter = torch.tensor([[ROW, 0]], device=device).repeat(shape[0], 1)
     seeds = torch.arange(shape[0], device=device) if plan.stochastic else None
     scales = torch.ones(shape[0], device=device) if guided else None
     rows = shape[0] * (2 if guided else 1)

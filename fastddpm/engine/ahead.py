@@ -7,6 +7,7 @@ seed, row and repeat alone, so that it is the same whenever it is drawn.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,36 +26,62 @@ def rows_at_once(shape: tuple[int, ...]) -> int:
 
 
 class DrawnAhead:
-    """Keeps the ring that steps read filled with the noise of the rows that come.
+    """Keeps a ring filled with the noise of the rows that come, of each sample its own.
 
     Args:
         seeds: int64 ``(B,)``; `forget` is to be called where they become others.
-        ring: float32 ``(K, B, C, H, W)``; plan row k has the slot ``k % K``.
+        ring: float32 ``(K, B, C, H, W)``; row k of a sample's plan has the slot ``k % K``.
     """
 
     def __init__(self, seeds: Tensor, ring: Tensor) -> None:
         self._seeds, self._ring = seeds, ring
         self._slots = torch.arange(len(ring))
-        self.forget()
+        # Of each sample the first row whose noise is there, and its repeat.
+        self._held: list[tuple[int, int] | None] = [None] * len(seeds)
 
-    def forget(self) -> None:
-        """What is in the ring is of no use any more."""
-        self._first, self._repeat = -len(self._ring), 0
+    def forget(self, places: Sequence[int] | None = None) -> None:
+        """What is in the ring is of no use any more, of some samples or of all."""
+        for place in range(len(self._seeds)) if places is None else places:
+            self._held[place] = None
 
-    def fill(self, counter: Tensor) -> None:
-        """Has the noise of plan row ``counter[0]`` and repeat ``counter[1]`` in its slot."""
-        row, repeat = counter.tolist()
-        rows = len(self._ring)
-        if repeat == self._repeat and self._first <= row < self._first + rows:
-            return
+    def noise_of(self, counter: Tensor, base: Tensor | None = None) -> Tensor:
+        """The noise of each sample at its row and repeat, ``(1, B, C, H, W)``; of the ring's own memory
+        where all are at one row.
+
+        Args:
+            counter: int64 ``(B, 2)``, of each sample the table's row and the repeat.
+            base: int64 ``(B,)``, the table's row where each sample's plan begins; None: 0.
+        """
+        rows, repeats = counter.t().tolist()
+        if base is not None:
+            rows = [row - first for row, first in zip(rows, base.tolist(), strict=True)]
+        absent = [
+            place
+            for place, (row, repeat) in enumerate(zip(rows, repeats, strict=True))
+            if not self._holds(place, row, repeat)
+        ]
+        if absent:
+            self._draw(absent, [rows[place] for place in absent], [repeats[place] for place in absent])
+        slots = [row % len(self._ring) for row in rows]
+        if slots.count(slots[0]) == len(slots):
+            return self._ring[slots[0]][None]
+        return self._ring[slots, torch.arange(len(slots))][None]
+
+    def _holds(self, place: int, row: int, repeat: int) -> bool:
+        held = self._held[place]
+        return held is not None and held[1] == repeat and held[0] <= row < held[0] + len(self._ring)
+
+    def _draw(self, places: list[int], rows: list[int], repeats: list[int]) -> None:
+        """Puts the noise of the next rows of some samples into their slots."""
+        length, here = len(self._ring), torch.tensor(rows)
         # Step k + 1 of the noise spec is plan row k.
-        steps = row + 1 + (self._slots - row) % rows
-        batch = len(self._seeds)
+        steps = here + 1 + (self._slots[:, None] - here) % length
         drawn = normal(
-            self._seeds.repeat(rows),
-            steps.repeat_interleave(batch),
+            self._seeds[places].repeat(length),
+            steps.flatten(),
             self._ring.shape[2:],
-            repeat=repeat,
+            repeat=torch.tensor(repeats).repeat(length),
         )
-        self._ring.copy_(drawn.view_as(self._ring))
-        self._first, self._repeat = row, repeat
+        self._ring[:, places] = drawn.view(length, len(places), *self._ring.shape[2:])
+        for place, row, repeat in zip(places, rows, repeats, strict=True):
+            self._held[place] = row, repeat

@@ -141,7 +141,7 @@ def run_on_fakes(
         image = None if condition is None else fake(tuple(condition.shape), dtype=condition.dtype)
         with in_eval_mode(model), on_fake_cuda(model), running_modules(model) as running:
             network = bind(model, device=device, capacity=4, cond=given, condition=image, **options)
-            k = torch.zeros(1, dtype=torch.int64, device=device)
+            k = torch.zeros(len(x), dtype=torch.int64, device=device)
             for _ in range(passes):
                 watch = Watch(running)
                 running.clear()

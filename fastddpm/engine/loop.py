@@ -79,8 +79,7 @@ class Loop:
             self.seeds = torch.zeros(case.shape[0], dtype=torch.int64, device=device)
         if drawn is not None and case.ring:
             self._ahead = DrawnAhead(self.seeds, drawn)
-        guidance = {} if self.buffers.guidance is None else {"guidance": self.buffers.guidance}
-        small = {"counter": self.buffers.counter, "seeds": self.seeds, **guidance}
+        small = {"counter": self.buffers.counter, "seeds": self.seeds, **self.buffers.of_samples()}
         self._parcel = Parcel({**small, **{f"cond {k}": v for k, v in network.given.items()}}, device)
         self._plan: Plan | None = None
         changed = [self.buffers.x, self.buffers.counter]
@@ -133,12 +132,68 @@ class Loop:
         self._plan = plan
 
     def _values(self, batch: Batch, row: int) -> dict[str, Tensor]:
-        values = {"counter": torch.tensor([row, 0])}
+        values = {"counter": torch.tensor([row, 0] * self.case.shape[0])}  # flat, as it travels
         if isinstance(batch.source, PhiloxNoise):
             values["seeds"] = batch.source.host
         if batch.guidance is not None:
             values["guidance"] = batch.guidance
         return values | {f"cond {name}": value for name, value in batch.cond.items()}
+
+    def hold_arena(
+        self, table: Tensor, time: Tensor, *, learned_range: bool = False, copies: Copies | None = None
+    ) -> None:
+        """Puts rows of several plans into the buffers, and derives what follows from them and the weights.
+
+        Args:
+            table: float32 ``(S, 32)``, from the first row on.
+            time: ``(S,)``, the network's time input.
+            learned_range: whether the plans have a use for 2C channels.
+            copies: as of `load`.
+        """
+        self._first.expect(learned_range)
+        with self.current():
+            self.buffers.table[: len(table)].copy_(to_device(table, self.device))
+            self.network.time[: len(time)].copy_(to_device(time, self.device))
+            if copies is not None:
+                copies.refresh()
+            self.network.begin(len(table))
+            if self._session is not None:
+                self._session.refresh()
+
+    def admit(
+        self,
+        values: Mapping[str, Tensor],
+        places: Sequence[int],
+        condition: Tensor | None = None,
+        *,
+        anew: Sequence[int] = (),
+    ) -> None:
+        """Lets chains begin in some samples of an arena, from the noise of their seeds, and others end.
+
+        Args:
+            values: of all samples, by the names of the parcel: ``counter``, ``base``, ``advance``, ``seeds``,
+                ``guidance``, and ``cond`` with a name.
+            places: the samples that begin.
+            condition: images of all samples, ``(B or 2B, Cc, H, W)``.
+            anew: samples of other loops, whose state the caller puts here.
+        """
+        with self.current():
+            self._parcel.send(values)
+            self._parcel.unpack()
+            if condition is not None and self.network.condition is not None:
+                self.network.condition.copy_(condition)
+            self.network.begin_conditions()
+            if self._ahead is not None:
+                self._ahead.forget([*places, *anew])
+            if not places:
+                return
+            begun = to_device(torch.tensor(places), self.device)
+            drawn = normal(self.seeds.index_select(0, begun), 0, self.case.shape[1:])
+            self.buffers.x.index_copy_(0, begun, drawn)
+            if self.buffers.x0 is not None:
+                self.buffers.x0.index_fill_(0, begun, 0.0)
+            if self.buffers.kept is not None:
+                self.buffers.kept.index_fill_(1, begun, 0.0)
 
     def _begin(self, rows: int, draws: bool, copies: Copies | None) -> None:
         """What a chain of so many rows needs, from the parcel and the weights."""
@@ -165,7 +220,7 @@ class Loop:
         with self.current():
             if self._looks_ahead:
                 with torch.random.fork_rng(devices=[]):
-                    self._first(self.buffers.x, self.buffers.counter[:1])
+                    self._first(self.buffers.x, self.buffers.counter[:, 0])
                 self._looks_ahead = False
             self._executor.run(n_steps)
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from fastddpm.checks import BadArgument
 from fastddpm.engine.ahead import DrawnAhead
 from fastddpm_kernels import N_COLUMNS, Column, reverse_step
-from fastddpm_kernels.reverse_step.reference import split_output
-from fastddpm_kernels.table import X0
+from fastddpm_kernels.reverse_step.reference import coefficients, split_output
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 NoiseKind = Literal["none", "philox", "torch"]
-DIVISOR = int(Column.X0_DIVISOR)  # torch.compile cannot trace the member itself as an index
+# torch.compile cannot trace the members themselves as indices.
+FROM_X, FROM_M, DIVISOR = (int(column) for column in (Column.X0_FROM_X, Column.X0_FROM_M, Column.X0_DIVISOR))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ class StepCase:
         learned_range: the noise is scaled by the model's own variance, so it has 2C channels.
         divide: the row divides x0 by a number of its own.
         rederive: the row takes eps from x, x0 and the model's output, divided by a number of its own.
+        arena: the table holds the rows of several plans; each sample walks one of them, or none.
     """
 
     shape: tuple[int, int, int, int]
@@ -59,6 +60,7 @@ class StepCase:
     learned_range: bool = False
     divide: bool = False
     rederive: bool = False
+    arena: bool = False
 
 
 class StepBuffers:
@@ -66,8 +68,11 @@ class StepBuffers:
 
     Attributes:
         x: float32 ``(B, C, H, W)``, the state.
-        counter: int64 ``(2,)``, plan row and repeat.
-        table: float32 ``(capacity, 32)``, the plan.
+        counter: int64 ``(B, 2)``, of each sample the table's row and the repeat.
+        base: int64 ``(B,)``, the row where each sample's plan begins in an arena; None: at 0.
+        advance: int64 ``(B,)``, 1 for samples that go on to the next row of an arena and 0 for those that
+            stay where they are; None: all go on.
+        table: float32 ``(capacity, 32)``, the plan, or an arena of several.
         noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, C, H, W)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
         kept: float32 ``(1 to 5, B, C, H, W)``, predictions of earlier rows, or None.
@@ -79,16 +84,24 @@ class StepBuffers:
         # The state is float32 whatever torch's default dtype is.
         zeros = functools.partial(torch.zeros, dtype=torch.float32, device=device)
         self.x = zeros(case.shape)
-        self.counter = torch.zeros(2, dtype=torch.int64, device=device)
+        integers = functools.partial(torch.zeros, dtype=torch.int64, device=device)
+        self.counter = integers(batch, 2)
+        self.base = integers(batch) if case.arena else None
+        self.advance = integers(batch) if case.arena else None
         self.table = zeros((capacity, N_COLUMNS))
         self.noise: Tensor | None = None
         if case.ring:
             self.noise = zeros((case.ring, *case.shape))
         elif case.noise == "philox":
-            self.noise = torch.zeros(batch, dtype=torch.int64, device=device)
+            self.noise = integers(batch)
         self.x0 = zeros(case.shape) if case.keep_x0 or case.self_condition else None
         self.kept = zeros((case.kept, *case.shape)) if case.kept else None
         self.guidance = zeros(batch) if case.guided else None
+
+    def of_samples(self) -> dict[str, Tensor]:
+        """A number of each sample, those that there are: ``base``, ``advance`` and ``guidance``."""
+        numbers = {"base": self.base, "advance": self.advance, "guidance": self.guidance}
+        return {name: value for name, value in numbers.items() if value is not None}
 
     def tensors(self) -> list[Tensor]:
         """All buffers there are."""
@@ -96,7 +109,7 @@ class StepBuffers:
 
 
 def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhead | None = None) -> None:
-    """Takes the state from plan row k to the next, where k stands in ``buffers.counter``.
+    """Takes the state of each sample from its row k to the next, where k stands in ``buffers.counter``.
 
     Args:
         predict: ``(x, k) -> m``, a :class:`fastddpm.network.Network` or one compiled.
@@ -104,9 +117,8 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
         case: what is fixed.
         ahead: what fills the buffers' ring, of noise by the spec; None where there is none.
     """
-    if ahead is not None:
-        ahead.fill(buffers.counter)
-    k = buffers.counter[:1]
+    noise = buffers.noise if ahead is None else ahead.noise_of(buffers.counter, buffers.base)
+    k = buffers.counter[:, 0]
     # m = model(x_k, t_k)
     m = predict(buffers.x, k)
     if case.learned_range and m.shape[1] != 2 * case.shape[1]:
@@ -124,17 +136,18 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
         m,
         buffers.table,
         buffers.counter,
-        noise=buffers.noise,
+        noise=noise,
         x0=buffers.x0,
         guidance=buffers.guidance,
         threshold=threshold,
         kept=buffers.kept,
+        base=buffers.base,
         clip=case.clip,
         combine=case.combine,
         divide=case.divide,
         rederive=case.rederive,
     )
-    k.add_(1)
+    k.add_(1 if buffers.advance is None else buffers.advance)
 
 
 def dynamic_threshold(
@@ -159,8 +172,7 @@ def dynamic_threshold(
 
 
 def predicted_x0(x: Tensor, m: Tensor, table: Tensor, counter: Tensor, *, divide: bool) -> Tensor:
-    """x0 before any bound, float32 like x: p*x + q*m, over d if the row divides; the row is counter[0]."""
-    row = table.index_select(0, counter[:1])[0]
-    p, q, _ = row[X0].unbind()
-    x0 = p * x + q * m
+    """x0 before any bound, float32 like x: p*x + q*m, over d where rows divide; rows: ``counter[:, 0]``."""
+    row = coefficients(table, counter, x)
+    x0 = row[FROM_X] * x + row[FROM_M] * m
     return x0 / row[DIVISOR] if divide else x0

@@ -214,7 +214,7 @@ def _torch_step(
             without["class_labels"] = torch.full_like(cond["class_labels"], settings.call.null_label or 0)
         cond = {name: torch.cat((without[name], value)) for name, value in cond.items()}
     output = _network(settings, inputs, time.expand(len(inputs)), cond)
-    counter, noise = torch.zeros(2, dtype=torch.int64), given["noise"][None]
+    counter, noise = torch.zeros(len(x), 2, dtype=torch.int64), given["noise"][None]
     reverse_step(Arguments(x, output, row[None], counter, noise, x0, guidance, kept=x0[None], clip=True))
     return x, x0
 

@@ -136,7 +136,7 @@ def test_layouts_and_kinds_of_steps(visited, monkeypatch):
     given = []
 
     def step(x, m, table, counter, **options):
-        given.append((m, options, table[counter[0]]))
+        given.append((m, options, table[counter[0, 0]]))
 
     monkeypatch.setattr(movements.fastddpm_kernels, "reverse_step", step)
     for movement in movements.steps(SHAPE, CPU):

@@ -78,7 +78,7 @@ def test_remove_noise(golden, schedule):
     plan = Sampler(network(golden, "ema_model"), schedule).plan
     for i, t in enumerate(golden["io.t"].tolist()):
         x = golden["io.x"][i : i + 1].clone()
-        counter = torch.tensor([plan.timesteps.tolist().index(t), 0])
+        counter = torch.tensor([[plan.timesteps.tolist().index(t), 0]])
         reverse_step(x, golden["io.eps_ema"][i : i + 1], torch.tensor(plan.table), counter)
         assert relative(x, golden["io.remove_noise_ema"][i : i + 1]) <= GOLDEN_RELATIVE
 

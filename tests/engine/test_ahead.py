@@ -31,20 +31,34 @@ def test_each_row_is_in_its_slot_however_the_counter_moves():
     # On, past the ring, back, to another repeat and on in it, as RePaint walks.
     for row, repeat in [(0, 0), (1, 0), (3, 0), (4, 0), (9, 0), (2, 0), (2, 1), (3, 1), (3, 0)]:
         before = held.clone()
-        fill.fill(torch.tensor([row, repeat]))
+        [found] = fill.noise_of(torch.tensor([[row, repeat]] * 2))
         drawn.append(not torch.equal(held, before))
-        np.testing.assert_allclose(held[row % 4], expected(row, repeat), atol=2e-6)
+        np.testing.assert_allclose(found, expected(row, repeat), atol=2e-6)
     assert drawn == [True, False, False, True, True, True, True, False, True]
 
 
 def test_other_seeds_are_drawn_anew():
     held, seeds = ring(), torch.tensor([8, 9])
     fill = DrawnAhead(seeds, held)
-    fill.fill(torch.tensor([0, 0]))
+    fill.noise_of(torch.zeros(2, 2, dtype=torch.int64))
     seeds.copy_(torch.tensor(SEEDS))
     fill.forget()
-    fill.fill(torch.tensor([0, 0]))
-    np.testing.assert_allclose(held[0], expected(0), atol=2e-6)
+    [found] = fill.noise_of(torch.zeros(2, 2, dtype=torch.int64))
+    np.testing.assert_allclose(found, expected(0), atol=2e-6)
+
+
+def test_samples_at_rows_of_plans_of_their_own():
+    """One goes on beside one that leaves the ring, stays, and begins anew."""
+    held = ring()
+    fill, base = DrawnAhead(torch.tensor(SEEDS), held), torch.tensor([10, 40])
+    for rows, repeats in [((0, 7), (0, 0)), ((1, 8), (0, 0)), ((2, 8), (0, 3)), ((3, 0), (0, 0))]:
+        counter = torch.tensor([rows, repeats]).t() + torch.tensor([[10, 0], [40, 0]])
+        before = held.clone()
+        [found] = fill.noise_of(counter, base)
+        for i in range(2):
+            wanted = reference.normal(SEEDS[i : i + 1], rows[i] + 1, SHAPE[1:], repeat=repeats[i])
+            np.testing.assert_allclose(found[i : i + 1], wanted, atol=2e-6)
+        assert torch.equal(before[:, 0], held[:, 0]) == (rows[0] > 0)
 
 
 @pytest.mark.parametrize(

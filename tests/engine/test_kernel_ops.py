@@ -167,7 +167,8 @@ import torch
 import fastddpm_kernels
 assert not torch.cuda.is_initialized()
 x = torch.zeros(1, 3, 4, 4)
-fastddpm_kernels.reverse_step(x, x.clone(), torch.ones(1, 32), torch.zeros(2, dtype=torch.int64), clip=True)
+counter = torch.zeros(1, 2, dtype=torch.int64)
+fastddpm_kernels.reverse_step(x, x.clone(), torch.ones(1, 32), counter, clip=True)
 fastddpm_kernels.q_sample(x, torch.tensor([0]), torch.ones(1), torch.ones(1), noise=x)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

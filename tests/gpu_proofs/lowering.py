@@ -117,7 +117,7 @@ def lower(make: Callable[[], nn.Module], monkeypatch: Any, target: str = "sm_90"
                 network = bound(model, device)
                 network.compile(fullgraph=True)
             with counted_bytes():
-                code = get_code(network, buffers.x, buffers.counter[:1])
+                code = get_code(network, buffers.x, buffers.counter[:, 0])
     [module] = [text for text in code if "def call(" in text and "async_compile" in text][:1]
     return read(module, metrics.num_bytes_accessed)
 
@@ -188,7 +188,7 @@ def captured_operators(make: Callable[[], nn.Module], monkeypatch: Any, target: 
         with device:
             buffers, network = StepBuffers(CASE, 10, device), bound(model, device)
             with Operators() as operators:
-                network(buffers.x, buffers.counter[:1])
+                network(buffers.x, buffers.counter[:, 0])
     return operators.launched
 
 

@@ -156,7 +156,7 @@ with FakeTensorMode(), torch.device("cuda"), warnings.catch_warnings(record=True
     warnings.simplefilter("always")
     x, i, table = torch.zeros(2, 4, 8, 8), torch.zeros(2, dtype=torch.int64), torch.zeros(9)
     for _ in range(2):
-        reverse_step(x, x.clone(), torch.zeros(1, 32), i, noise=i, clip=True)
+        reverse_step(x, x.clone(), torch.zeros(1, 32), i.expand(2, 2), noise=i, clip=True)
         x_t = q_sample(x, i, table, table, seeds=i, ordinals=i)
         results = [x_t, noise_mse(x, i, i), group_norm_silu(x, 2)]
 print([result.device.type for result in results], [str(w.message).split(":")[0] for w in given])

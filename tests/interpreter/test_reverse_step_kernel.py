@@ -37,6 +37,16 @@ def test_agrees_with_float64(case, n):
     assert all(buffer.intact() for buffer in guarded.values())
 
 
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_each_sample_reads_its_own_row(case):
+    given = step_cases.mixed(case, SHAPES[33])
+    result = step_cases.clone(given)
+    launch(**result)
+    for name, wanted in zip(("x", "x0", "kept"), step_cases.expected_of_mixed(case, given), strict=True):
+        if given[name] is not None:
+            np.testing.assert_allclose(result[name].numpy(), wanted, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("m_dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_reads_half_precision_in_both_layouts(case, m_dtype):
@@ -64,7 +74,7 @@ def test_a_sample_between_guards_equals_the_sample_in_its_batch(n):
     launch(**batch)
     for i in range(3):
         sample = Guarded(alone["x"][i : i + 1])
-        one = dict(alone, x=sample.tensor, m=alone["m"][i : i + 1], noise=alone["noise"][i : i + 1])
+        one = step_cases.alone(alone, i) | {"x": sample.tensor}
         launch(**one)
         assert torch.equal(sample.tensor[0], batch["x"][i])
         assert sample.intact()

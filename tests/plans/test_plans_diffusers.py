@@ -57,7 +57,7 @@ class Walker:
             x,
             m,
             self.table,
-            torch.tensor([k, 0]),
+            torch.tensor([[k, 0]] * len(x)),
             noise=noise,
             threshold=self._threshold(k, x, m),
             kept=self.kept if plan.kept else None,

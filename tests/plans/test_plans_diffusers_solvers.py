@@ -84,7 +84,7 @@ def ours(plan, x):
             x,
             m,
             table,
-            torch.tensor([row, 0]),
+            torch.tensor([[row, 0]] * len(x)),
             noise=noise,
             threshold=bound,
             kept=kept if plan.kept else None,

@@ -305,7 +305,7 @@ def test_rows_through_the_operator():
                 got,
                 m[k],
                 torch.tensor(plan.table),
-                torch.tensor([k, 0]),
+                torch.tensor([[k, 0]]).expand(len(got), 2),
                 noise=z[k][None],
                 kept=buffer if plan.kept else None,
                 clip=plan.clip,
@@ -463,7 +463,7 @@ def run_plan(plan, model, shape, draws):
     for k, t in enumerate(plan.timesteps):
         noise = torch.randn(shape)[None] if draws[k] else None
         m = model(x, torch.full((shape[0],), int(t)))
-        reverse_step(x, m, table, torch.tensor([k, 0]), noise=noise, clip=plan.clip)
+        reverse_step(x, m, table, torch.tensor([[k, 0]] * len(x)), noise=noise, clip=plan.clip)
     return x
 
 

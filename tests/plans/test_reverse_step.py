@@ -23,6 +23,13 @@ def compare(given, result):
             np.testing.assert_allclose(result[name].cpu().numpy(), wanted, rtol=0, atol=TOLERANCE)
 
 
+def compare_mixed(case, given, result):
+    """The same for samples at rows of their own."""
+    for name, wanted in zip(("x", "x0", "kept"), step_cases.expected_of_mixed(case, given), strict=True):
+        if given[name] is not None:
+            np.testing.assert_allclose(result[name].cpu().numpy(), wanted, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("case", CASES, ids=ids)
 @pytest.mark.parametrize("n", SHAPES)
 def test_reference_agrees_with_float64(case, n):
@@ -30,6 +37,29 @@ def test_reference_agrees_with_float64(case, n):
     result = step_cases.clone(given)
     reverse_step(**result)
     compare(given, result)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("n", [33, 784])
+def test_samples_at_rows_of_their_own_agree_with_float64(case, n):
+    given = step_cases.mixed(case, SHAPES[n])
+    result = step_cases.clone(given)
+    reverse_step(**result)
+    compare_mixed(case, given, result)
+
+
+def test_a_batch_at_one_row_has_the_bits_of_one_that_says_so_for_each():
+    """The counter expanded, and the plan's rows anywhere in the table."""
+    for case in CASES:
+        given = step_cases.arguments(case, SHAPES[33])
+        counter, base = given["counter"][:1].expand(3, 2), torch.full((3,), 4)
+        moved = given | {"counter": counter + torch.tensor([4, 0]), "base": base}
+        moved["table"] = torch.cat((torch.full((4, 32), math.nan), given["table"]))
+        results = [step_cases.clone(given), step_cases.clone(given) | {"counter": counter}, moved]
+        for result in results:
+            reverse_step(**result)
+        for result in results[1:]:
+            assert torch.equal(result["x"], results[0]["x"]), case.name
 
 
 @pytest.mark.parametrize("m_dtype", [torch.float16, torch.bfloat16])
@@ -109,12 +139,11 @@ def test_nan_and_infinity_pass_as_through_torch_clamp(where, bound):
 
 def test_samples_do_not_depend_on_their_batch():
     case = Case("clip", clip=True)
-    batch = step_cases.arguments(case, SHAPES[33])
-    alone = step_cases.clone(batch)
+    given = step_cases.arguments(case, SHAPES[33])
+    batch = step_cases.clone(given)
     reverse_step(**batch)
     for i in range(3):
-        one = dict(alone, x=alone["x"][i : i + 1].clone(), m=alone["m"][i : i + 1])
-        one["noise"] = alone["noise"][i : i + 1]
+        one = step_cases.alone(given, i)
         reverse_step(**one)
         assert torch.equal(one["x"][0], batch["x"][i])
 
@@ -132,7 +161,8 @@ def test_samples_need_not_be_images():
     generator = torch.Generator().manual_seed(0)
     x, m = (torch.randn(3, 40, generator=generator) for _ in range(2))
     as_image = x.reshape(3, 1, 5, 8).clone()
-    options = {"table": step_cases.table(), "counter": torch.tensor([3, 0]), "noise": torch.tensor([1, 2, 3])}
+    counter = torch.tensor([[3, 0]]).expand(3, 2)
+    options = {"table": step_cases.table(), "counter": counter, "noise": torch.tensor([1, 2, 3])}
     reverse_step(x, m, **options)
     reverse_step(as_image, m.reshape(3, 1, 5, 8), **options)
     assert torch.equal(x, as_image.reshape(3, 40))
@@ -155,8 +185,9 @@ BAD = {
     "m has dtype": {"m": X.double()},
     "table has shape": {"table": torch.zeros(16)},
     "table has dtype": {"table": torch.zeros(1, 32, dtype=torch.float64)},
-    "counter has shape": {"counter": torch.zeros(1, dtype=torch.int64)},
-    "counter has dtype": {"counter": torch.zeros(2, dtype=torch.int32)},
+    "counter has shape": {"counter": torch.zeros(2, dtype=torch.int64)},
+    "counter has dtype": {"counter": torch.zeros(2, 2, dtype=torch.int32)},
+    "base has shape": {"base": torch.zeros(3, dtype=torch.int64)},
     r"noise \(seeds\) has shape": {"noise": torch.zeros(3, dtype=torch.int64)},
     "noise has shape": {"noise": X},
     "noise has dtype": {"noise": X.double()[None]},
@@ -174,7 +205,8 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_bad_arguments_are_named(message):
-    good = {"x": X.clone(), "m": X, "table": torch.zeros(1, 32), "counter": torch.zeros(2, dtype=torch.int64)}
+    counter = torch.zeros(2, 2, dtype=torch.int64)
+    good = {"x": X.clone(), "m": X, "table": torch.zeros(1, 32), "counter": counter}
     with pytest.raises(ValueError, match=f"^{message}") as raised:
         reverse_step(**(good | BAD[message]))
     assert "accepted" in str(raised.value)
@@ -194,6 +226,17 @@ def test_kernel_agrees_with_float64(case, m_dtype):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_kernel_reads_rows_of_each_sample(case):
+    for shape in SHAPES.values():
+        given = step_cases.mixed(case, shape)
+        result = step_cases.clone(given, "cuda")
+        reverse_step(**result)
+        compare_mixed(case, given, result)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("n", SHAPES)
 def test_kernel_touches_its_sample_alone(n):
     """Each sample stands alone between guards; the batch's result is the same, bit for bit."""
@@ -204,8 +247,7 @@ def test_kernel_touches_its_sample_alone(n):
     for i in range(3):
         buffer = torch.full((n + 128,), 77.0, device="cuda")
         buffer[64 : 64 + n] = alone["x"][i].flatten()
-        one = dict(alone, x=buffer[64 : 64 + n].view(1, *SHAPES[n]), m=alone["m"][i : i + 1])
-        one["noise"] = alone["noise"][i : i + 1]
+        one = step_cases.alone(alone, i) | {"x": buffer[64 : 64 + n].view(1, *SHAPES[n])}
         reverse_step(**one)
         assert torch.equal(one["x"][0], batch["x"][i])
         assert (buffer[:64] == 77.0).all()

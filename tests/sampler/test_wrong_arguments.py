@@ -16,11 +16,23 @@ from fastddpm.dropin import Unrecognised
 from fastddpm.signatures import checked
 
 LONGEST = 300
-PACKAGES = ("", ".plans", ".score", ".data", ".jobs", ".training", ".restoration", ".tasks", ".evaluation")
+PACKAGES = (
+    "",
+    ".plans",
+    ".score",
+    ".data",
+    ".jobs",
+    ".training",
+    ".restoration",
+    ".tasks",
+    ".evaluation",
+    ".serving",
+)
 # Public names that have no argument to get wrong, or are types of errors and tables.
 SILENT = {
     *("CheckpointError", "EngineUnavailable", "NonFiniteSamples", "OtherSettingsError", "JobStopped"),
     *("BadArgument", "BrokenImagesError", "TrainingDiverged"),
+    *("Busy", "Closed", "DeadlinePassed", "Drawing"),
     *("METHODS", "TASKS", "TASK_FILE", "load_digit_classifier", "Inpaint", "Task"),
     *("DigitClassifier", "SDE", "Score", "Drawer"),  # a network's forward, and what others implement
     *(

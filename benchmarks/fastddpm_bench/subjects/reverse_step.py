@@ -35,7 +35,7 @@ class Step:
         plan = ddpm_plan(schedule, clip_sample_range=1.0)
         self.device, self.t = device, int(plan.timesteps[ROW])
         self.table = torch.tensor(plan.table, device=device)
-        self.counter = torch.tensor([ROW, 0], device=device)
+        self.counter = torch.tensor([[ROW, 0]], device=device).repeat(shape[0], 1)
         self.seeds = torch.arange(shape[0], device=device)
         self.columns = {
             name: schedule.tensor(name, device=device)

@@ -129,6 +129,7 @@ def take_row(
     m = model_output.to(torch.float32) if model_output.dtype == torch.float64 else model_output
     x = torch.empty(sample.shape, dtype=torch.float32, device=sample.device).copy_(sample)
     x0 = torch.empty_like(x)
+    counter = counter.expand(len(x), 2)  # all samples are at one row
     with _current(x.device):
         reverse_step(
             x,

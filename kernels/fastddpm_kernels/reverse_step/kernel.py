@@ -10,8 +10,9 @@
     sigma  = c   or   c * exp(0.5*(f*log_var_max + (1-f)*log_var_min)), f = (v+1)/2      LEARNED_RANGE
 
 x and x0 are float32 (B, C, H, W) contiguous; m is float32, float16 or bfloat16, contiguous or channels_last,
-of B or (guidance) 2B rows and C or (learned range) 2C channels. Row k = counter[0] of the table, the seeds
-and the counter are read on the device: a launch has nothing of a step baked in, so that it can be replayed.
+of B or (guidance) 2B rows and C or (learned range) 2C channels. Row k = counter[b, 0] of the table, of each
+sample b its own, the seeds and the counter are read on the device: a launch has nothing of a step baked in,
+so that it can be replayed.
 
 Bytes per element: read x (4), read m (4, or 2 in half precision), write x (4): 12 or 10. Guidance reads m
 twice and learned range reads v too (as m); x0 is written (4); kept predictions are read (4 each), one of them
@@ -104,6 +105,7 @@ def reverse_step_kernel(
     guidance_ptr,
     threshold_ptr,
     kept_ptr,
+    base_ptr,
     n_elements,
     plane_16,
     channels,
@@ -124,6 +126,7 @@ def reverse_step_kernel(
     """Grid (B, tiles of a sample). A pointer that a case does not use is None; plane_16 is q/16 (noise)."""
     sample = tl.program_id(0).to(tl.int64)
     batch = tl.num_programs(0).to(tl.int64)
+    counter_ptr += sample * 2
     k = tl.load(counter_ptr)
     row_ptr = table_ptr + k * ROW
 
@@ -199,6 +202,8 @@ def reverse_step_kernel(
         x_next = tl.load(row_ptr + LINEAR_X) * x + tl.load(row_ptr + LINEAR_M) * m
 
     if noise_ptr is not None:
+        if base_ptr is not None:
+            k -= tl.load(base_ptr + sample)
         if SEEDED:
             z = normals(tl.load(noise_ptr + sample), block, k + 1, 0, tl.load(counter_ptr + 1))
         else:
@@ -241,7 +246,7 @@ def configure(given: Arguments) -> Launch:
         "LEARNED_RANGE": m.shape[1] != x.shape[1],
         "CHANNELS_LAST": channels_last,
     }
-    return grid, (*given[:9], *numbers), options | cases
+    return grid, (*given[:10], *numbers), options | cases
 
 
 @triton_op("fastddpm::reverse_step", mutates_args={"x", "x0", "kept"})
@@ -255,6 +260,7 @@ def reverse_step_op(
     guidance: Tensor | None,
     threshold: Tensor | None,
     kept: Tensor | None,
+    base: Tensor | None,
     clip: bool,
     combine: bool,
     divide: bool,
@@ -262,6 +268,6 @@ def reverse_step_op(
 ) -> None:
     """In place on x, x0 and kept; `op.reverse_step` checks the arguments. No gradient."""
     bounds = (guidance, threshold)
-    given = Arguments(x, m, table, counter, noise, x0, *bounds, kept, clip, combine, divide, rederive)
+    given = Arguments(x, m, table, counter, noise, x0, *bounds, kept, base, clip, combine, divide, rederive)
     grid, operands, options = configure(given)
     wrap_triton(reverse_step_kernel)[grid](*operands, **options)

@@ -25,12 +25,13 @@ def reverse_step(
     guidance: Tensor | None = None,
     threshold: Tensor | None = None,
     kept: Tensor | None = None,
+    base: Tensor | None = None,
     clip: bool = False,
     combine: bool = False,
     divide: bool = False,
     rederive: bool = False,
 ) -> None:
-    """One reverse step, in place on x, with the coefficients of row k = counter[0] of the table:
+    """One reverse step, in place on x; of each sample b with the coefficients of row k = counter[b, 0]:
 
         m      = m_u + w*(m_c - m_u)                     with guidance
         x0     = clip(p*x + q*m, -r, r)                  or clip(p*x + q*m, -s, s) / s with threshold
@@ -51,15 +52,17 @@ def reverse_step(
             variance v in [-1, 1]; with guidance it has 2B rows, first the B unconditional and then the B
             conditional ones.
         table: float32 (S, 32), columns `Column`.
-        counter: int64 (2,) = (k, repeat), 0 <= k < S, read on the device only: k beyond the table is not
-            detected on a GPU. The noise has step word k + 1.
+        counter: int64 (B, 2) = (k, repeat) of each sample, 0 <= k < S, read on the device only: k beyond the
+            table is not detected on a GPU. One for all may be expanded, and is copied first on a GPU.
         noise: None: no noise term. int64 (B,): a seed in [0, 2**63) per sample, z drawn by the noise spec
-            (stream 0). float32 (K, *x.shape): z = noise[k % K].
+            (stream 0, step k - base + 1). float32 (K, *x.shape): z = noise[(k - base) % K].
         x0: float32 like x, receives the clean image after the clip.
         guidance: float32 (B,), the scales w.
         threshold: float32 (B,), the bounds s > 0; takes the place of clip.
         kept: float32 (1 to 5, *x.shape), predictions of earlier rows; the row's own goes into the place that
             its column names, after the others were read.
+        base: int64 (B,), the row of the table at which the plan of each sample begins, where the table holds
+            the rows of several; None: 0 for all.
         clip: bound x0 by column r.
         combine: what is kept is a sum of x0, x and m, such as eps, instead of x0.
         divide: x0 has the divisor d, before the bound; d = 0 gives infinities, or NaN.
@@ -78,21 +81,22 @@ def reverse_step(
     2022), algorithm 2; learned range: Improved DDPM (Nichol and Dhariwal 2021), 15; thresholding: Imagen
     (Saharia et al. 2022).
     """
-    _check(x, m, table, counter, guidance)
+    _check(x, m, table, guidance)
+    _check_place(x, counter, base)
     _check_options(x, noise, x0, threshold, kept, clip, combine)
     if not _is_dense(m):
         m = m.contiguous()
     bounds = (guidance, threshold)
-    given = Arguments(x, m, table, counter, noise, x0, *bounds, kept, clip, combine, divide, rederive)
+    given = Arguments(x, m, table, counter, noise, x0, *bounds, kept, base, clip, combine, divide, rederive)
     if runs_kernels(x.device):
         from .kernel import reverse_step_op
 
-        reverse_step_op(*given)
+        reverse_step_op(*given._replace(counter=counter.contiguous()))
     else:
         reference_reverse_step(given)
 
 
-def _check(x: Tensor, m: Tensor, table: Tensor, counter: Tensor, guidance: Tensor | None) -> None:
+def _check(x: Tensor, m: Tensor, table: Tensor, guidance: Tensor | None) -> None:
     check_state("x", x)
     if m.dtype not in M_DTYPES:
         raise ValueError(f"m has dtype {m.dtype}; accepted: {', '.join(str(dtype) for dtype in M_DTYPES)}")
@@ -109,9 +113,15 @@ def _check(x: Tensor, m: Tensor, table: Tensor, counter: Tensor, guidance: Tenso
     if table.dim() != 2 or table.shape[0] < 1:
         raise ValueError(f"table has shape {tuple(table.shape)}; accepted is (S, {N_COLUMNS}), S >= 1")
     check_tensor("table", table, shape=(table.shape[0], N_COLUMNS), dtypes=(torch.float32,), device=x.device)
-    check_tensor("counter", counter, shape=(2,), dtypes=(torch.int64,), device=x.device)
     if guidance is not None:
         check_tensor("guidance", guidance, shape=x.shape[:1], dtypes=(torch.float32,), device=x.device)
+
+
+def _check_place(x: Tensor, counter: Tensor, base: Tensor | None) -> None:
+    batch, dtypes = x.shape[0], (torch.int64,)
+    check_tensor("counter", counter, shape=(batch, 2), dtypes=dtypes, device=x.device, contiguous=False)
+    if base is not None:
+        check_tensor("base", base, shape=(batch,), dtypes=dtypes, device=x.device)
 
 
 def _check_options(

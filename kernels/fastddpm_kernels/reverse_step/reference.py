@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from ..noise import normal
+from ..table import Column
 from ..traffic import Traffic, size
+
+USED = len(Column)
+"""Columns that mean something: each is a view of its own, and a view costs the host most of a microsecond."""
 
 
 class Arguments(NamedTuple):
@@ -26,6 +30,7 @@ class Arguments(NamedTuple):
     guidance: Tensor | None = None
     threshold: Tensor | None = None
     kept: Tensor | None = None
+    base: Tensor | None = None
     clip: bool = False
     combine: bool = False
     divide: bool = False
@@ -63,8 +68,8 @@ def is_linear(given: Arguments) -> bool:
 
 def reverse_step(arguments: Arguments) -> None:
     """One reverse step in float32, in place on x, x0 and kept."""
-    x, m, table, counter, noise, x0, guidance, threshold, kept, clip, combine, divide, rederive = arguments
-    row = table.index_select(0, counter[:1]).squeeze(0).unbind()
+    x, m, table, counter, noise, x0, guidance, threshold, kept, _, clip, combine, divide, rederive = arguments
+    row = coefficients(table, counter, x)
     # In the order of `Column` (whose members torch.compile cannot trace as indices).
     p, q, r, a, b, e, h, c, log_var_min, log_var_max, linear_x, linear_m, d, f, g, w = row[:16]
     h2, h3, i, j, n, slot, h4, h5 = row[16:24]
@@ -90,7 +95,7 @@ def reverse_step(arguments: Arguments) -> None:
             for weight, earlier in zip((h, h2, h3, h4, h5), kept, strict=False):
                 x_next = _plus(x_next, weight, earlier, rounds)
             own = i * pred_x0 + j * x + n * m if combine else pred_x0
-            _keep(kept, own, slot)
+            _keep(kept, own, slot.flatten())
         if x0 is not None:
             x0.copy_(pred_x0)
 
@@ -100,16 +105,22 @@ def reverse_step(arguments: Arguments) -> None:
             fraction = (variance + 1.0) * 0.5
             log_variance = fraction * log_var_max + (1.0 - fraction) * log_var_min
             sigma = sigma * torch.exp(0.5 * log_variance)
-        x_next = _plus(x_next, sigma, _noise(noise, counter, x), rounds)
+        x_next = _plus(x_next, sigma, _noise(arguments, noise), rounds)
     x.copy_(x_next)
 
 
+def coefficients(table: Tensor, counter: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """The columns of each sample's row, ``(B, 1, ...)`` each, as many dimensions as x has."""
+    rows = table.index_select(0, counter[:, 0])[:, :USED]
+    return rows.view(*rows.shape, *(1,) * (x.dim() - 1)).unbind(1)
+
+
 def _keep(kept: Tensor, own: Tensor, slot: Tensor) -> None:
-    """Puts a row's prediction into its place; the number of the place is read on the device."""
+    """Puts each sample's prediction into its place; the numbers of the places are read on the device."""
     if len(kept) == 1:
         kept[0].copy_(own)
     else:
-        kept.index_copy_(0, slot.to(torch.int64).reshape(1), own[None])
+        kept.flatten(0, 1).index_copy_(0, _of_samples(slot.to(torch.int64)), own)
 
 
 def split_output(m: Tensor, channels: int, guidance: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -126,14 +137,22 @@ def split_output(m: Tensor, channels: int, guidance: Tensor | None) -> tuple[Ten
     return unconditional + _per_sample(guidance, m) * (conditional - unconditional), variance
 
 
-def _noise(noise: Tensor, counter: Tensor, x: Tensor) -> Tensor:
-    """z of this row: drawn when `noise` holds seeds, else its slot of the ring."""
-    k, repeat = counter[:1], counter[1:]
-    if noise.dtype == torch.int64:
-        return normal(noise, k + 1, x.shape[1:], repeat=repeat)
-    if noise.shape[0] == 1:
+def _noise(arguments: Arguments, noise: Tensor) -> Tensor:
+    """z of each sample's row: drawn when `noise` holds seeds, else its slot of the ring."""
+    if noise.shape[0] == 1 and noise.is_floating_point():
         return noise[0]
-    return noise.index_select(0, k % noise.shape[0]).squeeze(0)
+    k, repeat = arguments.counter.unbind(1)
+    if arguments.base is not None:
+        k = k - arguments.base
+    if noise.dtype == torch.int64:
+        return normal(noise, k + 1, arguments.x.shape[1:], repeat=repeat)
+    return noise.flatten(0, 1).index_select(0, _of_samples(k % noise.shape[0]))
+
+
+def _of_samples(places: Tensor) -> Tensor:
+    """Of places ``(B,)`` along the K of ``(K, B, ...)``: those of the B samples once that is flat."""
+    batch = places.shape[0]
+    return places * batch + torch.arange(batch, device=places.device)
 
 
 def _plus(total: Tensor, factor: Tensor, values: Tensor, rounds: bool) -> Tensor:

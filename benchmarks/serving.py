@@ -1,0 +1,272 @@
+"""Requests that come at random, drawn one at a time, in static batches, and in flight.
+
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/serving.py [--seconds 60] [--load 0.8 1.5]
+        [--out benchmarks/results/serving.json]
+
+Arrivals are a Poisson process; each asks the model in the box for 1 to 4 digits of 10, 20, 50 or 250 steps,
+guided or not. The same arrivals for each way:
+
+    one at a time    a request is a batch; they are drawn in the order in which they came
+    static batches   who is in front, and all that wait and ask for the same method, steps and guidance
+    in flight        `fastddpm.serving.Scheduler`: images join and leave a batch at any step
+
+The load is that of the arrivals, as a share of what one at a time could draw. Latency is from a request's
+arrival to its last image. Occupancy: of the slots in flight, how many had an image in them; of other ways,
+how many of ``--max-batch`` the batches filled. A round of every kind of request comes before, untimed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastddpm
+from fastddpm.files import replacing
+from fastddpm.plans.method import MethodOptions
+from fastddpm.serving import Scheduler
+
+KINDS: dict[int, MethodOptions] = {
+    10: {"method": "dpmpp_2m", "num_inference_steps": 10},
+    20: {"method": "ddim", "num_inference_steps": 20},
+    50: {"method": "ddim", "num_inference_steps": 50},
+    250: {"method": "ddpm", "num_inference_steps": 250},
+}
+SHARES = (0.35, 0.35, 0.2, 0.1)
+GUIDANCE = 2.0
+
+
+@dataclasses.dataclass
+class Request:
+    """One arrival, at ``at`` seconds, for some images; ``done`` is when the last of them was there."""
+
+    at: float
+    images: int
+    steps: int
+    guided: bool
+    number: int
+    done: float = 0.0
+
+    @property
+    def kind(self) -> tuple[int, bool]:
+        """What those have in common that a static batch can hold."""
+        return self.steps, self.guided
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of `Sampler.sample`."""
+        seeds = [4 * self.number + i for i in range(self.images)]
+        return {"seeds": seeds, "guidance_scale": GUIDANCE if self.guided else 1.0}
+
+
+def arrivals(seconds: float, rate: float) -> list[Request]:
+    """Requests of so many seconds, so many a second."""
+    draw, at, found = random.Random(0), 0.0, list[Request]()
+    while True:
+        at += draw.expovariate(rate)
+        if at > seconds:
+            return found
+        steps = draw.choices(list(KINDS), SHARES)[0]
+        found.append(Request(at, draw.randint(1, 4), steps, draw.random() < 0.5, len(found)))
+
+
+class Queued:
+    """Requests that wait, and a thread that draws them in batches.
+
+    Args:
+        most: images of a batch.
+        together: whether requests that wait share one.
+    """
+
+    def __init__(self, sampler: fastddpm.Sampler, most: int, *, together: bool) -> None:
+        self._together = together
+        self._samplers = {steps: sampler.replace(**options) for steps, options in KINDS.items()}
+        self._most, self._filled = most, list[int]()
+        self._waiting: deque[tuple[Request, Future[None]]] = deque()
+        self._news, self._is_closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def submit(self, request: Request) -> list[Future[None]]:
+        """A future of all images."""
+        future: Future[None] = Future()
+        with self._news:
+            self._waiting.append((request, future))
+            self._news.notify()
+        return [future]
+
+    def close(self) -> None:
+        """Waits for what is left."""
+        with self._news:
+            self._is_closed = True
+            self._news.notify()
+        self._thread.join()
+
+    def occupancy(self) -> float:
+        """Images a batch, as a share of the most."""
+        return statistics.fmean(self._filled) / self._most
+
+    def _serve(self) -> None:
+        while True:
+            with self._news:
+                while not self._waiting and not self._is_closed:
+                    self._news.wait()
+                if not self._waiting:
+                    return
+                batch = self._batch()
+            first = batch[0][0]
+            seeds = [seed for request, _ in batch for seed in request.arguments["seeds"]]
+            self._filled.append(len(seeds))
+            scale = first.arguments["guidance_scale"]
+            sampler = self._samplers[first.steps]
+            sampler.sample(
+                seeds=seeds,
+                class_labels=[seed % 10 for seed in seeds],
+                guidance_scale=scale,
+                progress=False,
+            )
+            for _, future in batch:
+                future.set_result(None)
+
+    def _batch(self) -> list[tuple[Request, Future[None]]]:
+        """Who is in front, and who asks for the same, as long as there is room."""
+        batch = [self._waiting.popleft()]
+        images = batch[0][0].images
+        for one in list(self._waiting) if self._together else ():
+            if one[0].kind == batch[0][0].kind and images + one[0].images <= self._most:
+                self._waiting.remove(one)
+                batch.append(one)
+                images += one[0].images
+        return batch
+
+
+class InFlight:
+    """The scheduler, an image a request of its."""
+
+    def __init__(self, sampler: fastddpm.Sampler, most: int) -> None:
+        self._scheduler = Scheduler(sampler, max_batch=most, max_waiting=100_000)
+        self._used = self._slots = 0
+        self._is_closed = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+
+    def submit(self, request: Request) -> list[Future[Any]]:
+        """A future of each image."""
+        options: dict[str, Any] = {**KINDS[request.steps]}
+        scale = request.arguments["guidance_scale"]
+        return [
+            self._scheduler.submit(seed, class_label=seed % 10, guidance_scale=scale, **options)
+            for seed in request.arguments["seeds"]
+        ]
+
+    def close(self) -> None:
+        """Waits for what is left."""
+        self._scheduler.close()
+        self._is_closed.set()
+        self._watcher.join()
+
+    def occupancy(self) -> float:
+        """Of the slots of the batches, those that were used, by looks every 20 ms."""
+        return self._used / max(1, self._slots)
+
+    def _watch(self) -> None:
+        while not self._is_closed.wait(0.02):
+            stats = self._scheduler.stats()
+            self._used += stats["running"]
+            self._slots += stats["slots"]
+
+
+def measured(make: Callable[[], Queued | InFlight], requests: list[Request]) -> dict[str, float]:
+    """Throughput, latencies in seconds and occupancy of one way."""
+    way = make()
+    for kind in {request.kind for request in requests}:
+        example = next(request for request in requests if request.kind == kind)
+        for future in way.submit(example):
+            future.result()
+    began, threads = time.perf_counter(), list[Future[Any]]()
+
+    def note(request: Request) -> Callable[[Future[Any]], None]:
+        def done(_: Future[Any]) -> None:
+            request.done = max(request.done, time.perf_counter() - began)
+
+        return done
+
+    for request in requests:
+        time.sleep(max(0.0, began + request.at - time.perf_counter()))
+        for future in way.submit(request):
+            future.add_done_callback(note(request))
+            threads.append(future)
+    for future in threads:
+        future.result()
+    took = time.perf_counter() - began
+    way.close()
+    latencies = [request.done - request.at for request in requests]
+    images = sum(request.images for request in requests)
+    figures = {f"p{share} latency, s": float(np.percentile(latencies, share)) for share in (50, 95, 99)}
+    return {"images a second": images / took, **figures, "occupancy": way.occupancy()}
+
+
+def capacity(sampler: fastddpm.Sampler) -> float:
+    """Requests a second that one at a time can draw, by one of every kind."""
+    seconds = 0.0
+    for (steps, options), share in zip(KINDS.items(), SHARES, strict=True):
+        one = sampler.replace(**options)
+        for guided in (False, True):
+            arguments = Request(0.0, 2, steps, guided, 0).arguments
+            for _ in range(2):  # the first makes buffers
+                began = time.perf_counter()
+                one.sample(**arguments, class_labels=1, progress=False)
+            seconds += share * 0.5 * 1.25 * (time.perf_counter() - began)  # 2.5 images on average
+    return 1 / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals")
+    parser.add_argument("--load", type=float, nargs="+", default=[0.8, 1.5])
+    parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--engine", default="eager")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    sampler = fastddpm.load(engine=given.engine)
+    rate = capacity(sampler)
+    found: dict[str, Any] = {}
+    for load in given.load:
+        requests = arrivals(given.seconds, load * rate)
+        ways: dict[str, Callable[[], Queued | InFlight]] = {
+            "one at a time": lambda: Queued(sampler, given.max_batch, together=False),
+            "static batches": lambda: Queued(sampler, given.max_batch, together=True),
+            "in flight": lambda: InFlight(sampler, given.max_batch),
+        }
+        for name, make in ways.items():
+            figures = measured(make, [dataclasses.replace(request) for request in requests])
+            found[f"load {load}, {name}"] = {key: round(value, 3) for key, value in figures.items()}
+            print(f"load {load}, {name}: {found[f'load {load}, {name}']}", flush=True)
+    report = {
+        "engine": sampler.engine,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "max_batch": given.max_batch,
+        "seconds of arrivals": given.seconds,
+        "requests a second at load 1": round(rate, 3),
+        "ways": found,
+    }
+    if given.out:
+        with replacing(given.out) as file:
+            file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""`fastddpm.serving.Scheduler`: every image is the one that its request gives alone, in any company."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from networks import make_unet
+from tolerances import ACROSS_BATCHES
+
+from fastddpm import NoiseSchedule, NonFiniteSamples, Sampler
+from fastddpm.network import without_grad
+from fastddpm.serving import Busy, Closed, DeadlinePassed, Scheduler
+
+SCHEDULE = NoiseSchedule.linear(100)
+SHAPE = (3, 8, 8)
+METHODS = [
+    {},
+    {"method": "ddim", "num_inference_steps": 4},
+    {"method": "ddim", "num_inference_steps": 9, "eta": 0.6},
+    {"method": "ddpm", "num_inference_steps": 12},
+    {"method": "dpmpp_2m", "num_inference_steps": 5},
+    {"method": "unipc", "num_inference_steps": 6},
+    {"method": "heun", "num_inference_steps": 4},
+]
+
+
+def make_sampler(model=None, **options):
+    options = {"num_inference_steps": 7, "clip_sample_range": 1.0, "timestep_spacing": "trailing"} | options
+    return Sampler(model or make_unet(), SCHEDULE, shape=SHAPE, **options)
+
+
+def alone(sampler, seed, method, label=None, guidance=1.0):
+    """The image by `Sampler.sample`."""
+    one = Sampler(
+        sampler.model, SCHEDULE, shape=SHAPE, engine="eager", **sampler.method.adapted(**method).to_dict()
+    )
+    return one.sample(seeds=[seed], class_labels=label, guidance_scale=guidance, progress=False)[0]
+
+
+class Gate:
+    """A model's call that waits until it is opened, and counts."""
+
+    def __init__(self, model):
+        self.model, self.open, self.calls = model, threading.Event(), 0
+        self.reached = threading.Event()
+
+    def __call__(self, x, t, **cond):
+        self.calls += 1
+        self.reached.set()
+        assert self.open.wait(30)
+        return self.model(x, t, **cond)
+
+
+def affine(x, t, **cond):
+    """A model whose images can be told apart, and whose state stays small."""
+    return 0.3 * x + 0.01 * (t % 7).float().view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnxruntime"])
+def test_mixed_requests_in_any_order_are_what_they_are_alone(engine):
+    if engine == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+    sampler, draw = make_sampler(engine=engine), random.Random(1)
+    count, methods, scales = (30, METHODS, [1.0, 2.5]) if engine == "eager" else (6, METHODS[:3], [1.0])
+    asked = [
+        (seed, draw.choice(methods), draw.choice([0, 1, 2]), draw.choice(scales)) for seed in range(count)
+    ]
+    with Scheduler(sampler, max_batch=4 if engine == "eager" else 2, rows=60) as scheduler:
+        futures = []
+        for seed, method, label, guidance in asked:
+            futures.append(
+                scheduler.submit(
+                    seed, class_label=label, guidance_scale=guidance, priority=seed % 3, **method
+                )
+            )
+            if draw.random() < 0.3:
+                time.sleep(0.01)  # so that some come while others are on their way
+        images = [future.result(60) for future in futures]
+        assert all(future.progress == 1.0 for future in futures)
+        assert scheduler.stats()["steps"] < sum(future.steps for future in futures)  # they shared some
+    for (seed, method, label, guidance), image in zip(asked, images, strict=True):
+        wanted = alone(sampler, seed, method, label, guidance)
+        assert (image - wanted).abs().max() <= ACROSS_BATCHES, (seed, method, label, guidance)
+
+
+def test_a_request_that_fails_or_is_cancelled_changes_no_other():
+    """Beside one whose model output is NaN, one that is cancelled on its way, and one that is too late."""
+
+    def sometimes_nan(x, t, y):
+        return affine(x, t) + torch.where(y > 0, torch.nan, 0.0).view(-1, 1, 1, 1)
+
+    gate = Gate(sometimes_nan)
+    sampler = make_sampler(gate, engine="eager")
+
+    def y(value):
+        return {"y": torch.tensor([float(value)])}
+
+    with Scheduler(sampler, max_batch=4) as scheduler:
+        good = scheduler.submit(1, cond=y(0))
+        bad = scheduler.submit(2, cond=y(1))
+        gone = scheduler.submit(3, cond=y(0))
+        late = scheduler.submit(4, cond=y(0), deadline=0.05)
+        assert gate.reached.wait(30)
+        assert gone.cancel()
+        time.sleep(0.06)
+        gate.open.set()
+        image = good.result(30)
+        with pytest.raises(NonFiniteSamples, match="of seeds 2"):
+            bad.result(30)
+        with pytest.raises(DeadlinePassed, match=r"^deadline: \d of 7 steps"):
+            late.result(30)
+        assert gone.cancelled()
+        after = scheduler.submit(5, cond=y(0)).result(30)  # in a slot that held NaN
+    for seed, found in ((1, image), (5, after)):
+        wanted = sampler.sample(seeds=[seed], cond=y(0), progress=False)[0]
+        assert torch.equal(found, wanted)
+
+
+def test_an_error_of_the_model_reaches_those_who_were_in_its_step():
+    calls = []
+
+    def raises_once(x, t):
+        calls.append(len(x))
+        if len(calls) == 1:
+            raise RuntimeError("out of luck")
+        return affine(x, t)
+
+    with Scheduler(make_sampler(raises_once, engine="eager")) as scheduler:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            scheduler.submit(1).result(30)
+        assert scheduler.submit(1).result(30).isfinite().all()
+
+
+def test_previews_show_x0_on_its_way():
+    shown = []
+    sampler = make_sampler()
+    with Scheduler(sampler, max_batch=2) as scheduler:
+        beside = scheduler.submit(8, class_label=1)
+        future = scheduler.submit(
+            7, class_label=2, preview=lambda done, x0: shown.append((done, x0)), preview_every=3
+        )
+        future.result(60)
+        beside.result(60)
+    assert [done for done, _ in shown] == [3, 6]
+    states = sampler.sample_trajectory(seeds=[7], class_labels=2, predicted=True, progress=False)
+    for done, x0 in shown:
+        assert (x0 - states[done - 1, 0]).abs().max() <= ACROSS_BATCHES
+
+
+def test_batches_are_as_large_as_those_who_share_them():
+    """One at first, four together, and one again, by sizes that are powers of two."""
+    sizes = []
+
+    def counting(x, t):
+        sizes.append(len(x))
+        return affine(x, t)
+
+    gate = Gate(counting)
+    with Scheduler(make_sampler(gate, engine="eager"), max_batch=4) as scheduler:
+        first = scheduler.submit(0)
+        assert gate.reached.wait(30)
+        others = [scheduler.submit(seed, method="ddim", num_inference_steps=2) for seed in (1, 2, 3)]
+        gate.open.set()
+        for future in [first, *others]:
+            future.result(30)
+    assert sizes == [1, 4, 4, 1, 1, 1, 1]
+
+
+def test_nobody_waits_for_more_than_a_bounded_number_of_steps():
+    """A request of the lowest priority, while those of a higher one keep coming."""
+    with Scheduler(make_sampler(affine, engine="eager"), max_batch=1, max_waiting=8) as scheduler:
+        low, began, later = None, 0, []
+        while low is None or not low.done():
+            try:
+                later.append(scheduler.submit(len(later), method="ddim", num_inference_steps=3, priority=2))
+            except Busy as busy:
+                time.sleep(min(0.001, busy.retry_after))
+            if low is None and len(later) == 4:
+                low, began = scheduler.submit(99), scheduler.stats()["steps"]
+        # Those two above it may come before it for 200 steps; then at most eight wait in front, 3 steps each.
+        assert scheduler.stats()["steps"] - began <= 200 + 8 * 3 + 7 + 10
+        assert len(later) > 40
+        scheduler.close(cancel=True)
+
+
+def test_a_kind_that_must_wait_for_a_lane_gets_one():
+    with Scheduler(make_sampler(), max_lanes=1, max_batch=2) as scheduler:
+        plain = [scheduler.submit(seed, class_label=0) for seed in range(3)]
+        guided = scheduler.submit(9, class_label=1, guidance_scale=2.0)
+        more = [scheduler.submit(seed, class_label=0) for seed in range(3, 6)]
+        for future in [*plain, guided, *more]:
+            assert future.result(60).shape == SHAPE
+
+
+def test_what_is_refused():
+    gate = Gate(affine)
+    scheduler = Scheduler(make_sampler(gate, engine="eager"), max_waiting=2, max_batch=1, rows=20)
+    with pytest.raises(
+        ValueError, match=r"^num_inference_steps: a plan of 21 rows given, 20 at most accepted"
+    ):
+        scheduler.submit(0, num_inference_steps=21)
+    with pytest.raises(ValueError, match=r"^priority: 10 given"):
+        scheduler.submit(0, priority=10)
+    with pytest.raises(ValueError, match=r"^seed: "):
+        scheduler.submit(-1)
+    with pytest.raises(ValueError, match=r"^deadline: 0 given"):
+        scheduler.submit(0, deadline=0)
+    running = scheduler.submit(0)
+    assert gate.reached.wait(30)
+    waiting = [scheduler.submit(1), scheduler.submit(2)]
+    with pytest.raises(Busy, match=r"^max_waiting: 2 requests wait") as raised:
+        scheduler.submit(3)
+    assert 0 < raised.value.retry_after < 60
+    gate.open.set()
+    scheduler.close()
+    assert all(future.done() for future in [running, *waiting])
+    with pytest.raises(Closed):
+        scheduler.submit(4)
+
+
+def test_closing_with_cancel_ends_what_is_on_its_way():
+    gate = Gate(affine)
+    scheduler = Scheduler(make_sampler(gate, engine="eager"), max_batch=1)
+    futures = [scheduler.submit(seed) for seed in range(3)]
+    assert gate.reached.wait(30)
+    gate.open.set()
+    scheduler.close(cancel=True)
+    assert all(future.done() for future in futures)
+    assert gate.calls <= 7 * 2
+
+
+def test_weights_that_changed_while_nothing_ran_are_used():
+    unet = make_unet()
+    sampler = make_sampler(unet)
+    with Scheduler(sampler) as scheduler:
+        scheduler.submit(3, class_label=1).result(60)
+        while scheduler.stats()["running"]:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        with without_grad():
+            for parameter in unet.parameters():
+                parameter.mul_(1.1)
+        found = scheduler.submit(3, class_label=1).result(60)
+    assert (found - alone(sampler, 3, {}, 1)).abs().max() <= ACROSS_BATCHES
+
+
+def test_the_callers_sampler_is_free_meanwhile():
+    gate = Gate(affine)
+    sampler = make_sampler(gate, engine="eager")
+    with warnings.catch_warnings(), Scheduler(sampler) as scheduler:
+        warnings.simplefilter("error")
+        future = scheduler.submit(1)
+        assert gate.reached.wait(30)
+        gate.open.set()
+        image = sampler.sample(seeds=[1], progress=False)[0]
+        assert torch.equal(image, future.result(30))
+
+
+def test_the_document_does_what_it_shows():
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block, names)
+    sampler = names["sampler"]
+    asked = [
+        (0, 3, {"method": "ddpm", "num_inference_steps": 30}),
+        (1, 7, {"method": "dpmpp_2m", "num_inference_steps": 10}),
+    ]
+    for (seed, label, options), image in zip(asked, names["images"], strict=False):
+        one = Sampler(
+            sampler.model,
+            sampler.schedule,
+            shape=sampler.shape,
+            **sampler.method.adapted(**options).to_dict(),
+        )
+        wanted = one.sample(seeds=[seed], class_labels=label, progress=False)[0]
+        assert (image - wanted).abs().max() <= ACROSS_BATCHES
