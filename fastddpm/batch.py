@@ -17,16 +17,16 @@ class Batch:
     """One run of the loop.
 
     Attributes:
-        shape: ``(B, C, H, W)`` of the state.
-        x: float32 ``(B, C, H, W)``, the state to start from; None for noise.
+        shape: ``(B, ...)`` of the state; of images ``(B, C, H, W)``.
+        x: float32 ``(B, ...)``, the state to start from; None for noise.
         count: images asked for; rows beyond are padding.
         source: where the noise comes from.
         guidance: float32 ``(B,)`` on either side, or None without guidance.
         cond: keyword tensors for the model, doubled under guidance, on the host or the device.
-        condition: ``(B, Cc, H, W)``, doubled under guidance, or None.
+        condition: ``(B, Cc, ...)``, as the state but for its channels, doubled under guidance, or None.
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     x: Tensor | None
     count: int
     source: PhiloxNoise | TorchNoise
@@ -56,8 +56,8 @@ def make_batch(
     cond: Mapping[str, Tensor] | None = None,
     condition: Tensor | None = None,
 ) -> Batch:
-    """A batch without padding or guidance, of shape ``(B, C, H, W)``; attributes as of `Batch`."""
-    count, channels, height, width = (int(n) for n in shape)
+    """A batch without padding or guidance, of shape ``(B, ...)``; attributes as of `Batch`."""
+    shape = tuple(int(n) for n in shape)
     if x is not None:
         x = to_device(x.detach(), source.device, torch.float32)
-    return Batch((count, channels, height, width), x, count, source, None, dict(cond or {}), condition)
+    return Batch(shape, x, shape[0], source, None, dict(cond or {}), condition)

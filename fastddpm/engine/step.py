@@ -30,7 +30,7 @@ class StepCase:
     """What is fixed when a step is compiled or captured.
 
     Attributes:
-        shape: ``(B, C, H, W)`` of the state.
+        shape: ``(B, ...)`` of the state, with its channels in the second place: ``(B, C, H, W)``.
         noise: where z comes from: nowhere, per-sample seeds (the noise spec), or torch's generators.
         ring: steps that the noise ring holds: with ``torch``, and with ``philox`` where it is drawn ahead; 0
             for noise drawn in the kernel.
@@ -46,7 +46,7 @@ class StepCase:
         rederive: the row takes eps from x, x0 and the model's output, divided by a number of its own.
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     noise: NoiseKind = "philox"
     ring: int = 0
     guided: bool = False
@@ -65,12 +65,12 @@ class StepBuffers:
     """The tensors that a step reads and writes; their addresses never change.
 
     Attributes:
-        x: float32 ``(B, C, H, W)``, the state.
+        x: float32 ``(B, ...)``, the state.
         counter: int64 ``(2,)``, plan row and repeat.
         table: float32 ``(capacity, 32)``, the plan.
-        noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, C, H, W)``, or None.
+        noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, ...)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
-        kept: float32 ``(1 to 3, B, C, H, W)``, predictions of earlier rows, or None.
+        kept: float32 ``(1 to 3, B, ...)``, predictions of earlier rows, or None.
         guidance: float32 ``(B,)`` scales, or None.
     """
 

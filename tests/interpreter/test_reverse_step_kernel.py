@@ -11,7 +11,7 @@ import pytest
 import step_cases
 import torch
 from guards import Guarded
-from step_cases import CASES, SHAPES, TOLERANCE, Case
+from step_cases import CASES, OTHER_SHAPES, SHAPES, TOLERANCE, Case
 
 from fastddpm_kernels.reverse_step import reference
 from fastddpm_kernels.reverse_step.kernel import reverse_step_op as launch
@@ -35,6 +35,17 @@ def test_agrees_with_float64(case, n):
     launch(**(result | {name: buffer.tensor for name, buffer in guarded.items()}))
     compare(given, {name: buffer.tensor for name, buffer in guarded.items()})
     assert all(buffer.intact() for buffer in guarded.values())
+
+
+@pytest.mark.parametrize("name", ["clip", "learned_range", "guidance"])
+@pytest.mark.parametrize("shape", OTHER_SHAPES)
+def test_takes_states_of_any_shape(shape, name):
+    given = step_cases.arguments(CASES[ids.index(name)], shape)
+    result = step_cases.clone(given)
+    x = Guarded(given["x"])
+    launch(**(result | {"x": x.tensor}))
+    compare(given, result | {"x": x.tensor})
+    assert x.intact()
 
 
 @pytest.mark.parametrize("m_dtype", [torch.float16, torch.bfloat16])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import step_cases
 import torch
-from step_cases import CASES, SHAPES, TOLERANCE, Case
+from step_cases import CASES, OTHER_SHAPES, SHAPES, TOLERANCE, Case
 
 from fastddpm_kernels import Column, reverse_step
 from fastddpm_kernels.reverse_step import reference
@@ -30,6 +30,15 @@ def test_reference_agrees_with_float64(case, n):
     result = step_cases.clone(given)
     reverse_step(**result)
     compare(given, result)
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES)
+def test_reference_takes_states_of_any_shape(shape):
+    for case in CASES:
+        given = step_cases.arguments(case, shape)
+        result = step_cases.clone(given)
+        reverse_step(**result)
+        compare(given, result)
 
 
 @pytest.mark.parametrize("m_dtype", [torch.float16, torch.bfloat16])
