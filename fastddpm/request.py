@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import BadArgument, check_values, is_number, is_whole, quoted, whole
+from fastddpm.checks import BadArgument, check_values, is_number, is_whole, quoted, shown, whole
 from fastddpm.conditions import LABELS, Conditions, Labels, check_halves, check_names, checked, checked_one
 from fastddpm.facts import ModelFacts
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
@@ -33,6 +33,8 @@ def make_batches(
     condition: Tensor | None = None,
     cond: Conditions | None = None,
     uncond: Conditions | None = None,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
     noise: str = "philox",
     generator: Generators | None = None,
     x: Tensor | None = None,
@@ -60,6 +62,7 @@ def make_batches(
     without = checked(uncond, "uncond", count, device, facts.dtype)
     halves = _halves(facts, labels, given, without, guided)
     condition = _condition(condition, count, image, device)
+    known, known_mask = _known(known, known_mask, (count, *image), device)
     size = _batch_size(max_batch, count, source)
     start_from = None if x is None else _start(x, device)
 
@@ -85,6 +88,8 @@ def make_batches(
                 guidance=guidance,
                 cond=named,
                 condition=here,
+                known=None if known is None else _some(known, rows),
+                known_mask=None if known_mask is None else _some(known_mask, rows),
             )
         )
     return batches
@@ -232,6 +237,29 @@ def _condition(
         sides = ", ".join(map(str, (f"{count} or 1", "Cc", *image[1:])))
         raise BadArgument("condition", f"shape {tuple(condition.shape)}", f"({sides})")
     return to_device(condition.detach(), device, torch.float32).expand(count, *condition.shape[1:])
+
+
+def _known(
+    known: Tensor | None, mask: Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is given of the states and where, both of their shape ``(count, ...)``, on the device; or None."""
+    if known is None and mask is None:
+        return None, None
+    if known is None or mask is None:
+        raise BadArgument("known, known_mask", "one without the other", "both, or neither,")
+    count, *sides = shape
+    accepted = f"({', '.join(map(str, (f'{count} or 1', *sides)))})"
+    if not isinstance(known, Tensor) or not known.is_floating_point() or known.shape[1:] != shape[1:]:
+        raise BadArgument("known", shown(known), f"a floating tensor {accepted}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != len(shape):
+        raise BadArgument("known_mask", shown(mask), f"a bool tensor {accepted}")
+    for name, given in (("known", known), ("known_mask", mask)):
+        if any(side not in (1, whole_side) for side, whole_side in zip(given.shape, shape, strict=True)):
+            or_one = ", of whose sides any may be 1," if name == "known_mask" else ""
+            raise BadArgument(name, shown(given), f"{accepted}{or_one}")
+    check_values("known", known)
+    placed = to_device(known.detach(), device, torch.float32), to_device(mask.detach(), device, torch.bool)
+    return placed[0].expand(shape), placed[1].expand(shape)
 
 
 def _batch_size(max_batch: int | None, count: int, source: PhiloxNoise | TorchNoise) -> int:

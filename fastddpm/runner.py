@@ -255,4 +255,5 @@ def step_case(
         learned_range=plan.learned_range and plan.stochastic,
         divide=plan.divides,
         rederive=plan.rederives,
+        known=batch.known is not None,
     )

@@ -54,6 +54,8 @@ SHARED_ARGUMENTS = (
     "condition",
     "cond",
     "uncond",
+    "known",
+    "known_mask",
     "noise",
     "generator",
     "max_batch",
@@ -304,6 +306,8 @@ class Sampler:
         condition: Tensor | None = None,
         cond: Conditions | None = None,
         uncond: Conditions | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
         noise: NoiseKind = "philox",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         x_T: Tensor | None = None,
@@ -329,6 +333,11 @@ class Sampler:
                 with floating numbers are given in its dtype.
             uncond: with guidance: of each of these names, what the half without the conditions is given, of
                 the same shape; ``class_labels`` among them where they are no classes.
+            known: ``(B or 1, ...)`` as the state: what is given of it. Where ``known_mask`` is True, the
+                state holds it whenever the model sees it, and at the end, as models of trajectories are
+                conditioned on where these begin (Janner et al. 2022, Diffuser; Chi et al. 2023, Diffusion
+                Policy).
+            known_mask: bool likewise; any side may be 1.
             noise: ``philox``: noise spec v1, from the seeds. ``torch``: from ``generator``, in the order in
                 which plain PyTorch samplers draw.
             generator: for ``noise="torch"``: one generator, one per image, or None for torch's global state.
@@ -360,6 +369,8 @@ class Sampler:
             condition=condition,
             cond=cond,
             uncond=uncond,
+            known=known,
+            known_mask=known_mask,
             noise=noise,
             generator=generator,
             x=x_T,
@@ -390,7 +401,8 @@ class Sampler:
             x_T: as in :meth:`sample`.
             progress: show a progress bar.
             **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
-                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
+                ``uncond``, ``known``, ``known_mask``, ``noise``, ``generator`` and ``max_batch`` of
+                :meth:`sample`.
 
         Returns:
             float32 ``(F, B, ...)``; the last frame is what :meth:`sample` returns.
@@ -435,7 +447,8 @@ class Sampler:
             callback: as in :meth:`sample`.
             callback_every: likewise.
             **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
-                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
+                ``uncond``, ``known``, ``known_mask``, ``noise``, ``generator`` and ``max_batch`` of
+                :meth:`sample`.
 
         Returns:
             float32 ``(B, ...)``.

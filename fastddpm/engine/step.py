@@ -44,6 +44,7 @@ class StepCase:
         learned_range: the noise is scaled by the model's own variance, so it has 2C channels.
         divide: the row divides x0 by a number of its own.
         rederive: the row takes eps from x, x0 and the model's output, divided by a number of its own.
+        known: part of the state is given, and stands in it whenever the network sees it.
     """
 
     shape: tuple[int, ...]
@@ -59,6 +60,7 @@ class StepCase:
     learned_range: bool = False
     divide: bool = False
     rederive: bool = False
+    known: bool = False
 
 
 class StepBuffers:
@@ -72,6 +74,8 @@ class StepBuffers:
         x0: float32 like x, the last predicted clean image, or None.
         kept: float32 ``(1 to 3, B, ...)``, predictions of earlier rows, or None.
         guidance: float32 ``(B,)`` scales, or None.
+        known: float32 like x, what is given of the state, or None.
+        known_mask: bool like x, where it is given, or None.
     """
 
     def __init__(self, case: StepCase, capacity: int, device: torch.device) -> None:
@@ -89,6 +93,13 @@ class StepBuffers:
         self.x0 = zeros(case.shape) if case.keep_x0 or case.self_condition else None
         self.kept = zeros((case.kept, *case.shape)) if case.kept else None
         self.guidance = zeros(batch) if case.guided else None
+        self.known = zeros(case.shape) if case.known else None
+        self.known_mask = torch.zeros(case.shape, dtype=torch.bool, device=device) if case.known else None
+
+    def put_known(self) -> None:
+        """The part of the state that is given, into the state."""
+        if self.known is not None and self.known_mask is not None:
+            self.x.copy_(torch.where(self.known_mask, self.known, self.x))
 
     def tensors(self) -> list[Tensor]:
         """All buffers there are."""
@@ -134,6 +145,7 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
         divide=case.divide,
         rederive=case.rederive,
     )
+    buffers.put_known()
     k.add_(1)
 
 

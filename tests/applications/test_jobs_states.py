@@ -42,7 +42,5 @@ def test_every_state_is_in_its_shard_as_it_was_drawn(tmp_path, shape):
 
 @pytest.mark.parametrize("format", ["png", "webdataset"])
 def test_pictures_are_of_images(tmp_path, format):
-    with pytest.raises(
-        ValueError, match=rf"format: '{format}' for states of shape \(5,\), which are"
-    ):
+    with pytest.raises(ValueError, match=rf"format: '{format}' for states of shape \(5,\), which are"):
         Job(TorchDrawer(sampler((5,))), [1], tmp_path / "a", format=format)

@@ -238,3 +238,5 @@ def test_what_the_page_says_runs():
         assert names[name].shape == shape
         assert names[name].isfinite().all()
     assert names["way"].shape == (4, 1, 1, 8, 16, 16)
+    assert names["plans"].shape == (4, 8, 3)
+    assert torch.equal(names["plans"][:, 0], torch.tensor([[0.5, -0.5, 0.0]]).expand(4, 3))
