@@ -16,7 +16,7 @@ library = pytest.importorskip("denoising_diffusion_pytorch")
 def diffusion(network=None, **options):
     torch.manual_seed(0)
     network = network or library.Unet1D(dim=8, dim_mults=(1, 2), channels=3, attn_dim_head=4, attn_heads=2)
-    return library.GaussianDiffusion1D(network, **{"seq_length": 16, "timesteps": 20} | options).eval()
+    return library.GaussianDiffusion1D(network, **{"seq_length": 16, "timesteps": 25} | options).eval()
 
 
 def same(theirs, ours, *args, **kwargs):
