@@ -72,7 +72,7 @@ class StepBuffers:
         table: float32 ``(capacity, 32)``, the plan.
         noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, ...)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
-        kept: float32 ``(1 to 3, B, ...)``, predictions of earlier rows, or None.
+        kept: float32 ``(1 to 3, B, C, H, W)``, predictions of earlier rows, or None.
         guidance: float32 ``(B,)`` scales, or None.
         known: float32 like x, what is given of the state, or None.
         known_mask: bool like x, where it is given, or None.
