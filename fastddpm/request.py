@@ -135,10 +135,12 @@ def _shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | None) -> 
     wanted = shape if shape is not None else facts.shape
     if x is not None:
         given = tuple(x.shape[1:])
-        if facts.images_only and len(given) != 3:
-            raise BadArgument(
-                "x_T", f"shape {tuple(x.shape)} to a network of images", "a tensor (B, C, H, W)"
+        sides = 3 if facts.images_only else len(facts.shape or given)
+        if len(given) != sides:
+            accepted = (
+                "(B, C, H, W)" if facts.images_only else f"(B, ...) with {sides} sides behind B, as shape,"
             )
+            raise BadArgument("x_T", f"shape {tuple(x.shape)}", f"a tensor {accepted}")
         if shape is not None and facts.checked_shape(shape) != given:
             raise BadArgument("shape", f"{tuple(shape)} with x_T of {given}", "one shape")
         wanted = given

@@ -208,7 +208,7 @@ def test_what_is_an_image_only_says_so():
         (lambda: Sampler(unet, SCHEDULE).sample(shape=(5,)), "shape: .* three positive integers"),
         (
             lambda: Sampler(unet, SCHEDULE).sample(x_T=torch.zeros(2, 5)),
-            r"x_T: shape \(2, 5\) to a network of images given, a tensor \(B, C, H, W\) accepted",
+            r"x_T: shape \(2, 5\) given, a tensor \(B, C, H, W\) accepted",
         ),
         (lambda: Sampler(vectors, SCHEDULE, shape=()), r"shape: \(\) given, one or more positive integers"),
         (lambda: Sampler(vectors, SCHEDULE, shape=(4, 0)), r"shape: \(4, 0\) given, one or more"),
