@@ -17,22 +17,26 @@ class Batch:
     """One run of the loop.
 
     Attributes:
-        shape: ``(B, C, H, W)`` of the state.
-        x: float32 ``(B, C, H, W)``, the state to start from; None for noise.
+        shape: ``(B, ...)`` of the state; of images ``(B, C, H, W)``.
+        x: float32 ``(B, ...)``, the state to start from; None for noise.
         count: images asked for; rows beyond are padding.
         source: where the noise comes from.
         guidance: float32 ``(B,)`` on either side, or None without guidance.
         cond: keyword tensors for the model, doubled under guidance, on the host or the device.
-        condition: ``(B, Cc, H, W)``, doubled under guidance, or None.
+        condition: ``(B, Cc, ...)``, as the state but for its channels, doubled under guidance, or None.
+        known: float32 as the state: what is given of it, which it holds at every step; or None.
+        known_mask: bool as the state: where that is.
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     x: Tensor | None
     count: int
     source: PhiloxNoise | TorchNoise
     guidance: Tensor | None
     cond: dict[str, Tensor]
     condition: Tensor | None
+    known: Tensor | None = None
+    known_mask: Tensor | None = None
 
     def initial(self) -> Tensor:
         """The state to start from: ``x``, or noise drawn now."""
@@ -55,9 +59,11 @@ def make_batch(
     x: Tensor | None = None,
     cond: Mapping[str, Tensor] | None = None,
     condition: Tensor | None = None,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
 ) -> Batch:
-    """A batch without padding or guidance, of shape ``(B, C, H, W)``; attributes as of `Batch`."""
-    count, channels, height, width = (int(n) for n in shape)
+    """A batch without padding or guidance, of shape ``(B, ...)``; attributes as of `Batch`."""
+    shape = tuple(int(n) for n in shape)
     if x is not None:
         x = to_device(x.detach(), source.device, torch.float32)
-    return Batch((count, channels, height, width), x, count, source, None, dict(cond or {}), condition)
+    return Batch(shape, x, shape[0], source, None, dict(cond or {}), condition, known, known_mask)

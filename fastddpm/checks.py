@@ -125,6 +125,19 @@ def image_shape(shape: Iterable[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def state_shape(shape: Iterable[int]) -> tuple[int, ...]:
+    """The shape of one state, of any rank: ``(C, H, W)`` of an image, ``(D,)`` of a vector."""
+    try:
+        values = tuple(shape)
+    except TypeError:
+        values = ()
+    if not values or not all(is_whole(value) and value >= 1 for value in values):
+        raise BadArgument(
+            "shape", quoted(values or shape), "one or more positive integers, as (C, H, W) of an image,"
+        )
+    return tuple(map(int, values))
+
+
 def check_values(name: str, values: Tensor | npt.NDArray[np.generic]) -> None:
     """BadArgument for NaN or infinity in a tensor or array."""
     if not bool((np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()).all()):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import torch
 
+from fastddpm.checks import image_shape, state_shape
 from fastddpm.conditions import LABELS, Signature, signature_of
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.unet import UNet
@@ -18,7 +20,8 @@ class ModelFacts:
     Attributes:
         device: where it runs.
         dtype: what it takes x in.
-        shape: ``(C, H, W)`` of its images; None where nobody said.
+        shape: of one state, ``(C, H, W)`` of an image; None where nobody said.
+        images_only: whether its states have three axes and no other number.
         takes_labels: whether it has classes; None where that cannot be seen.
         num_classes: how many; None where it has none or that cannot be seen.
         null_label: the label that means "no class"; None without one.
@@ -31,7 +34,8 @@ class ModelFacts:
 
     device: torch.device
     dtype: torch.dtype
-    shape: tuple[int, int, int] | None = None
+    shape: tuple[int, ...] | None = None
+    images_only: bool = False
     takes_labels: bool | None = None
     num_classes: int | None = None
     null_label: int | None = None
@@ -39,6 +43,10 @@ class ModelFacts:
     size_multiple: int | None = None
     padding: int = 0
     signature: Signature | None = None
+
+    def checked_shape(self, shape: Iterable[int]) -> tuple[int, ...]:
+        """The shape of one state; BadArgument for one that its model cannot have."""
+        return image_shape(shape) if self.images_only else state_shape(shape)
 
     @property
     def condition_channels(self) -> int | None:
@@ -53,7 +61,7 @@ def model_facts(
     *,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
-    shape: tuple[int, int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
     null_label: int | None = None,
 ) -> ModelFacts:
     """The facts of a model; what is given is taken, the rest is looked for in the model."""
@@ -66,6 +74,7 @@ def model_facts(
         null_label = config.num_classes
     return dataclasses.replace(
         facts,
+        images_only=True,
         takes_labels=config.num_classes is not None,
         num_classes=config.num_classes,
         null_label=null_label,

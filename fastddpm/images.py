@@ -25,6 +25,8 @@ ANIMATION_WIDTH = 280
 
 def to_uint8(images: Tensor) -> Pixels:
     """``(..., C, H, W)`` in [-1, 1] -> uint8 ``(..., H, W, C)``; values outside are clamped, NaN refused."""
+    if images.ndim < 3:
+        raise BadArgument("images", f"shape {tuple(images.shape)}", "(..., C, H, W)")
     if images.isnan().any():
         raise BadArgument("images", "NaN among the values", "numbers")
     levels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round()

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from fastddpm.checks import BadArgument, image_shape, shortened
+from fastddpm.checks import BadArgument, shortened, state_shape
 
 Json: TypeAlias = dict[str, Any]
 """An object of JSON: whoever reads its values checks what they are."""
@@ -35,6 +35,8 @@ MAX_NAME = 255
 """Characters of a file's name."""
 MAX_SIDE = 2**16
 """Of an image in pixels, and channels of a network, where a file says them."""
+MAX_AXES = 8
+"""Of the shape of a state, or of a row of a condition, where a file says it."""
 MAX_VALUES = 2**28
 """Of an image of a shape that a file says: 1 GiB in float32."""
 
@@ -177,18 +179,17 @@ def member(folder: Path, name: object) -> Path:
     return folder / str(name)
 
 
-def asked_shape(shape: Iterable[int]) -> tuple[int, int, int]:
-    """``(C, H, W)`` of an image that a file asks for.
+def asked_shape(shape: Iterable[int]) -> tuple[int, ...]:
+    """The shape of a state that a file asks for, ``(C, H, W)`` of an image.
 
     Raises:
-        BadArgument: (a ValueError) not three positive integers, a side above `MAX_SIDE`, or more than
-            `MAX_VALUES` values in all.
+        BadArgument: (a ValueError) no positive integers, more than `MAX_AXES` of them, a side above
+            `MAX_SIDE`, or more than `MAX_VALUES` values in all.
     """
-    sides = image_shape(shape)
-    if max(sides) > MAX_SIDE or math.prod(sides) > MAX_VALUES:
-        raise BadArgument(
-            "shape", f"{sides} by a file", f"sides up to {MAX_SIDE:,} and {MAX_VALUES:,} values"
-        )
+    sides = state_shape(shape)
+    if len(sides) > MAX_AXES or max(sides) > MAX_SIDE or math.prod(sides) > MAX_VALUES:
+        accepted = f"up to {MAX_AXES} sides of up to {MAX_SIDE:,} and {MAX_VALUES:,} values"
+        raise BadArgument("shape", f"{sides} by a file", accepted)
     return sides
 
 

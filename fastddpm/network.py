@@ -84,12 +84,12 @@ class Network:
     """Any model ``model(x, t, **cond)``, its time input and conditioning in static buffers.
 
     Args:
-        model: the model; called with x ``(N, C, H, W)`` in ``dtype`` and t ``(N,)``. It must not change x.
+        model: the model; called with x ``(N, ...)`` in ``dtype`` and t ``(N,)``. It must not change x.
         device: where buffers are.
         dtype: what the model takes x in.
         capacity: plan rows the time buffer holds.
         guided: the batch is doubled, unconditional half first; ``cond`` tensors come doubled already.
-        condition: image ``(N, Cc, H, W)`` concatenated in front of x, as in SR3; only its shape is used here.
+        condition: image ``(N, Cc, ...)`` concatenated in front of x, as in SR3; only its shape is used here.
         time_dtype: int64 for an index, float32 for a noise level.
         cond: keyword tensors ``(N, ...)``; only their shapes and dtypes are used here.
 
@@ -161,7 +161,7 @@ class Network:
         return torch.cat((values, values)) if self.guided else values
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
-        """Model output for state ``x (B, C, H, W)`` at rows ``k`` (int64 ``(B,)``, on the device)."""
+        """Model output for state ``x (B, ...)`` at rows ``k`` (int64 ``(B,)``, on the device)."""
         return (self._compiled or self.predict)(x, self.time.index_select(0, k))
 
     def predict(self, x: Tensor, time: Tensor) -> Tensor:

@@ -84,5 +84,7 @@ class SampleArguments(ConditionArguments, total=False):
 
     seeds: Sequence[int] | Tensor | None
     shape: Sequence[int] | None
+    known: Tensor | None
+    known_mask: Tensor | None
     noise: NoiseKind
     generator: torch.Generator | Sequence[torch.Generator] | None

@@ -113,7 +113,7 @@ class PhiloxNoise:
         return PhiloxNoise(self.host[list(rows)], self.device)
 
     def initial(self, shape: tuple[int, ...]) -> Tensor:
-        """x_T, float32 ``shape`` = ``(B, C, H, W)``."""
+        """x_T, float32 ``shape`` = ``(B, ...)``."""
         return normal(self.seeds, 0, shape[1:])
 
     def encoding(self, shape: tuple[int, ...], row: int) -> Tensor:

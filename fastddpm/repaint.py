@@ -87,8 +87,10 @@ def repaint(
 
     Args:
         sampler: of a ddpm or ddim plan. ddim with eta 0 has no noise of its own to reconcile the parts with.
-        images: float ``(B, C, H, W)``, or ``(1, C, H, W)`` for all seeds, in the model's range.
-        mask: bool or float ``(B or 1, 1, H, W)``, 1 (True) where unknown.
+        images: float ``(B, C, H, W)``, or ``(1, C, H, W)`` for all seeds, in the model's range; or states of
+            another shape ``(B or 1, ...)``.
+        mask: bool or float ``(B or 1, 1 or C, H, W)``, 1 (True) where unknown; of states of another shape
+            likewise, with 1 or all of their second axis.
         seeds: one per result, in [0, 2**63); a result depends on its own alone.
         class_labels: as in :meth:`Sampler.sample`.
         guidance_scale: likewise.
@@ -100,7 +102,7 @@ def repaint(
         progress: show a progress bar.
 
     Returns:
-        float32 ``(B, C, H, W)``: the given image where it is known.
+        float32 ``(B, ...)``: the given image where it is known.
 
     Raises:
         ValueError: naming the argument, what was given and what is accepted.
@@ -114,10 +116,10 @@ def repaint(
     count = len(seed_list(seeds))
     known = _expanded("images", images, count)
     unknown = _expanded("mask", mask.float() if isinstance(mask, Tensor) else mask, count)
-    if unknown.shape[1] != 1 or unknown.shape[2:] != known.shape[2:]:
-        raise BadArgument(
-            "mask", f"shape {tuple(mask.shape)}", f"({count} or 1, 1, {known.shape[2]}, {known.shape[3]})"
-        )
+    if unknown.shape[1] not in (1, known.shape[1]) or unknown.shape[2:] != known.shape[2:]:
+        channels = " or ".join(map(str, sorted({1, known.shape[1]})))
+        sides = ", ".join(map(str, (f"{count} or 1", channels, *known.shape[2:])))
+        raise BadArgument("mask", f"shape {tuple(mask.shape)}", f"({sides})")
     if not torch.all((unknown == 0) | (unknown == 1)):
         raise BadArgument("mask", "values besides 0 and 1", "those two")
     batches = make_batches(
@@ -155,7 +157,7 @@ class _Chain:
         self.noise_shape = known.shape[1:]
 
     def run(self, runner: Runner, order: list[int], advance: Callable[[int], None]) -> Tensor:
-        """Walks the rows of ``order``; the finished images, float32 ``(B, C, H, W)``."""
+        """Walks the rows of ``order``; the finished images, float32 ``(B, ...)``."""
         segments = runner.segments(self.batch, self.plan, stops=None)
         _, loop = next(segments)  # the loop, loaded; it is run here
         x, before, done = loop.buffers.x, -1, Counter[int]()
@@ -193,7 +195,7 @@ def levels(plan: Plan, schedule: NoiseSchedule) -> list[float]:
 
 
 def _expanded(name: str, values: Tensor, count: int) -> Tensor:
-    if not isinstance(values, Tensor) or values.ndim != 4 or len(values) not in (1, count):
+    if not isinstance(values, Tensor) or values.ndim < 2 or len(values) not in (1, count):
         given = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise BadArgument(name, given, f"a tensor ({count} or 1, C, H, W)")
-    return values.float().expand(count, -1, -1, -1)
+        raise BadArgument(name, given, f"a tensor ({count} or 1, ...), as ({count} or 1, C, H, W) of images,")
+    return values.float().expand(count, *values.shape[1:])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import BadArgument, check_values, image_shape, is_number, is_whole, quoted, whole
+from fastddpm.checks import BadArgument, check_values, is_number, is_whole, quoted, shown, whole
 from fastddpm.conditions import LABELS, Conditions, Labels, check_halves, check_names, checked, checked_one
 from fastddpm.facts import ModelFacts
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
@@ -33,6 +33,8 @@ def make_batches(
     condition: Tensor | None = None,
     cond: Conditions | None = None,
     uncond: Conditions | None = None,
+    known: Tensor | None = None,
+    known_mask: Tensor | None = None,
     noise: str = "philox",
     generator: Generators | None = None,
     x: Tensor | None = None,
@@ -51,7 +53,7 @@ def make_batches(
     device = facts.device
     count = _count(batch_size, seeds, generator, x)
     source = noise_source(noise, count, device, seeds=seeds, generator=generator)
-    image = _image_shape(facts, shape, x)
+    image = _shape(facts, shape, x)
     guided = _is_guided(guidance_scale)
     given = checked(cond, "cond", count, device, facts.dtype)
     has_labels = class_labels is not None and facts.takes_labels is not False
@@ -60,6 +62,7 @@ def make_batches(
     without = checked(uncond, "uncond", count, device, facts.dtype)
     halves = _halves(facts, labels, given, without, guided)
     condition = _condition(condition, count, image, device)
+    known, known_mask = _known(known, known_mask, (count, *image), device)
     size = _batch_size(max_batch, count, source)
     start_from = None if x is None else _start(x, device)
 
@@ -76,16 +79,17 @@ def make_batches(
             guidance = torch.full((len(rows),), float(guidance_scale), dtype=torch.float32)
             named = {name: torch.cat([_some(half, rows) for half in both]) for name, both in halves.items()}
             here = None if here is None else torch.cat((here, here))
-        channels, height, width = image
         batches.append(
             Batch(
-                shape=(len(rows), channels, height, width),
+                shape=(len(rows), *image),
                 x=None if start_from is None else _some(start_from, rows),
                 count=left,
                 source=source if len(rows) == count else source.of(rows),
                 guidance=guidance,
                 cond=named,
                 condition=here,
+                known=None if known is None else _some(known, rows),
+                known_mask=None if known_mask is None else _some(known_mask, rows),
             )
         )
     return batches
@@ -109,9 +113,9 @@ def _count(
 ) -> int:
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size, least=1)
-    if x is not None and (not isinstance(x, Tensor) or x.ndim != 4 or not x.numel()):
+    if x is not None and (not isinstance(x, Tensor) or x.ndim < 2 or not x.numel()):
         what = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise BadArgument("x_T", what, "a tensor (B, C, H, W)")
+        raise BadArgument("x_T", what, "a tensor (B, ...), as (B, C, H, W) of images,")
     if seeds is not None and (not hasattr(type(seeds), "__len__") or getattr(seeds, "ndim", 1) == 0):
         raise BadArgument("seeds", quoted(seeds), "a list of integers")
     counts = {
@@ -126,16 +130,24 @@ def _count(
     return next(iter(given.values()), 1)
 
 
-def _image_shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, int, int]:
-    image = shape if shape is not None else facts.shape
+def _shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, ...]:
+    """Of one state, as the model takes it."""
+    wanted = shape if shape is not None else facts.shape
     if x is not None:
         given = tuple(x.shape[1:])
-        if shape is not None and image_shape(shape) != given:
+        sides = 3 if facts.images_only else len(facts.shape or given)
+        if len(given) != sides:
+            accepted = (
+                "(B, C, H, W)" if facts.images_only else f"(B, ...) with {sides} sides behind B, as shape,"
+            )
+            raise BadArgument("x_T", f"shape {tuple(x.shape)}", f"a tensor {accepted}")
+        if shape is not None and facts.checked_shape(shape) != given:
             raise BadArgument("shape", f"{tuple(shape)} with x_T of {given}", "one shape")
-        image = given
-    if image is None:
-        raise BadArgument("shape", "none, and no default of the sampler,", "(C, H, W)")
-    return image_shape(image)
+        wanted = given
+    if wanted is None:
+        accepted = "(C, H, W)" if facts.images_only else "that of a state, as (C, H, W) of an image,"
+        raise BadArgument("shape", "none, and no default of the sampler,", accepted)
+    return facts.checked_shape(wanted)
 
 
 def _is_guided(guidance_scale: float) -> bool:
@@ -223,11 +235,33 @@ def _condition(
         return None
     if not isinstance(condition, Tensor):
         raise BadArgument("condition", type(condition).__name__, "a tensor (B or 1, Cc, H, W)")
-    if condition.ndim != 4 or condition.shape[0] not in (1, count) or condition.shape[2:] != image[1:]:
-        raise BadArgument(
-            "condition", f"shape {tuple(condition.shape)}", f"({count} or 1, Cc, {image[1]}, {image[2]})"
-        )
-    return to_device(condition.detach(), device, torch.float32).expand(count, -1, -1, -1)
+    if condition.ndim < 2 or condition.shape[0] not in (1, count) or condition.shape[2:] != image[1:]:
+        sides = ", ".join(map(str, (f"{count} or 1", "Cc", *image[1:])))
+        raise BadArgument("condition", f"shape {tuple(condition.shape)}", f"({sides})")
+    return to_device(condition.detach(), device, torch.float32).expand(count, *condition.shape[1:])
+
+
+def _known(
+    known: Tensor | None, mask: Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is given of the states and where, both of their shape ``(count, ...)``, on the device; or None."""
+    if known is None and mask is None:
+        return None, None
+    if known is None or mask is None:
+        raise BadArgument("known, known_mask", "one without the other", "both, or neither,")
+    count, *sides = shape
+    accepted = f"({', '.join(map(str, (f'{count} or 1', *sides)))})"
+    if not isinstance(known, Tensor) or not known.is_floating_point() or known.shape[1:] != shape[1:]:
+        raise BadArgument("known", shown(known), f"a floating tensor {accepted}")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != len(shape):
+        raise BadArgument("known_mask", shown(mask), f"a bool tensor {accepted}")
+    for name, given in (("known", known), ("known_mask", mask)):
+        if any(side not in (1, whole_side) for side, whole_side in zip(given.shape, shape, strict=True)):
+            or_one = ", of whose sides any may be 1," if name == "known_mask" else ""
+            raise BadArgument(name, shown(given), f"{accepted}{or_one}")
+    check_values("known", known)
+    placed = to_device(known.detach(), device, torch.float32), to_device(mask.detach(), device, torch.bool)
+    return placed[0].expand(shape), placed[1].expand(shape)
 
 
 def _batch_size(max_batch: int | None, count: int, source: PhiloxNoise | TorchNoise) -> int:

@@ -166,7 +166,7 @@ class Runner:
 
         RuntimeWarning after the last where x is not finite: libraries return such images.
 
-        x ``(B, C, H, W)`` float32 is the live state and x0 the live prediction (None unless kept): clone what
+        x ``(B, ...)`` float32 is the live state and x0 the live prediction (None unless kept): clone what
         is to be kept. The last x is a tensor of its own: the next chain, of another thread perhaps, may begin
         before the caller has read it. Gradients are off inside a step and as the caller has them between two.
 
@@ -208,7 +208,7 @@ class Runner:
         self_condition: bool = False,
         progress: bool = True,
     ) -> Tensor:
-        """Walks a plan to its end: float32 ``(B, C, H, W)``, a tensor of its own."""
+        """Walks a plan to its end: float32 ``(B, ...)``, a tensor of its own."""
         states = self.walk(
             plan, batch, row=row, every_step=False, self_condition=self_condition, progress=progress
         )
@@ -255,4 +255,5 @@ def step_case(
         learned_range=plan.learned_range and plan.stochastic,
         divide=plan.divides,
         rederive=plan.rederives,
+        known=batch.known is not None,
     )

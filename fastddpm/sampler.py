@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.batch import Batch
-from fastddpm.checks import MAX_SEED, BadArgument, image_shape, whole
+from fastddpm.checks import MAX_SEED, BadArgument, whole
 from fastddpm.conditions import Conditions, Labels
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine
@@ -56,6 +56,8 @@ SHARED_ARGUMENTS = (
     "condition",
     "cond",
     "uncond",
+    "known",
+    "known_mask",
     "noise",
     "generator",
     "max_batch",
@@ -67,8 +69,9 @@ class Sampler:
 
     Args:
         model: ``model(x, t, **cond)`` with x ``(B, C, H, W)`` and t int64 ``(B,)``; a UNet of this package,
-            or any callable that does not change x. Sampling runs its modules in eval mode, and puts them
-            back; a RuntimeWarning says so where another thread trained them meanwhile.
+            or any callable that does not change x, whose states may have any shape ``(B, ...)``. Sampling
+            runs its modules in eval mode, and puts them back; a RuntimeWarning says so where another thread
+            trained them meanwhile.
         schedule: the noise schedule it was trained with.
         method: ``ddpm`` (Ho et al. 2020), ``ddim`` (Song et al. 2021), ``dpmpp_2m`` (DPM-Solver++(2M), Lu et
             al. 2022), or a solver: ``dpmpp_3m``, ``unipc``, ``heun`` and others (docs/math.md).
@@ -89,7 +92,8 @@ class Sampler:
         scheduler: of the method ``diffusers``: a scheduler of that library, or its configuration, whose steps
             are taken; see :class:`Method`.
         null_label: the label that means "no class"; taken from our own networks.
-        shape: ``(C, H, W)`` of an image, so that `sample` need not be told.
+        shape: ``(C, H, W)`` of an image, or that of another state, such as ``(D,)`` of vectors, ``(C, T)`` of
+            sound, ``(T, A)`` of actions or ``(C, D, H, W)`` of volumes, so that `sample` need not be told.
         device: where to run; None for where the model's weights are (a function's are found in its closure).
         dtype: what the model takes x in; None for its weights'. A `UNet` takes it in its weights' alone, so
             that bfloat16 and float16 are ``precision`` ``bf16`` and ``fp16`` there.
@@ -206,7 +210,7 @@ class Sampler:
     ) -> None:
         self.model, self.schedule, self.plan = model, schedule, plan
         self.null_label = None if null_label is None else whole("null_label", null_label, least=0)
-        self.shape = None if shape is None else image_shape(shape)
+        self.shape = None if shape is None else model_facts(model).checked_shape(shape)
         seen_device, seen_dtype = model_device_dtype(model)
         self.device = seen_device if device is None else device_of(device)
         is_ours = isinstance(model, UNet)
@@ -308,6 +312,8 @@ class Sampler:
         condition: Tensor | None = None,
         cond: Conditions | None = None,
         uncond: Conditions | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
         noise: NoiseKind = "philox",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         x_T: Tensor | None = None,
@@ -322,21 +328,27 @@ class Sampler:
             batch_size: how many; None for one per seed, generator or row of x_T, else 1.
             seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
                 fresh ones from ``generator`` or torch's random state.
-            shape: ``(C, H, W)`` of an image; None for the sampler's.
+            shape: of one state, as of the constructor; None for the sampler's.
             class_labels: one label, or one per image. None means the null label where the model has one.
                 Models other than our UNet may take floating labels ``(B,)``, or vectors ``(B, D)``.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
-            condition: ``(B or 1, Cc, H, W)``, concatenated in front of x at every step, as in SR3.
+            condition: ``(B or 1, Cc, ...)``, as the state but for its channels, concatenated in front of x at
+                every step, as in SR3.
             cond: tensors ``(B or 1, ...)`` that the model is given by name, such as ``{"y": vectors}``; those
                 with floating numbers are given in its dtype.
             uncond: with guidance: of each of these names, what the half without the conditions is given, of
                 the same shape; ``class_labels`` among them where they are no classes.
+            known: ``(B or 1, ...)`` as the state: what is given of it. Where ``known_mask`` is True, the
+                state holds it whenever the model sees it, and at the end, as models of trajectories are
+                conditioned on where these begin (Janner et al. 2022, Diffuser; Chi et al. 2023, Diffusion
+                Policy).
+            known_mask: bool likewise; any side may be 1.
             noise: ``philox``: noise spec v1, from the seeds. ``torch``: from ``generator``, in the order in
                 which plain PyTorch samplers draw.
             generator: for ``noise="torch"``: one generator, one per image, or None for torch's global state.
                 For ``noise="philox"``: where fresh seeds come from.
-            x_T: ``(B, C, H, W)`` start of the chain, instead of noise.
+            x_T: ``(B, ...)`` start of the chain, instead of noise.
             max_batch: larger batches are cut into batches of this size; the last is padded.
             callback: called after each step as ``callback(step, timestep, x)`` with the live state x of the
                 batch; with ``max_batch`` once per step and batch, padding included.
@@ -345,7 +357,8 @@ class Sampler:
             progress: show a progress bar.
 
         Returns:
-            float32 ``(B, C, H, W)`` in the model's range (usually [-1, 1]), unclamped, on the model's device.
+            float32 ``(B, ...)``, of images ``(B, C, H, W)``, in the model's range (usually [-1, 1]),
+            unclamped, on the model's device.
 
         Raises:
             ValueError: naming the argument, what was given and what is accepted.
@@ -362,6 +375,8 @@ class Sampler:
             condition=condition,
             cond=cond,
             uncond=uncond,
+            known=known,
+            known_mask=known_mask,
             noise=noise,
             generator=generator,
             x=x_T,
@@ -392,10 +407,11 @@ class Sampler:
             x_T: as in :meth:`sample`.
             progress: show a progress bar.
             **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
-                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
+                ``uncond``, ``known``, ``known_mask``, ``noise``, ``generator`` and ``max_batch`` of
+                :meth:`sample`.
 
         Returns:
-            float32 ``(F, B, C, H, W)``; the last frame is what :meth:`sample` returns.
+            float32 ``(F, B, ...)``; the last frame is what :meth:`sample` returns.
         """
         batches = self._batches(request, batch_size=batch_size, x=x_T)
         trajectory = Trajectory(len(self.plan), frames, predicted)
@@ -429,7 +445,7 @@ class Sampler:
         """Variations of given images (SDEdit, Meng et al. 2022): noised to a timestep, then sampled from it.
 
         Args:
-            images: float ``(B, C, H, W)`` in the model's range.
+            images: float ``(B, ...)`` in the model's range.
             timestep: in [0, T); the larger, the freer. The chain starts at the plan's first timestep that is
                 not above it.
             batch_size: None, or the number of images.
@@ -437,10 +453,11 @@ class Sampler:
             callback: as in :meth:`sample`.
             callback_every: likewise.
             **request: ``seeds``, ``shape``, ``class_labels``, ``guidance_scale``, ``condition``, ``cond``,
-                ``uncond``, ``noise``, ``generator`` and ``max_batch`` of :meth:`sample`.
+                ``uncond``, ``known``, ``known_mask``, ``noise``, ``generator`` and ``max_batch`` of
+                :meth:`sample`.
 
         Returns:
-            float32 ``(B, C, H, W)``.
+            float32 ``(B, ...)``.
         """
         row = self._row_of(timestep)
         batches = self._batches_of(images, request, batch_size=batch_size)
@@ -469,13 +486,13 @@ class Sampler:
         step up assumes that the network says the same at both of its ends. Without guidance, or with little.
 
         Args:
-            images: float ``(B, C, H, W)`` in the model's range.
+            images: float ``(B, ...)`` in the model's range.
             progress: show a progress bar.
             **request: ``class_labels``, ``guidance_scale``, ``condition``, ``cond``, ``uncond`` and
                 ``max_batch`` of :meth:`sample`.
 
         Returns:
-            float32 ``(B, C, H, W)``, for ``x_T`` of :meth:`sample`.
+            float32 ``(B, ...)``, for ``x_T`` of :meth:`sample`.
 
         Raises:
             ValueError: a sampler of another method than ddim with eta 0; otherwise as of :meth:`sample`.
@@ -507,7 +524,7 @@ class Sampler:
         images, and keeps the variance that the network expects.
 
         Args:
-            first: ``(C, H, W)`` in the model's range.
+            first: a state, ``(C, H, W)`` of an image, in the model's range.
             second: likewise.
             timestep: as in :meth:`sample_from`; a large one lets intermediate images be real ones.
             steps: images in the row, at least 2; the ends are variations of the two images.
@@ -519,16 +536,17 @@ class Sampler:
                 ``max_batch`` of :meth:`sample`.
 
         Returns:
-            float32 ``(steps, C, H, W)``.
+            float32 ``(steps, ...)``.
         """
-        if first.ndim != 3 or first.shape != second.shape:
+        if not first.ndim or first.shape != second.shape:
             raise BadArgument(
                 "first, second",
                 f"shapes {tuple(first.shape)} and {tuple(second.shape)}",
-                "one common (C, H, W)",
+                "one common shape, as (C, H, W) of images,",
             )
         steps, seed = whole("steps", steps, least=2), whole("seed", seed, least=0, most=MAX_SEED)
-        weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)[:, None, None, None]
+        weights = torch.linspace(0, 1, steps, device=first.device, dtype=torch.float32)
+        weights = weights.reshape(-1, *(1,) * first.ndim)
         row_of_images = torch.lerp(first[None].float(), second[None].float(), weights)
         return self.sample_from(
             row_of_images,

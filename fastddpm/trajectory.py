@@ -34,13 +34,13 @@ class Trajectory:
         self._states: list[Tensor] = []
 
     def look(self, done: int, x: Tensor, x0: Tensor | None) -> None:
-        """Keeps the state after ``done`` rows, x or the last prediction x0 ``(B, C, H, W)``, where wanted."""
+        """Keeps the state after ``done`` rows, x or the last prediction x0 ``(B, ...)``, where wanted."""
         state = x0 if self.predicted else x
         if done in self.stops and state is not None:
             self._states.append(state.clone())
 
     def taken(self) -> Tensor:
-        """What was kept since the last time, ``(F, B, C, H, W)``."""
+        """What was kept since the last time, ``(F, B, ...)``."""
         states, self._states = self._states, []
         return torch.stack(states)
 

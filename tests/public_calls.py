@@ -85,7 +85,8 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
         "solver_order": None,
     }
     shared = {"class_labels": 1, "guidance_scale": 2.0, "condition": None, "max_batch": None}
-    request = {"seeds": [3], "shape": SHAPE, "noise": "philox", "generator": None, **shared}
+    given = {"known": torch.zeros(1, *SHAPE), "known_mask": torch.ones(1, *SHAPE, dtype=torch.bool)}
+    request = {"seeds": [3], "shape": SHAPE, **given, "noise": "philox", "generator": None, **shared}
     shown = {"progress": False, "callback": None, "callback_every": 1}
     image = torch.zeros(SHAPE)
     plan = plans.ddpm_plan(schedule, 2)

@@ -14,6 +14,8 @@ from torch import Tensor
 from fastddpm_kernels import N_COLUMNS, Column
 
 SHAPES = {1: (1, 1, 1), 2: (2, 1, 1), 5: (1, 1, 5), 33: (3, 11, 1), 784: (1, 28, 28), 3072: (3, 32, 32)}
+# States that are no images: a vector, actions, a volume.
+OTHER_SHAPES = ((5,), (4, 9), (2, 3, 2, 4))
 """Shapes of a sample by its number of elements."""
 
 SEEDS = (0, 2**32 + 5, 2**63 - 1)

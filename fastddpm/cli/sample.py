@@ -134,15 +134,15 @@ def sample(
         drawer = torch_drawer(sampler, job, guidance=guidance, device=place, engine=typed_engine)
         run_job(drawer, job, seed_list, labels, batch=batch)
         return
-    image_shape = image_shape or sampler.shape
+    drawn_shape = image_shape or sampler.shape
     request: SampleArguments = {
         "seeds": seed_list,
         "class_labels": labels,
         "guidance_scale": guidance,
         "max_batch": batch,
-        "shape": image_shape,
+        "shape": drawn_shape,
     }
-    with outputs.ready(seed_list, image_shape[0] if image_shape else None):
+    with outputs.ready(seed_list, drawn_shape[0] if drawn_shape else None):
         began = time.perf_counter()
         frames = _draw(sampler, request, animated=trajectory is not None)
         seconds = time.perf_counter() - began

@@ -39,6 +39,16 @@ def refuse_condition(folder: str, channels: int) -> None:
         )
 
 
+def refuse_other_states(folder: str, shape: tuple[int, ...]) -> None:
+    """ValueError where what is drawn are no images, which files of pictures could not hold."""
+    if len(shape) != 3:
+        raise BadArgument(
+            "MODEL",
+            f"{folder}, whose states of shape {shape} are no images,",
+            "one of images, or --format npz (fastddpm.onnx.OnnxSampler(...).sample() gives any)",
+        )
+
+
 def sample_onnx(
     folder: str,
     outputs: Outputs,
@@ -72,6 +82,7 @@ def sample_onnx(
     options = {"device_id": match[2]} if match[2] else None
     sampler = OnnxSampler(folder, "auto" if device is None else match[1], provider_options=options)
     refuse_condition(folder, sampler.folder.condition_channels)
+    refuse_other_states(folder, sampler.image_shape)
     labels = choose_labels(sampler.folder.num_classes, classes, seeds)
     with outputs.ready(seeds, sampler.image_shape[0]):
         began = time.perf_counter()

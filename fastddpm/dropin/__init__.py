@@ -35,6 +35,7 @@ PEERS = (
     "abarankab",
     "sr3",
     "guided_diffusion",
+    "policies",
 )
 
 __all__ = ["PEERS", "Report", "Settings", "Unrecognised", "optimize"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastddpm.checks import BadArgument
 from fastddpm.dropin.alterations import warn_if_random
+from fastddpm.dropin.lucidrains_1d import FastLucidrains1D
 from fastddpm.dropin.lucidrains_guidance import FastGuidedLucidrains
 from fastddpm.dropin.lucidrains_loops import DESCRIPTION, FastLucidrains, parameters_of
 from fastddpm.dropin.overrides import check_published
@@ -27,7 +28,6 @@ _STEPS = (
 )
 # Its other classes, by what only they hold, and why they are refused.
 _REFUSED = {
-    "seq_length": "GaussianDiffusion1D: its state is not (B, C, H, W)",
     "pred_x_start_loss_weight": "WeightedObjectiveGaussianDiffusion: its own sample fails, as its "
     "p_mean_variance does not take x_self_cond",
     "num_sample_steps": "ContinuousTimeGaussianDiffusion: its timesteps are log SNRs in the loop's order",
@@ -51,7 +51,7 @@ def build(obj: Peer, settings: Settings, **options: bool) -> FastLucidrains:
     """The drop-in for an object that `recognises`.
 
     Args:
-        obj: a GaussianDiffusion.
+        obj: a GaussianDiffusion or GaussianDiffusion1D.
         settings: noise, engine and dtype (the network's, under autocast).
         **options: none; ``repair`` for the class with classifier-free guidance.
 
@@ -73,4 +73,4 @@ def build(obj: Peer, settings: Settings, **options: bool) -> FastLucidrains:
         return FastGuidedLucidrains(obj, settings, **options)
     if options:
         raise BadArgument(", ".join(options), "an option", f"none for {DESCRIPTION}")
-    return FastLucidrains(obj, settings)
+    return FastLucidrains1D(obj, settings) if hasattr(obj, "seq_length") else FastLucidrains(obj, settings)

@@ -20,7 +20,7 @@ MOST_ROWS = 32
 
 
 def rows_at_once(shape: tuple[int, ...]) -> int:
-    """Rows to draw together for states ``(B, C, H, W)``; 0 where each is better drawn by itself."""
+    """Rows to draw together for states ``(B, ...)``; 0 where each is better drawn by itself."""
     rows = min(MOST_ROWS, AT_ONCE // math.prod(shape))
     return rows if rows > 1 else 0
 
@@ -30,7 +30,7 @@ class DrawnAhead:
 
     Args:
         seeds: int64 ``(B,)``; `forget` is to be called where they become others.
-        ring: float32 ``(K, B, C, H, W)``; row k of a sample's plan has the slot ``k % K``.
+        ring: float32 ``(K, B, ...)``; row k of a sample's plan has the slot ``k % K``.
     """
 
     def __init__(self, seeds: Tensor, ring: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from fastddpm.checks import check_choice, image_shape
+from fastddpm.checks import check_choice
 from fastddpm.engine.watch import Offence, Watch
 from fastddpm.facts import model_facts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
@@ -70,7 +70,7 @@ def check_capturable(
 
     Args:
         model: as `Sampler` takes it, on any device.
-        shape: ``(C, H, W)`` of an image.
+        shape: of one state, ``(C, H, W)`` of an image.
         batch_size: images.
         class_labels: give it ``class_labels``; None for our networks that have classes.
         cond: what it is given by name besides, ``(1, ...)`` each; only shapes and dtypes are used.
@@ -91,10 +91,11 @@ def check_capturable(
             f"check_capturable: torch {torch.__version__} was built without CUDA; a CUDA build accepted, "
             "with or without a card"
         )
-    image_shape(shape)
+    facts = model_facts(model)
+    facts.checked_shape(shape)
     check_choice("time_input", time_input, TIME_INPUTS)
     if class_labels is None:
-        class_labels = bool(model_facts(model).takes_labels)
+        class_labels = bool(facts.takes_labels)
     device, dtype = torch.device("cuda"), dtype or model_device_dtype(model)[1]
     rows = batch_size * (2 if guided else 1)
     image = (rows, condition_channels, *tuple(shape)[1:])
@@ -127,7 +128,7 @@ def run_on_fakes(
 
     Args:
         model: as `Sampler` takes it.
-        shape: ``(B, C, H, W)`` of the state.
+        shape: ``(B, ...)`` of the state.
         passes: how often; what the last one does is told.
         device: a CUDA device.
         cond: see `fastddpm.network.Network`; only shapes and dtypes are used.

@@ -21,7 +21,7 @@ class FirstCall:
     Args:
         network: of the loop.
         x: the loop's state, which the network is called with.
-        channels: C of an image.
+        channels: C of a state, the size of its second axis.
 
     Attributes:
         outputs: channels that the model returned; None before its first call.

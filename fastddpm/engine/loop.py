@@ -118,6 +118,10 @@ class Loop:
                 self.buffers.x.copy_(x)
             if batch.condition is not None and self.network.condition is not None:
                 self.network.condition.copy_(batch.condition)
+            given = ((self.buffers.known, batch.known), (self.buffers.known_mask, batch.known_mask))
+            for buffer, value in given:
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
             self._parcel.send(self._values(batch, row))
             begin = functools.partial(self._begin, len(plan), x is None, copies)
             self._executor.prepare((len(plan), x is None, copies and copies.places), begin)
@@ -204,6 +208,7 @@ class Loop:
             self._ahead.forget()
         if draws:
             self.buffers.x.copy_(normal(self.seeds, 0, self.case.shape[1:]))
+        self.buffers.put_known()
         for kept in (self.buffers.x0, self.buffers.kept):
             if kept is not None:
                 kept.zero_()

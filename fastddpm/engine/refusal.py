@@ -40,7 +40,7 @@ def refusal(model: Model, shape: Sequence[int], **options: Unpack[FakeRun]) -> s
 
     Args:
         model: as `Sampler` takes it.
-        shape: ``(B, C, H, W)`` of the state.
+        shape: ``(B, ...)`` of the state.
         **options: of :func:`fastddpm.engine.capturable.run_on_fakes`.
     """
     if not torch.version.cuda:

@@ -30,7 +30,7 @@ class StepCase:
     """What is fixed when a step is compiled or captured.
 
     Attributes:
-        shape: ``(B, C, H, W)`` of the state.
+        shape: ``(B, ...)`` of the state, with its channels in the second place: ``(B, C, H, W)``.
         noise: where z comes from: nowhere, per-sample seeds (the noise spec), or torch's generators.
         ring: steps that the noise ring holds: with ``torch``, and with ``philox`` where it is drawn ahead; 0
             for noise drawn in the kernel.
@@ -45,9 +45,10 @@ class StepCase:
         divide: the row divides x0 by a number of its own.
         rederive: the row takes eps from x, x0 and the model's output, divided by a number of its own.
         arena: the table holds the rows of several plans; each sample walks one of them, or none.
+        known: part of the state is given, and stands in it whenever the network sees it.
     """
 
-    shape: tuple[int, int, int, int]
+    shape: tuple[int, ...]
     noise: NoiseKind = "philox"
     ring: int = 0
     guided: bool = False
@@ -61,22 +62,25 @@ class StepCase:
     divide: bool = False
     rederive: bool = False
     arena: bool = False
+    known: bool = False
 
 
 class StepBuffers:
     """The tensors that a step reads and writes; their addresses never change.
 
     Attributes:
-        x: float32 ``(B, C, H, W)``, the state.
+        x: float32 ``(B, ...)``, the state.
         counter: int64 ``(B, 2)``, of each sample the table's row and the repeat.
         base: int64 ``(B,)``, the row where each sample's plan begins in an arena; None: at 0.
         advance: int64 ``(B,)``, 1 for samples that go on to the next row of an arena and 0 for those that
             stay where they are; None: all go on.
         table: float32 ``(capacity, 32)``, the plan, or an arena of several.
-        noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, C, H, W)``, or None.
+        noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, ...)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
-        kept: float32 ``(1 to 5, B, C, H, W)``, predictions of earlier rows, or None.
+        kept: float32 ``(1 to 5, B, ...)``, predictions of earlier rows, or None.
         guidance: float32 ``(B,)`` scales, or None.
+        known: float32 like x, what is given of the state, or None.
+        known_mask: bool like x, where it is given, or None.
     """
 
     def __init__(self, case: StepCase, capacity: int, device: torch.device) -> None:
@@ -97,6 +101,13 @@ class StepBuffers:
         self.x0 = zeros(case.shape) if case.keep_x0 or case.self_condition else None
         self.kept = zeros((case.kept, *case.shape)) if case.kept else None
         self.guidance = zeros(batch) if case.guided else None
+        self.known = zeros(case.shape) if case.known else None
+        self.known_mask = torch.zeros(case.shape, dtype=torch.bool, device=device) if case.known else None
+
+    def put_known(self) -> None:
+        """The part of the state that is given, into the state."""
+        if self.known is not None and self.known_mask is not None:
+            self.x.copy_(torch.where(self.known_mask, self.known, self.x))
 
     def of_samples(self) -> dict[str, Tensor]:
         """A number of each sample, those that there are: ``base``, ``advance`` and ``guidance``."""
@@ -147,6 +158,7 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
         divide=case.divide,
         rederive=case.rederive,
     )
+    buffers.put_known()
     k.add_(1 if buffers.advance is None else buffers.advance)
 
 

@@ -78,8 +78,8 @@ def export_onnx(
         folder: where to; a new or empty folder, or an earlier export, whose files are replaced (what else is
             there stays).
         schedule: with a module: the noise schedule it was trained with.
-        shape: ``(C, H, W)`` of an image; None for the sampler's. sampler.onnx has this size. In the other
-            files height and width vary for our UNet.
+        shape: ``(C, H, W)`` of an image, or that of another state; None for the sampler's. sampler.onnx has
+            this size. In the other files height and width vary for our UNet.
         dtype: of the network inside: ``float32`` or ``float16``. Inputs, outputs, tables, state and noise
             are float32 in both.
         verify: run the files in ONNX Runtime against PyTorch; see `fastddpm.export.verify` for the limits.
@@ -144,7 +144,7 @@ def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] 
         "noise_spec": 1,
         "opset": OPSET,
         "files": described(folder),
-        "image_shape": [call.channels, call.height, call.width],
+        "image_shape": list(call.shape),
         "size_multiple": multiple,
         "size_padding": padding,
         "num_classes": call.num_classes,

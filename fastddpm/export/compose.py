@@ -53,10 +53,9 @@ class Recipe:
         return Times(kind, time_input=network.call.time_input, last=last)
 
     @property
-    def image(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        call = self.network.call
-        return call.channels, call.height, call.width
+    def image(self) -> tuple[int, ...]:
+        """The shape of one state, (C, H, W) of an image."""
+        return self.network.call.shape
 
     def free_image(self, channels: int) -> list[int | str]:
         """The shape of a batch: sizes that may vary are named."""
@@ -136,7 +135,10 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
 
 
 def sampler(recipe: Recipe) -> onnx.ModelProto:
-    """The whole reverse process in one Loop: seeds, and timesteps, method, eta or rows -> images, pixels."""
+    """The whole reverse process in one Loop: seeds, and timesteps, method, eta or rows -> images, pixels.
+
+    Pixels of images alone: where states have another shape, ``images`` is all there is.
+    """
     call = recipe.network.call
     g = Graph()
     walked = walk(g, recipe.table, recipe.times, _accepted(g, recipe))
@@ -155,14 +157,14 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
             labels = g("Concat", nulls, "class_labels", axis=0)
     condition = None
     if call.condition_channels:
-        condition = "condition" if passes is None else _tiled(g, "condition", passes)
+        condition = "condition" if passes is None else _tiled(g, "condition", passes, len(recipe.image))
     prepared = recipe.network.prepare(g, walked.times, labels, given)
     keys = noise.keys(g, "seeds", int(np.prod(recipe.image)))
     start = noise.normal(g, keys, g.int64(0), recipe.image)
 
     body = Graph(g)
     row = body("Gather", walked.table, "k", axis=0)
-    x = "x" if passes is None else _tiled(body, "x", passes)
+    x = "x" if passes is None else _tiled(body, "x", passes, len(recipe.image))
     x = x if condition is None else body("Concat", condition, x, axis=1)
     m = recipe.network.predict(body, x, prepared, body("Reshape", "k", g.int64([1])))
     if passes is None:
@@ -204,7 +206,11 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
     # The first row multiplies what nothing was put into by 0.
     final, *_ = g.subgraphs("Loop", walked.steps, "", start, start, nothing, outputs=3, body=loop)
     g("Identity", final, out="images")
-    _pixels(g, final)
+    outputs = [value("images", FLOAT, image)]
+    if len(recipe.image) == 3:
+        channels, height, width = recipe.image
+        _pixels(g, final)
+        outputs.append(value("pixels", UINT8, ["batch", height, width, channels]))
     inputs = [
         value("seeds", INT64, ["batch"]),
         value("timesteps", INT64, ["steps"]),
@@ -216,8 +222,6 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
         *_condition_inputs(recipe, ["batch", call.condition_channels, *recipe.image[1:]]),
         *_named_inputs(recipe, guided=call.guides),
     ]
-    channels, height, width = recipe.image
-    outputs = [value("images", FLOAT, image), value("pixels", UINT8, ["batch", height, width, channels])]
     return _model(g, "fastddpm_sampler", inputs, outputs)
 
 
@@ -258,9 +262,9 @@ def _offset_inputs(recipe: Recipe) -> list[onnx.ValueInfoProto]:
     return [value("time_offset", FLOAT)] if recipe.network.tells_between else []
 
 
-def _tiled(g: Graph, x: str, passes: str) -> str:
-    """x [B, ...] as often as there are passes, one behind the other."""
-    return g("Tile", x, g("Concat", passes, g.int64([1, 1, 1]), axis=0))
+def _tiled(g: Graph, x: str, passes: str, axes: int) -> str:
+    """x [B, ...], with so many axes behind the first, as often as there are passes, one behind the other."""
+    return g("Tile", x, g("Concat", passes, g.int64([1] * axes), axis=0))
 
 
 def _pixels(g: Graph, images: str) -> None:

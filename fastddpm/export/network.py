@@ -66,10 +66,8 @@ class NetworkCall:
     """How the network is called.
 
     Attributes:
-        channels: C of the image.
-        height: pixels; where a size is fixed, it is this one.
-        width: likewise.
-        condition_channels: channels concatenated in front of the image.
+        shape: of one state, (C, H, W) of an image; where sizes are fixed, they are these.
+        condition_channels: channels concatenated in front of the state's.
         num_classes: None without classes.
         null_label: the label that means "no class", or None.
         time_input: what it is told: timesteps, int64, or levels, float32.
@@ -78,9 +76,7 @@ class NetworkCall:
         cond: what it is given by name besides, in order.
     """
 
-    channels: int
-    height: int
-    width: int
+    shape: tuple[int, ...]
     condition_channels: int
     num_classes: int | None
     null_label: int | None
@@ -88,6 +84,11 @@ class NetworkCall:
     half: bool
     between: bool = False
     cond: tuple[Condition, ...] = ()
+
+    @property
+    def channels(self) -> int:
+        """C: the size of a state's first axis."""
+        return self.shape[0]
 
     @property
     def guides(self) -> bool:
@@ -156,11 +157,11 @@ class ExportedNetwork:
         return table, [] if biases is None else [biases]
 
     def predict(self, g: Graph, x: str, prepared: Prepared, row: str | None = None) -> str:
-        """The network's output, float32 [B, out_channels, H, W].
+        """The network's output, float32 [B, out_channels, ...].
 
         Args:
             g: where to put it.
-            x: float32 [B, Cc + C, H, W].
+            x: float32 [B, Cc + C, ...].
             prepared: from `prepare`.
             row: int64 [1], which of N times it is; None where there is one per sample, or one for all.
         """
@@ -236,7 +237,7 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
         ExportError: torch.export or its translation to ONNX cannot, or the batch size would be fixed.
     """
     network = plain_copy(model, call.dtype)
-    x = torch.zeros(EXAMPLE_BATCH, call.condition_channels + call.channels, call.height, call.width)
+    x = torch.zeros(EXAMPLE_BATCH, call.condition_channels + call.channels, *call.shape[1:])
     x = x.to(call.dtype)
     reals = torch.full((EXAMPLE_BATCH,), 0.5, dtype=torch.float32)
     t = reals if call.tells_levels or call.between else torch.ones(EXAMPLE_BATCH, dtype=torch.int64)
@@ -256,7 +257,7 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
         core, out_channels = _fragment(Whole(network, list(others)), (x, t, *others.values()), fixed=2)
     if out_channels not in (call.channels, 2 * call.channels):
         raise ExportError(
-            f"model: returns {out_channels} channels for an image of {call.channels}; "
+            f"model: returns {out_channels} channels for a state of {call.channels}; "
             f"{call.channels} or, with learned variance, {2 * call.channels} accepted"
         )
     return ExportedNetwork(call, core, time, classes, out_channels, isinstance(network, UNet))

@@ -29,8 +29,8 @@ def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> s
     """
     parts = [
         "# A diffusion sampler in ONNX\n",
-        f"Written by fastddpm {about['versions']['fastddpm']}. Images are {_times(about['image_shape'])} "
-        f"(C x H x W); the network runs in {about['network_dtype']}, state and noise in float32. Each file "
+        f"Written by fastddpm {about['versions']['fastddpm']}. {_what(about)}; the network runs in "
+        f"{about['network_dtype']}, state and noise in float32. Each file "
         "holds the weights it needs. `export.json` has the options, versions, sha256 sums and measured "
         "differences from PyTorch.\n",
         "```python\n" + snippet(about) + "```\n",
@@ -62,7 +62,6 @@ def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> s
 
 def snippet(about: Mapping[str, Any]) -> str:
     """Python that draws images with numpy and onnxruntime alone, run in the folder."""
-    _, height, width = about["image_shape"]
     method, known = about["defaults"]["method"], list(formulas())
     number = known.index(method) if method in known else len(known)
     # A solver's rows are in the file, and have their own.
@@ -83,13 +82,21 @@ def snippet(about: Mapping[str, Any]) -> str:
     if is_guided(about):
         lines.append('    "guidance_scale": np.array(1.0, dtype=np.float32),')
     if about["condition_channels"]:
-        shape = (4, about["condition_channels"], height, width)
+        shape = (4, about["condition_channels"], *about["image_shape"][1:])
         lines.append(f'    "condition": np.zeros({shape}, dtype=np.float32),  # an image in [-1, 1]')
     for one in about.get("cond", []):
         for name in _condition_names(about, one["name"]):
             lines.append(f'    "{name}": np.zeros({(4, *one["shape"])}, dtype=np.{one["dtype"]}),')
-    lines += ["}", "images, pixels = session.run(None, inputs)", "print(images.shape, pixels.shape)"]
+    if draws_images(about):
+        lines += ["}", "images, pixels = session.run(None, inputs)", "print(images.shape, pixels.shape)"]
+    else:
+        lines += ["}", "(states,) = session.run(None, inputs)", "print(states.shape)"]
     return "\n".join(lines) + "\n"
+
+
+def draws_images(about: Mapping[str, Any]) -> bool:
+    """Whether what it draws are images, which sampler.onnx gives as pixels too."""
+    return len(about["image_shape"]) == 3
 
 
 def is_guided(about: Mapping[str, Any]) -> bool:
@@ -115,8 +122,11 @@ def _methods() -> str:
     return ", ".join(f"{index} {name}" for index, name in enumerate([*formulas(), "rows"]))
 
 
-def _times(shape: list[int]) -> str:
-    return " x ".join(map(str, shape))
+def _what(about: Mapping[str, Any]) -> str:
+    shape = " x ".join(map(str, about["image_shape"]))
+    return (
+        f"Images are {shape} (C x H x W)" if draws_images(about) else f"States, `images` below, are {shape}"
+    )
 
 
 def _ranges(about: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastddpm.checks import BadArgument, check_choice, image_shape, whole
+from fastddpm.checks import BadArgument, check_choice, whole
 from fastddpm.conditions import check_names, checked_one
 from fastddpm.export.network import Condition, NetworkCall, plain_copy
 from fastddpm.export.nodes import BOOL, FLOAT, INT32, INT64
@@ -95,7 +95,7 @@ def resolve(
     image = shape if shape is not None else sampler.shape
     if image is None:
         raise BadArgument("shape", "none, and no default of the sampler,", "(C, H, W)")
-    channels, height, width = image_shape(image)
+    sides = sampler.facts.checked_shape(image)
     plan = sampler.plan
     method = recognised(plan, sampler)
     classes = _num_classes(network, num_classes)
@@ -103,10 +103,8 @@ def resolve(
     if null is not None and classes is None:
         raise BadArgument("null_label", f"{null} with a network without classes", "None, or num_classes too,")
     call = NetworkCall(
-        channels=channels,
-        height=height,
-        width=width,
-        condition_channels=_condition_channels(network, channels, condition_channels),
+        shape=sides,
+        condition_channels=_condition_channels(network, sides[0], condition_channels),
         num_classes=classes,
         null_label=null,
         time_input=method.time_input,
@@ -119,7 +117,7 @@ def resolve(
         sampler.schedule,
         plan,
         null_label=sampler.null_label,
-        shape=(channels, height, width),
+        shape=sides,
         device="cpu",
         dtype=torch.float32,
         engine="eager",

@@ -18,7 +18,7 @@ from fastddpm_kernels.table import Column
 
 @dataclass(frozen=True)
 class Update:
-    """Names of what a step gives: the mean and x0, [B, C, H, W], the noise's factor, and c, []."""
+    """Names of what a step gives: the mean and x0, [B, ...], the noise's factor, and c, []."""
 
     mean: str
     x0: str
@@ -31,7 +31,7 @@ class Output:
     """A network's output of one step, in float32.
 
     Attributes:
-        m: name of [B, C, H, W], guided.
+        m: name of [B, ...], guided.
         variance: name of the second half of 2C channels, or None.
     """
 
@@ -40,7 +40,7 @@ class Output:
 
 
 def split_output(g: Graph, m: str, channels: int, has_variance: bool) -> Output:
-    """The output of an unguided network, [B, C or 2C, H, W]."""
+    """The output of an unguided network, [B, C or 2C, ...]."""
     if not has_variance:
         return Output(m, None)
     return Output(g.slice(m, 0, channels, 1), g.slice(m, channels, END, 1))
@@ -64,7 +64,7 @@ def guided_output(g: Graph, m: str, channels: int, has_variance: bool, *, scale:
 
 
 def update(g: Graph, x: str, output: Output, row: str, x0_prev: str) -> Update:
-    """The step without its noise. x and x0_prev are float32 [B, C, H, W], row its first 16 columns or all."""
+    """The step without its noise. x and x0_prev are float32 [B, ...], row its first 16 columns or all."""
 
     def times(column: Column, tensor: str) -> str:
         return g("Mul", _coefficient(g, row, column), tensor)
@@ -91,8 +91,8 @@ class Kept:
     """Names of predictions of earlier rows, in a Loop.
 
     Attributes:
-        first: float32 [B, C, H, W], the first place.
-        others: float32 [2, B, C, H, W], the second and third; [0, ...] in plans without these.
+        first: float32 [B, ...], the first place.
+        others: float32 [2, B, ...], the second and third; [0, ...] in plans without these.
     """
 
     first: str
@@ -120,7 +120,7 @@ def remember(
         row: float32 [32].
         kept: before the row.
         keeps: names of two bools of the plan: whether it keeps more than the last x0, and whether sums.
-        shape: (C, H, W).
+        shape: of one state.
     """
     remembers, combines = keeps
     more, plain = Graph(g), Graph(g)

@@ -118,15 +118,15 @@ def relative_error(given: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     return float(np.abs(given - wanted).max() / max(1.0, float(np.abs(wanted).max())))
 
 
-def _random(settings: Settings, batch: int, *, height: int, width: int) -> dict[str, Tensor]:
-    """Inputs of a step: x, noise, x0_prev and what else the network takes."""
+def _random(settings: Settings, batch: int, sizes: Sequence[int]) -> dict[str, Tensor]:
+    """Inputs of a step: x, noise, x0_prev and what else the network takes; of these sizes behind channels."""
     call, generator = settings.call, torch.Generator().manual_seed(0)
-    image = (batch, call.channels, height, width)
+    image = (batch, call.channels, *sizes)
     tensors = {name: torch.randn(image, generator=generator) for name in ("x", "noise", "x0_prev")}
     if call.num_classes is not None:
         tensors["class_labels"] = torch.randint(call.num_classes, (batch,), generator=generator)
     if call.condition_channels:
-        shape = (batch, call.condition_channels, height, width)
+        shape = (batch, call.condition_channels, *sizes)
         tensors["condition"] = torch.rand(shape, generator=generator) * 2 - 1
     for one in call.cond:
         tensors[one.input], tensors[one.without] = one.examples(batch), one.examples(batch, first=1)
@@ -151,19 +151,20 @@ def _network(settings: Settings, x: Tensor, t: Tensor, cond: dict[str, Tensor]) 
         return output.float()
 
 
-def _sizes(settings: Settings) -> Iterator[tuple[int, int]]:
-    """The size exported, and another where it may vary."""
-    height, width = settings.call.height, settings.call.width
-    yield height, width
+def _sizes(settings: Settings) -> Iterator[tuple[int, ...]]:
+    """The sizes exported, behind the channels, and others where they may vary."""
+    exported = settings.call.shape[1:]
+    yield exported
     if settings.sizes is not None:
+        height, width = exported
         yield height + settings.sizes[0], width + 2 * settings.sizes[0]
 
 
 def _denoiser_error(folder: Path, settings: Settings) -> float:
     run = session(folder / "denoiser.onnx")
     errors = []
-    for batch, (height, width) in enumerate(_sizes(settings), start=3):
-        given = _random(settings, batch, height=height, width=width)
+    for batch, sizes in enumerate(_sizes(settings), start=3):
+        given = _random(settings, batch, sizes)
         plan, names = settings.sampler.plan, [one.name for one in run.get_inputs()]
         times = plan.model_time if settings.call.tells_levels else plan.timesteps
         t = torch.tensor(times[np.linspace(0, len(plan) - 1, batch).astype(int)])
@@ -178,7 +179,7 @@ def _denoiser_error(folder: Path, settings: Settings) -> float:
 
 def _step_error(path: Path, settings: Settings, guided: bool) -> float:
     run, plan = session(path), settings.sampler.plan
-    given = _random(settings, 2, height=settings.call.height, width=settings.call.width)
+    given = _random(settings, 2, settings.call.shape[1:])
     full = np.pad(np.array(FULL_ROW, np.float32), (0, N_COLUMNS - len(FULL_ROW)))
     times = plan.model_time if settings.call.tells_levels else plan.timesteps
     # Of a solver, its first columns; what else it has of other rows, step.onnx is given as one sum.
@@ -253,8 +254,7 @@ def _chains(settings: Settings, *, between: bool) -> Iterator[tuple[Plan, float,
 
 def _sampler_error(folder: Path, settings: Settings) -> float:
     run, call = session(folder / "sampler.onnx"), settings.call
-    given = _random(settings, len(SEEDS), height=call.height, width=call.width)
-    shape = (call.channels, call.height, call.width)
+    given = _random(settings, len(SEEDS), call.shape[1:])
     errors = []
     kinds = {one.name: one.type for one in run.get_overridable_initializers()}
     between = kinds["times"] == "tensor(float)" and not call.tells_levels
@@ -264,7 +264,7 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
             settings.schedule,
             plan,
             null_label=call.null_label,
-            shape=shape,
+            shape=call.shape,
             engine="eager",
         )
         cond, without = _named(settings, given), _named(settings, given, without=True)
@@ -283,7 +283,7 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
             feed = {name: array for name, array in feed.items() if name not in ("rows", "times")}
         if call.guides:
             feed["guidance_scale"] = np.array(guidance, np.float32)
-        images, _ = _outputs(run, feed)
+        images, *_ = _outputs(run, feed)
         errors.append(relative_error(images, wanted.numpy()))
     return max(errors)
 

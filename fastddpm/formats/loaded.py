@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastddpm.checks import BadArgument, shortened
+from fastddpm.checks import BadArgument, image_shape, shortened
 from fastddpm.formats.files import CheckpointError, ConfigError
 from fastddpm.inputs import MAX_SIDE, Fields, asked_shape
 from fastddpm.options import SamplerOptions
@@ -65,7 +65,7 @@ def check_shape(loaded: Loaded) -> None:
     shape, config = loaded.options.get("shape"), getattr(loaded.model, "config", None)
     if shape is None:
         return
-    sides = asked_shape(shape)
+    sides = image_shape(asked_shape(shape))
     largest = largest_map(config, sides) if isinstance(config, UNetConfig) else 0
     if largest > MAX_MAP:
         given = f"{sides}, for which a feature map has {largest:,} values"

@@ -1,4 +1,5 @@
-"""What makes pixels of seeds: a sampler of PyTorch, or an export run by ONNX Runtime, with its threads fixed.
+"""What makes images, or other states, of seeds: a sampler of PyTorch, or an export run by ONNX Runtime, with
+its threads fixed.
 
 A drawer can be sent to another process (pickled), and says everything that its pixels depend on.
 """
@@ -18,9 +19,10 @@ from torch import nn
 
 from fastddpm.checks import BadArgument, whole
 from fastddpm.engine import Engine, resolve_engine
-from fastddpm.images import Pixels, to_uint8
+from fastddpm.images import to_uint8
 from fastddpm.inputs import Json
 from fastddpm.jobs.conditions import Given
+from fastddpm.jobs.shards import Samples
 from fastddpm.network import Model
 from fastddpm.options import RunOptions
 from fastddpm.plans import Plan
@@ -49,13 +51,13 @@ def checked_threads(threads: int) -> int:
 
 
 class Drawer(Protocol):
-    """Pixels for seeds."""
+    """Images for seeds, as pixels, or states of another shape, as they are."""
 
     threads: int
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one state: (C, H, W) of an image."""
 
     @property
     def device(self) -> str:
@@ -70,8 +72,9 @@ class Drawer(Protocol):
     def check(self, labels: Int64 | None, given: Given | None = None) -> None:
         """ValueError where the model does not know these labels or conditions, or the guidance."""
 
-    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Pixels:
-        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels, and conditions where a job has some."""
+    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Samples:
+        """uint8 ``(B, H, W, C)``, or float32 ``(B, ...)`` of states that are no images, for ``(B,)`` seeds
+        and labels, and conditions where a job has some."""
 
 
 class TorchDrawer:
@@ -101,7 +104,7 @@ class TorchDrawer:
         engine: Engine | None = None,
     ) -> None:
         if sampler.shape is None:
-            raise BadArgument("sampler", "one without a shape", "one made with shape=(C, H, W)")
+            raise BadArgument("sampler", "one without a shape", "one made with a shape, as (C, H, W),")
         self.image_shape = sampler.shape
         self.threads = checked_threads(threads)
         self._sampler, self._guidance_scale = sampler, guidance_scale
@@ -161,8 +164,9 @@ class TorchDrawer:
             **({} if given is None else given.tensors(first=True)),
         )
 
-    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Pixels:
-        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels, and conditions where a job has some."""
+    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Samples:
+        """uint8 ``(B, H, W, C)``, or float32 ``(B, ...)`` of states that are no images, for ``(B,)`` seeds
+        and labels, and conditions where a job has some."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -173,7 +177,7 @@ class TorchDrawer:
                 progress=False,
                 **({} if given is None else given.tensors()),
             )
-            return to_uint8(images)
+            return to_uint8(images) if len(self.image_shape) == 3 else images.cpu().numpy()
         finally:
             torch.set_num_threads(before)
 
@@ -289,18 +293,19 @@ class OnnxDrawer:
             **({} if given is None else given.arrays(first=True)),
         )
 
-    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Pixels:
-        """uint8 ``(B, H, W, C)`` for ``(B,)`` seeds and labels, and conditions where a job has some."""
-        pixels: Pixels = self._sampler.sample(
+    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Samples:
+        """uint8 ``(B, H, W, C)``, or float32 ``(B, ...)`` of states that are no images, for ``(B,)`` seeds
+        and labels, and conditions where a job has some."""
+        samples: Samples = self._sampler.sample(
             seeds=seeds,
             class_labels=labels,
             guidance_scale=self._guidance_scale,
-            output="uint8",
+            output="uint8" if len(self.image_shape) == 3 else "float",
             progress=False,
             **({} if given is None else given.arrays()),
             **self._options,
         )
-        return pixels
+        return samples
 
 
 def _reopened(folder: Path, provider: str, settings: Json) -> OnnxDrawer:

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import fastddpm
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.files import FULL
-from fastddpm.images import Pixels
 from fastddpm.inputs import Json
 from fastddpm.jobs.blocks import Blocks, as_ranges
 from fastddpm.jobs.conditions import Given, Rows
@@ -37,6 +36,7 @@ from fastddpm.jobs.ray_workers import run_on_ray
 from fastddpm.jobs.shards import (
     FORMATS,
     PICTURE_CHANNELS,
+    Samples,
     digest,
     shard_name,
     write_shard,
@@ -50,7 +50,7 @@ WORKERS = ("local", "ray")
 
 
 class Job:
-    """Images of many seeds, in shards.
+    """Images of many seeds, or states of another shape, in shards.
 
     The files depend on these arguments alone: not on how many processes or machines draw them, nor on how
     often the job was killed and run again, on processors of one kind.
@@ -86,11 +86,10 @@ class Job:
         batch_size: int = 64,
     ) -> None:
         check_choice("format", format, FORMATS)
-        channels = drawer.image_shape[0]
-        if format != "npz" and channels not in PICTURE_CHANNELS:
-            raise BadArgument(
-                "format", f"{format!r} for images of {channels} channels, which are no pictures,", "npz"
-            )
+        shape = drawer.image_shape
+        if format != "npz" and (len(shape) != 3 or shape[0] not in PICTURE_CHANNELS):
+            what = f"images of {shape[0]} channels" if len(shape) == 3 else f"states of shape {shape}"
+            raise BadArgument("format", f"{format!r} for {what}, which are no pictures,", "npz")
         self.drawer, self.outdir, self.format = drawer, Path(outdir), format
         self.blocks = Blocks.of(seeds, class_labels, batch_size, shard_size)
         self.given = Given.of(cond, uncond, len(self.blocks.seeds))
@@ -128,7 +127,7 @@ class Job:
         Args:
             workers: ``local``: this process, and those that torchrun or accelerate started with it; ``ray``:
                 the machines of a Ray cluster.
-            merge: write `samples_NxHxWxC.npz` too when all is drawn.
+            merge: write `samples_NxHxWxC.npz` too (of other states `samples_Nx....npz`) when all is drawn.
             progress: show a progress bar on a terminal.
 
         Returns:
@@ -159,13 +158,13 @@ class Job:
     def draw_shard(self, index: int, advance: Callable[[int], None] = lambda count: None) -> Record:
         """Draws one shard and writes it, then its record; the record."""
         seeds, labels = self.blocks.shard(index)
-        pixels = []
+        samples: list[Samples] = []
         for places, count in self.blocks.places(index):
-            pixels.append(self._pixels(places)[:count])
+            samples.append(self._pixels(places)[:count])
             advance(count)
         name = shard_name(index, self.format)
         with self._writing():
-            write_shard(self.outdir / name, self.format, np.concatenate(pixels), seeds, labels)
+            write_shard(self.outdir / name, self.format, _joined(samples), seeds, labels)
             size, checksum = digest(self.outdir / name)
             record: Record = {
                 "name": name,
@@ -177,7 +176,7 @@ class Job:
             add_record(self.outdir, record)
         return record
 
-    def _pixels(self, places: npt.NDArray[np.int64]) -> Pixels:
+    def _pixels(self, places: npt.NDArray[np.int64]) -> Samples:
         seeds, labels = self.blocks.seeds[places], self.blocks.labels
         labels = None if labels is None else labels[places]
         if self.given is None:
@@ -224,3 +223,9 @@ class Job:
                 f"{len(self.blocks)} shards are complete; {advice} and run the same again: "
                 "it draws what is missing"
             ) from error
+
+
+def _joined(samples: list[Samples]) -> Samples:
+    """The batches of a shard, one after another."""
+    joined: Samples = np.concatenate(samples)
+    return joined

@@ -1,6 +1,7 @@
 """Shards on disk: npz arrays, folders of PNGs, or tar files of WebDataset; whole or not there; no timestamps.
 
-npz         00000.npz       arr_0 uint8 (N, H, W, C), arr_1 int64 labels when there are, seeds int64
+npz         00000.npz       arr_0 uint8 (N, H, W, C), arr_1 int64 labels when there are, seeds int64;
+                            of states that are no images arr_0 float32 (N, ...)
 png         00000/          000123.png, named by its seed; labels.csv when there are labels
 webdataset  00000.tar       000123.png, and 000123.cls with the label when there is one
 """
@@ -28,6 +29,8 @@ from fastddpm.jobs.npz import Array, write_npz
 from fastddpm.pictures import PictureError, opened
 
 Int64 = npt.NDArray[np.int64]
+Samples = npt.NDArray[np.uint8 | np.float32]
+"""uint8 ``(N, H, W, C)``, or, of states that are no images, float32 ``(N, ...)``."""
 
 SUFFIXES = {"npz": ".npz", "png": "", "webdataset": ".tar"}
 FORMATS = tuple(SUFFIXES)
@@ -40,13 +43,13 @@ def shard_name(index: int, format: str) -> str:
     return f"{index:05d}{SUFFIXES[format]}"
 
 
-def write_shard(path: Path, format: str, pixels: Pixels, seeds: Int64, labels: Int64 | None) -> None:
+def write_shard(path: Path, format: str, samples: Samples, seeds: Int64, labels: Int64 | None) -> None:
     """Writes a shard under a temporary name and renames it; one that is there is replaced.
 
     Args:
         path: named by `shard_name`, in a folder that is there.
         format: ``npz``, ``png`` or ``webdataset``.
-        pixels: uint8 ``(N, H, W, C)``.
+        samples: uint8 ``(N, H, W, C)``; for ``npz`` also float32 ``(N, ...)``.
         seeds: int64 ``(N,)``.
         labels: int64 ``(N,)``, or None.
 
@@ -54,17 +57,32 @@ def write_shard(path: Path, format: str, pixels: Pixels, seeds: Int64, labels: I
         OSError: a full disk, a folder that cannot be written.
     """
     if format == "npz":
-        arrays: dict[str, Array] = {"arr_0": pixels}
+        arrays: dict[str, Array] = {"arr_0": samples}
         if labels is not None:
             arrays["arr_1"] = labels
         arrays["seeds"] = seeds
         with replacing(path) as temporary:
             write_npz(temporary, arrays)
-    elif format == "png":
+        return
+    pixels = np.asarray(samples, dtype=np.uint8)
+    if format == "png":
         _write_folder(path, lambda folder: _write_pictures(folder, pixels, seeds, labels))
     else:
         with replacing(path) as temporary:
             _write_tar(temporary, pixels, seeds, labels)
+
+
+def read_samples(path: Path, format: str) -> Samples:
+    """What a job wrote into a shard, in its order: images, as of `read_shard`, or float32 ``(N, ...)``.
+
+    Raises:
+        ValueError: as of `read_shard`.
+    """
+    if format != "npz":
+        return read_shard(path, format)
+    samples: Samples = read_array(path, "arr_0")
+    fits = samples.dtype == np.float32 and samples.ndim > 1
+    return samples if fits else _checked_pixels(path, samples)
 
 
 def read_shard(path: Path, format: str) -> Pixels:
@@ -74,10 +92,7 @@ def read_shard(path: Path, format: str) -> Pixels:
         ValueError: not a shard, damaged, or with images of several sizes; it names the file.
     """
     if format == "npz":
-        pixels: Pixels = read_array(path, "arr_0")
-        if pixels.dtype != np.uint8 or pixels.ndim != 4:
-            raise ValueError(f"{path}: arr_0 {pixels.dtype} {pixels.shape}, uint8 (N, H, W, C) accepted")
-        return pixels
+        return _checked_pixels(path, read_array(path, "arr_0"))
     if format == "png":
         pictures = [_decoded(file, str(file)) for file in _in_order(path) if file.suffix == ".png"]
     else:
@@ -85,6 +100,13 @@ def read_shard(path: Path, format: str) -> Pixels:
     if len({picture.shape for picture in pictures}) != 1:
         raise ValueError(f"{path}: {len(pictures)} images of several sizes, one or more of one size accepted")
     return np.stack(pictures)
+
+
+def _checked_pixels(path: Path, values: Array) -> Pixels:
+    if values.dtype != np.uint8 or values.ndim != 4:
+        raise ValueError(f"{path}: arr_0 {values.dtype} {values.shape}, uint8 (N, H, W, C) accepted")
+    pixels: Pixels = values.view(np.uint8)
+    return pixels
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:

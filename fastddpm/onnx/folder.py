@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, shortened, whole
 from fastddpm.inputs import (
+    MAX_AXES,
     MAX_SIDE,
     InputError,
     Json,
@@ -31,7 +32,7 @@ DESCRIPTION = "export.json"
 NEEDED = ("denoiser.onnx", "step.onnx", "sampler.onnx", "noise.onnx")
 MAX_LABEL = 2**31 - 1
 CONDITION_DTYPES = ("float32", "int64", "int32", "bool")
-MAX_CONDITIONS, MAX_AXES = 64, 8
+MAX_CONDITIONS = 64
 FIRST_METHODS = ("ddpm", "ddim", "dpmpp_2m")
 """Of exports that do not list theirs."""
 TIMES: dict[str, TimeInput] = {"index": "timestep", **{level: level for level in LEVEL_INPUTS}}
@@ -59,7 +60,7 @@ class ModelFolder:
 
     Attributes:
         path: the folder.
-        image_shape: (C, H, W).
+        image_shape: of one state: (C, H, W) of an image.
         num_classes: None without classes.
         null_label: the label that means "no class", or None.
         condition_channels: channels of the condition image; 0 without.
@@ -71,7 +72,7 @@ class ModelFolder:
     """
 
     path: Path
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int | None
     null_label: int | None
     condition_channels: int
@@ -80,6 +81,16 @@ class ModelFolder:
     methods: tuple[str, ...]
     times_between: bool = False
     cond: tuple[Condition, ...] = ()
+
+    @property
+    def draws_images(self) -> bool:
+        """Whether its states are images, (C, H, W), and may be had as pixels."""
+        return len(self.image_shape) == 3
+
+    @property
+    def condition_shape(self) -> tuple[int, ...]:
+        """Of the condition image, (Cc, H, W); as the state but for its channels."""
+        return self.condition_channels, *self.image_shape[1:]
 
     @property
     def guides(self) -> bool:

@@ -21,7 +21,7 @@ class Kept:
 
     Args:
         plan: whose rows keep more than the last x0.
-        shape: ``(B, C, H, W)``.
+        shape: ``(B, ...)``.
     """
 
     def __init__(self, plan: Plan, shape: tuple[int, ...]) -> None:
@@ -30,7 +30,7 @@ class Kept:
         self._own = _own_weights(plan)
 
     def after(self, row: int, x: Float32, x0: Float32) -> Float32:
-        """Keeps a row's prediction, and gives K of the row after it, float32 ``(B, C, H, W)``.
+        """Keeps a row's prediction, and gives K of the row after it, float32 ``(B, ...)``.
 
         Args:
             row: which.

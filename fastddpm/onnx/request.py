@@ -56,7 +56,7 @@ class Batch:
         seeds: int64 [B].
         labels: int64 [B], or None for a network without classes.
         guidance_scale: w; 1 is none.
-        condition: float32 [B, Cc, H, W], or None.
+        condition: float32 [B, Cc, ...], as the state but for its channels, or None.
         named: inputs ``cond_NAME`` and, where the files guide, ``uncond_NAME``, [B, ...] each.
     """
 
@@ -131,9 +131,12 @@ def make_batch(
     return Batch(drawn, labels, scale, _condition(folder, condition, len(drawn)), named)
 
 
-def check_output(output: str) -> None:
-    """ValueError unless it is "float" or "uint8"."""
+def check_output(folder: ModelFolder, output: str) -> None:
+    """ValueError unless it is "float", or "uint8" for images."""
     check_choice("output", output, OUTPUTS)
+    if output == "uint8" and not folder.draws_images:
+        given = f"{output!r} for states of shape {folder.image_shape}, which are no images,"
+        raise BadArgument("output", given, "float")
 
 
 def to_uint8(images: Float32) -> npt.NDArray[np.uint8]:
@@ -177,16 +180,16 @@ def _labels(folder: ModelFolder, class_labels: Any, count: int, *, guided: bool)
 
 
 def _condition(folder: ModelFolder, condition: object, count: int) -> Float32 | None:
-    channels, (_, height, width) = folder.condition_channels, folder.image_shape
-    if not channels:
+    wanted = folder.condition_shape
+    if not folder.condition_channels:
         if condition is not None:
             raise BadArgument("condition", "one to a network that takes none", "None")
         return None
-    accepted = f"a float32 array ({count} or 1, {channels}, {height}, {width})"
+    accepted = f"a float32 array ({', '.join(map(str, (f'{count} or 1', *wanted)))})"
     if not isinstance(condition, np.ndarray):
         raise BadArgument("condition", shown(condition), accepted)
     shape = condition.shape
-    fits = len(shape) == 4 and shape[0] in (1, count) and shape[1:] == (channels, height, width)
+    fits = len(shape) > 1 and shape[0] in (1, count) and shape[1:] == wanted
     if condition.dtype != np.float32 or not fits:
         raise BadArgument("condition", f"{condition.dtype} of shape {shape}", accepted)
     check_values("condition", condition)

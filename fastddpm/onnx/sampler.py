@@ -91,7 +91,8 @@ class OnnxSampler:
         self._file_session: Any = None
         if loop == "file":
             check_noise(self._provider.session(noise_file), self._provider.name)
-            self._file_session = self._session("sampler.onnx", FILE_INPUTS, {"images", "pixels"})
+            outputs = {"images", *(["pixels"] if self.folder.draws_images else [])}
+            self._file_session = self._session("sampler.onnx", FILE_INPUTS, outputs)
             if self._provider.name != CPU:
                 self._check_file_loop()
         else:
@@ -103,8 +104,8 @@ class OnnxSampler:
         return self._provider.name
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one state: (C, H, W) of an image."""
         return self.folder.image_shape
 
     @property
@@ -150,7 +151,8 @@ class OnnxSampler:
             class_labels: one label, or one per image. None means the null label where the model has one.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
-            condition: float32 [B or 1, Cc, H, W], concatenated in front of x at every step, as in SR3.
+            condition: float32 [B or 1, Cc, H, W], of states that are no images likewise, concatenated in
+                front of x at every step, as in SR3.
             cond: arrays [B or 1, ...] by name, of a network that was exported with some; of the dtype and
                 shape that export.json says.
             uncond: with guidance: of each of them, what the half without conditions is given.
@@ -163,18 +165,19 @@ class OnnxSampler:
             eta: of ddim, in [0, 1].
             solver_order: of a solver that can have several.
             max_batch: larger batches are cut into batches of this size.
-            output: "float", or "uint8": round((clamp(x, -1, 1) + 1) * 127.5).
+            output: "float", or, of images, "uint8": round((clamp(x, -1, 1) + 1) * 127.5).
             progress: show a progress bar on a terminal.
 
         Returns:
-            float32 [B, C, H, W] in the model's range (usually [-1, 1]), unclamped; or uint8 [B, H, W, C].
+            float32 [B, ...], of images [B, C, H, W], in the model's range (usually [-1, 1]), unclamped; or
+            uint8 [B, H, W, C].
 
         Raises:
             ValueError: naming the argument, what was given and what is accepted.
             NonFiniteSamples: NaN or infinity among the images of a batch (`fastddpm.finite`); a
                 FloatingPointError that names their seeds.
         """
-        check_output(output)
+        check_output(self.folder, output)
         given: PlanOptions = {
             "method": method,
             "num_inference_steps": num_inference_steps,
@@ -280,14 +283,14 @@ class OnnxSampler:
         folder = self.folder
         last = len(folder.schedule) - 1
         plan = self.plan(method="ddpm", timesteps=sorted({last, last // 2}, reverse=True))
-        channels, (_, height, width) = folder.condition_channels, folder.image_shape
+        shape = (1, *folder.condition_shape)
         batch = make_batch(
             folder,
             batch_size=None,
             seeds=(5, 2**40 + 3),
             class_labels=None if folder.num_classes is None else 0,
             guidance_scale=1.0,
-            condition=np.zeros((1, channels, height, width), dtype=np.float32) if channels else None,
+            condition=np.zeros(shape, dtype=np.float32) if folder.condition_channels else None,
             cond={one.name: np.zeros((1, *one.shape), dtype=one.dtype) for one in folder.cond},
         )
         session, _ = self._step_session(guided=False)

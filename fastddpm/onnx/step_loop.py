@@ -52,7 +52,7 @@ class StepLoop:
 
     Args:
         session: of step.onnx or step_guided.onnx.
-        image: (C, H, W).
+        image: shape of one state, (C, H, W) of an image.
         batch: images in a run.
         device: kind and number of the device that the buffers lie on.
         first_graph: number of the first of K CUDA graphs of the session, or None for no graphs.
@@ -61,7 +61,7 @@ class StepLoop:
     def __init__(
         self,
         session: Session,
-        image: tuple[int, int, int],
+        image: tuple[int, ...],
         batch: int,
         device: tuple[str, int],
         first_graph: int | None = None,
@@ -95,7 +95,7 @@ class StepLoop:
         self._run_options = [_run_options(first_graph, slot) for slot in range(SLOTS)]
 
     def run(self, plan: Plan, batch: Batch, advance: Callable[[int], None]) -> Float32:
-        """Draws one batch of this size, float32 [B, C, H, W]; calls ``advance(1)`` after each step."""
+        """Draws one batch of this size, float32 [B, ...]; calls ``advance(1)`` after each step."""
         given = {
             **batch.named,
             "class_labels": batch.labels,

@@ -1,7 +1,8 @@
 """Plans of denoising-diffusion-pytorch (lucidrains): its float32 buffers, in its order.
 
-Source: denoising-diffusion-pytorch 2.3.4, denoising_diffusion_pytorch.py, classifier_free_guidance.py and
-learned_gaussian_diffusion.py. Tables go in as the mapping that a diffusion object's buffers are.
+Source: denoising-diffusion-pytorch 2.3.4, denoising_diffusion_pytorch.py, classifier_free_guidance.py,
+learned_gaussian_diffusion.py and denoising_diffusion_pytorch_1d.py. Tables go in as the mapping that a
+diffusion object's buffers are.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Habits:
 
     Attributes:
         objective: ``pred_noise``, ``pred_x0`` or ``pred_v``.
-        rederives: DDIM's eps comes from the clipped x0 also under pred_noise (the main class; the one for
-            classifier-free guidance and versions before 1.3 keep the network's).
+        rederives: DDIM's eps comes from the clipped x0 also under pred_noise (the main class; those for
+            classifier-free guidance and sequences, and versions before 1.3, keep the network's).
         learned: the network returns 2C channels, the second half a variance (LearnedGaussianDiffusion); eps
             is then never taken from the clipped x0, and ancestral sampling reads the output as eps.
     """
@@ -100,7 +101,9 @@ def ancestral_plan(buffers: Mapping[str, Tensor], habits: Habits) -> Plan:
     )
 
 
-def ddim_plan(buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta: float) -> Plan:
+def ddim_plan(
+    buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta: float, clip: bool = True
+) -> Plan:
     """`ddim_sample`: S of T timesteps, x0 clipped to [-1, 1]; the last step returns x0.
 
         sigma  = eta*sqrt((1 - abar/abar_next)*(1 - abar_next)/(1 - abar))
@@ -113,6 +116,7 @@ def ddim_plan(buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta:
         habits: of the class.
         steps: S, in 1 .. T.
         eta: amount of noise; 0 is deterministic, 1 has DDPM's posterior variance.
+        clip: whether x0 is clipped.
 
     Raises:
         ValueError: bad steps or objective, or an eta that leaves less than no variance (NaN in the original).
@@ -148,10 +152,15 @@ def ddim_plan(buffers: Mapping[str, Tensor], habits: Habits, *, steps: int, eta:
         timesteps=visited,
         model_time=visited,
         table=build_table(
-            len(visited), **columns, x0_bound=1.0, from_x0=from_x0, from_m=direction, from_noise=noise
+            len(visited),
+            **columns,
+            x0_bound=1.0 if clip else np.inf,
+            from_x0=from_x0,
+            from_m=direction,
+            from_noise=noise,
         ),
         prediction_type=OBJECTIVES[objective],
-        clip=True,
+        clip=clip,
         learned_range=habits.learned,
         draws=np.arange(len(visited)) < len(visited) - 1,
     )

@@ -57,7 +57,7 @@ class Kind:
     """What requests have in common that can share steps: what a step is compiled for.
 
     Attributes:
-        shape: ``(C, H, W)``.
+        shape: of one state.
         guided: with classifier-free guidance, whatever its scale.
         wide: three kept predictions that may be sums, instead of one that is x0.
         keep_x0: the predicted x0 is written out, for previews.
@@ -69,7 +69,7 @@ class Kind:
         condition: shape of a condition image, or None.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     guided: bool
     wide: bool
     keep_x0: bool

@@ -408,15 +408,11 @@ def test_what_is_not_accepted():
 def test_other_classes_of_the_library_are_refused():
     from denoising_diffusion_pytorch import guided_diffusion, repaint
 
-    one_dimensional = library.GaussianDiffusion1D(
-        library.Unet1D(dim=8, dim_mults=(1,), channels=3), seq_length=8, timesteps=5
-    )
     weighted = diffusion(Tiny(out_dim=8), kind=library.WeightedObjectiveGaussianDiffusion)
     continuous = library.ContinuousTimeGaussianDiffusion(
         unet(random_fourier_features=True), image_size=8, num_sample_steps=5
     )
     for theirs, reason in (
-        (one_dimensional, "GaussianDiffusion1D"),
         (weighted, "WeightedObjectiveGaussianDiffusion"),
         (continuous, "ContinuousTimeGaussianDiffusion"),
         (guided_diffusion.GaussianDiffusion(Tiny(), image_size=8, timesteps=5), "guided_diffusion.py"),

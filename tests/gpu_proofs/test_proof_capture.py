@@ -30,6 +30,7 @@ CASES = {
     "ddpm unclipped": StepCase(SHAPE),
     "ddim": StepCase(SHAPE, noise="none"),
     "guided": StepCase(SHAPE, clip=True, guided=True),
+    "known": StepCase(SHAPE, clip=True, known=True),
     "2M": StepCase(SHAPE, noise="none", kept=1, guided=True),
     "three kept": StepCase(SHAPE, noise="none", kept=3, combine=True),
     "torch noise": StepCase(SHAPE, noise="torch", ring=4, clip=True),

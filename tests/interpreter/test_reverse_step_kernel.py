@@ -11,7 +11,7 @@ import pytest
 import step_cases
 import torch
 from guards import Guarded
-from step_cases import CASES, SHAPES, TOLERANCE, Case
+from step_cases import CASES, OTHER_SHAPES, SHAPES, TOLERANCE, Case
 
 from fastddpm_kernels.reverse_step import reference
 from fastddpm_kernels.reverse_step.kernel import reverse_step_op as launch
@@ -45,6 +45,17 @@ def test_each_sample_reads_its_own_row(case):
     for name, wanted in zip(("x", "x0", "kept"), step_cases.expected_of_mixed(case, given), strict=True):
         if given[name] is not None:
             np.testing.assert_allclose(result[name].numpy(), wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["clip", "learned_range", "guidance"])
+@pytest.mark.parametrize("shape", OTHER_SHAPES)
+def test_takes_states_of_any_shape(shape, name):
+    given = step_cases.arguments(CASES[ids.index(name)], shape)
+    result = step_cases.clone(given)
+    x = Guarded(given["x"])
+    launch(**(result | {"x": x.tensor}))
+    compare(given, result | {"x": x.tensor})
+    assert x.intact()
 
 
 @pytest.mark.parametrize("m_dtype", [torch.float16, torch.bfloat16])

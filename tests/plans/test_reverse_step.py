@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import step_cases
 import torch
-from step_cases import CASES, SHAPES, TOLERANCE, Case
+from step_cases import CASES, OTHER_SHAPES, SHAPES, TOLERANCE, Case
 
 from fastddpm_kernels import Column, reverse_step
 from fastddpm_kernels.reverse_step import reference
@@ -60,6 +60,15 @@ def test_a_batch_at_one_row_has_the_bits_of_one_that_says_so_for_each():
             reverse_step(**result)
         for result in results[1:]:
             assert torch.equal(result["x"], results[0]["x"]), case.name
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES)
+def test_reference_takes_states_of_any_shape(shape):
+    for case in CASES:
+        given = step_cases.arguments(case, shape)
+        result = step_cases.clone(given)
+        reverse_step(**result)
+        compare(given, result)
 
 
 @pytest.mark.parametrize("m_dtype", [torch.float16, torch.bfloat16])

@@ -81,6 +81,8 @@ def test_what_cannot_be_inverted_is_said():
         with pytest.raises(BadArgument, match=words):
             sampler(lambda x, t: x, **options).invert(images)
     with pytest.raises(BadArgument, match=r"images: shape \(3, 8, 8\) given"):
-        sampler(lambda x, t: x).invert(images[0])
+        sampler(make_unet()).invert(images[0])
+    with pytest.raises(BadArgument, match=r"images: shape \(3, 8, 8\) given, .* 3 sides behind B"):
+        sampler(lambda x, t: x, shape=(3, 8, 8)).invert(images[0])
     with pytest.raises(BadArgument, match=r"class_labels: 2 for 1 images given"):
         sampler(make_unet()).invert(images, class_labels=[1, 2])

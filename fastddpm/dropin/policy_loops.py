@@ -1,0 +1,131 @@
+"""The loop of a policy, ``conditional_sample``, run by ours: same call, same actions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fastddpm.batch import make_batch
+from fastddpm.checks import BadArgument, check_known, shown
+from fastddpm.dropin._diffusers.options import Options, Plans
+from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
+from fastddpm.dropin.comparison import Adapter
+from fastddpm.dropin.peer import Peer
+from fastddpm.dropin.settings import Report, Settings
+from fastddpm.network import model_device_dtype
+from fastddpm.plans import Plan
+from fastddpm.runner import Runner
+
+STEP_OPTIONS = ("eta", "use_clipped_model_output")
+"""Keyword arguments of a DDIMScheduler's step that a policy may pass on."""
+
+
+class ActionLoop:
+    """Draws trajectories ``(B, T, A)`` of actions, as the ``conditional_sample`` that it stands for.
+
+    Called as that is. Observations come encoded, as tensors that the network is given by name in every step;
+    or as the part of the trajectory where ``condition_mask`` is True, which is ``condition_data``'s whenever
+    the network sees it, and at the end.
+
+    Args:
+        policy: whose network, scheduler and number of steps are read anew by each call.
+        name: of the attribute that holds the network.
+        original: the loop replaced, for its signature.
+        settings: noise, engine and dtype.
+    """
+
+    def __init__(self, policy: Peer, name: str, original: Callable[..., Tensor], settings: Settings) -> None:
+        self.policy, self.name, self.settings = policy, name, settings
+        self._signature = inspect.signature(original)
+        self._plans = Plans()
+        self._runner: Runner | None = None
+        self._running()
+
+    def __call__(self, *args: object, **options: object) -> Tensor:
+        """Trajectories in the dtype of ``condition_data``, or of the network's weights; without gradients.
+
+        Raises:
+            TypeError: arguments that the original does not take.
+            ValueError: naming the argument, what was given and what is accepted.
+        """
+        bound = self._signature.bind(*args, **options)
+        given = dict(bound.arguments)
+        runner = self._running()
+        plan = self._plan(given.pop("kwargs", {}))
+        generator = given.pop("generator", None)
+        x, known, mask = (given.pop(name, None) for name in ("noise", "condition_data", "condition_mask"))
+        if known is not None and mask is not None:
+            shape, dtype = known.shape, known.dtype
+            known = known.detach().to(runner.device, torch.float32)
+            mask = mask.to(runner.device).expand(shape)
+        else:
+            dtype = model_device_dtype(runner.model)[1]
+            shape = self._shape(given["batch_size"]) if x is None else x.shape
+        source = self.settings.source(shape[0], runner.device, generator=generator, dtype=dtype)
+        given.pop("batch_size", None)
+        batch = make_batch(shape, source, x=x, cond=_tensors(given), known=known, known_mask=mask)
+        return runner.run(plan, batch, progress=False).to(dtype)
+
+    def report(self) -> Report:
+        """What became of the policy: network, engine, noise, what is fused and what is not."""
+        drawn, runner = self.settings.noise == "philox", self._running()
+        scheduler, steps = self.policy.noise_scheduler, self.policy.num_inference_steps
+        return Report(
+            peer=f"{type(self.policy).__name__}, its conditional_sample alone",
+            network="the original module",
+            engine=runner.engine_in_words(),
+            noise="philox, one seed per trajectory" if drawn else "torch, in the original's order",
+            precision=runner.computes_in(self.settings.dtype),
+            fused=("x0", "clip", f"{steps} steps of its {type(scheduler).__name__}", "sigma * z"),
+            not_fused=("what encodes observations: the policy's own, once a call, before the loop",),
+        )
+
+    def _plan(self, options: dict[str, object]) -> Plan:
+        scheduler = self.policy.noise_scheduler
+        takes = STEP_OPTIONS if scheduler_kind(scheduler) == "DDIMScheduler" else ()
+        check_known(options, takes, of=f"the step of {type(scheduler).__name__}")
+        plan = self._plans.get(scheduler, self.policy.num_inference_steps, Options(), **options)  # type: ignore[arg-type]
+        if plan.learned_range:
+            raise BadArgument("variance_type", "a learned one in a policy", "a fixed one")
+        return plan
+
+    def _shape(self, count: int) -> tuple[int, int, int]:
+        config = self.policy.config
+        return count, config.horizon, config.action_feature.shape[0]
+
+    def _running(self) -> Runner:
+        """The runner; made anew where the network is another one or was moved."""
+        module = getattr(self.policy, self.name)
+        runner = self._runner
+        if runner is None or (runner.model.module, runner.device) != (  # type: ignore[attr-defined]
+            module,
+            model_device_dtype(module)[0],
+        ):
+            dtype = None if self.settings.dtype == torch.float32 else self.settings.dtype
+            runner = self.settings.runner(
+                Adapter(module, _by_name, dtype),
+                capacity=self.policy.noise_scheduler.config["num_train_timesteps"],
+                dtype=torch.float32 if self.settings.dtype is not None else None,
+            )
+            self._runner = runner
+        return runner
+
+
+def _tensors(given: dict[str, object]) -> dict[str, Tensor]:
+    """Conditions without those that are None; BadArgument for any that is no tensor."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise BadArgument(name, shown(value), "a tensor or None")
+    return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+
+
+def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:
+    """The names of a function's parameters."""
+    return tuple(inspect.signature(function).parameters)
+
+
+def _by_name(module: nn.Module, x: Tensor, t: Tensor, **cond: Tensor) -> object:
+    return module(x, t, **cond)
