@@ -19,6 +19,8 @@ from fastddpm.serving.errors import DeadlinePassed
 from fastddpm_kernels.table import MOST_KEPT
 
 Preview = Callable[[int, Tensor], None]
+OF_SOLVERS = 3
+"""Predictions that they keep at most, all but one: PNDM's Runge-Kutta start keeps five."""
 
 
 class Drawing(concurrent.futures.Future[Tensor]):
@@ -59,7 +61,7 @@ class Kind:
     Attributes:
         shape: of one state.
         guided: with classifier-free guidance, whatever its scale.
-        wide: three kept predictions that may be sums, instead of one that is x0.
+        kept: places for predictions: one for x0; three for sums, or as many as there are.
         keep_x0: the predicted x0 is written out, for previews.
         thresholding: as of a `Plan`.
         learned_range: likewise.
@@ -71,7 +73,7 @@ class Kind:
 
     shape: tuple[int, ...]
     guided: bool
-    wide: bool
+    kept: int
     keep_x0: bool
     thresholding: tuple[float, float] | None
     learned_range: bool
@@ -83,16 +85,17 @@ class Kind:
     @classmethod
     def of(cls, batch: Batch, plan: Plan, *, keep_x0: bool) -> Kind:
         """Of a batch of one image under a plan."""
-        wide = plan.kept > 1 or plan.combines
+        sums = plan.kept > 1 or plan.combines
+        kept = MOST_KEPT if plan.kept > OF_SOLVERS else OF_SOLVERS
         named = sorted(batch.cond.items())
         return cls(
             shape=batch.shape[1:],
             guided=batch.guidance is not None,
-            wide=wide,
+            kept=kept if sums else 1,
             keep_x0=keep_x0,
             thresholding=plan.thresholding,
             learned_range=plan.learned_range,
-            rows=RowKind(combines=wide, divides=plan.divides, rederives=plan.rederives),
+            rows=RowKind(combines=sums, divides=plan.divides, rederives=plan.rederives),
             tells_levels=plan.model_time.dtype.kind == "f",
             conditions=tuple((name, tuple(value.shape[1:]), str(value.dtype)) for name, value in named),
             condition=None if batch.condition is None else tuple(batch.condition.shape[1:]),
@@ -105,8 +108,8 @@ class Kind:
             ring=ring,
             guided=self.guided,
             clip=self.thresholding is None,
-            kept=MOST_KEPT if self.wide else 1,
-            combine=self.wide,
+            kept=self.kept,
+            combine=self.rows.combines,
             keep_x0=self.keep_x0,
             thresholding=self.thresholding,
             learned_range=self.learned_range,
