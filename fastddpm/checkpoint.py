@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, image_shape
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
-from fastddpm.formats import accelerate, diffusers, refused
+from fastddpm.formats import accelerate, diffusers, refused, runs
 from fastddpm.formats.documents import StandIn, read_document
 from fastddpm.formats.files import (
     WANTED,
@@ -59,7 +59,7 @@ __all__ = ["CheckpointError", "load", "read", "save_folder"]
 def save_folder(
     folder: str | Path, model: UNet, schedule: NoiseSchedule, sampler: SamplerOptions | None = None
 ) -> Path:
-    """Writes a model folder.
+    """Writes a model folder. One of the same network, schedule and options gets its weights at one stroke.
 
     Args:
         folder: made if need be; an earlier model folder is replaced, other files in it stay.
@@ -90,14 +90,25 @@ def save_folder(
     # refuses, never the weights of one model with the schedule or the options of another.
     with ExitStack() as stack:
         stack.enter_context(made_folder(folder))
+        if not _differ(folder, documents):
+            documents = {}  # weights alone: whoever reads the folder meanwhile has one model or the other
         for name, text in documents.items():
             stack.enter_context(replacing(folder / name)).write_text(text)
         weights = stack.enter_context(replacing(folder / "model.safetensors"))
         write_tensors(weights, model.state_dict(), format=WRITER)
         with postponed():
-            (folder / "config.json").unlink(missing_ok=True)
+            if documents:
+                (folder / "config.json").unlink(missing_ok=True)
             stack.close()
     return folder
+
+
+def _differ(folder: Path, documents: Mapping[str, str]) -> bool:
+    """Whether a folder holds other documents than these, or not all of them."""
+    try:
+        return any((folder / name).read_text() != text for name, text in documents.items())
+    except (OSError, ValueError):
+        return True
 
 
 def _as_json(document: Mapping[str, object]) -> str:
@@ -124,9 +135,9 @@ def load(
     """Reads a model into a sampler with the network at ``.model``.
 
     Args:
-        source: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box; a file that a
-            training script wrote, with a network of a library in docs/formats.md in it; a folder of diffusers
-            or accelerate; or a state dict or other document of any of them.
+        source: a folder that :func:`save_folder` wrote, the run of a training, or ``"mnist"``, the model in
+            the box; a file that a training script wrote, with a network of a library in docs/formats.md in
+            it; a folder of diffusers or accelerate; or a state dict or other document of any of them.
         format: whose network it is, one of `FORMATS`; ``auto`` tells them apart by their names of tensors
             and files.
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
@@ -180,7 +191,7 @@ def read(
     given = dict(config or {})
     if not isinstance(source, (str, Path)):
         return _read_document(source, "state dict", format, given, ema=ema, method=method, is_callers=True)
-    path = _path(source)
+    path = located(source)
     if not path.is_dir():
         return _read_document(read_document(path), str(path), format, given, ema=ema, method=method)
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
@@ -196,13 +207,18 @@ def read(
     return Loaded(model, schedule, stored)
 
 
-def _path(source: str | Path) -> Path:
-    """Where a checkpoint is: a bundled model, a file or folder, or the SR3 repository's name of a state."""
+def located(source: str | Path) -> Path:
+    """Where a checkpoint is: of a bundled model, a file or folder, a training run, or the SR3 repository's
+    name of a state.
+
+    Raises:
+        CheckpointError: nowhere, or a run without a model so far.
+    """
     path = Path(source)
     if str(source) in BUNDLED and not path.is_dir():
         return ASSETS / str(source)
     if path.exists():
-        return path
+        return runs.model_of(path) if runs.recognises(path) else path
     if path.name and path.with_name(f"{path.name}_gen.pth").is_file():
         return path.with_name(f"{path.name}_gen.pth")
     raise CheckpointError(

@@ -26,12 +26,14 @@ class ExportOptions(MethodOptions, total=False):
     """Of a sampler, those that an export keeps."""
 
     null_label: int | None
+    class_names: Sequence[str] | None
 
 
 class ChainOptions(TypedDict, total=False):
     """Of a sampler, those that neither its method has nor its weights."""
 
     null_label: int | None
+    class_names: Sequence[str] | None
     shape: Sequence[int] | None
     precision: Precision | None
     engine: Engine

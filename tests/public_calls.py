@@ -63,6 +63,7 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
     sampler = Sampler(network, schedule, num_inference_steps=2, shape=SHAPE, engine="eager")
     options = {
         "null_label": None,
+        "class_names": None,
         "shape": SHAPE,
         "device": "cpu",
         "dtype": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 import warnings
@@ -21,14 +22,20 @@ from fastddpm.cli.evaluate import evaluate
 from fastddpm.cli.export import export
 from fastddpm.cli.options import Command
 from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
+from fastddpm.cli.resumable import is_resumable
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
 from fastddpm.files import FULL
-from fastddpm.interruption import as_interrupts
+from fastddpm.interruption import GIVE_AGAIN, NAMES, RESUMABLE, as_interrupts, exit_code
 from fastddpm.temporaries import remove_mine
 
-ENDED = {130: "interrupted", 129: "the terminal was closed", 143: "terminated"}
+ENDED = {
+    130: "interrupted",
+    129: "the terminal was closed",
+    143: "terminated",
+    GIVE_AGAIN: "stopped; the same command goes on from the last checkpoint",
+}
 """Exit codes of a command that a signal ended, and what is said then."""
 LONGEST_LINE, LONGEST_WORD = 280, 120
 """Characters of an error, and of a word in one that is longer than that."""
@@ -76,7 +83,8 @@ app.command("doctor", cls=Command)(doctor)
 
 def main() -> None:
     """Runs the command line. What a person can mend is one line on standard error and exit code 2."""
-    with as_interrupts() as received, warnings_of_one_line():
+    resumable = is_resumable()
+    with as_interrupts(RESUMABLE if resumable else NAMES) as received, warnings_of_one_line(), logged_lines():
         try:
             command = typer.main.get_command(app)
             code = command.main(args=sys.argv[1:] or ["--help"], prog_name="fastddpm", standalone_mode=False)
@@ -87,8 +95,8 @@ def main() -> None:
             code = None  # what a library made of being interrupted
     if received:
         remove_mine()
-        code = 128 + received[-1]
-    if code in ENDED:  # by KeyboardInterrupt, of which Typer makes the first
+        code = exit_code(received[-1], resumable=resumable)
+    if code in ENDED and (received or code != GIVE_AGAIN):  # Typer makes 130 of KeyboardInterrupt itself
         print(f"fastddpm: {ENDED[code]}", file=sys.stderr)
     sys.exit(code or 0)
 
@@ -102,6 +110,21 @@ def warnings_of_one_line() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
+
+
+@contextlib.contextmanager
+def logged_lines() -> Iterator[None]:
+    """What the package logs, such as progress where there is no terminal, goes to standard error."""
+    logger, handler = logging.getLogger("fastddpm"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fastddpm: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _explain(error: BaseException) -> None:

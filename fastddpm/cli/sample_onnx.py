@@ -72,7 +72,7 @@ def sample_onnx(
     options = {"device_id": match[2]} if match[2] else None
     sampler = OnnxSampler(folder, "auto" if device is None else match[1], provider_options=options)
     refuse_condition(folder, sampler.folder.condition_channels)
-    labels = choose_labels(sampler.folder.num_classes, classes, seeds)
+    labels = choose_labels(sampler.folder.num_classes, classes, seeds, sampler.folder.class_names)
     with outputs.ready(seeds, sampler.image_shape[0]):
         began = time.perf_counter()
         drawn = sampler.sample(

@@ -126,7 +126,7 @@ class OnnxSampler:
         batch_size: int | None = None,
         *,
         seeds: Sequence[int] | npt.ArrayLike | None = None,
-        class_labels: int | Sequence[int] | npt.ArrayLike | None = None,
+        class_labels: int | str | Sequence[int | str] | npt.ArrayLike | None = None,
         guidance_scale: float = 1.0,
         condition: Float32 | None = None,
         cond: Mapping[str, Numbers] | None = None,
@@ -147,7 +147,8 @@ class OnnxSampler:
             batch_size: how many; None for one per seed, else 1.
             seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
                 fresh ones from the system's entropy.
-            class_labels: one label, or one per image. None means the null label where the model has one.
+            class_labels: one label, or one per image: a number, or a name where the export has
+                ``class_names``. None means the null label where the model has one.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
             condition: float32 [B or 1, Cc, H, W], concatenated in front of x at every step, as in SR3.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastddpm.checkpoint import ASSETS, BUNDLED, CheckpointError, load
+from fastddpm.checkpoint import CheckpointError, load, located
 from fastddpm.checks import BadArgument, seed_list
 from fastddpm.images import to_uint8
 from fastddpm.options import LoadOptions, SamplerOptions
@@ -185,7 +185,4 @@ def load_restorer(source: str | Path, **options: Unpack[LoadOptions]) -> Restore
 
 def task_of(source: str | Path) -> Task | None:
     """The task of a model folder or of a bundled model; None without one."""
-    folder = Path(source)
-    if str(source) in BUNDLED and not folder.is_dir():
-        folder = ASSETS / str(source)
-    return read_task(folder)
+    return read_task(located(source))
