@@ -29,12 +29,13 @@ from fastddpm.formats.files import (
     read_json,
     read_tensors,
 )
+from fastddpm.formats.hub import check_unasked, downloaded, names_repository
 from fastddpm.formats.loaded import Loaded, check_shape, known
 from fastddpm.formats.registry import FORMATS as STATE_FORMATS
 from fastddpm.formats.wrapped import chosen, networks, state_dicts
 from fastddpm.inputs import Json
 from fastddpm.interruption import postponed
-from fastddpm.options import ModelOptions, SamplerOptions
+from fastddpm.options import HubOptions, ModelOptions, SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked, in_words
@@ -130,6 +131,10 @@ def load(
     variant: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
     **options: Unpack[ModelOptions],
 ) -> Sampler:
     """Reads a model into a sampler with the network at ``.model``.
@@ -137,7 +142,8 @@ def load(
     Args:
         source: a folder that :func:`save_folder` wrote, the run of a training, or ``"mnist"``, the model in
             the box; a file that a training script wrote, with a network of a library in docs/formats.md in
-            it; a folder of diffusers or accelerate; or a state dict or other document of any of them.
+            it; a folder of diffusers or accelerate; a state dict or other document of any of them; or
+            ``organisation/name`` of the Hugging Face Hub (extra ``hub``), if need be with ``@revision``.
         format: whose network it is, one of `FORMATS`; ``auto`` tells them apart by their names of tensors
             and files.
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
@@ -149,6 +155,10 @@ def load(
         device: where the network goes.
         dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32. To keep
             float32 weights and compute in another precision: ``precision=``, an option of :class:`Sampler`.
+        revision: on the Hub: a branch, tag or commit; None for its main branch.
+        token: for the Hub: of an account; True for the one that was logged in with.
+        cache_dir: where files of the Hub are kept; None for its own place, of HF_HOME and HF_HUB_CACHE.
+        local_files_only: True asks the Hub for nothing, as does HF_HUB_OFFLINE=1: what is kept is used.
         **options: options of :class:`Sampler` that replace the checkpoint's defaults, which are those of the
             library: abarankab's DDPM is unclipped with sigma = sqrt(beta), SR3's is clipped to +-1, a
             diffusers folder has its scheduler's. A checkpoint's own ``shape`` is bounded; one given here is
@@ -166,7 +176,9 @@ def load(
     shape = options.get("shape")
     if shape is not None and "model" not in given:
         given.setdefault("image_size", list(image_shape(shape)[-2:]))
-    loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"))
+    hub: HubOptions = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    hub["local_files_only"] = local_files_only
+    loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"), hub=hub)
     model = loaded.model.to(place, dtype).to(memory_format=torch.channels_last)
     try:
         if shape is None:
@@ -185,13 +197,15 @@ def read(
     config: Mapping[str, object] | None = None,
     ema: bool = True,
     method: str | None = None,
+    hub: HubOptions | None = None,
 ) -> Loaded:
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
     check_choice("format", format, FORMATS)
     given = dict(config or {})
     if not isinstance(source, (str, Path)):
         return _read_document(source, "state dict", format, given, ema=ema, method=method, is_callers=True)
-    path = located(source)
+    variant = given.get("variant")
+    path = located(source, ema=ema, variant=variant if isinstance(variant, str) else None, **(hub or {}))
     if not path.is_dir():
         return _read_document(read_document(path), str(path), format, given, ema=ema, method=method)
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
@@ -207,14 +221,22 @@ def read(
     return Loaded(model, schedule, stored)
 
 
-def located(source: str | Path) -> Path:
-    """Where a checkpoint is: of a bundled model, a file or folder, a training run, or the SR3 repository's
-    name of a state.
+def located(
+    source: str | Path, *, ema: bool = True, variant: str | None = None, **hub: Unpack[HubOptions]
+) -> Path:
+    """Where a checkpoint is: of a bundled model, a file or folder, a training run, the SR3 repository's name
+    of a state, or what is kept of a repository on the Hugging Face Hub, fetched if need be.
+
+    Arguments as of :func:`load`.
 
     Raises:
         CheckpointError: nowhere, or a run without a model so far.
+        ValueError: options of the Hub for something that is here.
     """
     path = Path(source)
+    if names_repository(source) and not path.exists():
+        return downloaded(str(source), ema=ema, variant=variant, **hub)
+    check_unasked(source, **hub)
     if str(source) in BUNDLED and not path.is_dir():
         return ASSETS / str(source)
     if path.exists():

@@ -55,7 +55,16 @@ class ModelOptions(MethodOptions, ChainOptions, total=False):
     """Of a sampler, those that replace a model folder's: all but where its weights are, and in what dtype."""
 
 
-class SourceOptions(ChainOptions, total=False):
+class HubOptions(TypedDict, total=False):
+    """Of `fastddpm.load`, for a source on the Hugging Face Hub."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+
+
+class SourceOptions(ChainOptions, HubOptions, total=False):
     """Of `fastddpm.load`, without a method's."""
 
     format: str

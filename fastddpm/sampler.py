@@ -240,6 +240,10 @@ class Sampler:
             "steps_per_graph": steps_per_graph,
         }
 
+    def __reduce__(self) -> tuple[Callable[..., Sampler], tuple[object, ...]]:
+        """For pickle and copies: model, schedule, plan and options; buffers and graphs are made anew."""
+        return _rebuilt, (type(self), self.model, self.schedule, self.plan, self.method, self._options)
+
     @property
     def engine(self) -> Engine:
         """The engine that runs: `auto` resolved; eager once a capture has failed there."""
@@ -629,3 +633,16 @@ class Sampler:
 
     def _row_of(self, timestep: int) -> int:
         return self.plan.row_of(whole("timestep", timestep, least=0, most=len(self.schedule) - 1))
+
+
+def _rebuilt(
+    cls: type[Sampler],
+    model: Model,
+    schedule: NoiseSchedule,
+    plan: Plan,
+    method: Method | None,
+    options: RunOptions,
+) -> Sampler:
+    sampler = cls.from_plan(model, schedule, plan, **options)
+    sampler.method = method
+    return sampler

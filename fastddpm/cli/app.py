@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import torch
@@ -26,6 +26,7 @@ from fastddpm.cli.resumable import is_resumable
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
+from fastddpm.extras import MissingExtra
 from fastddpm.files import FULL
 from fastddpm.interruption import GIVE_AGAIN, NAMES, RESUMABLE, as_interrupts, exit_code
 from fastddpm.temporaries import remove_mine
@@ -50,7 +51,10 @@ ALLOCATION_FAILED = (
 )
 """What torch, the system's loader and ONNX Runtime say of it."""
 
-app = typer.Typer(name="fastddpm", add_completion=False, pretty_exceptions_enable=False)
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="fastddpm", add_completion=False, pretty_exceptions_enable=False, context_settings=HELP
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -68,17 +72,22 @@ def _common_options(
     """Fast DDPM sampling: fused kernels around a trained noise-prediction network."""
 
 
-app.command("bench", cls=Command)(bench)
-app.command("export", cls=Command)(export)
-app.command("sample", cls=Command)(sample)
-app.command("evaluate", cls=Command)(evaluate)
-app.command("convert", cls=Command)(convert)
-app.command("train", cls=Command)(train)
-app.command("super-resolve", cls=Command)(super_resolve)
-app.command("deblur", cls=Command)(deblur)
-app.command("inpaint", cls=Command)(inpaint)
-app.command("colorize", cls=Command)(colorize)
-app.command("doctor", cls=Command)(doctor)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "bench": bench,
+    "export": export,
+    "sample": sample,
+    "evaluate": evaluate,
+    "convert": convert,
+    "train": train,
+    "super-resolve": super_resolve,
+    "deblur": deblur,
+    "inpaint": inpaint,
+    "colorize": colorize,
+    "doctor": doctor,
+}
+FILE_OF_OPTIONS = "Options may stand in a YAML or JSON file, --options FILE; what is typed wins."
+for _name, _command in COMMANDS.items():
+    app.command(_name, cls=Command, context_settings=HELP, epilog=FILE_OF_OPTIONS)(_command)
 
 
 def main() -> None:
@@ -139,7 +148,7 @@ def _explain(error: BaseException) -> None:
         _fail(
             f"{error.filename}: not written, as no space is left there; more space or another place accepted"
         )
-    if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable, MissingExtra)):
         _fail(str(error), whole=hasattr(error, "files"))  # which are listed for a person to mend
 
 

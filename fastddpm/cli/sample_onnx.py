@@ -11,6 +11,7 @@ import torch
 from fastddpm.checks import BadArgument
 from fastddpm.cli.arguments import choose_labels
 from fastddpm.cli.outputs import Outputs, summary
+from fastddpm.extras import needed
 
 if TYPE_CHECKING:
     from fastddpm.onnx.request import PlanOptions
@@ -62,10 +63,9 @@ def sample_onnx(
         batch: images at a time.
         plan: the method and its options; None for what was exported.
     """
-    try:
-        from fastddpm.onnx import OnnxSampler
-    except ImportError as error:
-        raise BadArgument("--backend", f"onnx, which fails here ({error}),", "torch") from error
+    needed("onnxruntime", by="--backend onnx")
+    from fastddpm.onnx import OnnxSampler
+
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", device or "cpu")
     if match is None or (match[1] == "cpu" and match[2]):
         raise BadArgument("--device", repr(device), "cpu, cuda or cuda:N")

@@ -11,6 +11,7 @@ import typer
 
 from fastddpm.checks import BadArgument
 from fastddpm.cli.options import Sets
+from fastddpm.extras import needed
 from fastddpm.interruption import exit_code
 from fastddpm.options import SamplerOptions
 from fastddpm.tasks import TASKS, Task, make_task
@@ -111,15 +112,14 @@ def train(
 
     With several processes: accelerate launch -m fastddpm train ...
     """
-    try:
-        from fastddpm.cli.train_base import base_of
-        from fastddpm.data import open_dataset
-        from fastddpm.data.opening import BUILT_IN
-        from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged
-        from fastddpm.training.interruption import Interrupted
-        from fastddpm.training.processes import MainProcessFailed
-    except ImportError as error:
-        raise ValueError(f"train: needs the package {error.name}: pip install 'fastddpm[train]'") from None
+    needed("accelerate", by="train")
+    from fastddpm.cli.train_base import base_of
+    from fastddpm.data import open_dataset
+    from fastddpm.data.opening import BUILT_IN
+    from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged
+    from fastddpm.training.interruption import Interrupted
+    from fastddpm.training.processes import MainProcessFailed
+
     base = base_of(
         init_from,
         prediction=prediction,

@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from fastddpm.extras import needed
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_missing = [package for package in PACKAGES if find_spec(package) is None]
-if _missing:
-    raise ImportError(
-        f"fastddpm.export_onnx needs {', '.join(_missing)}, not installed here: pip install 'fastddpm[onnx]'"
-    )
+for _package in PACKAGES:
+    needed(_package, by="fastddpm.export_onnx")
 
 from fastddpm.checks import BadArgument  # noqa: E402
 from fastddpm.export.compose import Recipe, models  # noqa: E402

@@ -79,6 +79,7 @@ class OnnxSampler:
         if threads is not None:
             whole("threads", threads, least=1)
         self.folder = read_folder(folder)
+        self._threads, self._provider_options = threads, provider_options
         noise_file = self.folder.file("noise.onnx")
         self._provider = choose_provider(provider, noise_file, threads=threads, options=provider_options)
         if loop == "auto":
@@ -96,6 +97,11 @@ class OnnxSampler:
                 self._check_file_loop()
         else:
             self._step_session(guided=False)
+
+    def __reduce__(self) -> tuple[Callable[..., OnnxSampler], tuple[object, ...]]:
+        """For pickle and copies: where the folder is and how it runs; sessions and buffers are made anew."""
+        settings = {"threads": self._threads, "loop": self.loop, "provider_options": self._provider_options}
+        return _reopened, (type(self), self.folder.path.absolute(), self.provider, settings)
 
     @property
     def provider(self) -> str:
@@ -295,6 +301,12 @@ class OnnxSampler:
         loop = StepLoop(session, self.image_shape, len(batch), self._provider.device)
         self._step_sessions.clear()
         check_images(self._run_file(plan, 0.0, batch), loop.run(plan, batch, lambda n: None), self.provider)
+
+
+def _reopened(
+    cls: type[OnnxSampler], folder: Path, provider: str, settings: Mapping[str, Any]
+) -> OnnxSampler:
+    return cls(folder, provider, **settings)
 
 
 def buffer_size(count: int) -> int:

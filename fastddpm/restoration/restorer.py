@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastddpm.checkpoint import CheckpointError, load, located
 from fastddpm.checks import BadArgument, seed_list
 from fastddpm.images import to_uint8
-from fastddpm.options import LoadOptions, SamplerOptions
+from fastddpm.options import HubOptions, LoadOptions, SamplerOptions
 from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
@@ -175,7 +175,8 @@ def load_restorer(source: str | Path, **options: Unpack[LoadOptions]) -> Restore
         CheckpointError: no such folder, or one of a model without a task.
     """
     sampler = load(source, **options)
-    task = task_of(source)
+    hub = {name: value for name, value in options.items() if name in HubOptions.__annotations__}
+    task = task_of(source, **cast("HubOptions", hub))
     if task is None:
         raise CheckpointError(
             f"model folder {str(source)!r}: has no task.json; a model of `fastddpm train --task ...` accepted"
@@ -183,6 +184,6 @@ def load_restorer(source: str | Path, **options: Unpack[LoadOptions]) -> Restore
     return Restorer(sampler, task)
 
 
-def task_of(source: str | Path) -> Task | None:
-    """The task of a model folder or of a bundled model; None without one."""
-    return read_task(located(source))
+def task_of(source: str | Path, **hub: Unpack[HubOptions]) -> Task | None:
+    """The task of a model folder, a bundled model or one of the Hub; None without one."""
+    return read_task(located(source, **hub))

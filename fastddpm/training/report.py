@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import is_number, is_whole
+from fastddpm.extras import needed
 from fastddpm.files import replacing
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.inputs import Json, parse_json, read_bytes
@@ -86,9 +87,7 @@ def read_log(run: Path) -> list[Json]:
 
 def plot_losses(run: Path, entries: list[Json]) -> None:
     """Writes `loss.png`: training and validation loss over steps, on logarithmic axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = needed("matplotlib.figure", by="loss.png").Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name in ("loss", "validation_loss"):
         points = [(entry["step"], entry[name]) for entry in entries if is_number(entry.get(name))]

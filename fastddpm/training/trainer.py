@@ -23,6 +23,7 @@ from fastddpm.checkpoint import CheckpointError
 from fastddpm.checks import BadArgument
 from fastddpm.class_names import Names, class_names
 from fastddpm.data.order import indices_for
+from fastddpm.extras import needed
 from fastddpm.inputs import Json
 from fastddpm.locks import exclusive
 from fastddpm.options import SamplerOptions
@@ -88,6 +89,7 @@ class Trainer:
         initial: UNet | None = None,
         max_parameters: int = MAX_PARAMETERS,
     ) -> None:
+        needed("accelerate", by="fastddpm.training")
         from accelerate import Accelerator, PartialState
 
         self.config, self.schedule, self.data, self.validation = config, schedule, data, validation
