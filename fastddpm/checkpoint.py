@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, image_shape
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
-from fastddpm.formats import accelerate, diffusers, refused, runs
+from fastddpm.formats import accelerate, diffusers, refused
 from fastddpm.formats.documents import StandIn, read_document
 from fastddpm.formats.files import (
     WANTED,
@@ -29,7 +29,6 @@ from fastddpm.formats.files import (
     read_json,
     read_tensors,
 )
-from fastddpm.formats.hub import check_unasked, downloaded, names_repository
 from fastddpm.formats.loaded import Loaded, check_shape, known
 from fastddpm.formats.registry import FORMATS as STATE_FORMATS
 from fastddpm.formats.wrapped import chosen, networks, state_dicts
@@ -39,6 +38,7 @@ from fastddpm.options import HubOptions, ModelOptions, SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked, in_words
+from fastddpm.sources import FILES, located
 from fastddpm.transfer import device_of
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
-ASSETS = Path(__file__).parent / "assets"
-BUNDLED = ("mnist", "mnist_sr", "mnist_deblur", "photo_sr")
-FILES = ("config.json", "model.safetensors", "schedule.json", "sampler.json")
 FORMATS = ("auto", *STATE_FORMATS)
 Source = str | Path | Mapping[str, Any] | Sequence[Any]
 
@@ -219,34 +216,6 @@ def read(
     schedule = _parsed(path / "schedule.json", NoiseSchedule.from_dict)
     stored = cast("SamplerOptions", read_json(path / "sampler.json"))  # which `Sampler` checks
     return Loaded(model, schedule, stored)
-
-
-def located(
-    source: str | Path, *, ema: bool = True, variant: str | None = None, **hub: Unpack[HubOptions]
-) -> Path:
-    """Where a checkpoint is: of a bundled model, a file or folder, a training run, the SR3 repository's name
-    of a state, or what is kept of a repository on the Hugging Face Hub, fetched if need be.
-
-    Arguments as of :func:`load`.
-
-    Raises:
-        CheckpointError: nowhere, or a run without a model so far.
-        ValueError: options of the Hub for something that is here.
-    """
-    path = Path(source)
-    if names_repository(source) and not path.exists():
-        return downloaded(str(source), ema=ema, variant=variant, **hub)
-    check_unasked(source, **hub)
-    if str(source) in BUNDLED and not path.is_dir():
-        return ASSETS / str(source)
-    if path.exists():
-        return runs.model_of(path) if runs.recognises(path) else path
-    if path.name and path.with_name(f"{path.name}_gen.pth").is_file():
-        return path.with_name(f"{path.name}_gen.pth")
-    raise CheckpointError(
-        f"model folder {str(source)!r}: not found; a folder with {', '.join(FILES)}, a folder of diffusers, "
-        f"a .pth or .safetensors file, or one of {', '.join(BUNDLED)} accepted"
-    )
 
 
 def _read_document(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from fastddpm.checkpoint import CheckpointError, load, located
+from fastddpm.checkpoint import CheckpointError, load
 from fastddpm.checks import BadArgument, seed_list
 from fastddpm.images import to_uint8
 from fastddpm.options import HubOptions, LoadOptions, SamplerOptions
@@ -17,6 +17,7 @@ from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
 from fastddpm.signatures import checked
+from fastddpm.sources import located
 from fastddpm.tasks import Colorize, Inpaint, SuperResolve, Task, read_task
 from fastddpm.tasks.degradations import rescaled
 

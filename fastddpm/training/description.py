@@ -12,6 +12,7 @@ import torch
 
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.checks import BadArgument, is_whole, shortened
+from fastddpm.class_names import Names, class_names
 from fastddpm.data.order import indices_for
 from fastddpm.files import check_writable, made_folder, write_json
 from fastddpm.inputs import Json, read_json
@@ -138,3 +139,15 @@ def check_same_run(run: Path, document: Mapping[str, object]) -> bool:
                     "the same, or more, or another folder," if is_steps else "the same, or another folder,",
                 )
     return more
+
+
+def names_of(data: TrainingData, model: UNetConfig) -> Names | None:
+    """What the data calls the classes that the network has; None where it does not say, or has others.
+
+    Raises:
+        ValueError: names that a model cannot keep.
+    """
+    names = getattr(data, "class_names", None)
+    if names is None or len(names) != model.num_classes:
+        return None
+    return class_names(names)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.checks import BadArgument
-from fastddpm.class_names import Names, class_names
 from fastddpm.data.order import indices_for
 from fastddpm.extras import needed
 from fastddpm.inputs import Json
@@ -36,7 +35,7 @@ from fastddpm.temporaries import remove_leftovers
 from fastddpm.training import checkpoints
 from fastddpm.training.average import MovingAverage
 from fastddpm.training.config import TrainConfig
-from fastddpm.training.description import begin_or_go_on, describe, make_run
+from fastddpm.training.description import begin_or_go_on, describe, make_run, names_of
 from fastddpm.training.divergence import check_losses, check_weights
 from fastddpm.training.initial import begin_with, digest
 from fastddpm.training.interruption import Interrupted, stop_on_interrupt
@@ -123,7 +122,7 @@ class Trainer:
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
         null = model.num_classes if model.null_class else None
-        self.sampler_options: SamplerOptions = {"class_names": _names(data, model), **(sampler or {})}
+        self.sampler_options: SamplerOptions = {"class_names": names_of(data, model), **(sampler or {})}
         noiser = functools.partial(
             Noiser,
             schedule,
@@ -347,15 +346,3 @@ class Trainer:
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return optimizer
-
-
-def _names(data: TrainingData, model: UNetConfig) -> Names | None:
-    """What the data calls the classes that the network has; None where it does not say, or has others.
-
-    Raises:
-        ValueError: names that a model cannot keep.
-    """
-    names = getattr(data, "class_names", None)
-    if names is None or len(names) != model.num_classes:
-        return None
-    return class_names(names)

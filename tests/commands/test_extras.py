@@ -78,7 +78,7 @@ COMMANDS = {
     "onnxscript": "export FOLDER/model --out FOLDER/export",
     "onnxruntime": "sample FOLDER/model --backend onnx",
     "scipy": "sample FOLDER/model --method unipc --steps 4 --spacing beta",
-    "torch_fidelity": "evaluate FOLDER/images.npz --real FOLDER/images.npz --features digits",
+    "torch_fidelity": "evaluate FOLDER/images.npz --reference FOLDER/images.npz --features digits",
     "ray": "sample FOLDER/model --format npz --outdir FOLDER/job --workers ray",
     "huggingface_hub": "sample some-organisation/a-model",
 }
