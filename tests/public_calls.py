@@ -256,6 +256,10 @@ def network_calls(network: UNet, schedule: NoiseSchedule, folder: Path) -> list[
                 "variant": None,
                 "device": "cpu",
                 "dtype": torch.float32,
+                "revision": None,
+                "token": None,
+                "cache_dir": None,
+                "local_files_only": False,
                 "shape": SHAPE,
                 "method": "ddim",
                 "eta": 0.5,
@@ -502,7 +506,8 @@ def training_calls(schedule: NoiseSchedule, folder: Path) -> list[Call]:
         Call(
             "Trainer",
             Trainer,
-            {**given, "run": folder / "run", "validation": None, "sampler": None, "task": None},
+            {**given, "run": folder / "run", "validation": None, "sampler": None, "task": None}
+            | {"initial": None},
         ),
         Call("Trainer.train", trainer.train, {"resume": True, "progress": False}, costs=True),
     ]

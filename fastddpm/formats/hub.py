@@ -45,7 +45,7 @@ def check_unasked(source: str | Path, **options: Unpack[HubOptions]) -> None:
         ValueError: naming the first that was given.
     """
     for name, value in options.items():
-        if value not in (None, False):
+        if value is not None and value is not False:
             raise BadArgument(name, f"one for {str(source)!r}, which is not on the Hub,", "None")
 
 
