@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from fastddpm.cli import option_file
 
-FROM_FILE = "fastddpm.from_file"
+FROM_FILE = "options of a file"
 """Of a command's `meta`: the options that stand in a file, with its name."""
 
 

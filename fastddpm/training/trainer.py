@@ -169,7 +169,8 @@ class Trainer:
         began, first = time.perf_counter(), self.step
         steps, every = self.config.steps, self.config.checkpoint_every
         with stop_on_interrupt() as stopped, progress_bar(progress, steps, "training") as advance:
-            advance(self.step)
+            if self.step:
+                advance(self.step)
             while self.step < steps:
                 losses.append(self._optimize())
                 self.step += 1

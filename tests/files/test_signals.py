@@ -41,9 +41,9 @@ def command(ready, *words):
     """The command in a process of its own, which says when it has its handlers."""
 
     @contextmanager
-    def noticed():
+    def noticed(*names):
         try:
-            with as_interrupts() as received:
+            with as_interrupts(*names) as received:
                 ready.set()
                 yield received
         finally:
