@@ -23,7 +23,7 @@ import torch._dynamo  # which the first optimiser imports
 from fastddpm import sampler
 from fastddpm.cli import app, train  # noqa: F401
 from fastddpm.data import opening
-from fastddpm.training import Trainer, checkpoints, report, results, trainer
+from fastddpm.training import Trainer, checkpoints, report, results
 
 SMALL = "--base-channels 8 --mults 1,2 --steps 8 --batch 4 --checkpoint-every 4 --size 8".split()  # noqa: SIM905
 
@@ -31,7 +31,6 @@ SMALL = "--base-channels 8 --mults 1,2 --steps 8 --batch 4 --checkpoint-every 4 
 MOMENTS = {
     "none": (None, "", 0, signal.SIGTERM),
     "while the data is opened": (opening, "gather", 1, signal.SIGTERM),
-    "while the run begins": (trainer, "describe", 1, signal.SIGUSR1),
     "in the third step": (Trainer, "_batch", 3, signal.SIGTERM),
     "while a checkpoint is written": (checkpoints, "write_tensors", 2, signal.SIGTERM),
     "while the model is written": (results, "save_folder", 1, signal.SIGHUP),

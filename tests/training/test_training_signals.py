@@ -21,7 +21,6 @@ WORKER = Path(__file__).parents[1] / "train_and_signal.py"
 GIVE_AGAIN = 75  # EX_TEMPFAIL
 STEPS = {
     "while the data is opened": [],
-    "while the run begins": [],
     "in the third step": [3],
     "while a checkpoint is written": [4],
     "while the model is written": [4],
