@@ -34,10 +34,11 @@ from fastddpm.formats.registry import FORMATS as STATE_FORMATS
 from fastddpm.formats.wrapped import chosen, networks, state_dicts
 from fastddpm.inputs import Json
 from fastddpm.interruption import postponed
-from fastddpm.options import ModelOptions, SamplerOptions
+from fastddpm.options import HubOptions, ModelOptions, SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked, in_words
+from fastddpm.sources import FILES, located
 from fastddpm.transfer import device_of
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.inference import assemble
@@ -46,9 +47,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
-ASSETS = Path(__file__).parent / "assets"
-BUNDLED = ("mnist", "mnist_sr", "mnist_deblur", "photo_sr")
-FILES = ("config.json", "model.safetensors", "schedule.json", "sampler.json")
 FORMATS = ("auto", *STATE_FORMATS)
 Source = str | Path | Mapping[str, Any] | Sequence[Any]
 
@@ -59,7 +57,7 @@ __all__ = ["CheckpointError", "load", "read", "save_folder"]
 def save_folder(
     folder: str | Path, model: UNet, schedule: NoiseSchedule, sampler: SamplerOptions | None = None
 ) -> Path:
-    """Writes a model folder.
+    """Writes a model folder. One of the same network, schedule and options gets its weights at one stroke.
 
     Args:
         folder: made if need be; an earlier model folder is replaced, other files in it stay.
@@ -90,14 +88,25 @@ def save_folder(
     # refuses, never the weights of one model with the schedule or the options of another.
     with ExitStack() as stack:
         stack.enter_context(made_folder(folder))
+        if not _differ(folder, documents):
+            documents = {}  # weights alone: whoever reads the folder meanwhile has one model or the other
         for name, text in documents.items():
             stack.enter_context(replacing(folder / name)).write_text(text)
         weights = stack.enter_context(replacing(folder / "model.safetensors"))
         write_tensors(weights, model.state_dict(), format=WRITER)
         with postponed():
-            (folder / "config.json").unlink(missing_ok=True)
+            if documents:
+                (folder / "config.json").unlink(missing_ok=True)
             stack.close()
     return folder
+
+
+def _differ(folder: Path, documents: Mapping[str, str]) -> bool:
+    """Whether a folder holds other documents than these, or not all of them."""
+    try:
+        return any((folder / name).read_text() != text for name, text in documents.items())
+    except (OSError, ValueError):
+        return True
 
 
 def _as_json(document: Mapping[str, object]) -> str:
@@ -119,14 +128,19 @@ def load(
     variant: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
     **options: Unpack[ModelOptions],
 ) -> Sampler:
     """Reads a model into a sampler with the network at ``.model``.
 
     Args:
-        source: a folder that :func:`save_folder` wrote, or ``"mnist"``, the model in the box; a file that a
-            training script wrote, with a network of a library in docs/formats.md in it; a folder of diffusers
-            or accelerate; or a state dict or other document of any of them.
+        source: a folder that :func:`save_folder` wrote, the run of a training, or ``"mnist"``, the model in
+            the box; a file that a training script wrote, with a network of a library in docs/formats.md in
+            it; a folder of diffusers or accelerate; a state dict or other document of any of them; or
+            ``organisation/name`` of the Hugging Face Hub (extra ``hub``), if need be with ``@revision``.
         format: whose network it is, one of `FORMATS`; ``auto`` tells them apart by their names of tensors
             and files.
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
@@ -138,6 +152,10 @@ def load(
         device: where the network goes.
         dtype: of the network's weights: float32, float16 or bfloat16. The state stays float32. To keep
             float32 weights and compute in another precision: ``precision=``, an option of :class:`Sampler`.
+        revision: on the Hub: a branch, tag or commit; None for its main branch.
+        token: for the Hub: of an account; True for the one that was logged in with.
+        cache_dir: where files of the Hub are kept; None for its own place, of HF_HOME and HF_HUB_CACHE.
+        local_files_only: True asks the Hub for nothing, as does HF_HUB_OFFLINE=1: what is kept is used.
         **options: options of :class:`Sampler` that replace the checkpoint's defaults, which are those of the
             library: abarankab's DDPM is unclipped with sigma = sqrt(beta), SR3's is clipped to +-1, a
             diffusers folder has its scheduler's. A checkpoint's own ``shape`` is bounded; one given here is
@@ -155,7 +173,9 @@ def load(
     shape = options.get("shape")
     if shape is not None and "model" not in given:
         given.setdefault("image_size", list(image_shape(shape)[-2:]))
-    loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"))
+    hub: HubOptions = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    hub["local_files_only"] = local_files_only
+    loaded = read(source, format=format, config=given, ema=ema, method=options.get("method"), hub=hub)
     model = loaded.model.to(place, dtype).to(memory_format=torch.channels_last)
     try:
         if shape is None:
@@ -174,13 +194,15 @@ def read(
     config: Mapping[str, object] | None = None,
     ema: bool = True,
     method: str | None = None,
+    hub: HubOptions | None = None,
 ) -> Loaded:
     """What is in a checkpoint: network, schedule and options of a sampler. Arguments as of :func:`load`."""
     check_choice("format", format, FORMATS)
     given = dict(config or {})
     if not isinstance(source, (str, Path)):
         return _read_document(source, "state dict", format, given, ema=ema, method=method, is_callers=True)
-    path = _path(source)
+    variant = given.get("variant")
+    path = located(source, ema=ema, variant=variant if isinstance(variant, str) else None, **(hub or {}))
     if not path.is_dir():
         return _read_document(read_document(path), str(path), format, given, ema=ema, method=method)
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
@@ -194,21 +216,6 @@ def read(
     schedule = _parsed(path / "schedule.json", NoiseSchedule.from_dict)
     stored = cast("SamplerOptions", read_json(path / "sampler.json"))  # which `Sampler` checks
     return Loaded(model, schedule, stored)
-
-
-def _path(source: str | Path) -> Path:
-    """Where a checkpoint is: a bundled model, a file or folder, or the SR3 repository's name of a state."""
-    path = Path(source)
-    if str(source) in BUNDLED and not path.is_dir():
-        return ASSETS / str(source)
-    if path.exists():
-        return path
-    if path.name and path.with_name(f"{path.name}_gen.pth").is_file():
-        return path.with_name(f"{path.name}_gen.pth")
-    raise CheckpointError(
-        f"model folder {str(source)!r}: not found; a folder with {', '.join(FILES)}, a folder of diffusers, "
-        f"a .pth or .safetensors file, or one of {', '.join(BUNDLED)} accepted"
-    )
 
 
 def _read_document(

@@ -23,7 +23,7 @@ from fastddpm.wrappers import SAME
 LABELS = "class_labels"
 """The condition that has arguments of its own: `class_labels`, and a null label for guidance."""
 Conditions = Mapping[str, Tensor]
-Labels = int | float | Sequence[int] | Sequence[float] | Tensor
+Labels = int | float | str | Sequence[int] | Sequence[float] | Sequence[int | str] | Tensor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from fastddpm.checks import image_shape, state_shape
+from fastddpm.class_names import Names
 from fastddpm.conditions import LABELS, Signature, signature_of
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.unet import UNet
@@ -25,6 +26,7 @@ class ModelFacts:
         takes_labels: whether it has classes; None where that cannot be seen.
         num_classes: how many; None where it has none or that cannot be seen.
         null_label: the label that means "no class"; None without one.
+        class_names: of classes 0, 1, ...; None where nobody said.
         in_channels: of condition and image together; None where that cannot be seen.
         size_multiple: what height and width, with ``padding``, are multiples of; None where that cannot be
             seen.
@@ -39,6 +41,7 @@ class ModelFacts:
     takes_labels: bool | None = None
     num_classes: int | None = None
     null_label: int | None = None
+    class_names: Names | None = None
     in_channels: int | None = None
     size_multiple: int | None = None
     padding: int = 0
@@ -63,10 +66,12 @@ def model_facts(
     dtype: torch.dtype | None = None,
     shape: tuple[int, ...] | None = None,
     null_label: int | None = None,
+    class_names: Names | None = None,
 ) -> ModelFacts:
     """The facts of a model; what is given is taken, the rest is looked for in the model."""
     seen_device, seen_dtype = model_device_dtype(model)
-    facts = ModelFacts(device or seen_device, dtype or seen_dtype, shape, null_label=null_label)
+    place, kind = device or seen_device, dtype or seen_dtype
+    facts = ModelFacts(place, kind, shape, null_label=null_label, class_names=class_names)
     if not isinstance(model, UNet):
         return dataclasses.replace(facts, signature=signature_of(model))
     config = model.config

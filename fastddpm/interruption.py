@@ -12,11 +12,16 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 # Of kill, timeout, service managers and schedulers; of a terminal that was closed. Windows has no SIGHUP.
 NAMES = ("SIGTERM", "SIGHUP")
+RESUMABLE = (*NAMES, "SIGUSR1")
+"""Those after which a training is to be given again; SLURM warns by SIGUSR1 (``--signal=USR1@90``)."""
+GIVE_AGAIN = 75
+"""Exit code of a training that one of these ended: EX_TEMPFAIL, try again later (BSD's sysexits.h)."""
 
 
 @contextmanager
-def as_interrupts() -> Iterator[list[int]]:
-    """SIGTERM, SIGHUP and Ctrl-C raise KeyboardInterrupt in the body. Yields a list that gets their numbers.
+def as_interrupts(names: tuple[str, ...] = NAMES) -> Iterator[list[int]]:
+    """Ctrl-C and signals of these names raise KeyboardInterrupt in the body. Yields a list that gets their
+    numbers.
 
     By the list it is known of an interrupt that a library made something else of.
 
@@ -29,7 +34,7 @@ def as_interrupts() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = taken(interrupt, ("SIGINT", *NAMES))
+    before = taken(interrupt, ("SIGINT", *names))
     try:
         yield received
     finally:
@@ -38,18 +43,26 @@ def as_interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP wait until the body is done.
+    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 wait until the body is done.
 
     For the moment in which several files take their names, which is to happen to all or none.
     """
     received: list[int] = []
-    before = taken(lambda number, frame: received.append(number), ("SIGINT", *NAMES))
+    before = taken(lambda number, frame: received.append(number), ("SIGINT", *RESUMABLE))
     try:
         yield
     finally:
         put_back(before)
         for number in received:
             signal.raise_signal(number)
+
+
+def exit_code(number: int, *, resumable: bool) -> int:
+    """Of a command that a signal ended: 128 + signal, as shells report it; of a training `GIVE_AGAIN`.
+
+    Ctrl-C is a person's, who knows.
+    """
+    return GIVE_AGAIN if resumable and number != signal.SIGINT else 128 + number
 
 
 def taken(handler: Handler, names: tuple[str, ...]) -> dict[int, Handler]:

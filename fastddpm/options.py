@@ -26,12 +26,14 @@ class ExportOptions(MethodOptions, total=False):
     """Of a sampler, those that an export keeps."""
 
     null_label: int | None
+    class_names: Sequence[str] | None
 
 
 class ChainOptions(TypedDict, total=False):
     """Of a sampler, those that neither its method has nor its weights."""
 
     null_label: int | None
+    class_names: Sequence[str] | None
     shape: Sequence[int] | None
     precision: Precision | None
     engine: Engine
@@ -53,7 +55,16 @@ class ModelOptions(MethodOptions, ChainOptions, total=False):
     """Of a sampler, those that replace a model folder's: all but where its weights are, and in what dtype."""
 
 
-class SourceOptions(ChainOptions, total=False):
+class HubOptions(TypedDict, total=False):
+    """Of `fastddpm.load`, for a source on the Hugging Face Hub."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+
+
+class SourceOptions(ChainOptions, HubOptions, total=False):
     """Of `fastddpm.load`, without a method's."""
 
     format: str

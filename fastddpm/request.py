@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, check_values, is_number, is_whole, quoted, shown, whole
+from fastddpm.class_names import numbered
 from fastddpm.conditions import LABELS, Conditions, Labels, check_halves, check_names, checked, checked_one
 from fastddpm.facts import ModelFacts
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
@@ -204,6 +205,7 @@ def _labels(
         if null is None:
             raise BadArgument("class_labels", "None", f"labels from 0 to {n_classes - 1}")
         return torch.full((count,), null, dtype=torch.int64)
+    class_labels = numbered(class_labels, facts.class_names)
     if facts.takes_labels is None and _is_measured(class_labels):
         measured = torch.as_tensor(class_labels)
         each = measured.expand(count) if not measured.ndim else measured

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastddpm.batch import Batch
 from fastddpm.checks import MAX_SEED, BadArgument, whole
+from fastddpm.class_names import class_names as checked_names
 from fastddpm.conditions import Conditions, Labels
 from fastddpm.copies import InDtype
 from fastddpm.engine import Engine
@@ -92,6 +93,7 @@ class Sampler:
         scheduler: of the method ``diffusers``: a scheduler of that library, or its configuration, whose steps
             are taken; see :class:`Method`.
         null_label: the label that means "no class"; taken from our own networks.
+        class_names: of classes 0, 1, ..., so that ``class_labels`` may be names; a model folder keeps them.
         shape: ``(C, H, W)`` of an image, or that of another state, such as ``(D,)`` of vectors, ``(C, T)`` of
             sound, ``(T, A)`` of actions or ``(C, D, H, W)`` of volumes, so that `sample` need not be told.
         device: where to run; None for where the model's weights are (a function's are found in its closure).
@@ -139,6 +141,7 @@ class Sampler:
         solver_order: int | None = None,
         scheduler: SchedulerOrConfig | None = None,
         null_label: int | None = None,
+        class_names: Sequence[str] | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -167,6 +170,7 @@ class Sampler:
             schedule,
             plan,
             null_label=null_label,
+            class_names=class_names,
             shape=shape,
             device=device,
             dtype=dtype,
@@ -185,8 +189,8 @@ class Sampler:
             model: as in the constructor.
             schedule: likewise.
             plan: what to do at each step.
-            **options: ``null_label``, ``shape``, ``device``, ``dtype``, ``precision``, ``engine`` and
-                ``steps_per_graph``, as in the constructor.
+            **options: ``null_label``, ``class_names``, ``shape``, ``device``, ``dtype``, ``precision``,
+                ``engine`` and ``steps_per_graph``, as in the constructor.
         """
         sampler = cls.__new__(cls)
         sampler.method = None
@@ -201,6 +205,7 @@ class Sampler:
         plan: Plan,
         *,
         null_label: int | None = None,
+        class_names: Sequence[str] | None = None,
         shape: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -210,6 +215,8 @@ class Sampler:
     ) -> None:
         self.model, self.schedule, self.plan = model, schedule, plan
         self.null_label = None if null_label is None else whole("null_label", null_label, least=0)
+        classes = (model.config.num_classes or 0) if isinstance(model, UNet) else None
+        self.class_names = checked_names(class_names, classes)
         self.shape = None if shape is None else model_facts(model).checked_shape(shape)
         seen_device, seen_dtype = model_device_dtype(model)
         self.device = seen_device if device is None else device_of(device)
@@ -234,6 +241,7 @@ class Sampler:
         )
         self._options = {
             "null_label": null_label,
+            "class_names": class_names,
             "shape": shape,
             "device": device,
             "dtype": dtype,
@@ -241,6 +249,10 @@ class Sampler:
             "engine": engine,
             "steps_per_graph": steps_per_graph,
         }
+
+    def __reduce__(self) -> tuple[Callable[..., Sampler], tuple[object, ...]]:
+        """For pickle and copies: model, schedule, plan and options; buffers and graphs are made anew."""
+        return _rebuilt, (type(self), self.model, self.schedule, self.plan, self.method, self._options)
 
     @property
     def engine(self) -> Engine:
@@ -251,7 +263,12 @@ class Sampler:
     def facts(self) -> ModelFacts:
         """What requests are checked against."""
         return model_facts(
-            self.model, device=self.device, dtype=self.dtype, shape=self.shape, null_label=self.null_label
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            shape=self.shape,
+            null_label=self.null_label,
+            class_names=self.class_names,
         )
 
     def replace(self, **changes: Unpack[SamplerOptions]) -> Sampler:
@@ -329,7 +346,8 @@ class Sampler:
             seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
                 fresh ones from ``generator`` or torch's random state.
             shape: of one state, as of the constructor; None for the sampler's.
-            class_labels: one label, or one per image. None means the null label where the model has one.
+            class_labels: one label, or one per image: a number, or a name where the sampler has
+                ``class_names``. None means the null label where the model has one.
                 Models other than our UNet may take floating labels ``(B,)``, or vectors ``(B, D)``.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
@@ -639,3 +657,16 @@ class Sampler:
 
     def _row_of(self, timestep: int) -> int:
         return self.plan.row_of(whole("timestep", timestep, least=0, most=len(self.schedule) - 1))
+
+
+def _rebuilt(
+    cls: type[Sampler],
+    model: Model,
+    schedule: NoiseSchedule,
+    plan: Plan,
+    method: Method | None,
+    options: RunOptions,
+) -> Sampler:
+    sampler = cls.from_plan(model, schedule, plan, **options)
+    sampler.method = method
+    return sampler

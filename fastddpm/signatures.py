@@ -97,8 +97,9 @@ def in_words(value: object) -> str:
         return f"the class {value.__name__}"
     if isinstance(value, PLAIN) or (isinstance(value, (list, tuple, Mapping)) and len(value) == 0):
         return quoted(value)
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    shape = getattr(value, "shape", None)
+    if shape is not None and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(shape)}"
     return type(value).__name__
 
 

@@ -210,6 +210,7 @@ def _onnx(folder: Path) -> list[Sample]:
         "image_shape": [1, 8, 8],
         "num_classes": None,
         "null_label": None,
+        "class_names": None,
         "condition_channels": 0,
         "schedule": {"name": "linear", "parameters": {"num_train_timesteps": 20}},
         "defaults": {"method": "ddpm", "num_inference_steps": None, "eta": 0.0},

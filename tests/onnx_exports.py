@@ -16,6 +16,8 @@ SUPERRES = UNetConfig(
 )
 LEARNED = UNetConfig(**{**TINY.to_dict(), "out_channels": 6})
 
+CLASS_NAMES = ["cat", "dog", "3", "T-shirt, top"]
+
 home = Path()
 """A folder that all workers of a run of pytest share: conftest.py says which."""
 
@@ -25,13 +27,13 @@ def tiny_sampler(kind: str) -> Sampler:
     """A PyTorch sampler of 3x8x8 images.
 
     "classes": four classes and a null label, ten clipped ddpm steps. "superres": a condition image and noise
-    levels, v-prediction. "learned": classes and a learned variance.
+    levels, v-prediction. "learned": classes that have names, and a learned variance.
     """
     network = make_unet({"classes": TINY, "superres": SUPERRES, "learned": LEARNED}[kind])
     options = {
         "classes": {},
         "superres": {"time_input": "noise_level", "prediction_type": "v_prediction"},
-        "learned": {"variance_type": "learned_range"},
+        "learned": {"variance_type": "learned_range", "class_names": CLASS_NAMES},
     }[kind]
     return Sampler(
         network,

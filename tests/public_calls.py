@@ -64,6 +64,7 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
     sampler = Sampler(network, schedule, num_inference_steps=2, shape=SHAPE, engine="eager")
     options = {
         "null_label": None,
+        "class_names": None,
         "shape": SHAPE,
         "device": "cpu",
         "dtype": None,
@@ -272,6 +273,10 @@ def network_calls(network: UNet, schedule: NoiseSchedule, folder: Path) -> list[
                 "variant": None,
                 "device": "cpu",
                 "dtype": torch.float32,
+                "revision": None,
+                "token": None,
+                "cache_dir": None,
+                "local_files_only": False,
                 "shape": SHAPE,
                 "method": "ddim",
                 "eta": 0.5,
@@ -518,7 +523,8 @@ def training_calls(schedule: NoiseSchedule, folder: Path) -> list[Call]:
         Call(
             "Trainer",
             Trainer,
-            {**given, "run": folder / "run", "validation": None, "sampler": None, "task": None},
+            {**given, "run": folder / "run", "validation": None, "sampler": None, "task": None}
+            | {"initial": None},
         ),
         Call("Trainer.train", trainer.train, {"resume": True, "progress": False}, costs=True),
     ]

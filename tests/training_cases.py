@@ -58,8 +58,8 @@ def config(**changes):
     return TrainConfig(**{**options, **changes})
 
 
-def trainer(run, data=None, model=MODEL, **changes):
-    options = {"validation": Bars(), "sampler": SAMPLER}
+def trainer(run, data=None, model=MODEL, initial=None, **changes):
+    options = {"validation": Bars(), "sampler": SAMPLER, "initial": initial}
     return Trainer(config(**changes), model, SCHEDULE, data or Bars(), run, **options)
 
 

@@ -1,7 +1,8 @@
 """The command `fastddpm`. Each subcommand is a module of this package; errors are one line, exit code 2.
 
 Ctrl-C, SIGTERM and SIGHUP end it with one line and exit code 128 + signal, as shells report them; what was
-half made is taken away, and what can be gone on with stays.
+half made is taken away, and what can be gone on with stays. A training that SIGTERM, SIGHUP or SIGUSR1 ends
+says 75 instead: the same command goes on with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import sys
 from types import FrameType
 
-from fastddpm.interruption import taken
+from fastddpm.cli.resumable import is_resumable
+from fastddpm.interruption import RESUMABLE, exit_code, taken
 
 __all__ = ["main"]
 
@@ -19,7 +21,7 @@ __all__ = ["main"]
 def main() -> None:
     """Runs the command line and exits."""
     # To the end of the process, which is the command's own, but for what `cli.app` sets while a command runs.
-    taken(_leave, ("SIGINT",))
+    taken(_leave, ("SIGINT", *RESUMABLE) if is_resumable() else ("SIGINT",))
     from fastddpm.cli.app import main as run  # which takes seconds, in which people press Ctrl-C
 
     run()
@@ -34,4 +36,4 @@ def _leave(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os.write(2, b"fastddpm: interrupted\n")
-    os._exit(128 + number)
+    os._exit(exit_code(number, resumable=is_resumable()))

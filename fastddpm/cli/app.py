@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import torch
@@ -21,14 +22,21 @@ from fastddpm.cli.evaluate import evaluate
 from fastddpm.cli.export import export
 from fastddpm.cli.options import Command
 from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
+from fastddpm.cli.resumable import is_resumable
 from fastddpm.cli.sample import sample
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
+from fastddpm.extras import MissingExtra
 from fastddpm.files import FULL
-from fastddpm.interruption import as_interrupts
+from fastddpm.interruption import GIVE_AGAIN, NAMES, RESUMABLE, as_interrupts, exit_code
 from fastddpm.temporaries import remove_mine
 
-ENDED = {130: "interrupted", 129: "the terminal was closed", 143: "terminated"}
+ENDED = {
+    130: "interrupted",
+    129: "the terminal was closed",
+    143: "terminated",
+    GIVE_AGAIN: "stopped; the same command goes on from the last checkpoint",
+}
 """Exit codes of a command that a signal ended, and what is said then."""
 LONGEST_LINE, LONGEST_WORD = 280, 120
 """Characters of an error, and of a word in one that is longer than that."""
@@ -43,7 +51,10 @@ ALLOCATION_FAILED = (
 )
 """What torch, the system's loader and ONNX Runtime say of it."""
 
-app = typer.Typer(name="fastddpm", add_completion=False, pretty_exceptions_enable=False)
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="fastddpm", add_completion=False, pretty_exceptions_enable=False, context_settings=HELP
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,22 +72,28 @@ def _common_options(
     """Fast DDPM sampling: fused kernels around a trained noise-prediction network."""
 
 
-app.command("bench", cls=Command)(bench)
-app.command("export", cls=Command)(export)
-app.command("sample", cls=Command)(sample)
-app.command("evaluate", cls=Command)(evaluate)
-app.command("convert", cls=Command)(convert)
-app.command("train", cls=Command)(train)
-app.command("super-resolve", cls=Command)(super_resolve)
-app.command("deblur", cls=Command)(deblur)
-app.command("inpaint", cls=Command)(inpaint)
-app.command("colorize", cls=Command)(colorize)
-app.command("doctor", cls=Command)(doctor)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "bench": bench,
+    "export": export,
+    "sample": sample,
+    "evaluate": evaluate,
+    "convert": convert,
+    "train": train,
+    "super-resolve": super_resolve,
+    "deblur": deblur,
+    "inpaint": inpaint,
+    "colorize": colorize,
+    "doctor": doctor,
+}
+FILE_OF_OPTIONS = "Options may stand in a YAML or JSON file, --options FILE; what is typed wins."
+for _name, _command in COMMANDS.items():
+    app.command(_name, cls=Command, context_settings=HELP, epilog=FILE_OF_OPTIONS)(_command)
 
 
 def main() -> None:
     """Runs the command line. What a person can mend is one line on standard error and exit code 2."""
-    with as_interrupts() as received, warnings_of_one_line():
+    resumable = is_resumable()
+    with as_interrupts(RESUMABLE if resumable else NAMES) as received, warnings_of_one_line(), logged_lines():
         try:
             command = typer.main.get_command(app)
             code = command.main(args=sys.argv[1:] or ["--help"], prog_name="fastddpm", standalone_mode=False)
@@ -87,8 +104,8 @@ def main() -> None:
             code = None  # what a library made of being interrupted
     if received:
         remove_mine()
-        code = 128 + received[-1]
-    if code in ENDED:  # by KeyboardInterrupt, of which Typer makes the first
+        code = exit_code(received[-1], resumable=resumable)
+    if code in ENDED and (received or code != GIVE_AGAIN):  # Typer makes 130 of KeyboardInterrupt itself
         print(f"fastddpm: {ENDED[code]}", file=sys.stderr)
     sys.exit(code or 0)
 
@@ -104,6 +121,21 @@ def warnings_of_one_line() -> Iterator[None]:
         warnings.formatwarning = before
 
 
+@contextlib.contextmanager
+def logged_lines() -> Iterator[None]:
+    """What the package logs, such as progress where there is no terminal, goes to standard error."""
+    logger, handler = logging.getLogger("fastddpm"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("fastddpm: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def _explain(error: BaseException) -> None:
     """Exits with one line where it is a person's to mend."""
     # Typer may carry its own copy of click, so its errors are known by what they offer.
@@ -116,7 +148,7 @@ def _explain(error: BaseException) -> None:
         _fail(
             f"{error.filename}: not written, as no space is left there; more space or another place accepted"
         )
-    if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable)):
+    if isinstance(error, (ValueError, OSError, FloatingPointError, EngineUnavailable, MissingExtra)):
         _fail(str(error), whole=hasattr(error, "files"))  # which are listed for a person to mend
 
 

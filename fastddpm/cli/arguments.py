@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.class_names import Names, listed
 from fastddpm.formats.files import CheckpointError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -43,16 +44,58 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def choose_labels(n_classes: int | None, classes: str | None, seeds: list[int]) -> list[int] | None:
+def choose_labels(
+    n_classes: int | None, classes: str | None, seeds: list[int], names: Names | None = None
+) -> list[int] | None:
     """A label per seed: the given classes, or all of them, in turn by seed; None without classes."""
     if n_classes is None:
         if classes is not None:
             raise BadArgument("--class", f"{classes} with a model without classes", "no value")
         return None
-    choices = list(range(n_classes)) if classes is None else parse_ranges(classes, "--class")
+    choices = list(range(n_classes)) if classes is None else parse_classes(classes, names)
     if max(choices) >= n_classes:
-        raise BadArgument("--class", str(classes), f"0 to {n_classes - 1}")
+        raise BadArgument("--class", str(classes), _classes(n_classes, names))
     return [choices[seed % len(choices)] for seed in seeds]
+
+
+def parse_classes(text: str, names: Names | None) -> list[int]:
+    """``cat,dog`` or ``0-4,7`` -> labels.
+
+    What a class is called is that class, a number too; other numbers are labels. A name with a comma in it
+    is given alone.
+
+    Raises:
+        ValueError: neither a name, which are listed, nor numbers and rising ranges.
+    """
+    if names is None:
+        return parse_ranges(text, "--class")
+    label_of = {name: label for label, name in enumerate(names)}
+    chosen: list[int] = []
+    for part in [text] if text in label_of else text.split(","):
+        name = part if part in label_of else part.strip()
+        if name in label_of:
+            chosen.append(label_of[name])
+            continue
+        try:
+            numbers = parse_ranges(part, "--class")
+        except BadArgument:
+            accepted = _classes(len(names), names)
+            raise BadArgument("--class", f"{part!r}, the name of no class,", accepted) from None
+        chosen += [label_of.get(str(number), number) for number in numbers]
+    return chosen
+
+
+def parse_class(text: str, names: Names | None) -> int:
+    """One of :func:`parse_classes`."""
+    chosen = parse_classes(text, names)
+    if len(chosen) != 1:
+        raise BadArgument("--class", f"{text!r}, {len(chosen)} classes,", "one")
+    return chosen[0]
+
+
+def _classes(n_classes: int, names: Names | None) -> str:
+    numbers = f"0 to {n_classes - 1}"
+    return numbers if names is None else f"{listed(names)}, or {numbers},"
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -35,10 +35,8 @@ def export(
     The files draw as the model's folder says, or as the method and its options here; and as whoever runs them
     asks.
     """
-    try:
-        from fastddpm.export import export_onnx
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    from fastddpm.export import export_onnx
+
     image = None if shape is None else parse_shape(shape)
     sampler = load(model)
     steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}

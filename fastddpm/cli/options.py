@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 import typing
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from typer.core import TyperCommand
+
+from fastddpm.cli import option_file
+
+FROM_FILE = "options of a file"
+"""Of a command's `meta`: the options that stand in a file, with its name."""
 
 
 class Sets:
@@ -21,7 +28,31 @@ class OptionError(ValueError):
 
 
 class Command(TyperCommand):
-    """A command whose errors name its options."""
+    """A command whose errors name its options, which may stand in a file."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Puts the options of a file before those that were typed.
+
+        Raises:
+            OptionError: an option in the file that is none or has a value that it cannot have.
+        """
+        options = {param.opts[0]: param for param in self.params if param.opts[0].startswith("--")}
+        file, rest = option_file.split(args, [name for name in option_file.NAMES if name not in options])
+        ctx.meta[FROM_FILE] = {}
+        if file is None:
+            return super().parse_args(ctx, rest)
+        words = option_file.words_of(file, option_file.read(file), options)
+        typed = {word.partition("=")[0] for word in rest}
+        for name in words:
+            if not typed.intersection((*options[name].opts, *options[name].secondary_opts)):
+                ctx.meta[FROM_FILE][name] = f"{file}: {name.removeprefix('--')}"
+        try:
+            return super().parse_args(ctx, [word for some in words.values() for word in some] + rest)
+        except Exception as error:
+            name = next(iter(getattr(getattr(error, "param", None), "opts", [])), "")
+            if name not in ctx.meta[FROM_FILE]:
+                raise
+            raise OptionError(f"{ctx.meta[FROM_FILE][name]}: {getattr(error, 'message', error)}") from error
 
     def invoke(self, ctx: Any) -> object:
         """Runs it.
@@ -32,7 +63,7 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            names, argument = self.names(), getattr(error, "argument", None)
+            names, argument = self.names(ctx.meta[FROM_FILE]), getattr(error, "argument", None)
             if argument is None:
                 said = _with_options(str(error), names) if isinstance(error, ValueError) else str(error)
                 if said == str(error):
@@ -41,9 +72,10 @@ class Command(TyperCommand):
             options = ", ".join(names.get(name, name) for name in argument.split(", "))
             raise OptionError(options + str(error).removeprefix(argument)) from error
 
-    def names(self) -> dict[str, str]:
-        """The options, by what they are called in the library."""
-        options = {param.name: param.opts[0] for param in self.params if param.opts[0].startswith("--")}
+    def names(self, from_file: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        """The options, by what they are called in the library; those of a file with its name."""
+        typed = {param.name: param.opts[0] for param in self.params if param.opts[0].startswith("--")}
+        options = {name: from_file.get(option, option) for name, option in typed.items()}
         marks = {
             name: getattr(hint, "__metadata__", ())
             for name, hint in typing.get_type_hints(self.callback, include_extras=True).items()
@@ -55,7 +87,8 @@ class Command(TyperCommand):
             if isinstance(mark, Sets)
             for argument in mark.arguments
         }
-        return {**options, **others}
+        # The command's own errors have the option already.
+        return {**options, **others, **from_file}
 
 
 def _with_options(said: str, names: dict[str, str]) -> str:

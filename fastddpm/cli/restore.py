@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, whole
-from fastddpm.cli.arguments import naming, parse_device
+from fastddpm.cli.arguments import naming, parse_class, parse_device
 from fastddpm.cli.options import Sets
 from fastddpm.engine import executors
 from fastddpm.options import ModelOptions
@@ -127,8 +127,8 @@ def inpaint(
         str, typer.Option(help="Model folder, of the task inpaint or of none (RePaint), or mnist.")
     ] = "mnist",
     label: Annotated[
-        int | None,
-        typer.Option("--class", help="What to draw, for a model with classes."),
+        str | None,
+        typer.Option("--class", help="What to draw, for a model with classes: a name or a number."),
         Sets("class_labels"),
     ] = None,
     jump: Annotated[int, typer.Option(max=1000, help="RePaint: steps that are taken back at a time.")] = 5,
@@ -155,7 +155,6 @@ def inpaint(
     with naming("--model"):
         inpainter = ZeroShotInpainter.load(
             model,
-            class_label=label,
             jump=jump,
             resample=resample,
             steps=steps,
@@ -163,6 +162,8 @@ def inpaint(
             device=parse_device(device),
             engine=cast("executors.Engine", engine),
         )
+    if label is not None:
+        inpainter = replace(inpainter, class_label=parse_class(label, inpainter.sampler.class_names))
     _restore(inpainter, source, out, drawing, mask)
 
 

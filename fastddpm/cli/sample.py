@@ -38,7 +38,9 @@ def sample(
     seeds: Annotated[str, typer.Option(help="Seeds, one image each: 0-9,20.")] = "0-63",
     classes: Annotated[
         str | None,
-        typer.Option("--class", help="Class, or classes 0-4,7 taken in turn by seed. All, if left out."),
+        typer.Option(
+            "--class", help="Class, or classes taken in turn by seed: cat,dog or 0-4,7. All, if left out."
+        ),
         Sets("class_labels"),
     ] = None,
     method: plan.Name = None,
@@ -104,7 +106,7 @@ def sample(
         if is_job:
             export = onnx_drawer(model, job, device=device, guidance=guidance, plan=chosen)
             refuse_condition(model, export.condition_channels)
-            labels = choose_labels(export.num_classes, classes, seed_list)
+            labels = choose_labels(export.num_classes, classes, seed_list, export.class_names)
             run_job(export, job, seed_list, labels, batch=batch)
             return
         sample_onnx(
@@ -128,7 +130,7 @@ def sample(
     _refuse_condition(model, sampler)
     typed_engine = cast("Engine", engine)
     sampler = sampler.replace(**plan.adapted(sampler, steps_of_it), engine="auto" if is_job else typed_engine)
-    labels = choose_labels(sampler.facts.num_classes, classes, seed_list)
+    labels = choose_labels(sampler.facts.num_classes, classes, seed_list, sampler.class_names)
     if is_job:
         place = job.device(device)
         drawer = torch_drawer(sampler, job, guidance=guidance, device=place, engine=typed_engine)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ import typer
 from fastddpm.checks import BadArgument, whole
 from fastddpm.cli.arguments import parse_device
 from fastddpm.engine import Engine
+from fastddpm.extras import needed
 from fastddpm.jobs import Drawer, Job, OnnxDrawer, TorchDrawer
 from fastddpm.jobs.errors import FirstProcessFailed
 from fastddpm.jobs.merging import merged_file
@@ -102,8 +102,7 @@ def onnx_drawer(
     folder: str, options: JobOptions, *, device: str | None, guidance: float, plan: PlanOptions
 ) -> OnnxDrawer:
     """A drawer of an export. ``plan`` has the method and its options."""
-    if find_spec("onnxruntime") is None:
-        raise BadArgument("--backend", "onnx without onnxruntime (pip install 'fastddpm[onnx]')", "torch")
+    needed("onnxruntime", by="--backend onnx")
     kind, _, index = options.device(device).partition(":")
     return OnnxDrawer(
         folder,

@@ -11,6 +11,7 @@ import torch
 from fastddpm.checks import BadArgument
 from fastddpm.cli.arguments import choose_labels
 from fastddpm.cli.outputs import Outputs, summary
+from fastddpm.extras import needed
 
 if TYPE_CHECKING:
     from fastddpm.onnx.request import PlanOptions
@@ -72,10 +73,9 @@ def sample_onnx(
         batch: images at a time.
         plan: the method and its options; None for what was exported.
     """
-    try:
-        from fastddpm.onnx import OnnxSampler
-    except ImportError as error:
-        raise BadArgument("--backend", f"onnx, which fails here ({error}),", "torch") from error
+    needed("onnxruntime", by="--backend onnx")
+    from fastddpm.onnx import OnnxSampler
+
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", device or "cpu")
     if match is None or (match[1] == "cpu" and match[2]):
         raise BadArgument("--device", repr(device), "cpu, cuda or cuda:N")
@@ -83,7 +83,7 @@ def sample_onnx(
     sampler = OnnxSampler(folder, "auto" if device is None else match[1], provider_options=options)
     refuse_condition(folder, sampler.folder.condition_channels)
     refuse_other_states(folder, sampler.image_shape)
-    labels = choose_labels(sampler.folder.num_classes, classes, seeds)
+    labels = choose_labels(sampler.folder.num_classes, classes, seeds, sampler.folder.class_names)
     with outputs.ready(seeds, sampler.image_shape[0]):
         began = time.perf_counter()
         drawn = sampler.sample(

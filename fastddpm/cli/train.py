@@ -5,18 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypedDict, cast
+from typing import Annotated, TypedDict
 
 import typer
 
-from fastddpm.checks import BadArgument, check_choice
-from fastddpm.cli.arguments import parse_ranges
+from fastddpm.checks import BadArgument
 from fastddpm.cli.options import Sets
+from fastddpm.extras import needed
+from fastddpm.interruption import exit_code
 from fastddpm.options import SamplerOptions
-from fastddpm.plans.plan import TimeInput
-from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import TASKS, Task, make_task
-from fastddpm.unet import UNetConfig
 from fastddpm.unet.size import MAX_PARAMETERS
 
 
@@ -29,9 +27,6 @@ class Source(TypedDict):
     labels: bool
 
 
-SCHEDULES = ("linear", "scaled_linear", "cosine", "sigmoid")
-# Of the sinusoidal embedding of a noise level in [0, 1]: as many steps as a schedule has.
-LEVEL_SCALE = 1000.0
 # The commands that use a model of a task.
 USES = {"sr": "super-resolve", "deblur": "deblur", "inpaint": "inpaint", "colorize": "colorize"}
 
@@ -63,9 +58,13 @@ def train(
     loss: Annotated[str, typer.Option(help="l2, l1 or huber.")] = "l2",
     weighting: Annotated[str, typer.Option(help="none, min_snr or p2.")] = "none",
     prediction: Annotated[
-        str, typer.Option(help="epsilon, sample or v_prediction."), Sets("prediction_type")
-    ] = "epsilon",
-    schedule: Annotated[str, typer.Option(help=f"{', '.join(SCHEDULES)}.")] = "linear",
+        str | None,
+        typer.Option(help="epsilon, sample or v_prediction (v_prediction)."),
+        Sets("prediction_type"),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="linear, scaled_linear, cosine or sigmoid (cosine).")
+    ] = None,
     class_dropout: Annotated[float, typer.Option(help="Share of labels dropped, for guidance.")] = 0.1,
     task: Annotated[
         str | None, typer.Option(help="sr, deblur, inpaint or colorize: from an image to an image.")
@@ -80,17 +79,26 @@ def train(
     gain: Annotated[
         float | None, typer.Option(help="Of a task: predict the residual times this, not the image.")
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Fine-tune a model: its weights, network, schedule and prediction to begin with."),
+    ] = None,
     time_input: Annotated[
-        str, typer.Option(help="timestep, noise_level (SR3) or alphas_cumprod (Palette).")
-    ] = "timestep",
-    mid_attention: Annotated[bool, typer.Option(help="Self-attention at the lowest level.")] = True,
-    base_channels: Annotated[int, typer.Option(max=65536, help="Channels at full resolution.")] = 32,
+        str | None, typer.Option(help="timestep, noise_level (SR3) or alphas_cumprod (Palette) (timestep).")
+    ] = None,
+    mid_attention: Annotated[
+        bool | None,
+        typer.Option("--mid-attention/--no-mid-attention", help="Self-attention at the lowest level (yes)."),
+    ] = None,
+    base_channels: Annotated[
+        int | None, typer.Option(max=65536, help="Channels at full resolution (32).")
+    ] = None,
     mults: Annotated[
-        str, typer.Option(help="Channel factor of each level: 1,2,2."), Sets("channel_mults")
-    ] = "1,2,2",
+        str | None, typer.Option(help="Channel factor of each level (1,2,2)."), Sets("channel_mults")
+    ] = None,
     blocks: Annotated[
-        int, typer.Option(max=64, help="Residual blocks per level."), Sets("num_res_blocks")
-    ] = 1,
+        int | None, typer.Option(max=64, help="Residual blocks per level (1)."), Sets("num_res_blocks")
+    ] = None,
     dropout: Annotated[float, typer.Option(help="Dropout in residual blocks.")] = 0.0,
     max_parameters: Annotated[
         int, typer.Option(min=1, help="Refuse a network of more before it is made.")
@@ -104,15 +112,25 @@ def train(
 
     With several processes: accelerate launch -m fastddpm train ...
     """
-    try:
-        from fastddpm.data import open_dataset
-        from fastddpm.data.opening import BUILT_IN
-        from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged
-        from fastddpm.training.interruption import Interrupted
-        from fastddpm.training.processes import MainProcessFailed
-    except ImportError as error:
-        raise ValueError(f"train: needs the package {error.name}: pip install 'fastddpm[train]'") from None
-    check_choice("schedule", schedule, SCHEDULES)
+    needed("accelerate", by="train")
+    from fastddpm.cli.train_base import base_of
+    from fastddpm.data import open_dataset
+    from fastddpm.data.opening import BUILT_IN
+    from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged
+    from fastddpm.training.interruption import Interrupted
+    from fastddpm.training.processes import MainProcessFailed
+
+    base = base_of(
+        init_from,
+        prediction=prediction,
+        schedule=schedule,
+        time_input=time_input,
+        base_channels=base_channels,
+        mults=mults,
+        blocks=blocks,
+        mid_attention=mid_attention,
+    )
+    noise_schedule = base.schedule
     config = TrainConfig(
         steps=steps,
         batch_size=batch,
@@ -122,7 +140,7 @@ def train(
         warmup_steps=warmup,
         ema_decay=ema,
         class_dropout=class_dropout,
-        objective=Objective(prediction, loss, weighting),  # type: ignore[arg-type]
+        objective=Objective(base.prediction, loss, weighting),  # type: ignore[arg-type]
         mixed_precision=mixed_precision,  # type: ignore[arg-type]
         compile=compile_network,
         seed=seed,
@@ -145,38 +163,24 @@ def train(
     }
     images = open_dataset(data, flip=flip, shift=shift, **source)
     validation = open_dataset(data, split="validation", **source) if data in BUILT_IN else None
-    levels = parse_ranges(mults, "--mults")
     n_channels, height, width = images.shape
-    model = UNetConfig(
-        in_channels=n_channels + (0 if chosen is None else chosen.channels(n_channels)),
-        out_channels=None if chosen is None else n_channels,
-        base_channels=base_channels,
-        channel_mults=tuple(levels),
-        num_res_blocks=blocks,
-        time_dim=4 * base_channels,
-        time_scale=1.0 if time_input == "timestep" else LEVEL_SCALE,
-        num_classes=images.num_classes,
-        null_class=images.num_classes is not None,
-        attention_levels=(len(levels) - 1,) if mid_attention else (),
-        mid_attention="norm" if mid_attention else "none",
-        dropout=dropout,
-    )
+    model = base.network(n_channels, images.num_classes, chosen, dropout)
     if height % model.size_multiple or width % model.size_multiple:
         raise BadArgument(
             "size",
             f"images of {height}x{width}",
-            f"multiples of {model.size_multiple} by a network of {len(levels)} levels (--size, --mults)",
+            f"multiples of {model.size_multiple} by a network of {len(model.channel_mults)} levels "
+            "(--size, --mults)",
         )
     sampler: SamplerOptions = {
         "method": "ddim",
         "num_inference_steps": 50,
         "timestep_spacing": "trailing",
         "prediction_type": config.objective.prediction_type,
-        "time_input": cast("TimeInput", time_input),  # as typed; the trainer checks it
+        "time_input": base.time_input,
         "clip_sample_range": 1.0 if chosen is None or chosen.gain is None else chosen.gain,
         "shape": [n_channels, height, width],
     }
-    noise_schedule = getattr(NoiseSchedule, schedule)(1000)
     trainer = Trainer(
         config,
         model,
@@ -186,6 +190,7 @@ def train(
         validation=validation,
         sampler=sampler,
         task=chosen,
+        initial=base.initial,
         max_parameters=max_parameters,
     )
     # What happens to all processes is said by one.
@@ -196,7 +201,8 @@ def train(
         if says:
             kind = "" if isinstance(ended, Interrupted) else "error: "
             print(f"fastddpm: {kind}{ended}", file=sys.stderr)
-        raise typer.Exit(128 + ended.signal if isinstance(ended, Interrupted) else 2) from None
+        code = exit_code(ended.signal, resumable=True) if isinstance(ended, Interrupted) else 2
+        raise typer.Exit(code) from None
     if says:
         command = "sample" if task is None else f"{USES[task]} --model"
         print(f"{len(images):,} images, {steps} steps -> {folder}; use it: fastddpm {command} {folder}")

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from fastddpm.checks import BadArgument, shortened
+from fastddpm.extras import needed
 from fastddpm.inputs import check_regular, member, read_json
 
 from .dataset import MAX_CLASSES
@@ -82,10 +83,7 @@ def list_huggingface(
 
 
 def _datasets() -> ModuleType:
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise ImportError("Hugging Face data: needs the package datasets; pip install datasets") from error
+    return needed("datasets", by="data: of Hugging Face")
 
 
 def _table_files(folder: Path) -> dict[str, list[Path]]:

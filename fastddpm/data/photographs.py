@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.extras import missing
 
 from .decoding import decode
 from .splits import checked_split
@@ -47,14 +48,12 @@ def load_photographs(split: str) -> dict[str, Tensor]:
     package, folder = ("sklearn", "datasets/images") if split == "test" else ("skimage", "data")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ImportError(
-            f"photographs: needs scikit-{package.removeprefix('sk')}; pip install it", name=package
-        )
+        raise missing(package, by="data: 'photographs'")
     directory = Path(spec.origin).parent / folder
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
+    absent = [name for name in names if not (directory / name).is_file()]
+    if absent:
         raise ImportError(
-            f"photographs: the installed {package} does not have {', '.join(missing)}", name=package
+            f"photographs: the installed {package} does not have {', '.join(absent)}", name=package
         )
     return {Path(name).stem: torch.from_numpy(decode(directory / name, 3, None)) for name in names}
 

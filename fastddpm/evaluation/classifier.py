@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastddpm.checkpoint import ASSETS
 from fastddpm.checks import BadArgument
+from fastddpm.sources import ASSETS
 
 WEIGHTS = ASSETS / "digit_classifier" / "model.safetensors"
 

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.evaluation.image_sets import ImageSet
+from fastddpm.extras import needed
 from fastddpm.formats.files import read_tensors
 from fastddpm.inputs import open_regular
 
@@ -86,10 +87,7 @@ def score(
             raise BadArgument(name, f"images {images.shape} with digits", "(1, 28, 28)")
     if features == "inception":
         _check_weights(weights)
-    try:
-        import torch_fidelity  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ValueError("evaluate: needs torch-fidelity: pip install 'fastddpm[evaluate]'") from error
+    torch_fidelity = needed("torch_fidelity", by="evaluate")
     extractor = _digits() if features == "digits" else INCEPTION
     sets: list[Dataset[Tensor]] = [generated, real]
     if features == "inception":
@@ -186,7 +184,7 @@ def _calculated(torch_fidelity: ModuleType, **arguments: object) -> dict[str, fl
 
 def _digits() -> str:
     """The name under which torch-fidelity knows our classifier."""
-    from torch_fidelity import register_feature_extractor
+    from torch_fidelity import register_feature_extractor  # type: ignore[import-untyped]
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY  # type: ignore[import-untyped]
 
     from fastddpm.evaluation.digit_features import NAME, DigitFeatures

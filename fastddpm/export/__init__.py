@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from fastddpm.extras import needed
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_missing = [package for package in PACKAGES if find_spec(package) is None]
-if _missing:
-    raise ImportError(
-        f"fastddpm.export_onnx needs {', '.join(_missing)}, not installed here: pip install 'fastddpm[onnx]'"
-    )
+for _package in PACKAGES:
+    needed(_package, by="fastddpm.export_onnx")
 
 from fastddpm.checks import BadArgument  # noqa: E402
 from fastddpm.export.compose import Recipe, models  # noqa: E402
@@ -88,7 +86,8 @@ def export_onnx(
             UNet2DModel, else 0 unless given.
         cond: of a module that is given more by name: examples ``(1 or more, ...)``, which say the shape and
             dtype of inputs ``cond_NAME`` (and ``uncond_NAME``, where they are guided).
-        **options: those of a method (`fastddpm.plans.Method`) and ``null_label``, as of :class:`Sampler`.
+        **options: those of a method (`fastddpm.plans.Method`), ``null_label`` and ``class_names``, as of
+            :class:`Sampler`.
 
     Returns:
         The folder.
@@ -151,6 +150,7 @@ def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] 
         "null_label": call.null_label,
         "condition_channels": call.condition_channels,
         **_conditions(call),
+        **_class_names(settings),
         "prediction_type": settings.method.prediction_type,
         "time": next(word for word, time_input in TIMES.items() if time_input == call.time_input),
         "learned_range": settings.method.variance_type == "learned_range",
@@ -177,6 +177,12 @@ def _conditions(call: NetworkCall) -> dict[str, Any]:
         for one in call.cond
     ]
     return {"cond": described} if described else {}
+
+
+def _class_names(settings: Settings) -> dict[str, Any]:
+    """Of an export of a model whose classes have names; else nothing, likewise."""
+    names = settings.sampler.class_names
+    return {} if names is None else {"class_names": list(names)}
 
 
 def _onnxruntime_version() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 
+from fastddpm.class_names import listed
 from fastddpm.plans.registry import formulas
 
 _KINDS = {1: "float32", 2: "uint8", 6: "int32", 7: "int64", 9: "bool"}
@@ -136,6 +137,8 @@ def _ranges(about: Mapping[str, Any]) -> dict[str, str]:
         labels = f"0 to {about['num_classes'] - 1}"
         if about["null_label"] is not None:
             labels += f"; {about['null_label']}: no class"
+        if about.get("class_names"):
+            labels += f"; in this order {listed(tuple(about['class_names']))}"
     time = f"0 to {last}" if about["time"] == "index" else "sqrt(alphas_cumprod), in (0, 1]"
     method = about["defaults"]["method"]
     own = "none" if method in formulas() else f"those of {method}, as exported"

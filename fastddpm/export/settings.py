@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument, check_choice, whole
+from fastddpm.class_names import class_names
 from fastddpm.conditions import check_names, checked_one
 from fastddpm.export.network import Condition, NetworkCall, plain_copy
 from fastddpm.export.nodes import BOOL, FLOAT, INT32, INT64
@@ -117,6 +118,7 @@ def resolve(
         sampler.schedule,
         plan,
         null_label=sampler.null_label,
+        class_names=class_names(sampler.class_names, classes or 0),
         shape=sides,
         device="cpu",
         dtype=torch.float32,

@@ -34,6 +34,15 @@ def recognises(folder: Path) -> bool:
     return is_folder(folder)
 
 
+def network_of(folder: Path, *, ema: bool) -> Path:
+    """The folder of the network in one that is recognised.
+
+    Raises:
+        CheckpointError: as of :func:`read`, of a pipeline that has no network to be read.
+    """
+    return parts(folder, ema=ema).network
+
+
 def recognises_state(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is that of a ``UNet2DModel``."""
     return "time_embedding.linear_1.weight" in state and "down_blocks.0.resnets.0.conv1.weight" in state

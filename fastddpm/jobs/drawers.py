@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 Int64 = npt.NDArray[np.int64]
 
 
-# Options of `Sampler` that say where and how fast it runs; device and engine are described apart.
-PLACES = ("device", "engine", "steps_per_graph")
+# Options of `Sampler` that say where and how fast it runs, or what its classes are called; device and engine
+# are described apart.
+PLACES = ("device", "engine", "steps_per_graph", "class_names")
 
 
 MOST_THREADS = 1024
@@ -239,6 +240,7 @@ class OnnxDrawer:
         self._sampler = OnnxSampler(folder, provider, threads=threads, provider_options=provider_options)
         self.image_shape = self._sampler.image_shape
         self.num_classes = self._sampler.folder.num_classes
+        self.class_names = self._sampler.folder.class_names
         self.condition_channels = self._sampler.folder.condition_channels
         self.plan = self._sampler.plan(**self._options)
 

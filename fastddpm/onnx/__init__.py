@@ -10,14 +10,11 @@ arguments, `walk` says which plan the one-file sampler walks, `step_loop` walks 
 `kept` what a solver keeps, and `sampler` brings them together.
 """
 
-from importlib.util import find_spec
+from fastddpm.extras import needed
 
-if find_spec("onnxruntime") is None:
-    raise ImportError(
-        "fastddpm.onnx needs onnxruntime, not installed here: pip install onnxruntime, or onnxruntime-gpu"
-    )
+needed("onnxruntime", by="fastddpm.onnx")
 
-from fastddpm.onnx.errors import OnnxFolderError, ProviderError
-from fastddpm.onnx.sampler import OnnxSampler
+from fastddpm.onnx.errors import OnnxFolderError, ProviderError  # noqa: E402
+from fastddpm.onnx.sampler import OnnxSampler  # noqa: E402
 
 __all__ = ["OnnxFolderError", "OnnxSampler", "ProviderError"]

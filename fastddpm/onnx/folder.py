@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, shortened, whole
+from fastddpm.class_names import Names, class_names
 from fastddpm.inputs import (
     MAX_AXES,
     MAX_SIDE,
@@ -69,6 +70,7 @@ class ModelFolder:
         methods: those whose tables sampler.onnx computes itself, in the order of their numbers.
         times_between: whether the network may be told times between two of training.
         cond: what the network is given by name.
+        class_names: of classes 0, 1, ..., or None.
     """
 
     path: Path
@@ -81,6 +83,7 @@ class ModelFolder:
     methods: tuple[str, ...]
     times_between: bool = False
     cond: tuple[Condition, ...] = ()
+    class_names: Names | None = None
 
     @property
     def draws_images(self) -> bool:
@@ -131,6 +134,7 @@ def read_folder(folder: str | Path) -> ModelFolder:
             methods=tuple(_method_names(content.get("methods", FIRST_METHODS))),
             times_between=_flag(content.get("times_between", False)),
             cond=tuple(_conditions(content.get("cond", []))),
+            class_names=class_names(content.get("class_names"), content["num_classes"] or 0),
         )
         found.method.plan(found.schedule)  # an option that no run could use is found here
         return found

@@ -24,6 +24,7 @@ from fastddpm.checks import (
     shown,
     whole,
 )
+from fastddpm.class_names import numbered
 from fastddpm.onnx.folder import ModelFolder
 from fastddpm.onnx.named import Numbers, named_inputs
 from fastddpm.plans import Method, Plan
@@ -107,7 +108,7 @@ def make_batch(
     *,
     batch_size: int | None,
     seeds: Sequence[int] | npt.ArrayLike | None,
-    class_labels: int | Sequence[int] | npt.ArrayLike | None,
+    class_labels: int | str | Sequence[int | str] | npt.ArrayLike | None,
     guidance_scale: float,
     condition: Float32 | None,
     cond: Mapping[str, Numbers] | None = None,
@@ -168,6 +169,7 @@ def _labels(folder: ModelFolder, class_labels: Any, count: int, *, guided: bool)
         if null is None:
             raise BadArgument("class_labels", "None", f"labels from {accepted}")
         return np.full(count, null, dtype=np.int64)
+    class_labels = numbered(class_labels, folder.class_names)
     if getattr(class_labels, "ndim", 0) > 1:
         raise BadArgument("class_labels", f"shape {tuple(class_labels.shape)}", f"one label or ({count},)")
     values = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels

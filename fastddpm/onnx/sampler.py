@@ -79,6 +79,7 @@ class OnnxSampler:
         if threads is not None:
             whole("threads", threads, least=1)
         self.folder = read_folder(folder)
+        self._threads, self._provider_options = threads, provider_options
         noise_file = self.folder.file("noise.onnx")
         self._provider = choose_provider(provider, noise_file, threads=threads, options=provider_options)
         if loop == "auto":
@@ -97,6 +98,11 @@ class OnnxSampler:
                 self._check_file_loop()
         else:
             self._step_session(guided=False)
+
+    def __reduce__(self) -> tuple[Callable[..., OnnxSampler], tuple[object, ...]]:
+        """For pickle and copies: where the folder is and how it runs; sessions and buffers are made anew."""
+        settings = {"threads": self._threads, "loop": self.loop, "provider_options": self._provider_options}
+        return _reopened, (type(self), self.folder.path.absolute(), self.provider, settings)
 
     @property
     def provider(self) -> str:
@@ -127,7 +133,7 @@ class OnnxSampler:
         batch_size: int | None = None,
         *,
         seeds: Sequence[int] | npt.ArrayLike | None = None,
-        class_labels: int | Sequence[int] | npt.ArrayLike | None = None,
+        class_labels: int | str | Sequence[int | str] | npt.ArrayLike | None = None,
         guidance_scale: float = 1.0,
         condition: Float32 | None = None,
         cond: Mapping[str, Numbers] | None = None,
@@ -148,7 +154,8 @@ class OnnxSampler:
             batch_size: how many; None for one per seed, else 1.
             seeds: one integer in [0, 2**63) per image; the image depends on its own seed only. None draws
                 fresh ones from the system's entropy.
-            class_labels: one label, or one per image. None means the null label where the model has one.
+            class_labels: one label, or one per image: a number, or a name where the export has
+                ``class_names``. None means the null label where the model has one.
             guidance_scale: w of classifier-free guidance (Ho and Salimans 2022): m_u + w*(m_c - m_u). 1
                 makes no second pass.
             condition: float32 [B or 1, Cc, H, W], of states that are no images likewise, concatenated in
@@ -297,6 +304,12 @@ class OnnxSampler:
         loop = StepLoop(session, self.image_shape, len(batch), self._provider.device)
         self._step_sessions.clear()
         check_images(self._run_file(plan, 0.0, batch), loop.run(plan, batch, lambda n: None), self.provider)
+
+
+def _reopened(
+    cls: type[OnnxSampler], folder: Path, provider: str, settings: Mapping[str, Any]
+) -> OnnxSampler:
+    return cls(folder, provider, **settings)
 
 
 def buffer_size(count: int) -> int:

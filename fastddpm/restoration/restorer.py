@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from fastddpm.checkpoint import ASSETS, BUNDLED, CheckpointError, load
+from fastddpm.checkpoint import CheckpointError, load
 from fastddpm.checks import BadArgument, seed_list
 from fastddpm.images import to_uint8
-from fastddpm.options import LoadOptions, SamplerOptions
+from fastddpm.options import HubOptions, LoadOptions, SamplerOptions
 from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.tiles import TiledModel, padded
 from fastddpm.sampler import Sampler
 from fastddpm.signatures import checked
+from fastddpm.sources import located
 from fastddpm.tasks import Colorize, Inpaint, SuperResolve, Task, read_task
 from fastddpm.tasks.degradations import rescaled
 
@@ -175,7 +176,8 @@ def load_restorer(source: str | Path, **options: Unpack[LoadOptions]) -> Restore
         CheckpointError: no such folder, or one of a model without a task.
     """
     sampler = load(source, **options)
-    task = task_of(source)
+    hub = {name: value for name, value in options.items() if name in HubOptions.__annotations__}
+    task = task_of(source, **cast("HubOptions", hub))
     if task is None:
         raise CheckpointError(
             f"model folder {str(source)!r}: has no task.json; a model of `fastddpm train --task ...` accepted"
@@ -183,9 +185,6 @@ def load_restorer(source: str | Path, **options: Unpack[LoadOptions]) -> Restore
     return Restorer(sampler, task)
 
 
-def task_of(source: str | Path) -> Task | None:
-    """The task of a model folder or of a bundled model; None without one."""
-    folder = Path(source)
-    if str(source) in BUNDLED and not folder.is_dir():
-        folder = ASSETS / str(source)
-    return read_task(folder)
+def task_of(source: str | Path, **hub: Unpack[HubOptions]) -> Task | None:
+    """The task of a model folder, a bundled model or one of the Hub; None without one."""
+    return read_task(located(source, **hub))

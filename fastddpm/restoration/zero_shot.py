@@ -35,13 +35,14 @@ class ZeroShotInpainter:
 
     Attributes:
         sampler: of a `UNet` without condition; its ``shape`` is that of a tile.
-        class_label: what to draw; None for the model's null label.
+        class_label: what to draw, by number, or by name where the sampler has ``class_names``; None for the
+            model's null label.
         jump: as in `fastddpm.repaint.repaint`.
         resample: likewise.
     """
 
     sampler: Sampler
-    class_label: int | None = None
+    class_label: int | str | None = None
     jump: int = 5
     resample: int = 4
 
@@ -53,7 +54,7 @@ class ZeroShotInpainter:
         cls,
         source: str | Path,
         *,
-        class_label: int | None = None,
+        class_label: int | str | None = None,
         jump: int = 5,
         resample: int = 4,
         steps: int | None = None,
@@ -124,7 +125,7 @@ class ZeroShotInpainter:
             )
             yield drawn[:, :, :height, :width].clamp(-1, 1).cpu()
 
-    def _labels(self) -> int | None:
+    def _labels(self) -> int | str | None:
         if self.class_label is not None:
             return self.class_label
         return self.sampler.facts.null_label

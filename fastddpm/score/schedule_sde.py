@@ -7,13 +7,12 @@ timesteps everything is the schedule's own.
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.extras import needed
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.score.sdes import SDE
 from fastddpm.signatures import checked
@@ -29,7 +28,7 @@ class ScheduleSDE(SDE):
 
     Raises:
         ValueError: a schedule that ends at zero SNR, where log SNR is -infinity, or has one timestep.
-        ImportError: scipy is not installed.
+        MissingExtra: (an ImportError) scipy is not installed.
     """
 
     prior_std = 1.0
@@ -45,7 +44,7 @@ class ScheduleSDE(SDE):
         self.schedule = schedule
         self.t_min = 1.0 / len(schedule)
         # Per interval, the cubic's coefficients from the highest power down, in timesteps.
-        interpolation = importlib.import_module("scipy.interpolate")
+        interpolation = needed("scipy.interpolate", by="fastddpm.score.ScheduleSDE")
         cubics = interpolation.PchipInterpolator(np.arange(len(schedule)), schedule.log_snr).c
         self._cubics = torch.tensor(cubics, dtype=torch.float64)
 

@@ -8,7 +8,6 @@ step size are those of `scipy.integrate.RK45`, and so are the steps of a sample
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import check_choice, check_number, whole
+from fastddpm.extras import needed
 from fastddpm.score.sdes import SDE, SPACINGS, Spacing, like
 
 # y (B, n) float64, t (B,) float64 -> dy/dt (B, n)
@@ -167,7 +167,7 @@ class RK45:
         self, velocity: Velocity, y: Tensor, slope: Tensor, u: Tensor, u_next: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The state one step on, its slope, and the estimate of its error."""
-        tableau = importlib.import_module("scipy.integrate").RK45
+        tableau = needed("scipy.integrate", by="fastddpm.score.RK45").RK45
 
         h = like(u_next - u, y)
         slopes = [slope]

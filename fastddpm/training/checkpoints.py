@@ -22,10 +22,15 @@ from fastddpm.checkpoint import CheckpointError
 from fastddpm.checks import fitted
 from fastddpm.files import FULL, replacing_folder, sha256, write_tensors
 from fastddpm.inputs import Json, check_regular, read_json
-from fastddpm.training.description import RunNotWritten
 
 TENSOR_FILES = ("model", "ema", "optimizer")
 CHECKSUMS = "sha256.json"
+
+
+class RunNotWritten(OSError):
+    """The folder of a run cannot be written."""
+
+    argument = "run"
 
 
 @contextlib.contextmanager

@@ -11,27 +11,24 @@ from pathlib import Path
 import torch
 
 from fastddpm.checkpoint import CheckpointError
-from fastddpm.checks import BadArgument, shortened
+from fastddpm.checks import BadArgument, is_whole, shortened
+from fastddpm.class_names import Names, class_names
 from fastddpm.data.order import indices_for
 from fastddpm.files import check_writable, made_folder, write_json
 from fastddpm.inputs import Json, read_json
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task
 from fastddpm.tasks.registry import task_to_dict
+from fastddpm.training import checkpoints
+from fastddpm.training.checkpoints import RunNotWritten
 from fastddpm.training.config import TrainConfig
 from fastddpm.training.validation import TrainingData
 from fastddpm.unet import UNetConfig
 
-# Options that a resumed run may have otherwise: they change no weight.
+# Options that a resumed run may have otherwise: they change no weight. There may be more steps, too.
 MAY_CHANGE = ("log_every", "checkpoint_every", "keep")
 # How many samples stand for the data set.
 FINGERPRINT = 16
-
-
-class RunNotWritten(OSError):
-    """The folder of a run cannot be written."""
-
-    argument = "run"
 
 
 def describe(
@@ -40,8 +37,9 @@ def describe(
     schedule: NoiseSchedule,
     data: TrainingData,
     task: Task | None = None,
+    first_weights: str | None = None,
 ) -> Json:
-    """The JSON document of a run: its objective, options, network, schedule, task and data."""
+    """The JSON document of a run: its objective, options, network, schedule, task, data and first weights."""
     options = config.to_dict()
     return {
         "objective": options.pop("objective"),
@@ -50,6 +48,7 @@ def describe(
         "schedule": schedule.to_dict(),
         "task": {"task": None} if task is None else task_to_dict(task),
         "data": {"data": _fingerprint(data, config.seed, with_labels=model.num_classes is not None)},
+        "initial": {"init_from": first_weights},
     }
 
 
@@ -73,12 +72,28 @@ def make_run(run: Path) -> None:
         check_writable(run)
 
 
-def begin_run(run: Path, document: Mapping[str, object]) -> None:
-    """Writes a run's `train.json`.
+def begin_or_go_on(run: Path, document: Mapping[str, object], *, resume: bool) -> int:
+    """Writes the `train.json` of a new run, or checks that of one that has begun; the step to go on from.
+
+    Args:
+        run: its folder, which is there.
+        document: what is asked for, of :func:`describe`.
+        resume: False refuses a folder with checkpoints.
 
     Raises:
-        OSError: it cannot be written; says so of ``run``.
+        ValueError: such a folder, or other options than it began with.
+        CheckpointError: `train.json` is damaged.
+        OSError: the folder cannot be written.
     """
+    found = checkpoints.steps(run)
+    if found and not resume:
+        raise BadArgument("run", f"{run}, which holds checkpoints up to step {found[-1]},", "an empty folder")
+    if not found or check_same_run(run, document):
+        _write(run, document)
+    return found[-1] if found else 0
+
+
+def _write(run: Path, document: Mapping[str, object]) -> None:
     with _explained(run):
         write_json(run / "train.json", dict(document))
 
@@ -93,8 +108,11 @@ def _explained(run: Path) -> Iterator[None]:
         ) from error
 
 
-def check_same_run(run: Path, document: Mapping[str, object]) -> None:
-    """Refuses to go on with a run under other options.
+def check_same_run(run: Path, document: Mapping[str, object]) -> bool:
+    """Refuses to go on with a run under other options, but for more steps.
+
+    Returns:
+        Whether there are more.
 
     Raises:
         ValueError: naming the first option that differs from `train.json`.
@@ -107,12 +125,29 @@ def check_same_run(run: Path, document: Mapping[str, object]) -> None:
         parts = {part: dict(before.get(part, now[part])) for part in now}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{run / 'train.json'}: not readable ({error})") from error
+    more = False
     for part, values in parts.items():
         for name in {**values, **now[part]}:
             old, new = values.get(name), now[part].get(name)
-            if old != new and name not in MAY_CHANGE:
+            is_steps = (part, name) == ("train", "steps")
+            if is_steps and is_whole(old) and old < new:
+                more = True
+            elif old != new and name not in MAY_CHANGE:
                 raise BadArgument(
                     shortened(name),
                     f"{new!r} for the run in {run}, which began with {old!r},",
-                    "the same, or another folder,",
+                    "the same, or more, or another folder," if is_steps else "the same, or another folder,",
                 )
+    return more
+
+
+def names_of(data: TrainingData, model: UNetConfig) -> Names | None:
+    """What the data calls the classes that the network has; None where it does not say, or has others.
+
+    Raises:
+        ValueError: names that a model cannot keep.
+    """
+    names = getattr(data, "class_names", None)
+    if names is None or len(names) != model.num_classes:
+        return None
+    return class_names(names)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP while training: the step is finished and saved first."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 while training: the step is finished and saved first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from fastddpm.interruption import NAMES, put_back, taken
+from fastddpm.interruption import RESUMABLE, put_back, taken
 
 
 class Interrupted(KeyboardInterrupt):
@@ -24,19 +24,22 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_on_interrupt() -> Iterator[list[int]]:
-    """Yields a list that is empty until a signal, whose number it gets; a second one stops at once."""
+    """Yields a list that is empty until a signal, whose number it gets; Ctrl-C after one stops at once.
+
+    The other signals may come again and again from a scheduler that waits for the end: the first counts.
+    """
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not stopped:
             stopped.append(number)
-            return
-        earlier = before.get(number)
-        if callable(earlier):
-            earlier(number, frame)  # which may want to know
-        raise KeyboardInterrupt
+        elif number == signal.SIGINT:
+            earlier = before.get(number)
+            if callable(earlier):
+                earlier(number, frame)  # which may want to know
+            raise KeyboardInterrupt
 
-    before = taken(stop, ("SIGINT", *NAMES))
+    before = taken(stop, ("SIGINT", *RESUMABLE))
     try:
         yield stopped
     finally:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fastddpm.checks import is_number, is_whole
+from fastddpm.extras import needed
 from fastddpm.files import replacing
 from fastddpm.images import grid, save_png, to_uint8
 from fastddpm.inputs import Json, parse_json, read_bytes
-from fastddpm.sampler import Sampler
+from fastddpm.sampler import Callback, Sampler
 from fastddpm.tasks import Task
 from fastddpm.training.validation import VALIDATION_ORDINAL, TrainingData
 
@@ -84,9 +87,7 @@ def read_log(run: Path) -> list[Json]:
 
 def plot_losses(run: Path, entries: list[Json]) -> None:
     """Writes `loss.png`: training and validation loss over steps, on logarithmic axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = needed("matplotlib.figure", by="loss.png").Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name in ("loss", "validation_loss"):
         points = [(entry["step"], entry[name]) for entry in entries if is_number(entry.get(name))]
@@ -99,25 +100,48 @@ def plot_losses(run: Path, entries: list[Json]) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def draw(run: Path, step: int, sampler: Sampler, task: Task | None, data: TrainingData) -> None:
-    """Writes `samples/step_N.png`: samples, or for a task what it makes of images of ``data``."""
-    if task is None:
-        draw_grid(run, step, sampler)
-    else:
-        draw_restored(run, step, sampler, task, data)
+class Stopped(Exception):
+    """A signal came while samples were drawn."""
 
 
-def draw_grid(run: Path, step: int, sampler: Sampler, n_images: int = 40) -> None:
+def draw(
+    run: Path, step: int, sampler: Sampler, task: Task | None, data: TrainingData, stopped: Sequence[int] = ()
+) -> None:
+    """Writes `samples/step_N.png`: samples, or for a task what it makes of images of ``data``.
+
+    Nothing is written where ``stopped`` gets an element meanwhile.
+    """
+
+    def look(step: int, timestep: int, x: Tensor) -> None:
+        if stopped:
+            raise Stopped
+
+    with contextlib.suppress(Stopped):
+        if task is None:
+            draw_grid(run, step, sampler, look)
+        else:
+            draw_restored(run, step, sampler, task, data, look)
+
+
+def draw_grid(
+    run: Path, step: int, sampler: Sampler, callback: Callback | None = None, n_images: int = 40
+) -> None:
     """Writes `samples/step_N.png`, always of the same seeds; classes go round."""
     config = sampler.model.config  # type: ignore[attr-defined]
     labels = None if config.num_classes is None else [i % config.num_classes for i in range(n_images)]
-    images = sampler.sample(seeds=range(n_images), class_labels=labels, progress=False)
+    images = sampler.sample(seeds=range(n_images), class_labels=labels, progress=False, callback=callback)
     (run / "samples").mkdir(exist_ok=True)
     save_png(run / "samples" / f"step_{step:08d}.png", grid(to_uint8(images), columns=10))
 
 
 def draw_restored(
-    run: Path, step: int, sampler: Sampler, task: Task, data: TrainingData, n_images: int = 10
+    run: Path,
+    step: int,
+    sampler: Sampler,
+    task: Task,
+    data: TrainingData,
+    callback: Callback | None = None,
+    n_images: int = 10,
 ) -> None:
     """Writes `samples/step_N.png`: conditions, below them what is drawn from them, and the images below that.
 
@@ -126,7 +150,7 @@ def draw_restored(
     count = min(n_images, len(data))
     images, _ = data.batch(torch.arange(count) * (len(data) // count))
     condition = task.condition(images, torch.arange(count) + VALIDATION_ORDINAL, 0)
-    predicted = sampler.sample(seeds=range(count), condition=condition, progress=False)
+    predicted = sampler.sample(seeds=range(count), condition=condition, progress=False, callback=callback)
     restored = task.restored(predicted.cpu(), condition)
     rows = torch.cat((task.base(condition, images.shape[1]), restored, images))
     (run / "samples").mkdir(exist_ok=True)

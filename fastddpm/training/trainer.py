@@ -13,14 +13,16 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fastddpm.checkpoint import CheckpointError, save_folder
+from fastddpm.checkpoint import CheckpointError
 from fastddpm.checks import BadArgument
 from fastddpm.data.order import indices_for
+from fastddpm.extras import needed
 from fastddpm.inputs import Json
 from fastddpm.locks import exclusive
 from fastddpm.options import SamplerOptions
@@ -28,16 +30,18 @@ from fastddpm.progress import progress_bar
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked
-from fastddpm.tasks import Task, write_task
+from fastddpm.tasks import Task
 from fastddpm.temporaries import remove_leftovers
-from fastddpm.training import checkpoints, report
+from fastddpm.training import checkpoints
 from fastddpm.training.average import MovingAverage
 from fastddpm.training.config import TrainConfig
-from fastddpm.training.description import begin_run, check_same_run, describe, make_run
+from fastddpm.training.description import begin_or_go_on, describe, make_run, names_of
 from fastddpm.training.divergence import check_losses, check_weights
+from fastddpm.training.initial import begin_with, digest
 from fastddpm.training.interruption import Interrupted, stop_on_interrupt
 from fastddpm.training.objective import NoisedBatch, Noiser
 from fastddpm.training.processes import on_any, on_main
+from fastddpm.training.results import Results
 from fastddpm.training.validation import TrainingData, on_device, validation_loss
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.size import MAX_PARAMETERS
@@ -57,9 +61,11 @@ class Trainer:
         run: folder of the run; made if need be.
         validation: images whose loss is measured at checkpoints; the best checkpoint is the best on them.
         sampler: default options of the saved model (:class:`fastddpm.Sampler`); also used for the grids. Its
-            ``time_input`` is what the network is trained with.
+            ``time_input`` is what the network is trained with, and without ``class_names`` it gets those of
+            ``data``.
         task: what makes a condition from each x_0 (`fastddpm.tasks`); ``model.in_channels`` are those of the
             condition and the image. The saved model gets a `task.json`. None for generation.
+        initial: a network of this architecture, the classes aside, whose weights it begins with.
         max_parameters: that the network may have.
 
     Raises:
@@ -79,8 +85,10 @@ class Trainer:
         validation: TrainingData | None = None,
         sampler: SamplerOptions | None = None,
         task: Task | None = None,
+        initial: UNet | None = None,
         max_parameters: int = MAX_PARAMETERS,
     ) -> None:
+        needed("accelerate", by="fastddpm.training")
         from accelerate import Accelerator, PartialState
 
         self.config, self.schedule, self.data, self.validation = config, schedule, data, validation
@@ -104,6 +112,9 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(config.seed)
         network = UNet(model, max_parameters=max_parameters)
+        if initial is not None:
+            begin_with(network, initial)
+        self.first_weights = digest(initial)
         network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.unet = network
         self.ema = MovingAverage(self.unet, config.ema_decay)
@@ -111,7 +122,7 @@ class Trainer:
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
         null = model.num_classes if model.null_class else None
-        self.sampler_options: SamplerOptions = {**(sampler or {})}
+        self.sampler_options: SamplerOptions = {"class_names": names_of(data, model), **(sampler or {})}
         noiser = functools.partial(
             Noiser,
             schedule,
@@ -124,13 +135,13 @@ class Trainer:
         )
         self.noiser = noiser(class_dropout=config.class_dropout)
         self.validation_noiser = noiser()
-        self.log: report.Log | None = None  # of the main process, while it trains
+        self.results: Results | None = None  # of the main process, while it trains
         self.step = 0
         self.best: tuple[float, int] = (math.inf, 0)
 
     @checked
     def train(self, *, resume: bool = True, progress: bool = True) -> Path:
-        """Trains to ``config.steps`` and writes the model folder ``RUN/model`` with the averaged weights.
+        """Trains to ``config.steps``; at every checkpoint ``RUN/model`` gets the averaged weights.
 
         Args:
             resume: go on from the last checkpoint of the run folder where there is one; False refuses a
@@ -142,7 +153,7 @@ class Trainer:
 
         Raises:
             TrainingDiverged: loss or weights are not finite; names the step. The last checkpoint stays.
-            Interrupted: Ctrl-C, SIGTERM or SIGHUP, on any process; the state was saved.
+            Interrupted: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, on any process; the state was saved.
             CheckpointError: the checkpoint to resume from is damaged; names one that is not.
             ValueError: the run folder is that of another configuration or of other data.
             FolderInUse: another process trains in it.
@@ -158,13 +169,14 @@ class Trainer:
         began, first = time.perf_counter(), self.step
         steps, every = self.config.steps, self.config.checkpoint_every
         with stop_on_interrupt() as stopped, progress_bar(progress, steps, "training") as advance:
-            advance(self.step)
+            if self.step:
+                advance(self.step)
             while self.step < steps:
                 losses.append(self._optimize())
                 self.step += 1
                 advance(1)
-                stop = self._is_to_stop(bool(stopped))
                 at_checkpoint = self.step % every == 0 or self.step == steps
+                stop = self._is_to_stop(bool(stopped))
                 if at_checkpoint or stop or self.step % self.config.log_every == 0:
                     loss = self._mean_loss(losses)
                     losses.clear()
@@ -173,10 +185,15 @@ class Trainer:
                     entry["samples_per_second"] = (self.step - first) * self.config.batch_size / seconds
                     if at_checkpoint or stop:
                         check_weights(self.unet, self.step, self.run)
-                    if at_checkpoint:
-                        entry.update(self._validate(loss))
-                    on_main(self.accelerator, self._write, entry, at_checkpoint, at_checkpoint or stop)
-                if stop:
+                    if at_checkpoint and not stop:
+                        entry.update(self._validate(loss, stopped))
+                    on_main(self.accelerator, self._write, entry, at_checkpoint or stop)
+                if at_checkpoint and not stop:
+                    stop = on_any(self.accelerator, bool(stopped))
+                    if not stop:
+                        on_main(self.accelerator, self._draw, stopped)
+                        stop = on_any(self.accelerator, bool(stopped))
+                if stop and self.step < steps:
                     raise Interrupted(
                         f"stopped at step {self.step} of {steps}, saved in {self.run}; "
                         "the same command goes on from there",
@@ -234,12 +251,17 @@ class Trainer:
         check_losses(values, self.step, self.config.batch_size, self.run)
         return float(values.mean())
 
-    def _validate(self, train_loss: float) -> dict[str, float]:
-        """The averaged weights' loss on the validation images, if any, by which the best are known."""
+    def _validate(self, train_loss: float, stopped: Sequence[int] = ()) -> dict[str, float]:
+        """The averaged weights' loss on the validation images, if any, by which the best are known.
+
+        Nothing where the run is stopped meanwhile: who stopped it may not wait for long.
+        """
         score, entry = train_loss, {}
         if self.validation is not None:
-            score = validation_loss(self._averaged(), self.validation_noiser, self.validation)
-            entry = {"validation_loss": score}
+            found = validation_loss(self._averaged(), self.validation_noiser, self.validation, stopped)
+            if found is None:
+                return {}
+            score, entry = found, {"validation_loss": found}
         self.best = min(self.best, (score, self.step))
         return entry
 
@@ -250,17 +272,19 @@ class Trainer:
     def _sampler(self) -> Sampler:
         return Sampler(self._averaged(), self.schedule, **self.sampler_options)
 
-    def _write(self, entry: Json, pictures: bool, checkpoint: bool) -> None:
-        assert self.log is not None
-        with checkpoints.explained(self.run):
-            self.log.write(entry)
-            if pictures:
-                report.plot_losses(self.run, self.log.entries)
-                report.draw(self.run, self.step, self._sampler(), self.task, self.validation or self.data)
-            if checkpoint:
-                self._save()
+    def _write(self, entry: Json, checkpoint: bool) -> None:
+        assert self.results is not None
+        self.results.write(entry)
+        if checkpoint:
+            self.results.checkpoint(*self._state())
+            self.results.model(self._averaged())
 
-    def _save(self) -> None:
+    def _draw(self, stopped: Sequence[int]) -> None:
+        assert self.results is not None
+        self.results.pictures(self.step, self._sampler(), stopped)
+
+    def _state(self) -> tuple[dict[str, dict[str, Tensor]], Json]:
+        """The tensors and the counters of a checkpoint."""
         tensors = {
             "model": self.unet.state_dict(),
             "ema": self.ema.module.state_dict(),
@@ -270,22 +294,19 @@ class Trainer:
         scaler = self.accelerator.scaler
         if scaler is not None:
             state["scaler"] = scaler.state_dict()
-        checkpoints.save(self.run, self.step, tensors, state, self.config.keep)
+        return tensors, state
 
     def _finish(self) -> None:
-        assert self.log is not None
-        with checkpoints.explained(self.run):
-            self.log.close()
-            if self.task is not None:
-                write_task(self.run / "model", self.task)
-            save_folder(self.run / "model", self._averaged(), self.schedule, self.sampler_options)
+        assert self.results is not None
+        self.results.close()
+        self.results.model(self._averaged())  # which a run of before wrote at the end alone
 
     def _prepare_run(self, resume: bool, held: contextlib.ExitStack) -> None:
         """Begins the run, or puts every process where its last checkpoint is; holds the folder."""
         step = on_main(self.accelerator, self._begin, resume, held)
         if step:
             self._restore(step)
-        on_main(self.accelerator, self._open_log)
+        on_main(self.accelerator, self._open_results)
 
     def _begin(self, resume: bool, held: contextlib.ExitStack) -> int:
         make_run(self.run)
@@ -293,21 +314,21 @@ class Trainer:
         for folder in (self.run, self.run / "checkpoints", self.run / "samples", self.run / "model"):
             if folder.is_dir():
                 remove_leftovers(folder, alone=True)
-        found = checkpoints.steps(self.run)
-        if found and not resume:
-            raise BadArgument(
-                "run", f"{self.run}, which holds checkpoints up to step {found[-1]},", "an empty folder"
-            )
-        document = describe(self.config, self.unet.config, self.schedule, self.data, self.task)
-        if found:
-            check_same_run(self.run, document)
-        else:
-            begin_run(self.run, document)
-        return found[-1] if found else 0
+        document = describe(
+            self.config, self.unet.config, self.schedule, self.data, self.task, self.first_weights
+        )
+        return begin_or_go_on(self.run, document, resume=resume)
 
-    def _open_log(self) -> None:
-        with checkpoints.explained(self.run):
-            self.log = report.Log(self.run, self.step)
+    def _open_results(self) -> None:
+        self.results = Results(
+            self.run,
+            self.step,
+            self.config.keep,
+            schedule=self.schedule,
+            options=self.sampler_options,
+            task=self.task,
+            data=self.validation or self.data,
+        )
 
     def _restore(self, step: int) -> None:
         tensors, state = checkpoints.read(self.run, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -38,16 +39,24 @@ def on_device(
 
 
 @torch.no_grad()
-def validation_loss(network: UNet, noiser: Noiser, data: TrainingData) -> float:
+def validation_loss(
+    network: UNet, noiser: Noiser, data: TrainingData, stopped: Sequence[int] = ()
+) -> float | None:
     """The mean loss over all of ``data`` as it is, without augmentation and class dropout.
 
     Args:
         network: in eval mode.
         noiser: with the run's seed and ``class_dropout=0``.
         data: at least one image.
+        stopped: gets an element when the run is to stop.
+
+    Returns:
+        None where it was stopped.
     """
     total, count = 0.0, len(data)
     for start in range(0, count, VALIDATION_BATCH):
+        if stopped:
+            return None
         indices = torch.arange(start, min(start + VALIDATION_BATCH, count))
         x_0, labels = data.batch(indices)
         batch = noiser(*on_device(network, x_0, labels, indices + VALIDATION_ORDINAL))

@@ -8,13 +8,13 @@ from replay import RecordingBackend
 from tolerances import SAME_OPS
 
 from fastddpm import Sampler, load
-from fastddpm.checkpoint import ASSETS
 from fastddpm.data import open_dataset
 from fastddpm.data.photographs import load_photographs
 from fastddpm.engine import Loops, executors
 from fastddpm.evaluation import load_digit_classifier
 from fastddpm.repaint import repaint
 from fastddpm.restoration import TiledModel, load_restorer
+from fastddpm.sources import ASSETS
 
 DIGITS = 30
 

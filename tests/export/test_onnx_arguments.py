@@ -37,7 +37,7 @@ BAD = [
     ({"class_labels": -1}, "class_labels: -1 given"),
     ({"class_labels": [1, 2]}, "class_labels: 2 for 1 images given, one for all, or one each"),
     ({"class_labels": 1.0}, "class_labels: 1.0 given"),
-    ({"class_labels": "3"}, "class_labels: '3' given"),
+    ({"class_labels": "3"}, "class_labels: '3' to a model without class names given"),
     ({"class_labels": np.array([[1]])}, r"class_labels: shape \(1, 1\) given, one label or \(1,\)"),
     ({"guidance_scale": float("nan"), "class_labels": 1}, "guidance_scale: nan given, a finite number"),
     ({"guidance_scale": "2", "class_labels": 1}, "guidance_scale: '2' given, a finite number"),

@@ -520,6 +520,8 @@ def test_external_weights_outside_of_the_folder_are_refused_by_onnxruntime(tmp_p
         ("num_classes", 1.5),
         ("null_label", [1]),
         ("null_label", -1),
+        ("class_names", ["cat"]),
+        ("class_names", "cat"),
         ("condition_channels", "a"),
         ("condition_channels", 2**40),
         ("image_shape", [1, 8.5, 8]),

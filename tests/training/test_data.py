@@ -872,7 +872,7 @@ def test_dataset_without_rows(tmp_path):
 def test_missing_datasets_is_named(tmp_path, monkeypatch):
     path = save_disk(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match="the package datasets; pip install datasets"):
+    with pytest.raises(ImportError, match=r"needs the package datasets.*: pip install 'fastddpm\[train\]'"):
         open_dataset(path)
 
 

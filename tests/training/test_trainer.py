@@ -193,7 +193,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     one = trainer(tmp_path, steps=60, keep=2)
     scores = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0])
 
-    def validate(loss):
+    def validate(loss, stopped):
         one.best = min(one.best, (next(scores), one.step))
         return {}
 

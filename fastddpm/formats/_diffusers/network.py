@@ -65,7 +65,9 @@ def planned(options: Fields, num_classes: int | None, where: str) -> UNetConfig 
             raise ConfigError(error) from error
         reason = _in_words(error)
     if importlib.util.find_spec("diffusers") is None:
-        raise CheckpointError(f"{reason}; other networks run as they are, with diffusers installed")
+        raise CheckpointError(
+            f"{reason}; other networks run as they are, with diffusers: pip install 'fastddpm[diffusers]'"
+        )
     return reason
 
 
