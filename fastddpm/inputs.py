@@ -187,9 +187,12 @@ def asked_shape(shape: Iterable[int]) -> tuple[int, ...]:
             `MAX_SIDE`, or more than `MAX_VALUES` values in all.
     """
     sides = state_shape(shape)
-    if len(sides) > MAX_AXES or max(sides) > MAX_SIDE or math.prod(sides) > MAX_VALUES:
-        accepted = f"up to {MAX_AXES} sides of up to {MAX_SIDE:,} and {MAX_VALUES:,} values"
-        raise BadArgument("shape", f"{sides} by a file", accepted)
+    if len(sides) > MAX_AXES:
+        raise BadArgument("shape", f"{len(sides)} sides by a file", f"at most {MAX_AXES}")
+    if max(sides) > MAX_SIDE or math.prod(sides) > MAX_VALUES:
+        raise BadArgument(
+            "shape", f"{sides} by a file", f"sides up to {MAX_SIDE:,} and {MAX_VALUES:,} values"
+        )
     return sides
 
 

@@ -71,6 +71,7 @@ def test_every_file_is_checked(folder, name):
         ({"files": None}, "no list of files"),
         ({"files": {}}, "denoiser.onnx is not among its files"),
         ({"image_shape": [8, 0]}, "export.json: "),
+        ({"image_shape": [1] * 9}, "shape: 9 sides by a file given, at most 8 accepted"),
         ({"image_shape": [8, 8]}, "sampler.onnx: outputs images, pixels found, images accepted"),
         ({"image_shape": None}, "'image_shape' is missing"),
         ({"schedule": {"name": "nothing"}}, "name: .* given, one of"),
