@@ -20,12 +20,33 @@ from fastddpm_kernels.group_norm_silu import tiles
 from fastddpm_kernels.group_norm_silu.kernel import group_norm_silu_kernel
 from fastddpm_kernels.group_norm_silu.launches import add_group_norm_silu_op, configure, group_norm_silu_op
 from fastddpm_kernels.group_norm_silu.reference import Arguments
+from fastddpm_kernels.group_norm_silu.tiles import shared
 
 # One in one pass and one that is split, with every option, in both layouts.
 SMALL = [*ONE_PASS[4:6], *SPLIT[2:4]]
 # A group of 8x512x64x64 with 32 groups, and with its layout's tiles; one sample of it.
 LARGE = both_layouts(Case((1, 16, 64, 64), 1, pre_bias=True))
 VECTORS = ("weight", "bias", "pre_bias", "scale", "shift")
+
+
+# Several programs to a group in a small batch: powers of two or not, one or two groups to a tile.
+SHARED = both_layouts(
+    Case((2, 12, 7, 5), 1, pre_bias=True, scale_shift=True),
+    Case((1, 16, 8, 8), 4, pre_bias=True, one_row=True),
+    Case((1, 12, 6, 8), 3, scale_shift=True, silu=False),
+)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """A group in one pass has a program to itself, as in a large batch; shared ones have own tests."""
+    monkeypatch.setattr(tiles, "shared", lambda *_: None)
+
+
+@pytest.fixture
+def sharing(_alone, monkeypatch):
+    """Call it, and groups are shared as in a small batch, by a card's programs."""
+    return lambda: monkeypatch.setattr(tiles, "shared", shared)
 
 
 def name(case):
@@ -53,6 +74,18 @@ def test_agrees_with_float64(case):
     ]
     assert (tiles.one_pass(drawn[0]["x"], case.num_groups) is None) == (case in SPLIT)
     compare(drawn)
+
+
+@pytest.mark.parametrize("case", SHARED, ids=name)
+def test_shared_groups_agree_with_float64(case, sharing):
+    """And with a program to each bit for bit, statistics too, since the interpreter sums in one order."""
+    given = group_norm_cases.arguments(case)
+    alone = group_norm_silu_op(*given.values())
+    sharing()
+    assert shared(given["x"], case.num_groups, 132).chunks > 2
+    compare([given])
+    for ours, theirs in zip(group_norm_silu_op(*given.values()), alone, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("case", LARGE, ids=name)
@@ -171,6 +204,34 @@ def test_a_residual_is_added_before_and_written(case, dtype):
     assert torch.equal(total, given["x"] + residual)
     assert total.stride() == y.stride() == given["x"].stride()
     assert torch.equal(y, run(given | {"x": total}))
+
+
+@pytest.mark.parametrize("case", SHARED[:4], ids=name)
+def test_a_residual_of_a_shared_group(case, sharing):
+    """Each program adds it where it sums, and writes its share."""
+    given = group_norm_cases.arguments(replace(case, scale_shift=False, dtype=torch.float16))
+    residual = (torch.randn_like(given["x"], dtype=torch.float32) * 2).half()
+    arguments = {name: given[name] for name in ("num_groups", "weight", "bias", "eps", "pre_bias", "silu")}
+    alone = add_group_norm_silu_op(given["x"], residual, *arguments.values())
+    sharing()
+    for ours, theirs in zip(
+        add_group_norm_silu_op(given["x"], residual, *arguments.values()), alone, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_traffic_of_a_shared_group(channels_last, sharing):
+    """Read by each of its programs, and once more by the one that normalises; written once."""
+    sharing()
+    given = group_norm_cases.arguments(Case((8, 32, 8, 8), 8, channels_last=channels_last, affine=False))
+    cut = shared(given["x"], 8, 132)
+    assert (cut.groups, cut.chunks) == ((2, 4) if channels_last else (1, 2))
+    with CountedTraffic() as moved:
+        run(given)
+    size = given["x"].numel() * given["x"].element_size()
+    passes = cut.chunks + 2
+    assert passes * size <= moved["bytes"] < (passes + 0.03) * size
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

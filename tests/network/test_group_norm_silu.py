@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import replace
 
 import group_norm_cases
@@ -10,8 +11,10 @@ import pytest
 import torch
 from group_norm_cases import ONE_PASS
 
+from fastddpm.doctor.movements import CIFAR10_MAPS
 from fastddpm_kernels import add_group_norm_silu, group_norm_silu
 from fastddpm_kernels.group_norm_silu import tiles
+from fastddpm_kernels.launch import multiprocessors
 
 
 def call(given):
@@ -80,6 +83,41 @@ def test_when_a_group_is_split(shape, num_groups, in_one_pass, channels_last):
     channels, pixels = cut.channel_chunks * cut.block_channels, cut.pixel_chunks * cut.block_pixels
     assert channels >= shape[1] // num_groups
     assert pixels >= shape[2] * shape[3]
+
+
+@pytest.mark.parametrize(("channels", "side"), CIFAR10_MAPS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_one_image_has_a_program_for_every_multiprocessor(channels, side, channels_last):
+    """In bfloat16, with 32 groups: 128 programs for 132 multiprocessors; they read whole sectors."""
+    x = torch.empty(1, channels, side, side, device="meta", dtype=torch.bfloat16)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    cut = tiles.shared(x, 32, 132) or tiles.one_pass(x, 32) or tiles.split(x, 32)
+    programs = 32 // cut.groups * cut.chunks
+    # In a contiguous map of 4x4 a sector is all of a channel.
+    assert programs >= (128 if channels_last else 64 if side > 4 else 32)
+    if channels_last:
+        assert cut.groups * cut.group_channels * 2 >= 32 or 2 * cut.elements > tiles.SHARED_TILE
+    assert cut.chunks * cut.block_pixels >= side**2
+    assert cut.groups * cut.block_channels * cut.block_pixels >= tiles.SMALLEST_SHARE
+
+
+@pytest.mark.parametrize(("multiprocessors", "batches"), [(132, (1, 2, 3)), (108, (1, 2)), (16, ())])
+def test_groups_are_shared_while_multiprocessors_are_idle(multiprocessors, batches):
+    for batch in range(1, 6):
+        x = torch.empty(batch, 256, 16, 16, device="meta", dtype=torch.bfloat16)
+        cut = tiles.shared(x, 32, multiprocessors)
+        assert (cut is not None) == (batch in batches)
+        if cut is not None:
+            assert multiprocessors - 32 < batch * 32 * cut.chunks < 2 * multiprocessors
+
+
+def test_multiprocessors_are_asked_of_the_card(monkeypatch):
+    card = types.SimpleNamespace(multi_processor_count=108)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert multiprocessors(torch.device("cuda", 0)) == 108
+    assert multiprocessors(torch.device("cpu")) == 132
 
 
 def test_groups_that_no_program_could_combine_take_the_plain_path():

@@ -16,9 +16,10 @@ and 1/sqrt(var + eps). Two floats for the mean, since one of them has an error o
 With a residual, x + residual takes the place of x and is written too: the sum that ends a residual block, in
 the pass of the norm that begins the next.
 
-Bytes per element: one pass reads x and writes y: 8 in float32, 4 in half precision. Where a group is split
-(`tiles`), `statistics_kernel` reads x first: 12 or 6. A residual is one read and one write more. There are no
-atomics: a chunk writes its statistics, and each program of the second kernel combines those of its groups.
+Bytes per element: one pass reads x and writes y: 8 in float32, 4 in half precision. Where a group is shared
+(`tiles`), each of its programs reads all of it, and its share once more; where it is split,
+`statistics_kernel` reads x first: 12 or 6. A residual is one read and one write more. There are no atomics: a
+chunk writes its statistics, and each program of the second kernel combines those of its groups.
 """
 
 from __future__ import annotations
@@ -258,8 +259,12 @@ def group_norm_silu_kernel(
     BLOCK_PIXELS: tl.constexpr,
     EXACT: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
+    GROUP_PIXELS: tl.constexpr,
 ):
-    """Grid (N * G / GROUPS, chunks). partials_ptr is None where a tile holds whole groups."""
+    """Grid (N * G / GROUPS, chunks). partials_ptr is None where a program reads whole groups.
+
+    Those have GROUP_PIXELS pixels, of which it normalises BLOCK_PIXELS.
+    """
     sample, group, pixel_chunk, channel, exists = tile_place(
         num_groups, pixel_chunks, GROUP_CHANNELS, GROUPS, BLOCK_CHANNELS
     )
@@ -277,8 +282,20 @@ def group_norm_silu_kernel(
 
     count = (GROUP_CHANNELS * pixels) * 1.0
     row = sample * num_groups + group
-    if partials_ptr is None:
+    if partials_ptr is None and GROUP_PIXELS == BLOCK_PIXELS:
         difference, mean, rest, squares = moments(h, mask, count, GROUPS, BLOCK_CHANNELS, EXACT)
+    elif partials_ptr is None:
+        group_element, inside = tile_elements(
+            0, channel, exists, channels, pixels, CHANNELS_LAST, WHOLE, GROUP_PIXELS
+        )
+        group_h = load_tile(x_ptr + first_element, group_element, inside, EXACT)
+        if residual_ptr is not None:
+            group_h += load_tile(residual_ptr + first_element, group_element, inside, EXACT)
+            group_h = group_h.to(sum_ptr.dtype.element_ty).to(tl.float32)
+        if pre_bias_ptr is not None:
+            group_h += per_channel(pre_bias_ptr, sample * pre_bias_row, channel, exists)
+        _, mean, rest, squares = moments(group_h, inside, count, GROUPS, BLOCK_CHANNELS, EXACT)
+        difference = h - to_channels(mean, GROUPS, BLOCK_CHANNELS)
     else:
         n_chunks = tl.num_programs(1)
         plane = n_chunks.to(tl.int64) * n_statistics

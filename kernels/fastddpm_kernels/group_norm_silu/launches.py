@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.library import triton_op
 
 from ..compat import wrap_triton
-from ..launch import Launch
+from ..launch import Launch, multiprocessors
 from . import tiles as cut
 from .backward import backward_kernel
 from .kernel import group_norm_silu_kernel, statistics_kernel
 from .reference import Arguments
-from .tiles import FULL_CARD, PER_THREAD, Tiles, is_channels_last, power_of_two
+from .tiles import FULL_CARD, PER_THREAD, Tiles, is_channels_last, one_each, power_of_two
 
 
 def configure(
@@ -31,21 +31,22 @@ def configure(
     With a residual in x's layout, x + residual is normalised, and written to total.
     """
     x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, residual = given
-    cases = {"SILU": silu, "BLOCK_CHUNKS": power_of_two(tiles.chunks), **layout_cases(x, tiles)}
+    block_chunks = 1 if partials is None else power_of_two(tiles.chunks)
+    cases = {"SILU": silu, "BLOCK_CHUNKS": block_chunks, "GROUP_PIXELS": tiles.group_pixels}
     grid, sizes = launch_sizes(x, num_groups, tiles)
     arguments = (
         *(x, residual, total, weight, bias, pre_bias, row_stride(pre_bias)),
         *(scale, row_stride(scale), shift, row_stride(shift)),
         *(partials, y, statistics, eps, *sizes),
     )
-    return grid, arguments, tiles.options(per_thread(grid)) | cases
+    return grid, arguments, tiles.options(per_thread(x, grid, tiles)) | cases | layout_cases(x, tiles)
 
 
 def configure_statistics(given: Arguments, tiles: Tiles, partials: Tensor, total: Tensor | None) -> Launch:
     """The launch of `statistics_kernel`, which writes partials, and total where there is a residual."""
     x, pre_bias = given.x, given.pre_bias
     grid, sizes = launch_sizes(x, given.num_groups, tiles)
-    options = tiles.options(per_thread(grid)) | layout_cases(x, tiles)
+    options = tiles.options(per_thread(x, grid, tiles)) | layout_cases(x, tiles)
     return grid, (x, given.residual, total, pre_bias, row_stride(pre_bias), partials, *sizes), options
 
 
@@ -81,15 +82,18 @@ def launch_sizes(x: Tensor, num_groups: int, tiles: Tiles) -> tuple[tuple[int, i
     )
 
 
-def per_thread(grid: tuple[int, int]) -> int:
+def per_thread(x: Tensor, grid: tuple[int, int], tiles: Tiles) -> int:
     """Elements of a thread in a launch of so many programs."""
-    return PER_THREAD["full" if math.prod(grid) >= FULL_CARD else "small"]
+    if tiles.is_shared:
+        return PER_THREAD["shared"]
+    full = FULL_CARD * one_each(multiprocessors(x.device))
+    return PER_THREAD["full" if math.prod(grid) >= full else "small"]
 
 
 def layout_cases(x: Tensor, tiles: Tiles) -> dict[str, bool]:
     """What is compile-time about a map: its layout, and whether its tiles have an element everywhere."""
     whole = tiles.group_channels % tiles.block_channels == 0
-    exact = whole and math.prod(x.shape[2:]) % tiles.block_pixels == 0
+    exact = whole and math.prod(x.shape[2:]) % tiles.group_pixels == 0
     return {"CHANNELS_LAST": is_channels_last(x), "EXACT": exact}
 
 
@@ -104,7 +108,8 @@ def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     y = torch.empty_like(x)
     total = None if given.residual is None else torch.empty_like(x)
     statistics = x.new_empty((3, x.shape[0], num_groups), dtype=torch.float32)
-    tiles = cut.one_pass(x, num_groups)
+    card = multiprocessors(x.device)
+    tiles = cut.shared(x, num_groups, card) or cut.one_pass(x, num_groups, multiprocessors=card)
     if tiles is not None:
         grid, arguments, options = configure(given, tiles, y, statistics, None, total)
     else:
@@ -176,7 +181,7 @@ def group_norm_silu_backward_op(
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
     dx = torch.empty_like(x)
-    tiles = cut.one_pass(x, num_groups, cut.LARGEST_BACKWARD_TILE)
+    tiles = cut.one_pass(x, num_groups, cut.LARGEST_BACKWARD_TILE, multiprocessors(x.device))
     is_split = tiles is None
     if tiles is None:
         tiles = cut.split(x, num_groups)
