@@ -12,7 +12,7 @@ import torch
 from group_norm_cases import ONE_PASS
 
 from fastddpm.doctor.movements import CIFAR10_MAPS
-from fastddpm_kernels import add_group_norm_silu, group_norm_silu
+from fastddpm_kernels import add_group_norm_silu, cat_group_norm_silu, group_norm_silu
 from fastddpm_kernels.group_norm_silu import tiles
 from fastddpm_kernels.launch import multiprocessors
 
@@ -145,6 +145,38 @@ def test_a_sum_and_its_norm():
     (y.square().sum() + total.sum()).backward()
     torch.testing.assert_close(x.grad, residual.grad)
     assert x.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_concatenation_and_its_norm(with_residual):
+    """On a CPU, and with gradients, operation by operation: float64 of the formula, a group of both maps."""
+    generator = torch.Generator().manual_seed(0)
+    x, residual, other, pre_bias = (
+        torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in ((2, 4, 3, 4), (2, 4, 3, 4), (2, 2, 3, 4), (1, 6))
+    )
+    y, whole = cat_group_norm_silu(
+        x, other, 2, residual=residual if with_residual else None, pre_bias=pre_bias, activation="none"
+    )
+    assert torch.equal(whole[:, :4], x + residual if with_residual else x)
+    assert torch.equal(whole[:, 4:], other)
+    h = (whole + pre_bias[..., None, None]).reshape(2, 2, -1)
+    h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(y, h.reshape(whole.shape), rtol=1e-10, atol=1e-12)
+    (y.square().sum() + whole.sum()).backward()
+    assert x.grad.abs().min() > 0
+    assert other.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    "other", [torch.ones(1, 3, 2, 3), torch.ones(1, 3, 2, 2).half(), torch.ones(1, 3, 2, 2, device="meta")]
+)
+def test_another_map_that_does_not_fit_is_an_error(other):
+    words = r"other: .* given; accepted is \(1, 5, 2, 2\), torch.float32 on cpu, as x is, with any channels"
+    with pytest.raises(ValueError, match=words):
+        cat_group_norm_silu(torch.ones(1, 5, 2, 2), other, 2)
+    with pytest.raises(ValueError, match="num_groups is 3; accepted are divisors of the 8 channels"):
+        cat_group_norm_silu(torch.ones(1, 5, 2, 2), torch.ones(1, 3, 2, 2), 3)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,15 @@ def is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
+def empty_whole(x: Tensor, other: Tensor, device: torch.device | str | None = None) -> Tensor:
+    """A map in x's layout with the channels of x and of other."""
+    batch, channels, *space = x.shape
+    channels += other.shape[1]
+    if is_channels_last(x):
+        return x.new_empty((batch, *space, channels), device=device).movedim(-1, 1)
+    return x.new_empty((batch, channels, *space), device=device)
+
+
 def one_each(multiprocessors: int) -> int:
     """Programs that give about every multiprocessor one: of 132, 128. Programs come by 32, as groups do."""
     return multiprocessors // 32 * 32 or multiprocessors
