@@ -125,6 +125,19 @@ def test_groups_that_no_program_could_combine_take_the_plain_path():
     assert not tiles.fits(torch.empty(1, 512, 256, 256, device="meta"), 1)
 
 
+@pytest.mark.parametrize("size", [1, 4, 12, 65, 1000])
+@pytest.mark.parametrize("pixels", [1, 1025, 4097, 70000, 524288])
+def test_what_surely_fits_does_in_either_layout(size, pixels):
+    for dtype, num_groups in ((torch.bfloat16, 32), (torch.float32, 1)):
+        channels = size * num_groups
+        contiguous = torch.empty(1, channels, pixels, device="meta", dtype=dtype)
+        last = torch.empty(1, pixels, channels, device="meta", dtype=dtype).movedim(-1, 1)
+        if tiles.surely_fits(contiguous.shape, num_groups):
+            assert tiles.fits(contiguous, num_groups)
+            assert tiles.fits(last, num_groups)
+    assert tiles.surely_fits(torch.Size((1, 512, 256, 256)), 32)
+
+
 def test_half_precision_keeps_its_dtype():
     given = group_norm_cases.arguments(replace(ONE_PASS[4], dtype=torch.bfloat16))
     assert call(given).dtype == torch.bfloat16

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..compat import runs_kernels
 from .reference import Arguments
 from .reference import group_norm_silu as reference_group_norm_silu
-from .tiles import empty_whole, fits, is_channels_last
+from .tiles import fits, is_channels_last, surely_fits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("silu", "none")
@@ -51,7 +51,7 @@ def group_norm_silu(
     the code of DDPM (Ho et al. 2020); scale and shift after it: that of Improved DDPM (Nichol and Dhariwal
     2021).
     """
-    _check(x, num_groups, activation)
+    _check(x.shape, num_groups, activation)
     _check_vectors(x.shape, x.device, weight, bias, pre_bias, scale, shift)
     silu = activation == "silu"
     if not _is_for_kernels(x, num_groups):
@@ -91,7 +91,7 @@ def add_group_norm_silu(
     Raises:
         ValueError: as `group_norm_silu`, and for a residual of another shape, dtype or device.
     """
-    _check(x, num_groups, activation)
+    _check(x.shape, num_groups, activation)
     _check_vectors(x.shape, x.device, weight, bias, pre_bias, None, None)
     _check_residual(x, residual)
     if _needs_gradient((x, residual, weight, bias, pre_bias)) or not _is_for_kernels(x, num_groups):
@@ -140,6 +140,7 @@ def cat_group_norm_silu(
     Raises:
         ValueError: as `group_norm_silu`, and for another or a residual of another shape, dtype or device.
     """
+    _check(x.shape, 1, activation)
     places = [tuple(tensor.shape[:1] + tensor.shape[2:]) for tensor in (x, other)]
     if (places[1], other.dtype, other.device) != (places[0], x.dtype, x.device):
         raise ValueError(
@@ -148,12 +149,12 @@ def cat_group_norm_silu(
         )
     if residual is not None:
         _check_residual(x, residual)
-    whole = empty_whole(x, other, device="meta")
-    _check(whole, num_groups, activation)
-    _check_vectors(whole.shape, x.device, weight, bias, pre_bias, None, None)
+    shape = torch.Size((x.shape[0], x.shape[1] + other.shape[1], *x.shape[2:]))
+    _check(shape, num_groups, activation)
+    _check_vectors(shape, x.device, weight, bias, pre_bias, None, None)
     given = (x, residual, other, weight, bias, pre_bias)
     is_for_kernels = runs_kernels(x.device) and x.dtype in DTYPES and x.numel() > 0
-    if _needs_gradient(given) or not (is_for_kernels and fits(whole, num_groups)):
+    if _needs_gradient(given) or not (is_for_kernels and surely_fits(shape, num_groups)):
         whole = torch.cat((x if residual is None else x + residual, other), dim=1)
         options = {"pre_bias": pre_bias, "activation": activation}
         return group_norm_silu(whole, num_groups, weight, bias, eps, **options), whole  # type: ignore[arg-type]
@@ -185,13 +186,11 @@ def _is_for_kernels(x: Tensor, num_groups: int) -> bool:
     return runs_kernels(x.device) and x.dtype in DTYPES and x.numel() > 0 and fits(x, num_groups)
 
 
-def _check(x: Tensor, num_groups: int, activation: str) -> None:
-    if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W), or any (N, C, ...)")
-    if num_groups < 1 or x.shape[1] % num_groups:
-        raise ValueError(
-            f"num_groups is {num_groups}; accepted are divisors of the {x.shape[1]} channels of x"
-        )
+def _check(shape: torch.Size, num_groups: int, activation: str) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"x has shape {tuple(shape)}; accepted is (N, C, H, W), or any (N, C, ...)")
+    if num_groups < 1 or shape[1] % num_groups:
+        raise ValueError(f"num_groups is {num_groups}; accepted are divisors of the {shape[1]} channels of x")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
 

@@ -106,13 +106,13 @@ def is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.movedim(1, -1).is_contiguous()
 
 
-def empty_whole(x: Tensor, other: Tensor, device: torch.device | str | None = None) -> Tensor:
+def empty_whole(x: Tensor, other: Tensor) -> Tensor:
     """A map in x's layout with the channels of x and of other."""
     batch, channels, *space = x.shape
     channels += other.shape[1]
     if is_channels_last(x):
-        return x.new_empty((batch, *space, channels), device=device).movedim(-1, 1)
-    return x.new_empty((batch, channels, *space), device=device)
+        return x.new_empty((batch, *space, channels)).movedim(-1, 1)
+    return x.new_empty((batch, channels, *space))
 
 
 def one_each(multiprocessors: int) -> int:
@@ -215,3 +215,12 @@ def _can_double(groups: int, num_groups: int, block: int, largest: int) -> bool:
 def fits(x: Tensor, num_groups: int) -> bool:
     """Whether the kernels take this map."""
     return one_pass(x, num_groups) is not None or split(x, num_groups) is not None
+
+
+def surely_fits(shape: torch.Size, num_groups: int) -> bool:
+    """Whether the kernels take a map of this shape in either layout, for one that is yet to be made.
+
+    The tiles of `split` hold at least 64 pixels of 64 channels, or as many elements, up to masked ones.
+    """
+    size, pixels = shape[1] // num_groups, math.prod(shape[2:])
+    return -(-size // 64) * -(-pixels // 64) <= MAX_CHUNKS // 4
