@@ -197,7 +197,8 @@ def inspect(launch: Launch, target_name: str, tmp_path: Path) -> Build:
     if "BLOCK_SIZE" in constants:
         elements = 4 * constants["BLOCK_SIZE"]
     else:
-        elements = constants["GROUPS"] * constants["BLOCK_CHANNELS"] * constants["BLOCK_PIXELS"]
+        pixels = constants.get("GROUP_PIXELS", constants["BLOCK_PIXELS"])
+        elements = constants["GROUPS"] * constants["BLOCK_CHANNELS"] * pixels
     if target.backend == "hip":
         return _inspect_amd(launch.compiled, elements / threads)
     return inspect_nvidia(launch.compiled, elements / threads, tmp_path)

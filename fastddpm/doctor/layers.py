@@ -14,14 +14,14 @@ from fastddpm_kernels.noise import reference as noise_spec
 LAYER_LIMIT = 1e-5
 """Of float32 values and gradients up to about 10 in size, whose sums run over thousands, against float64."""
 
-MAPS = {"one pass": ((2, 16, 8, 8), 4), "split": ((1, 8, 64, 64), 1)}
-"""Shapes and groups: one whose groups fit on chip, one whose group is split over programs."""
+MAPS = {"one pass": ((6, 64, 4, 4), 32), "shared": ((2, 16, 8, 8), 4), "split": ((1, 8, 64, 64), 1)}
+"""Shapes and groups: more groups than multiprocessors of a card, fewer, and one that does not fit on chip."""
 
 ORDINALS = (7, 2**32 - 1, 3 * 2**32 + 7)
 
 
 def cases() -> list[Case]:
-    """Norms in both layouts, one pass and split; the loss of epsilon."""
+    """Norms in both layouts, in one pass, shared and split; the loss of epsilon."""
     norms = [norm_case(name, channels_last=layout) for name in MAPS for layout in (False, True)]
     return [*norms, loss_case()]
 

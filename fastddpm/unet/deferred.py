@@ -5,7 +5,8 @@ a map is ``x + residual + owed``, whose last two are added by the norm that read
 before it normalises, `add_group_norm_silu` writing the sum too). ``owed`` is a vector of channels, the same
 for every image and step, so it is worked out with the weights: a 1x1 convolution of it is a product, a
 concatenation one of vectors. Only where a 3x3 convolution pads the map with zeros, before it is halved or
-doubled, is it added by itself.
+doubled, is it added by itself. A concatenation waits likewise, for the norm that writes it
+(`cat_group_norm_silu`).
 
 The weights are another network's, shared where they lie in channels_last order and copied where not, and
 follow it by :meth:`Deferred.refresh`.
@@ -290,7 +291,7 @@ class Deferred(nn.Module):
         for layer in self._up:
             if isinstance(layer, Block):
                 if layer.takes_skip:
-                    x = Map(torch.cat((x.settled(), skips.pop().settled()), dim=1))
+                    x = x.beside(skips.pop())
                 x = layer(x, next(biases))
             else:
                 x = layer(x)

@@ -7,19 +7,30 @@ from torch import Tensor, nn
 
 from fastddpm.unet.blocks import activate, normalize
 from fastddpm.unet.config import Activation
-from fastddpm_kernels import add_group_norm_silu, group_norm_silu
+from fastddpm_kernels import add_group_norm_silu, cat_group_norm_silu, group_norm_silu
 
 
 class Map:
-    """A feature map ``(B, C, H, W)`` that may lack a residual: its values are x + residual."""
+    """A feature map ``(B, C, H, W)``: x + residual, and behind its channels those of another map."""
 
-    def __init__(self, x: Tensor, residual: Tensor | None = None) -> None:
-        self._x, self._residual = x, residual
+    def __init__(self, x: Tensor, residual: Tensor | None = None, other: Tensor | None = None) -> None:
+        self._x, self._residual, self._other = x, residual, other
+
+    def beside(self, other: Map) -> Map:
+        """The concatenation of both, which is made where it is normalised.
+
+        Compiled, where nothing is to be added: Inductor writes a doubled map's phases right into it.
+        """
+        if self._residual is None and torch.compiler.is_compiling():
+            return Map(torch.cat((self._x, other.settled()), dim=1))
+        return Map(self._x, self._residual, other.settled())
 
     def settled(self) -> Tensor:
-        """With the residual, added once."""
+        """With the residual, and of one piece; made once."""
         if self._residual is not None:
             self._x, self._residual = self._x + self._residual, None
+        if self._other is not None:
+            self._x, self._other = torch.cat((self._x, self._other), dim=1), None
         return self._x
 
     def whole(self, owed: Tensor) -> Tensor:
@@ -28,18 +39,21 @@ class Map:
         return x + (owed if owed.dtype == x.dtype else owed.to(x.dtype))[:, None, None]
 
     def normed(self, norm: nn.Module, activation: Activation | None, owed: Tensor) -> Tensor:
-        """The norm of the whole map and the activation after it; the residual is added in passing."""
+        """The norm of the whole map and the activation after it; what it lacks is added in passing."""
         if not isinstance(norm, nn.GroupNorm):
             return normalize(self.whole(owed), norm, activation)
         given = (norm.num_groups, norm.weight, norm.bias, norm.eps)
         fused = "silu" if activation == "silu" else "none"
-        if self._residual is None:
-            y = group_norm_silu(self._x, *given, pre_bias=owed[None], activation=fused)
-        else:
-            y, self._x = add_group_norm_silu(
-                self._x, self._residual, *given, pre_bias=owed[None], activation=fused
+        pre_bias, residual = owed[None], self._residual
+        if self._other is not None:
+            y, self._x = cat_group_norm_silu(
+                self._x, self._other, *given, residual=residual, pre_bias=pre_bias, activation=fused
             )
-            self._residual = None
+        elif residual is not None:
+            y, self._x = add_group_norm_silu(self._x, residual, *given, pre_bias=pre_bias, activation=fused)
+        else:
+            y = group_norm_silu(self._x, *given, pre_bias=pre_bias, activation=fused)
+        self._residual = self._other = None
         return y if activation in ("silu", None) else activate(y, activation)
 
     def plus_product(self, weight: Tensor, pixels: Tensor) -> Map:

@@ -6,6 +6,7 @@
     noise_mse     the training loss of a predicted noise, drawn again
     group_norm_silu  GroupNorm and SiLU, with the time embedding's bias or scale and shift
     add_group_norm_silu  the same of a sum, which it returns too
+    cat_group_norm_silu  the same of a concatenation
     Column        the columns of such a table, N_COLUMNS wide
 
 Importing this package imports neither triton nor torch: torch is loaded when an operator is first asked for,
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .table import N_COLUMNS, Column
 
 if TYPE_CHECKING:
-    from .group_norm_silu import add_group_norm_silu, group_norm_silu
+    from .group_norm_silu import add_group_norm_silu, cat_group_norm_silu, group_norm_silu
     from .noise import normal
     from .noise_mse import noise_mse
     from .q_sample import q_sample
@@ -32,6 +33,7 @@ __all__ = [
     "N_COLUMNS",
     "Column",
     "add_group_norm_silu",
+    "cat_group_norm_silu",
     "group_norm_silu",
     "noise_mse",
     "normal",
@@ -54,6 +56,7 @@ class _Package(ModuleType):
     """The operators, loaded when asked for. Properties, because some of them are named like their folders."""
 
     add_group_norm_silu = _operator(".group_norm_silu.op", "add_group_norm_silu")
+    cat_group_norm_silu = _operator(".group_norm_silu.op", "cat_group_norm_silu")
     group_norm_silu = _operator(".group_norm_silu.op", "group_norm_silu")
     normal = _operator(".noise.torch_twin", "normal")
     noise_mse = _operator(".noise_mse.op", "noise_mse")

@@ -8,10 +8,20 @@ eleven instructions of a SiLU. None of that matters here: where they differ, the
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
+from triton.language.target_info import is_cuda
 
 COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 """The interpreter has none of the library's functions."""
 MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
+
+
+@triton.jit
+def log2(x):
+    """The binary logarithm of a normal float32 number; on NVIDIA's cards `lg2.approx`."""
+    if COMPILED and is_cuda():
+        return libdevice.fast_log2f(x)
+    else:
+        return tl.log2(x)
 
 
 @triton.jit

@@ -16,6 +16,9 @@ Launch: TypeAlias = "tuple[tuple[int, int], tuple[Any, ...], dict[str, int]]"
 BLOCK_SIZE = 256
 """Counters per program, each for the 4 elements of its lanes: 64 threads of 16 elements."""
 
+MULTIPROCESSORS = 132
+"""Of an H100: what launches are cut for where there is no card, as in the interpreter and in fake tensors."""
+
 MAX_ELEMENTS = 65535 * 4 * BLOCK_SIZE
 """Elements per sample that the second axis of a grid can cover."""
 
@@ -36,6 +39,13 @@ def geometry(name: str, x: Tensor) -> tuple[int, int, tuple[int, int], dict[str,
     # 64 threads are two warps, or one of AMD's wavefronts.
     options = {"BLOCK_SIZE": BLOCK_SIZE, "num_warps": 1 if torch.version.hip else 2}
     return n_elements, plane // 16, grid, options
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of the card that a tensor is on."""
+    if device.type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return MULTIPROCESSORS
 
 
 def division(divisor: int) -> tuple[int, int]:

@@ -145,6 +145,7 @@ def test_a_sample_too_large_for_a_grid_is_an_error():
         "noise_mse_backward": ["gradient_kernel"],
         "group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
         "add_group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
+        "cat_group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
         "group_norm_silu_backward": ["backward_kernel"],
     }.items(),
 )

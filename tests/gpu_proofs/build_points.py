@@ -12,6 +12,7 @@ from step_cases import CASES, SHAPES
 
 from fastddpm_kernels.group_norm_silu.launches import (
     add_group_norm_silu_op,
+    cat_group_norm_silu_op,
     group_norm_silu_backward_op,
     group_norm_silu_op,
 )
@@ -53,8 +54,12 @@ def norm_point(
     backward: bool = False,
     modulated: bool = False,
     residual: bool = False,
+    pair: bool = False,
 ) -> Point:
-    """A launch of `group_norm_silu` with 8 groups and a bias before it, or a scale and shift after it."""
+    """A launch of `group_norm_silu` with 8 groups and a bias before it, or a scale and shift after it.
+
+    With a residual, or of a pair of maps, whose concatenation has `shape`.
+    """
 
     def run() -> None:
         memory_format = torch.channels_last if LAYOUTS[layout] else torch.contiguous_format
@@ -64,6 +69,9 @@ def norm_point(
         if backward:
             statistics = torch.zeros(3, shape[0], 8)
             group_norm_silu_backward_op(x, x, statistics, weight, weight, pre_bias, scale, scale, True)
+        elif pair:
+            one, other = (half.clone(memory_format=memory_format) for half in x.chunk(2, dim=1))
+            cat_group_norm_silu_op(one, None, other, 8, weight, weight, 1e-5, pre_bias, True)
         elif residual:
             add_group_norm_silu_op(x, x, 8, weight, weight, 1e-5, pre_bias, True)
         else:
@@ -112,6 +120,8 @@ POINTS: dict[str, Point] = {
     "group_norm_silu split": norm_point(MAPS["split"]),
     "group_norm_silu small batch": norm_point(MAPS["small batch"]),
     "add_group_norm_silu one pass": norm_point(MAPS["one pass"], residual=True),
+    "cat_group_norm_silu one pass": norm_point(MAPS["one pass"], pair=True),
+    "cat_group_norm_silu small batch": norm_point(MAPS["small batch"], pair=True),
     "group_norm_silu backward": norm_point(MAPS["one pass"], backward=True),
     "group_norm_silu backward split": norm_point(MAPS["split"], backward=True),
     "noise_mse float32": loss_point("l2", "float32", "contiguous"),

@@ -39,8 +39,12 @@ Q_SAMPLE_LIMIT = 2e-6
 NOISE_LOSS_LIMIT = 8e-6
 """Of the slope 2u of the squared distance, u up to 8, with normals that are right to 2e-6."""
 
-MAPS = {"one pass": ((2, 16, 8, 8), 4), "split": ((1, 8, 64, 64), 1)}
-"""Shapes and groups: one whose groups fit on chip, one whose group is split over programs."""
+MAPS = {
+    "one pass": ((4, 128, 8, 8), 32),
+    "shared by two": ((16, 32, 16, 16), 4),
+    "split": ((1, 8, 64, 64), 1),
+}
+"""Shapes and groups: with a program for every multiprocessor; with half as many; too large to fit on chip."""
 
 SEED, ORDINALS = 2**32 + 5, (2**32 - 1, 3 * 2**32 + 7)
 

@@ -16,16 +16,43 @@ from group_norm_cases import ONE_PASS, SPLIT, Case, both_layouts
 from guards import Guarded
 from test_reverse_step_kernel import CountedTraffic
 
+from fastddpm_kernels import launch
 from fastddpm_kernels.group_norm_silu import tiles
 from fastddpm_kernels.group_norm_silu.kernel import group_norm_silu_kernel
-from fastddpm_kernels.group_norm_silu.launches import add_group_norm_silu_op, configure, group_norm_silu_op
+from fastddpm_kernels.group_norm_silu.launches import (
+    add_group_norm_silu_op,
+    cat_group_norm_silu_op,
+    configure,
+    group_norm_silu_op,
+)
 from fastddpm_kernels.group_norm_silu.reference import Arguments
+from fastddpm_kernels.group_norm_silu.tiles import shared
 
 # One in one pass and one that is split, with every option, in both layouts.
 SMALL = [*ONE_PASS[4:6], *SPLIT[2:4]]
 # A group of 8x512x64x64 with 32 groups, and with its layout's tiles; one sample of it.
 LARGE = both_layouts(Case((1, 16, 64, 64), 1, pre_bias=True))
 VECTORS = ("weight", "bias", "pre_bias", "scale", "shift")
+
+
+# Several programs to a group in a small batch: powers of two or not, one or two groups to a tile.
+SHARED = both_layouts(
+    Case((2, 12, 7, 5), 1, pre_bias=True, scale_shift=True),
+    Case((1, 16, 8, 8), 4, pre_bias=True, one_row=True),
+    Case((1, 12, 6, 8), 3, scale_shift=True, silu=False),
+)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """A group in one pass has a program to itself, as in a large batch; shared ones have own tests."""
+    monkeypatch.setattr(tiles, "shared", lambda *_: None)
+
+
+@pytest.fixture
+def sharing(_alone, monkeypatch):
+    """Call it, and groups are shared as in a small batch, by a card's programs."""
+    return lambda: monkeypatch.setattr(tiles, "shared", shared)
 
 
 def name(case):
@@ -53,6 +80,18 @@ def test_agrees_with_float64(case):
     ]
     assert (tiles.one_pass(drawn[0]["x"], case.num_groups) is None) == (case in SPLIT)
     compare(drawn)
+
+
+@pytest.mark.parametrize("case", SHARED, ids=name)
+def test_shared_groups_agree_with_float64(case, sharing):
+    """And with a program to each bit for bit, statistics too, since the interpreter sums in one order."""
+    given = group_norm_cases.arguments(case)
+    alone = group_norm_silu_op(*given.values())
+    sharing()
+    assert shared(given["x"], case.num_groups, 132).chunks > 2
+    compare([given])
+    for ours, theirs in zip(group_norm_silu_op(*given.values()), alone, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("case", LARGE, ids=name)
@@ -171,6 +210,92 @@ def test_a_residual_is_added_before_and_written(case, dtype):
     assert torch.equal(total, given["x"] + residual)
     assert total.stride() == y.stride() == given["x"].stride()
     assert torch.equal(y, run(given | {"x": total}))
+
+
+@pytest.mark.parametrize("case", SHARED[:4], ids=name)
+def test_a_residual_of_a_shared_group(case, sharing):
+    """Each program adds it where it sums, and writes its share."""
+    given = group_norm_cases.arguments(replace(case, scale_shift=False, dtype=torch.float16))
+    residual = (torch.randn_like(given["x"], dtype=torch.float32) * 2).half()
+    arguments = {name: given[name] for name in ("num_groups", "weight", "bias", "eps", "pre_bias", "silu")}
+    alone = add_group_norm_silu_op(given["x"], residual, *arguments.values())
+    sharing()
+    for ours, theirs in zip(
+        add_group_norm_silu_op(given["x"], residual, *arguments.values()), alone, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_traffic_of_a_shared_group(channels_last, sharing, monkeypatch):
+    """Read by each of its programs, and once more by the one that normalises; written once."""
+    sharing()
+    given = group_norm_cases.arguments(Case((8, 16, 8, 8), 4, channels_last=channels_last, affine=False))
+    cut = shared(given["x"], 4, 64)
+    monkeypatch.setattr(launch, "MULTIPROCESSORS", 64)
+    assert (cut.groups, cut.chunks) == ((2, 4) if channels_last else (1, 2))
+    with CountedTraffic() as moved:
+        run(given)
+    size = given["x"].numel() * given["x"].element_size()
+    passes = cut.chunks + 2
+    assert passes * size <= moved["bytes"] < (passes + 0.03) * size
+
+
+# The first map, channels of the second, groups: a border of both in a group, or at one; a split group.
+PAIRS = {
+    "a group of both": ((2, 6, 3, 5), 6, 3),
+    "groups of one": ((1, 12, 4, 8), 6, 3),
+    "several groups": ((2, 16, 4, 4), 16, 16),
+    "split": ((1, 8, 64, 48), 4, 1),
+}
+
+
+def pair(kind, channels_last=False, dtype=torch.float32):
+    """x, residual and other, of values whose sums need no rounding, and the groups."""
+    (batch, channels, *space), others, num_groups = PAIRS[kind]
+    generator = torch.Generator().manual_seed(2)
+    sizes = [(batch, channels, *space), (batch, channels, *space), (batch, others, *space)]
+    maps = [(torch.randn(size, generator=generator) * 8).round().to(dtype) / 8 for size in sizes]
+    if channels_last:
+        maps = [tensor.to(memory_format=torch.channels_last) for tensor in maps]
+    return maps, num_groups
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "form"),
+    [
+        *((kind, torch.float32, "alone") for kind in PAIRS),
+        ("a group of both", torch.bfloat16, "alone"),
+        ("groups of one", torch.float32, "shared"),
+    ],
+)
+def test_a_concatenation_is_normalised_and_written(kind, dtype, channels_last, form, sharing):
+    """The norm is that of torch's concatenation, of which float64 is held above; both in x's layout."""
+    (x, residual, other), num_groups = pair(kind, channels_last, dtype)
+    if form == "shared":
+        sharing()
+    for added in (None, residual):
+        whole = torch.cat((x if added is None else x + added, other), dim=1)
+        case = Case(tuple(whole.shape), num_groups, channels_last, pre_bias=True, dtype=dtype)
+        given = group_norm_cases.arguments(case)
+        arguments = [given[name] for name in ("num_groups", "weight", "bias", "eps", "pre_bias", "silu")]
+        y, total = cat_group_norm_silu_op(x, added, other, *arguments)
+        assert torch.equal(total, whole)
+        assert total.stride() == y.stride() == given["x"].stride()
+        assert torch.equal(y, run(given | {"x": whole}))
+
+
+@pytest.mark.parametrize("kind", ["several groups", "split"])
+def test_traffic_of_a_concatenation(kind):
+    """Both maps are read, the concatenation and y written; split, the concatenation is read again."""
+    (x, _, other), num_groups = pair(kind, channels_last=True)
+    with CountedTraffic() as moved:
+        cat_group_norm_silu_op(x, None, other, num_groups, None, None, 1e-5, None, True)
+    size = (x.numel() + other.numel()) * 4
+    passes = 4 if kind == "split" else 3
+    statistics = 3 * 4 * x.shape[0] * num_groups
+    assert passes * size <= moved["bytes"] < (passes + 0.03) * size + statistics
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastddpm_kernels.noise import reference
+from fastddpm_kernels.noise import kernel, reference
 from fastddpm_kernels.noise.kernel import box_muller, lanes, normals, philox
 
 SIZES = (1, 2, 5, 33, 784, 3072)
@@ -38,12 +38,21 @@ def normals_kernel(seed_ptr, counter_ptr, out_ptr, plane, BLOCK_SIZE: tl.constex
 
 
 @triton.jit
-def box_muller_kernel(radius_ptr, angle_ptr, cosine_ptr, sine_ptr, BLOCK_SIZE: tl.constexpr):
+def box_muller_kernel(
+    radius_ptr, angle_ptr, cosine_ptr, sine_ptr, BLOCK_SIZE: tl.constexpr, FAST: tl.constexpr = False
+):
     i = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     radius_word, angle_word = tl.load(radius_ptr + i).to(tl.uint32), tl.load(angle_ptr + i).to(tl.uint32)
-    cosine, sine = box_muller(radius_word, angle_word)
+    cosine, sine = box_muller(radius_word, angle_word, FAST)
     tl.store(cosine_ptr + i, cosine)
     tl.store(sine_ptr + i, sine)
+
+
+@triton.jit
+def hardware_log2(x):
+    """The logarithm as far off as `lg2.approx` may be (PTX ISA)."""
+    off = 2.0**-22
+    return tl.where(x > 0.5, tl.log2(x) + off, tl.log2(x) * (1.0 + off))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -83,6 +92,19 @@ def test_box_muller_over_every_uniform_there_is(varied):
     angle = 2 * torch.pi * uniform(angle_word)
     torch.testing.assert_close(cosine.double(), radius * angle.cos(), rtol=0, atol=BOX_MULLER_TOLERANCE)
     torch.testing.assert_close(sine.double(), radius * angle.sin(), rtol=0, atol=BOX_MULLER_TOLERANCE)
+
+
+def test_the_fast_radius_with_the_hardware_s_logarithm(monkeypatch):
+    """Within what normals may be off by; near 1, where every uniform is tried, the radius would be lost."""
+    monkeypatch.setattr(kernel, "log2", hardware_log2)
+    uniforms = torch.cat((torch.arange(0, 2**23, 64), torch.arange(2**23 - 2**17, 2**23)))
+    radius_word = uniforms << 9 | 0x155
+    angle_word = torch.zeros_like(radius_word)
+    radius, sine = torch.empty(2**18), torch.empty(2**18)
+    box_muller_kernel[(1,)](radius_word, angle_word, radius, sine, BLOCK_SIZE=2**18, FAST=True)
+    expected = (-2 * uniform(radius_word).log()).sqrt()
+    assert (radius - expected).abs().max() > 3e-7  # it is off, so the logarithm was this one
+    torch.testing.assert_close(radius.double(), expected, rtol=0, atol=BOX_MULLER_TOLERANCE)
 
 
 def uniform(word):

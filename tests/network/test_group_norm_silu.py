@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from dataclasses import replace
 
 import group_norm_cases
@@ -10,8 +11,10 @@ import pytest
 import torch
 from group_norm_cases import ONE_PASS
 
-from fastddpm_kernels import add_group_norm_silu, group_norm_silu
+from fastddpm.doctor.movements import CIFAR10_MAPS
+from fastddpm_kernels import add_group_norm_silu, cat_group_norm_silu, group_norm_silu
 from fastddpm_kernels.group_norm_silu import tiles
+from fastddpm_kernels.launch import multiprocessors
 
 
 def call(given):
@@ -82,9 +85,57 @@ def test_when_a_group_is_split(shape, num_groups, in_one_pass, channels_last):
     assert pixels >= shape[2] * shape[3]
 
 
+@pytest.mark.parametrize(("channels", "side"), CIFAR10_MAPS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_one_image_has_a_program_for_every_multiprocessor(channels, side, channels_last):
+    """In bfloat16, with 32 groups: 128 programs for 132 multiprocessors; they read whole sectors."""
+    x = torch.empty(1, channels, side, side, device="meta", dtype=torch.bfloat16)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    cut = tiles.shared(x, 32, 132) or tiles.one_pass(x, 32) or tiles.split(x, 32)
+    programs = 32 // cut.groups * cut.chunks
+    # In a contiguous map of 4x4 a sector is all of a channel.
+    assert programs >= (128 if channels_last else 64 if side > 4 else 32)
+    if channels_last:
+        assert cut.groups * cut.group_channels * 2 >= 32 or 2 * cut.elements > tiles.SHARED_TILE
+    assert cut.chunks * cut.block_pixels >= side**2
+    assert cut.groups * cut.block_channels * cut.block_pixels >= tiles.SMALLEST_SHARE
+
+
+@pytest.mark.parametrize(("multiprocessors", "batches"), [(132, (1, 2, 3)), (108, (1, 2)), (16, ())])
+def test_groups_are_shared_while_multiprocessors_are_idle(multiprocessors, batches):
+    for batch in range(1, 6):
+        x = torch.empty(batch, 256, 16, 16, device="meta", dtype=torch.bfloat16)
+        cut = tiles.shared(x, 32, multiprocessors)
+        assert (cut is not None) == (batch in batches)
+        if cut is not None:
+            assert multiprocessors - 32 < batch * 32 * cut.chunks < 2 * multiprocessors
+
+
+def test_multiprocessors_are_asked_of_the_card(monkeypatch):
+    card = types.SimpleNamespace(multi_processor_count=108)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert multiprocessors(torch.device("cuda", 0)) == 108
+    assert multiprocessors(torch.device("cpu")) == 132
+
+
 def test_groups_that_no_program_could_combine_take_the_plain_path():
     assert tiles.fits(torch.empty(1, 128, 256, 256, device="meta"), 1)
     assert not tiles.fits(torch.empty(1, 512, 256, 256, device="meta"), 1)
+
+
+@pytest.mark.parametrize("size", [1, 4, 12, 65, 1000])
+@pytest.mark.parametrize("pixels", [1, 1025, 4097, 70000, 524288])
+def test_what_surely_fits_does_in_either_layout(size, pixels):
+    for dtype, num_groups in ((torch.bfloat16, 32), (torch.float32, 1)):
+        channels = size * num_groups
+        contiguous = torch.empty(1, channels, pixels, device="meta", dtype=dtype)
+        last = torch.empty(1, pixels, channels, device="meta", dtype=dtype).movedim(-1, 1)
+        if tiles.surely_fits(contiguous.shape, num_groups):
+            assert tiles.fits(contiguous, num_groups)
+            assert tiles.fits(last, num_groups)
+    assert tiles.surely_fits(torch.Size((1, 512, 256, 256)), 32)
 
 
 def test_half_precision_keeps_its_dtype():
@@ -107,6 +158,38 @@ def test_a_sum_and_its_norm():
     (y.square().sum() + total.sum()).backward()
     torch.testing.assert_close(x.grad, residual.grad)
     assert x.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_a_concatenation_and_its_norm(with_residual):
+    """On a CPU, and with gradients, operation by operation: float64 of the formula, a group of both maps."""
+    generator = torch.Generator().manual_seed(0)
+    x, residual, other, pre_bias = (
+        torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in ((2, 4, 3, 4), (2, 4, 3, 4), (2, 2, 3, 4), (1, 6))
+    )
+    y, whole = cat_group_norm_silu(
+        x, other, 2, residual=residual if with_residual else None, pre_bias=pre_bias, activation="none"
+    )
+    assert torch.equal(whole[:, :4], x + residual if with_residual else x)
+    assert torch.equal(whole[:, 4:], other)
+    h = (whole + pre_bias[..., None, None]).reshape(2, 2, -1)
+    h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(y, h.reshape(whole.shape), rtol=1e-10, atol=1e-12)
+    (y.square().sum() + whole.sum()).backward()
+    assert x.grad.abs().min() > 0
+    assert other.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    "other", [torch.ones(1, 3, 2, 3), torch.ones(1, 3, 2, 2).half(), torch.ones(1, 3, 2, 2, device="meta")]
+)
+def test_another_map_that_does_not_fit_is_an_error(other):
+    words = r"other: .* given; accepted is \(1, 5, 2, 2\), torch.float32 on cpu, as x is, with any channels"
+    with pytest.raises(ValueError, match=words):
+        cat_group_norm_silu(torch.ones(1, 5, 2, 2), other, 2)
+    with pytest.raises(ValueError, match="num_groups is 3; accepted are divisors of the 8 channels"):
+        cat_group_norm_silu(torch.ones(1, 5, 2, 2), torch.ones(1, 3, 2, 2), 3)
 
 
 @pytest.mark.parametrize(

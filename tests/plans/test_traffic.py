@@ -82,3 +82,6 @@ def test_group_norm_silu():
     assert norm.Arguments(x, 3, silu=False).traffic() == (2 * 480, 6 * 240)
     assert norm.Arguments(x, 3, pre_bias=vectors).traffic() == (2 * 480, 11 * 240)
     assert norm.Arguments(x, 3, residual=x).traffic() == (4 * 480, 11 * 240)
+    # Two maps are read, y and the concatenation written.
+    assert norm.Arguments(x, 3, other=x).traffic() == (2 * 3 * 480, 2 * 10 * 240)
+    assert norm.Arguments(x, 3, residual=x, other=x).traffic() == (7 * 480, 21 * 240)

@@ -18,12 +18,13 @@ import triton
 import triton.language as tl
 
 from ..fast_math import sigmoid_factor
-from .kernel import (
-    NOT_SPECIALIZED,
+from .kernel import NOT_SPECIALIZED
+from .parts import (
     group_sum,
     load_tile,
     only_existing,
     per_channel,
+    store_tile,
     tile_elements,
     tile_place,
     to_channels,
@@ -122,7 +123,4 @@ def backward_kernel(
             of_projection = tl.load(means_ptr + line + n_statistics)
         dx = dv * gain - to_channels(of_gradient, GROUPS, BLOCK_CHANNELS)
         dx = (dx - x_hat * to_channels(of_projection, GROUPS, BLOCK_CHANNELS)) * rstd
-        if EXACT:
-            tl.store(dx_ptr + first_element + element, dx)
-        else:
-            tl.store(dx_ptr + first_element + element, dx, mask=mask)
+        store_tile(dx_ptr + first_element, element, dx, mask, EXACT)

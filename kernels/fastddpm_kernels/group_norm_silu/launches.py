@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.library import triton_op
 
 from ..compat import wrap_triton
-from ..launch import Launch
+from ..launch import Launch, multiprocessors
 from . import tiles as cut
 from .backward import backward_kernel
 from .kernel import group_norm_silu_kernel, statistics_kernel
 from .reference import Arguments
-from .tiles import FULL_CARD, PER_THREAD, Tiles, is_channels_last, power_of_two
+from .tiles import FULL_CARD, PER_THREAD, Tiles, is_channels_last, one_each, power_of_two
 
 
 def configure(
@@ -28,25 +28,29 @@ def configure(
 ) -> Launch:
     """The launch of `group_norm_silu_kernel`, which writes y and statistics; partials if a group is split.
 
-    With a residual in x's layout, x + residual is normalised, and written to total.
+    What is normalised has the shape and layout of y; it is x, or, written to total, x + residual, with the
+    channels of other behind it.
     """
-    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, residual = given
-    cases = {"SILU": silu, "BLOCK_CHUNKS": power_of_two(tiles.chunks), **layout_cases(x, tiles)}
-    grid, sizes = launch_sizes(x, num_groups, tiles)
+    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, residual, other = given
+    block_chunks = 1 if partials is None else power_of_two(tiles.chunks)
+    cases = {"SILU": silu, "BLOCK_CHUNKS": block_chunks, "GROUP_PIXELS": tiles.group_pixels}
+    grid, sizes = launch_sizes(y, num_groups, tiles)
     arguments = (
-        *(x, residual, total, weight, bias, pre_bias, row_stride(pre_bias)),
+        *(x, residual, other, total, x.shape[1], weight, bias, pre_bias, row_stride(pre_bias)),
         *(scale, row_stride(scale), shift, row_stride(shift)),
         *(partials, y, statistics, eps, *sizes),
     )
-    return grid, arguments, tiles.options(per_thread(grid)) | cases
+    return grid, arguments, tiles.options(per_thread(y, grid, tiles)) | cases | layout_cases(y, tiles)
 
 
 def configure_statistics(given: Arguments, tiles: Tiles, partials: Tensor, total: Tensor | None) -> Launch:
-    """The launch of `statistics_kernel`, which writes partials, and total where there is a residual."""
+    """The launch of `statistics_kernel`, which writes partials, and total where it is not x alone."""
     x, pre_bias = given.x, given.pre_bias
-    grid, sizes = launch_sizes(x, given.num_groups, tiles)
-    options = tiles.options(per_thread(grid)) | layout_cases(x, tiles)
-    return grid, (x, given.residual, total, pre_bias, row_stride(pre_bias), partials, *sizes), options
+    whole = x if total is None else total
+    grid, sizes = launch_sizes(whole, given.num_groups, tiles)
+    options = tiles.options(per_thread(whole, grid, tiles)) | layout_cases(whole, tiles)
+    maps = (x, given.residual, given.other, total, x.shape[1])
+    return grid, (*maps, pre_bias, row_stride(pre_bias), partials, *sizes), options
 
 
 def configure_backward(
@@ -59,7 +63,7 @@ def configure_backward(
     dx: Tensor | None,
 ) -> Launch:
     """The launch of `backward_kernel`: which of sums and dx it writes, and what it has of the means."""
-    x, num_groups, weight, bias, _, pre_bias, scale, shift, silu, _ = given
+    x, num_groups, weight, bias, _, pre_bias, scale, shift, silu, *_ = given
     grid, sizes = launch_sizes(x, num_groups, tiles)
     arguments = (
         *(dy, x, statistics, weight, bias, pre_bias, row_stride(pre_bias)),
@@ -81,15 +85,18 @@ def launch_sizes(x: Tensor, num_groups: int, tiles: Tiles) -> tuple[tuple[int, i
     )
 
 
-def per_thread(grid: tuple[int, int]) -> int:
+def per_thread(x: Tensor, grid: tuple[int, int], tiles: Tiles) -> int:
     """Elements of a thread in a launch of so many programs."""
-    return PER_THREAD["full" if math.prod(grid) >= FULL_CARD else "small"]
+    if tiles.is_shared:
+        return PER_THREAD["shared"]
+    full = FULL_CARD * one_each(multiprocessors(x.device))
+    return PER_THREAD["full" if math.prod(grid) >= full else "small"]
 
 
 def layout_cases(x: Tensor, tiles: Tiles) -> dict[str, bool]:
     """What is compile-time about a map: its layout, and whether its tiles have an element everywhere."""
     whole = tiles.group_channels % tiles.block_channels == 0
-    exact = whole and math.prod(x.shape[2:]) % tiles.block_pixels == 0
+    exact = whole and math.prod(x.shape[2:]) % tiles.group_pixels == 0
     return {"CHANNELS_LAST": is_channels_last(x), "EXACT": exact}
 
 
@@ -99,22 +106,23 @@ def row_stride(vectors: Tensor | None) -> int:
 
 
 def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(y, statistics, x + residual), with one kernel or, where groups are split, two."""
+    """(y, statistics, what is normalised unless it is x), with one kernel or, where groups are split, two."""
     x, num_groups = given.x, given.num_groups
-    y = torch.empty_like(x)
-    total = None if given.residual is None else torch.empty_like(x)
+    y = torch.empty_like(x) if given.other is None else cut.empty_whole(x, given.other)
+    total = None if given.residual is None and given.other is None else torch.empty_like(y)
     statistics = x.new_empty((3, x.shape[0], num_groups), dtype=torch.float32)
-    tiles = cut.one_pass(x, num_groups)
+    card = multiprocessors(x.device)
+    tiles = cut.shared(y, num_groups, card) or cut.one_pass(y, num_groups, multiprocessors=card)
     if tiles is not None:
         grid, arguments, options = configure(given, tiles, y, statistics, None, total)
     else:
-        tiles = cut.split(x, num_groups)
+        tiles = cut.split(y, num_groups)
         assert tiles is not None
         partials = x.new_empty((4, x.shape[0], num_groups, tiles.chunks), dtype=torch.float32)
         grid, arguments, options = configure_statistics(given, tiles, partials, total)
         wrap_triton(statistics_kernel)[grid](*arguments, **options)
-        summed = given if total is None else given._replace(x=total, residual=None)
-        grid, arguments, options = configure(summed, tiles, y, statistics, partials)
+        whole = given if total is None else given._replace(x=total, residual=None, other=None)
+        grid, arguments, options = configure(whole, tiles, y, statistics, partials)
     wrap_triton(group_norm_silu_kernel)[grid](*arguments, **options)
     return y, statistics, total
 
@@ -158,6 +166,25 @@ def add_group_norm_silu_op(
     return y, total
 
 
+@triton_op("fastddpm::cat_group_norm_silu", mutates_args={})
+def cat_group_norm_silu_op(
+    x: Tensor,
+    residual: Tensor | None,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pre_bias: Tensor | None,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y, x + residual and other, one behind the other); all of one layout. It has no gradient."""
+    given = Arguments(x, num_groups, weight, bias, eps, pre_bias, silu=silu, residual=residual, other=other)
+    y, _, total = forward(given)
+    assert total is not None
+    return y, total
+
+
 @triton_op("fastddpm::group_norm_silu_backward", mutates_args={})
 def group_norm_silu_backward_op(
     dy: Tensor,
@@ -176,7 +203,7 @@ def group_norm_silu_backward_op(
     if dy.stride() != x.stride():
         dy = torch.empty_like(x).copy_(dy)
     dx = torch.empty_like(x)
-    tiles = cut.one_pass(x, num_groups, cut.LARGEST_BACKWARD_TILE)
+    tiles = cut.one_pass(x, num_groups, cut.LARGEST_BACKWARD_TILE, multiprocessors(x.device))
     is_split = tiles is None
     if tiles is None:
         tiles = cut.split(x, num_groups)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..compat import runs_kernels
 from .reference import Arguments
 from .reference import group_norm_silu as reference_group_norm_silu
-from .tiles import fits, is_channels_last
+from .tiles import fits, is_channels_last, surely_fits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATIONS = ("silu", "none")
@@ -51,8 +51,8 @@ def group_norm_silu(
     the code of DDPM (Ho et al. 2020); scale and shift after it: that of Improved DDPM (Nichol and Dhariwal
     2021).
     """
-    _check(x, num_groups, activation)
-    _check_vectors(x, weight, bias, pre_bias, scale, shift)
+    _check(x.shape, num_groups, activation)
+    _check_vectors(x.shape, x.device, weight, bias, pre_bias, scale, shift)
     silu = activation == "silu"
     if not _is_for_kernels(x, num_groups):
         return reference_group_norm_silu(
@@ -91,17 +91,10 @@ def add_group_norm_silu(
     Raises:
         ValueError: as `group_norm_silu`, and for a residual of another shape, dtype or device.
     """
-    _check(x, num_groups, activation)
-    _check_vectors(x, weight, bias, pre_bias, None, None)
-    kind = (residual.shape, residual.dtype, residual.device)
-    if kind != (x.shape, x.dtype, x.device):
-        raise ValueError(
-            f"residual: {tuple(residual.shape)}, {residual.dtype} on {residual.device} given; accepted is "
-            f"{tuple(x.shape)}, {x.dtype} on {x.device}, as x is"
-        )
-    given = (x, residual, weight, bias, pre_bias)
-    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    if needs_gradient or not _is_for_kernels(x, num_groups):
+    _check(x.shape, num_groups, activation)
+    _check_vectors(x.shape, x.device, weight, bias, pre_bias, None, None)
+    _check_residual(x, residual)
+    if _needs_gradient((x, residual, weight, bias, pre_bias)) or not _is_for_kernels(x, num_groups):
         total = x + residual
         options = {"pre_bias": pre_bias, "activation": activation}
         return group_norm_silu(total, num_groups, weight, bias, eps, **options), total  # type: ignore[arg-type]
@@ -119,23 +112,101 @@ def add_group_norm_silu(
     return outputs
 
 
+def cat_group_norm_silu(
+    x: Tensor,
+    other: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    pre_bias: Tensor | None = None,
+    activation: str = "silu",
+) -> tuple[Tensor, Tensor]:
+    """(`group_norm_silu` of the whole, the whole): x, or x + residual, with the channels of other behind.
+
+    What a UNet's block on the way up begins with, and what its shortcut reads.
+
+    Args:
+        x: (N, C, ...), as of `group_norm_silu`.
+        other: (N, any, ...) of x's dtype.
+        num_groups, weight, bias, eps, pre_bias, activation: as of `group_norm_silu`, of the whole.
+        residual: like x; None adds nothing.
+
+    On CUDA one pass where a group fits, without a gradient; with gradients, and elsewhere, operation by
+    operation.
+
+    Raises:
+        ValueError: as `group_norm_silu`, and for another or a residual of another shape, dtype or device.
+    """
+    _check(x.shape, 1, activation)
+    places = [tuple(tensor.shape[:1] + tensor.shape[2:]) for tensor in (x, other)]
+    if (places[1], other.dtype, other.device) != (places[0], x.dtype, x.device):
+        raise ValueError(
+            f"other: {tuple(other.shape)}, {other.dtype} on {other.device} given; accepted is "
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}, as x is, with any channels"
+        )
+    if residual is not None:
+        _check_residual(x, residual)
+    shape = torch.Size((x.shape[0], x.shape[1] + other.shape[1], *x.shape[2:]))
+    _check(shape, num_groups, activation)
+    _check_vectors(shape, x.device, weight, bias, pre_bias, None, None)
+    given = (x, residual, other, weight, bias, pre_bias)
+    is_for_kernels = runs_kernels(x.device) and x.dtype in DTYPES and x.numel() > 0
+    if _needs_gradient(given) or not (is_for_kernels and surely_fits(shape, num_groups)):
+        whole = torch.cat((x if residual is None else x + residual, other), dim=1)
+        options = {"pre_bias": pre_bias, "activation": activation}
+        return group_norm_silu(whole, num_groups, weight, bias, eps, **options), whole  # type: ignore[arg-type]
+    from .launches import cat_group_norm_silu_op
+
+    if not (x.is_contiguous() or is_channels_last(x)):
+        x = x.contiguous()
+    other = _in_layout_of(x, other)
+    residual = None if residual is None else _in_layout_of(x, residual)
+    weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
+    pre_bias, silu = _with_neighbouring_channels(pre_bias), activation == "silu"
+    outputs: tuple[Tensor, Tensor] = cat_group_norm_silu_op(
+        x, residual, other, num_groups, weight, bias, eps, pre_bias, silu
+    )
+    return outputs
+
+
+def _in_layout_of(x: Tensor, other: Tensor) -> Tensor:
+    if is_channels_last(x):
+        return other if is_channels_last(other) else other.movedim(1, -1).contiguous().movedim(-1, 1)
+    return other.contiguous()
+
+
+def _needs_gradient(given: tuple[Tensor | None, ...]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+
+
 def _is_for_kernels(x: Tensor, num_groups: int) -> bool:
     return runs_kernels(x.device) and x.dtype in DTYPES and x.numel() > 0 and fits(x, num_groups)
 
 
-def _check(x: Tensor, num_groups: int, activation: str) -> None:
-    if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W), or any (N, C, ...)")
-    if num_groups < 1 or x.shape[1] % num_groups:
-        raise ValueError(
-            f"num_groups is {num_groups}; accepted are divisors of the {x.shape[1]} channels of x"
-        )
+def _check(shape: torch.Size, num_groups: int, activation: str) -> None:
+    if len(shape) < 2:
+        raise ValueError(f"x has shape {tuple(shape)}; accepted is (N, C, H, W), or any (N, C, ...)")
+    if num_groups < 1 or shape[1] % num_groups:
+        raise ValueError(f"num_groups is {num_groups}; accepted are divisors of the {shape[1]} channels of x")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; accepted: {', '.join(ACTIVATIONS)}")
 
 
+def _check_residual(x: Tensor, residual: Tensor) -> None:
+    kind = (residual.shape, residual.dtype, residual.device)
+    if kind != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"residual: {tuple(residual.shape)}, {residual.dtype} on {residual.device} given; accepted is "
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}, as x is"
+        )
+
+
 def _check_vectors(
-    x: Tensor,
+    shape: torch.Size,
+    device: torch.device,
     weight: Tensor | None,
     bias: Tensor | None,
     pre_bias: Tensor | None,
@@ -145,7 +216,7 @@ def _check_vectors(
     if (scale is None) != (shift is None):
         alone = "scale" if shift is None else "shift"
         raise ValueError(f"{alone} is given alone; accepted are scale and shift together, or neither")
-    batch, channels = x.shape[:2]
+    batch, channels = shape[:2]
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None and (vector.dim() != 1 or vector.shape[0] != channels):
             raise ValueError(f"{name} has shape {tuple(vector.shape)}; accepted is {(channels,)}")
@@ -159,8 +230,8 @@ def _check_vectors(
             )
     given = {"weight": weight, "bias": bias, "pre_bias": pre_bias, "scale": scale, "shift": shift}
     for name, tensor in given.items():
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}; accepted is {x.device}, where x is")
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}; accepted is {device}, where x is")
 
 
 def _with_neighbouring_channels(vectors: Tensor | None) -> Tensor | None:

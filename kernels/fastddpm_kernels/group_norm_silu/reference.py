@@ -24,21 +24,25 @@ class Arguments(NamedTuple):
     shift: Tensor | None = None
     silu: bool = True
     residual: Tensor | None = None
+    other: Tensor | None = None
 
     def traffic(self) -> Traffic:
-        """x is read, y written, a residual read and its sum written, as in one pass.
+        """x and other are read, y written, a residual read and what becomes of x written, as in one pass.
 
         Operations: x + residual, x + pre_bias, a sum, the difference from the mean, its square and their sum,
         one multiply-add for what comes after, SiLU.
         """
-        tensors = 2 if self.residual is None else 4
-        added = (self.residual is not None) + (self.pre_bias is not None)
-        return Traffic(tensors * size(self.x), (added + 6 + 4 * self.silu) * self.x.numel())
+        whole = size(self.x, self.other)
+        written = 1 if self.residual is None and self.other is None else 2
+        n_elements = whole // self.x.element_size()
+        added = size(self.residual) // self.x.element_size() + (self.pre_bias is not None) * n_elements
+        flops = added + (6 + 4 * self.silu) * n_elements
+        return Traffic((1 + written) * whole + size(self.residual), flops)
 
 
 def group_norm_silu(given: Arguments) -> Tensor:
     """The operations of a residual block one after the other; a residual was added before."""
-    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, _ = given
+    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, *_ = given
     per_sample_and_channel = (..., *(None,) * (x.dim() - 2))
     if pre_bias is not None:
         biased = x + pre_bias[per_sample_and_channel]

@@ -9,12 +9,13 @@ instruction, and the counter cannot become 64 bits wide, which would make it ano
 The Box-Muller transform needs no slow path, because every argument's range is known: the logarithm is of a
 normal number in (0, 1), and the angle is reduced exactly, on the word itself, to within a quarter turn of 0.
 The polynomials are minimax fits, off by at most 5e-8 in the radius and 5.3e-8 in the sine and cosine, less
-than the rounding of float32.
+than the rounding of float32. The training loss, whose time is its instructions, has a faster logarithm.
 """
 
 import triton
 import triton.language as tl
 
+from ..fast_math import log2
 from .reference import KEY_INCREMENTS, MULTIPLIERS, N_ROUNDS
 
 MULTIPLIER_0 = tl.constexpr(MULTIPLIERS[0])
@@ -55,10 +56,10 @@ def lanes():
 
 
 @triton.jit
-def normals(seed, block, step, stream, repeat):
+def normals(seed, block, step, stream, repeat, FAST: tl.constexpr = False):
     """(BLOCK, 2, 2) float32 standard normals of the counters `block`, int32 (BLOCK, 1, 1): z_{2i+j} at i, j.
 
-    seed is an int64 scalar, step and repeat are integer scalars taken modulo 2**32.
+    seed is an int64 scalar, step and repeat are integer scalars taken modulo 2**32. FAST: see `box_muller`.
     """
     lane = lanes()
     # lane // 4 is 0. Adding it gives every value below the shape of the tile, so that Triton lays noise and
@@ -68,14 +69,20 @@ def normals(seed, block, step, stream, repeat):
     block = (block + lane // 4).to(tl.uint32)
     w0, w1, w2, w3 = philox(seed, block, step.to(tl.uint32), stream, repeat.to(tl.uint32))
     first_pair = lane < 2
-    cosine, sine = box_muller(tl.where(first_pair, w0, w2), tl.where(first_pair, w1, w3))
+    cosine, sine = box_muller(tl.where(first_pair, w0, w2), tl.where(first_pair, w1, w3), FAST)
     return tl.where(lane % 2 == 0, cosine, sine)
 
 
 @triton.jit
-def box_muller(radius_word, angle_word):
-    """sqrt(-2 ln u(radius_word)) * (cos, sin)(2 pi u(angle_word))."""
-    radius = tl.sqrt(minus_two_log_uniform(radius_word))
+def box_muller(radius_word, angle_word, FAST: tl.constexpr = False):
+    """sqrt(-2 ln u(radius_word)) * (cos, sin)(2 pi u(angle_word)).
+
+    FAST: with the hardware's logarithm, which puts the radius up to 7e-7 off.
+    """
+    if FAST:
+        radius = tl.sqrt(fast_minus_two_log_uniform(radius_word))
+    else:
+        radius = tl.sqrt(minus_two_log_uniform(radius_word))
     # In half turns the angle is h = 2u = k + x with k its nearest integer, and
     # (cos, sin)(pi h) = (-1)**k * (cos, sin)(pi x). Bits 31 and 30 of the word are the integer and the first
     # fractional bit of h: k is odd where bit 31 of their sum is set.
@@ -96,10 +103,32 @@ def box_muller(radius_word, angle_word):
 
 
 @triton.jit
+def uniform(word):
+    """((word >> 9) + 0.5) * 2**-23, exactly."""
+    # 1 + (word >> 9) * 2**-23, assembled; subtracting 1 - 2**-24 is exact.
+    return ((word >> 9) + 0x3F800000).to(tl.float32, bitcast=True) - 0.999999940395355224609375
+
+
+@triton.jit
+def fast_minus_two_log_uniform(word):
+    """`minus_two_log_uniform` in ten instructions for fourteen, for kernels that are bound by them.
+
+    `lg2.approx` is off by 2**-22, relative to the logarithm below 1/2 and absolutely above (PTX ISA): the
+    radius by 7e-7 at most, where it is largest. Near 1, where that is all of it, a polynomial of u - 1.
+    """
+    u = uniform(word)
+    f = u - 1.0
+    p = -0.5258973836898804 * f + 0.48538222908973694
+    p = p * f - 0.6673382520675659
+    p = p * f + 0.9999893307685852
+    p = p * f - 2.0
+    return tl.where(f > -0.125, p * f, log2(u) * -1.3862943611198906)
+
+
+@triton.jit
 def minus_two_log_uniform(word):
     """-2 ln(((word >> 9) + 0.5) * 2**-23), in (1e-7, 33.3)."""
-    # 1 + (word >> 9) * 2**-23, assembled; subtracting 1 - 2**-24 is exact.
-    u = ((word >> 9) + 0x3F800000).to(tl.float32, bitcast=True) - 0.999999940395355224609375
+    u = uniform(word)
     # u = 2**k * (1 + f) with 1 + f in [2/3, 4/3); `exponent` is k * 2**23.
     bits = u.to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F2AAAAB) & -0x800000

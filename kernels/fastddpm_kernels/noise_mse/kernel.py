@@ -26,7 +26,7 @@ from torch.library import triton_op
 
 from ..compat import wrap_triton
 from ..launch import BLOCK_SIZE, division, geometry
-from ..noise.kernel import box_muller, philox
+from ..noise.kernel import box_muller, lanes, normals, philox
 from ..q_sample.reference import TRAINING_NOISE_STREAM
 from .reference import Arguments
 
@@ -41,30 +41,35 @@ addresses."""
 
 @triton.jit
 def training_noise(seeds_ptr, ordinals_ptr, sample, line):
-    """The four normals of each counter of `line`, int32 (BLOCK,): z_i of element line + i*plane.
-
-    As lines and not as the tile of `noise.kernel.normals`: where nothing but a channels_last tensor is read,
-    a tile would get that tensor's layout, and the noise would be computed once per lane.
-    """
+    """The four normals of each counter of `line`, int32 (BLOCK,): z_i of element line + i*plane."""
     seed = tl.load(seeds_ptr + sample)
     ordinal = tl.load(ordinals_ptr + sample)
     step, repeat = ordinal.to(tl.uint32), (ordinal >> 32).to(tl.uint32)
     w0, w1, w2, w3 = philox(seed, line.to(tl.uint32), step, STREAM, repeat)
-    z0, z1 = box_muller(w0, w1)
-    z2, z3 = box_muller(w2, w3)
+    z0, z1 = box_muller(w0, w1, FAST=True)
+    z2, z3 = box_muller(w2, w3, FAST=True)
     return z0, z1, z2, z3
 
 
 @triton.jit
-def address(element, channels, spatial, magic, shift, CHANNELS_LAST: tl.constexpr):
+def training_tile(seeds_ptr, ordinals_ptr, sample, block):
+    """The same as a tile (BLOCK, 2, 2), of the counters `block`, int32 (BLOCK, 1, 1).
+
+    It gets the layout of the contiguous tensors that are read with it, and moves through no shared memory.
+    That of a channels_last tensor would compute the noise once per lane: there it is lines.
+    """
+    seed = tl.load(seeds_ptr + sample)
+    ordinal = tl.load(ordinals_ptr + sample)
+    return normals(seed, block, ordinal, STREAM, ordinal >> 32, FAST=True)
+
+
+@triton.jit
+def channels_last_address(element, channels, spatial, magic, shift):
     """Where in its sample an element (counted in C, H, W order) lies."""
-    if not CHANNELS_LAST:
-        return element
-    else:
-        # element // spatial, see `division`.
-        product = element.to(tl.uint32).to(tl.uint64) * tl.cast(magic, tl.uint32).to(tl.uint64)
-        channel = ((product >> 32).to(tl.uint32) >> shift).to(tl.int32)
-        return (element - channel * spatial) * channels + channel
+    # element // spatial, see `division`.
+    product = element.to(tl.uint32).to(tl.uint64) * tl.cast(magic, tl.uint32).to(tl.uint64)
+    channel = ((product >> 32).to(tl.uint32) >> shift).to(tl.int32)
+    return (element - channel * spatial) * channels + channel
 
 
 @triton.jit
@@ -74,6 +79,39 @@ def load(ptr, mask, EXACT: tl.constexpr):
         return tl.load(ptr)
     else:
         return tl.load(ptr, mask=mask)
+
+
+@triton.jit
+def store(ptr, values, mask, EXACT: tl.constexpr):
+    """The counterpart of `load`."""
+    if EXACT:
+        tl.store(ptr, values)
+    else:
+        tl.store(ptr, values, mask=mask)
+
+
+@triton.jit
+def distance(u, mask, LOSS: tl.constexpr, EXACT: tl.constexpr):
+    """d(u), 0 where there is no element."""
+    if LOSS == "l2":
+        d = u * u
+    elif LOSS == "l1":
+        d = tl.abs(u)
+    else:
+        d = tl.where(tl.abs(u) < 1.0, 0.5 * u * u, tl.abs(u) - 0.5)
+    return d if EXACT else tl.where(mask, d, 0.0)
+
+
+@triton.jit
+def slope(u, LOSS: tl.constexpr):
+    """d'(u)."""
+    if LOSS == "l2":
+        return 2.0 * u
+    elif LOSS == "l1":
+        # 0 at 0 and of NaN, as torch.sign is.
+        return tl.where(u > 0, 1.0, 0.0) - tl.where(u < 0, 1.0, 0.0)
+    else:
+        return tl.clamp(u, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -113,21 +151,24 @@ def loss_kernel(
         x_0_ptr += row
     plane = plane_16 * 16
     line = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    z = training_noise(seeds_ptr, ordinals_ptr, sample, line)
-    total = tl.zeros((BLOCK_SIZE,), tl.float32)
-    for i in tl.static_range(4):
-        element = line + i * plane
-        mask = (line < plane) & (element < n_elements)
-        place = address(element, channels, spatial, magic, shift, CHANNELS_LAST)
-        prediction = load(prediction_ptr + row + place, mask, EXACT)
-        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
-        if LOSS == "l2":
-            distance = u * u
-        elif LOSS == "l1":
-            distance = tl.abs(u)
-        else:
-            distance = tl.where(tl.abs(u) < 1.0, 0.5 * u * u, tl.abs(u) - 0.5)
-        total += distance if EXACT else tl.where(mask, distance, 0.0)
+    if CHANNELS_LAST:
+        z = training_noise(seeds_ptr, ordinals_ptr, sample, line)
+        total = tl.zeros((BLOCK_SIZE,), tl.float32)
+        for i in tl.static_range(4):
+            element = line + i * plane
+            mask = (line < plane) & (element < n_elements)
+            place = channels_last_address(element, channels, spatial, magic, shift)
+            prediction = load(prediction_ptr + row + place, mask, EXACT)
+            u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
+            total += distance(u, mask, LOSS, EXACT)
+    else:
+        block = line[:, None, None]
+        z = training_tile(seeds_ptr, ordinals_ptr, sample, block)
+        element = block + lanes() * plane
+        mask = (block < plane) & (element < n_elements)
+        prediction = load(prediction_ptr + row + element, mask, EXACT)
+        u = difference(prediction, z, x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
+        total = distance(u, mask, LOSS, EXACT)
     tl.store(sums_ptr + sample * tl.num_programs(1) + tl.program_id(1), tl.sum(total))
 
 
@@ -160,25 +201,24 @@ def gradient_kernel(
     scale = tl.load(grad_loss_ptr + sample) / n_elements
     plane = plane_16 * 16
     line = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    z = training_noise(seeds_ptr, ordinals_ptr, sample, line)
-    for i in tl.static_range(4):
-        element = line + i * plane
-        # Every lane has its own bound: the last one's alone would let small samples write into the next.
-        mask = (line < plane) & (element < n_elements)
-        place = address(element, channels, spatial, magic, shift, CHANNELS_LAST)
-        prediction = load(prediction_ptr + row + place, mask, EXACT)
-        u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
-        if LOSS == "l2":
-            slope = 2.0 * u
-        elif LOSS == "l1":
-            # 0 at 0 and of NaN, as torch.sign is.
-            slope = tl.where(u > 0, 1.0, 0.0) - tl.where(u < 0, 1.0, 0.0)
-        else:
-            slope = tl.clamp(u, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
-        if EXACT:
-            tl.store(grad_ptr + row + place, scale * slope)
-        else:
-            tl.store(grad_ptr + row + place, scale * slope, mask=mask)
+    if CHANNELS_LAST:
+        z = training_noise(seeds_ptr, ordinals_ptr, sample, line)
+        for i in tl.static_range(4):
+            element = line + i * plane
+            # Every lane has its own bound: the last one's alone would let small samples write into the next.
+            mask = (line < plane) & (element < n_elements)
+            place = channels_last_address(element, channels, spatial, magic, shift)
+            prediction = load(prediction_ptr + row + place, mask, EXACT)
+            u = difference(prediction, z[i], x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
+            store(grad_ptr + row + place, scale * slope(u, LOSS), mask, EXACT)
+    else:
+        block = line[:, None, None]
+        z = training_tile(seeds_ptr, ordinals_ptr, sample, block)
+        element = block + lanes() * plane
+        mask = (block < plane) & (element < n_elements)
+        prediction = load(prediction_ptr + row + element, mask, EXACT)
+        u = difference(prediction, z, x_0_ptr, signal_ptr, sigma_ptr, sample, element, mask, EXACT)
+        store(grad_ptr + row + element, scale * slope(u, LOSS), mask, EXACT)
 
 
 def configure(given: Arguments, *outputs: Tensor) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
