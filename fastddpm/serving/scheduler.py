@@ -133,8 +133,8 @@ class Scheduler:
 
         Returns:
             A `Drawing`, a `concurrent.futures.Future` of the image, float32 ``(C, H, W)``. It fails with
-            `NonFiniteSamples` where the image holds NaN, and with the model's own error where it raised one in
-            a step that the image was in.
+            `NonFiniteSamples` where the image holds NaN, and with the model's own error where it raised one
+            in a step that the image was in.
 
         Raises:
             ValueError: naming the argument, what was given and what is accepted.

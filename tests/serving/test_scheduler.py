@@ -197,7 +197,7 @@ def test_steps_that_were_captured_go_on_with_other_chains(monkeypatch):
     monkeypatch.setattr("fastddpm.runner.resolve_engine", lambda engine, device: "cudagraph")
     monkeypatch.setattr("fastddpm.engine.executors.CudaGraphBackend", RecordingBackend)
     monkeypatch.setattr("fastddpm.serving.scheduler.CAPTURED_STRIDE", 2)
-    sampler = make_sampler(affine)
+    sampler = make_sampler(affine, engine="cudagraph")
     asked = [(seed, {"num_inference_steps": steps}) for seed, steps in enumerate((7, 3, 4))]
     with Scheduler(sampler, max_batch=2) as scheduler:
         futures = [scheduler.submit(seed, **options) for seed, options in asked]
