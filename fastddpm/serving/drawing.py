@@ -133,7 +133,7 @@ class Chain:
         batch: of one image; its noise and conditions.
         plan: what to do.
         kind: whom it can share steps with.
-        turn: when it is admitted: the lower the earlier.
+        turn: when it is admitted: the lower the earlier, and the first of equals.
         deadline: by `time.monotonic`, or None.
         preview: called with (steps done, x0 ``(C, H, W)``), or None.
         every: steps between two previews.
@@ -144,7 +144,7 @@ class Chain:
     batch: Batch
     plan: Plan
     kind: Kind
-    turn: float
+    turn: int
     deadline: float | None = None
     preview: Preview | None = None
     every: int = 1

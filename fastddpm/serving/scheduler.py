@@ -8,7 +8,6 @@ admitted, and finished images handed out.
 from __future__ import annotations
 
 import bisect
-import itertools
 import threading
 import time
 from collections import OrderedDict
@@ -83,7 +82,6 @@ class Scheduler:
         self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
         self._lanes: dict[Kind, Lane] = {}
         self._waiting: list[Chain] = []
-        self._numbers = itertools.count()
         self._clock = 0  # steps run, of whatever lane
         self._seconds = 0.0  # that a step took, averaged
         self._is_closed = False
@@ -135,7 +133,8 @@ class Scheduler:
 
         Returns:
             A `Drawing`, a `concurrent.futures.Future` of the image, float32 ``(C, H, W)``. It fails with
-            `NonFiniteSamples` where the image holds NaN, and with the model's own error where it raised one.
+            `NonFiniteSamples` where the image holds NaN, and with the model's own error where it raised one
+            in a step that the image was in.
 
         Raises:
             ValueError: naming the argument, what was given and what is accepted.
@@ -171,8 +170,7 @@ class Scheduler:
                 raise Closed("the scheduler was closed; another one is accepted")
             if len(self._waiting) >= self._max_waiting:
                 raise Busy(len(self._waiting), self._retry_after())
-            # Numbers keep the order of those that come between the same steps.
-            chain.turn = self._clock - HEAD_START * priority + next(self._numbers) * 1e-9
+            chain.turn = self._clock - HEAD_START * priority
             bisect.insort(self._waiting, chain, key=lambda one: one.turn)
             self._news.notify_all()
             if self._thread is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import make_unet
+from replay import RecordingBackend
 from tolerances import ACROSS_BATCHES
 
 from fastddpm import NoiseSchedule, NonFiniteSamples, Sampler
@@ -188,6 +189,22 @@ def test_other_kinds_of_chains(kind):
         found = [future.result(30) for future in futures]
     for seed, image in enumerate(found):
         wanted = sampler.sample(seeds=[seed], condition=images[seed], class_labels=label, progress=False)[0]
+        assert (image - wanted).abs().max() <= ACROSS_BATCHES
+
+
+def test_steps_that_were_captured_go_on_with_other_chains(monkeypatch):
+    """As on a card, several steps a graph; the capture is recorded on the CPU."""
+    monkeypatch.setattr("fastddpm.runner.resolve_engine", lambda engine, device: "cudagraph")
+    monkeypatch.setattr("fastddpm.engine.executors.CudaGraphBackend", RecordingBackend)
+    monkeypatch.setattr("fastddpm.serving.scheduler.CAPTURED_STRIDE", 2)
+    sampler = make_sampler(affine, engine="cudagraph")
+    asked = [(seed, {"num_inference_steps": steps}) for seed, steps in enumerate((7, 3, 4))]
+    with Scheduler(sampler, max_batch=2) as scheduler:
+        futures = [scheduler.submit(seed, **options) for seed, options in asked]
+        images = [future.result(60) for future in futures]
+    monkeypatch.undo()
+    for (seed, options), image in zip(asked, images, strict=True):
+        wanted = make_sampler(affine, **options).sample(seeds=[seed], progress=False)[0]
         assert (image - wanted).abs().max() <= ACROSS_BATCHES
 
 
