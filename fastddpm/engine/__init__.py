@@ -6,7 +6,8 @@ Data flows `Loops` -> `Loop` (buffers, network) -> executor (eager, compiled, gr
 from fastddpm.engine.capturable import CaptureReport, check_capturable
 from fastddpm.engine.errors import EngineUnavailable
 from fastddpm.engine.executors import ENGINES, Engine, resolve_engine
-from fastddpm.engine.loop import Loop, Loops
+from fastddpm.engine.loop import Loop
+from fastddpm.engine.loops import Loops
 from fastddpm.engine.step import StepCase
 
 __all__ = [

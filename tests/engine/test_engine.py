@@ -256,7 +256,7 @@ def test_a_callback_leaves_the_size_of_graphs_alone(sampler, recorded):
     ],
 )
 def test_settings_that_choose_kernels_are_in_the_key(setting):
-    from fastddpm.engine.loop import _global_key
+    from fastddpm.engine.loops import _global_key
 
     before = _global_key()
     with setting():
@@ -266,7 +266,7 @@ def test_settings_that_choose_kernels_are_in_the_key(setting):
 
 
 def test_autocast_dtypes_have_loops_of_their_own():
-    from fastddpm.engine.loop import _global_key
+    from fastddpm.engine.loops import _global_key
 
     keys = set()
     for dtype in (torch.bfloat16, torch.float16):

@@ -184,7 +184,7 @@ def test_memory_counts_the_graphs(sampler):
 
 SWITCHES = """
 import torch
-from fastddpm.engine.loop import _global_key
+from fastddpm.engine.loops import _global_key
 
 backends = torch.backends
 switches = (

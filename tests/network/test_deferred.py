@@ -11,7 +11,7 @@ from replay import RecordingBackend
 from torch import nn
 
 from fastddpm import UNet
-from fastddpm.engine import Loops, executors, loop
+from fastddpm.engine import Loops, executors, loops
 from fastddpm.tabulated import TabulatedUNet, bind, is_as_built
 from fastddpm.unet import abarankab, diffusers
 from fastddpm.unet.deferred import Deferred
@@ -180,7 +180,7 @@ def as_on_cuda(monkeypatch):
     """Makes a sampler's loops as on CUDA: of this form, captured, by the recording backend."""
     monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
     monkeypatch.setattr(RecordingBackend, "captures", 0)
-    monkeypatch.setattr(loop, "form_for", lambda *_: "deferred")
+    monkeypatch.setattr(loops, "form_for", lambda *_: "deferred")
     monkeypatch.setattr(executors, "is_captured", lambda engine, device: engine != "eager")
 
     def convert(sampler, engine):
@@ -221,9 +221,9 @@ def test_a_hooked_network_runs_as_it_is(unet, register):
         type = "cuda"
 
     held = Loops("cudagraph").inventories(unet)
-    assert loop.form_for(Cuda(), held) == "deferred"
+    assert loops.form_for(Cuda(), held) == "deferred"
     getattr(unet.mid[0], register)(lambda *_: None)
-    assert loop.form_for(Cuda(), held) == "plain"
+    assert loops.form_for(Cuda(), held) == "plain"
 
 
 def exchanged(unet):

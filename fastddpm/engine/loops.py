@@ -1,0 +1,162 @@
+"""The loops of a sampler, the last few, by what they depend on.
+
+The key holds everything that a captured or compiled step depends on besides the contents of its buffers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastddpm.engine.executors import Engine, EngineChoice
+from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
+from fastddpm.engine.loop import Loop
+from fastddpm.engine.refusal import refusal
+from fastddpm.engine.step import StepCase
+from fastddpm.network import Model, Network, modules_of
+from fastddpm.tabulated import Form, bind
+from fastddpm.weights import Inventory
+
+
+class Loops:
+    """The last few loops of a sampler, by what they depend on.
+
+    Args:
+        engine: resolved engine name.
+        limit: loops kept; the one unused for longest goes first.
+        may_fall_back: go on eagerly once a capture has failed, instead of raising.
+        steps_per_graph: steps in one captured graph; None for all of the first plan, at most 64.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        limit: int = 4,
+        may_fall_back: bool = False,
+        steps_per_graph: int | None = None,
+    ) -> None:
+        self.limit = limit
+        self._choice, self._may_fall_back = EngineChoice(engine), may_fall_back
+        self._steps_per_graph = steps_per_graph
+        self._loops: OrderedDict[tuple[object, ...], Loop] = OrderedDict()
+        self._inventories: dict[int, Inventory] = {}
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that runs: eager once a capture has failed that may."""
+        return self._choice.engine
+
+    def get(
+        self,
+        model: Model,
+        case: StepCase,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        n_steps: int,
+        capacity: int,
+        time_dtype: torch.dtype,
+        cond: Mapping[str, Tensor],
+        condition: Tensor | None,
+        inventories: Sequence[Inventory] | None = None,
+    ) -> Loop:
+        """The loop for a chain of this kind, made on first use; ``n_steps`` sizes its graphs then.
+
+        ``inventories`` are those of the model, where they were just asked for.
+        """
+        capacity += WARM_UP_STEPS
+        conditioning = {**cond, **({} if condition is None else {"": condition})}
+        signature = tuple((k, tuple(v.shape), v.dtype) for k, v in sorted(conditioning.items()))
+        # Where the weights lie: a captured graph reads those addresses, a compiled step that dtype.
+        held = inventories or self.inventories(model)
+        places = [inventory.places() for inventory in held]
+        form = form_for(device, held)
+        key = (form, case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
+        if key in self._loops:
+            self._loops.move_to_end(key)
+            return self._loops[key]
+        while len(self._loops) >= self.limit:
+            self._loops.popitem(last=False)[1].finish()
+        network = bind(
+            model,
+            device=device,
+            dtype=dtype,
+            capacity=capacity,
+            guided=case.guided,
+            time_dtype=time_dtype,
+            cond=cond,
+            condition=condition,
+            form=form,
+        )
+        ask = None
+        if type(network) is Network and self._may_fall_back:
+            ask = functools.partial(
+                refusal,
+                model,
+                case.shape,
+                dtype=dtype,
+                guided=case.guided,
+                time_dtype=time_dtype,
+                cond=network.cond,  # the loop's own, x_self_cond, among them
+                condition=condition,
+            )
+        self._loops[key] = Loop(
+            network,
+            case,
+            capacity,
+            self.engine,
+            steps_per_graph=self._steps_per_graph or min(n_steps, LONGEST_GRAPH),
+            on_fallback=self._choice.fall_back if self._may_fall_back else None,
+            refusal=ask,
+        )
+        return self._loops[key]
+
+    def inventories(self, model: Model) -> list[Inventory]:
+        """What the modules of a model hold now, one each; kept, as looking again is quicker."""
+        modules = modules_of(model)
+        kept = self._inventories
+        # With the modules themselves in them, which so keep their ids.
+        self._inventories = {id(one): kept.get(id(one)) or Inventory([one]) for one in modules}
+        return [self._inventories[id(one)].look() for one in modules]
+
+    def memory(self) -> int:
+        """Bytes in the buffers and graphs of all kept loops."""
+        return sum(loop.memory() for loop in self._loops.values())
+
+    def clear(self) -> None:
+        """Drops every kept loop with its buffers and graphs."""
+        for loop in self._loops.values():
+            loop.finish()
+        self._loops.clear()
+        self._inventories.clear()
+
+    def __len__(self) -> int:
+        return len(self._loops)
+
+
+def form_for(device: torch.device, held: Sequence[Inventory]) -> Form:
+    """What our UNet is run as, where it is one: on a GPU the form that is fastest there, unless hooked."""
+    is_hooked = any(inventory.is_hooked() for inventory in held)
+    return "deferred" if device.type == "cuda" and not is_hooked else "plain"
+
+
+def _global_key() -> tuple[object, ...]:
+    """Global settings that choose kernels."""
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    convolutions: Any = cudnn.conv  # type: ignore[attr-defined]
+    return (
+        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu")),
+        torch.are_deterministic_algorithms_enabled(),
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        # TF32, by either of torch's switches: reading the older, allow_tf32, fails once the newer was used.
+        *(place.fp32_precision for place in (torch.backends, cuda.matmul, cudnn, convolutions)),
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        *(getattr(cuda, f"{kind}_sdp_enabled")() for kind in ("flash", "mem_efficient", "math", "cudnn")),
+    )
