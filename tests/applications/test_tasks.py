@@ -224,13 +224,14 @@ def conditional_trainer(run, steps=8, **changes):
 def test_a_conditional_run_goes_on_exactly(tmp_path, monkeypatch):
     whole = load(conditional_trainer(tmp_path / "whole").train(progress=False))
     cut = conditional_trainer(tmp_path / "cut")
-    save = cut._save
+    write = cut._write
 
-    def stop():
-        save()
-        raise KeyboardInterrupt
+    def stop(entry, checkpoint):
+        write(entry, checkpoint)
+        if checkpoint:
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(cut, "_save", stop)
+    monkeypatch.setattr(cut, "_write", stop)
     with pytest.raises(KeyboardInterrupt):
         cut.train(progress=False)
     again = load(conditional_trainer(tmp_path / "cut").train(progress=False))

@@ -167,7 +167,7 @@ def test_without_diffusers(tmp_path, monkeypatch):
     saved(tmp_path / "not", diffusers.DDPMScheduler(num_train_timesteps=30), act_fn="gelu")
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert isinstance(load(tmp_path / "fits").model, UNet)
-    with pytest.raises(CheckpointError, match=r"act_fn: 'gelu' given.*with diffusers installed"):
+    with pytest.raises(CheckpointError, match=r"act_fn: 'gelu' given.*with diffusers: pip install"):
         load(tmp_path / "not")
 
 
