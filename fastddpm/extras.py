@@ -15,6 +15,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnx"),
     "onnxruntime": ("onnxruntime", "onnx"),
     "onnxscript": ("onnxscript", "onnx"),
+    "openvino": ("openvino", "openvino"),
     "diffusers": ("diffusers", "diffusers"),
     "scipy": ("scipy", "score"),
     "skimage": ("scikit-image", "restore"),

@@ -172,7 +172,7 @@ def is_compiled_whole(engine: Engine, device: torch.device) -> bool:
 
 def is_uncompiled(engine: Engine, device: torch.device) -> bool:
     """Whether Python runs every operator of a step on a CPU, around the network at least."""
-    return device.type == "cpu" and engine in ("eager", "onnxruntime", "openvino")
+    return device.type == "cpu" and engine in ("eager", *RUNTIMES)
 
 
 def compile_network(engine: Engine, network: Network, device: torch.device) -> Session | None:
@@ -231,7 +231,7 @@ def make_executor(
         refusal: see :class:`FallbackExecutor`.
     """
     device = state[0].device
-    if engine in ("eager", "onnxruntime", "openvino"):
+    if engine in ("eager", *RUNTIMES):
         return EagerExecutor(step)
     if is_compiled_whole(engine, device):
         return EagerExecutor(compiled(step))

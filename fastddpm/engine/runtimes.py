@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.engine.errors import EngineUnavailable
+from fastddpm.extras import EXTRAS
 
 RuntimeName = Literal["onnxruntime", "openvino"]
 Runtime = Callable[[Sequence[Tensor]], Tensor]
@@ -19,13 +20,12 @@ PREFIX = "input_"
 TITLES: dict[RuntimeName, str] = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 # torch traces into ONNX with the first.
 _PACKAGES = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
-_EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
 def missing(engine: RuntimeName) -> str:
     """What is to be installed; empty if it is there."""
     absent = [package for package in _PACKAGES[engine] if find_spec(package) is None]
-    install = f"pip install 'fastddpm[{_EXTRAS[engine]}]'"
+    install = f"pip install 'fastddpm[{EXTRAS[engine][1]}]'"
     return f"{', '.join(absent)}, not installed here: {install}" if absent else ""
 
 

@@ -33,7 +33,11 @@ MAX_FIELDS = 64
 MAX_LENGTH = 64
 """Of a word, and of a list: the longest is of the steps that UniPC does not correct."""
 X0_OF = [Column.X0_FROM_X, Column.X0_FROM_M]
-_OTHER_PROCESS = {"use_flow_sigmas": False, "snr_shift_scale": 1.0, "timestep_type": "discrete"}
+OTHER_PROCESS: dict[str, tuple[object, ...]] = {
+    "use_flow_sigmas": (False, None),
+    "snr_shift_scale": (1.0,),
+    "timestep_type": ("discrete",),
+}
 """Fields by which a network was trained with other levels, times or targets; what says that it was not."""
 _ACCEPTED = f"true, false, a word, a number up to {MAX_STEPS:,} or a list of these"
 
@@ -154,9 +158,9 @@ def _says(value: object) -> bool:
 
 def _checked(field: str, value: object) -> object:
     """A field's value; BadArgument for one that no scheduler has."""
-    if field in _OTHER_PROCESS and value != _OTHER_PROCESS[field]:
+    if value not in OTHER_PROCESS.get(field, (value,)):
         given = f"{shortened(repr(value))}, another process than a DDPM's,"
-        raise BadArgument(field, given, repr(_OTHER_PROCESS[field]))
+        raise BadArgument(field, given, repr(OTHER_PROCESS[field][0]))
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     values = list(cast("Sequence[object]", value))[: MAX_LENGTH + 1] if is_list else [value]
     if len(values) > MAX_LENGTH or not all(_is_sound(one) for one in values):

@@ -20,7 +20,7 @@ from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm.plans.dpmpp import SMALLEST_ALPHA_CUMPROD
 from fastddpm.plans.method import Method
 from fastddpm.plans.plan import PREDICTION_TYPES
-from fastddpm.plans.scheduler import SCHEDULER
+from fastddpm.plans.scheduler import OTHER_PROCESS, SCHEDULER
 from fastddpm.plans.spacing import SPACINGS
 
 SCHEDULERS = {
@@ -96,8 +96,6 @@ _SOLVERS: dict[str, dict[str, tuple[object, ...]]] = {
     },
 }
 """Values that mean these; ``lower_order_final`` and ``euler_at_final`` then change nothing of dpmpp_2m."""
-_OTHER_PROCESS = {"snr_shift_scale": (1.0,), "timestep_type": ("discrete",), "use_flow_sigmas": (False, None)}
-"""Fields by which a network was trained with other betas, times or targets, and what says that it was not."""
 
 
 def sampler_options(scheduler: Fields, method: str | None = None) -> SamplerOptions:
@@ -193,7 +191,7 @@ def _kind(scheduler: Fields, method: str | None) -> str:
             f'{given}, {_ACCEPTED}; method="ddim", or another, samples by its betas, and so does '
             'config={"scheduler": {"_class_name": "DDIMScheduler"}}'
         )
-    for field, neutral in _OTHER_PROCESS.items():
+    for field, neutral in OTHER_PROCESS.items():
         if field in scheduler and scheduler[field] not in neutral:
             value = shortened(repr(scheduler[field]))
             raise CheckpointError(f"{given} with {field}={value}, another process than a DDPM's; {_ACCEPTED}")
