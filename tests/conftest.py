@@ -162,3 +162,20 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
         return compile_(function, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch, "compile", compiled)
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Runs the command in this process: (exit code, standard output, standard error)."""
+    from fastddpm.cli import app
+
+    def call(*words: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastddpm", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call

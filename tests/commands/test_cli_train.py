@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from fastddpm import load
-from fastddpm.cli import app as cli
 
 SMALL = ["--base-channels", "8", "--mults", "1,2", "--steps", "6", "--batch", "4", "--checkpoint-every", "3"]
 
@@ -30,18 +29,6 @@ def pictures(tmp_path):
             pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
     return tmp_path / "pictures"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fastddpm", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
 
 
 def test_pictures_become_a_model_that_samples(run, pictures, tmp_path):

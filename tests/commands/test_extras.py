@@ -14,7 +14,6 @@ from PIL import Image
 
 import fastddpm
 from fastddpm import NoiseSchedule, score
-from fastddpm.cli import app
 from fastddpm.data import open_dataset
 from fastddpm.extras import EXTRAS, MissingExtra, needed
 
@@ -41,18 +40,6 @@ def without(monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", found)
 
     return block
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fastddpm", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

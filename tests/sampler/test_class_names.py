@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from PIL import Image
 import fastddpm
 from fastddpm import BadArgument, NoiseSchedule, Sampler
 from fastddpm.class_names import LONGEST_LIST, MAX_NAMES, class_names, listed
-from fastddpm.cli import app
 from fastddpm.cli.arguments import parse_class, parse_classes
 from fastddpm.onnx import OnnxSampler
 from fastddpm.training import TrainConfig, Trainer
@@ -35,18 +33,6 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def named(model):
     return fastddpm.load(model)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fastddpm", *map(str, words)])
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
 
 
 @pytest.mark.parametrize("labels", [["dog", "cat", 2], ("dog", 0, "3"), np.array(["dog", "cat", "3"])])

@@ -13,23 +13,16 @@ from PIL import Image
 from training_cases import MODEL, SAMPLER, SCHEDULE, by_itself, trainer
 
 from fastddpm import BadArgument, CheckpointError, Sampler, UNet, UNetConfig, load, save_folder
-from fastddpm.cli import app
 from fastddpm.training import checkpoints, report, results
 from fastddpm.training import trainer as training
 from fastddpm.training.interruption import Interrupted
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["fastddpm", *map(str, words)])
-        monkeypatch.setattr(report.draw_grid, "__defaults__", (None, 1))
-        with pytest.raises(SystemExit) as stop:
-            app.main()
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
+def run(run, monkeypatch):
+    """With grids of one image."""
+    monkeypatch.setattr(report.draw_grid, "__defaults__", (None, 1))
+    return run
 
 
 @pytest.fixture
