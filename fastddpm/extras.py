@@ -15,7 +15,6 @@ EXTRAS = {
     "onnx": ("onnx", "onnx"),
     "onnxruntime": ("onnxruntime", "onnx"),
     "onnxscript": ("onnxscript", "onnx"),
-    "openvino": ("openvino", "openvino"),
     "diffusers": ("diffusers", "diffusers"),
     "scipy": ("scipy", "score"),
     "skimage": ("scikit-image", "restore"),

@@ -105,7 +105,7 @@ class Sampler:
             with float32 weights, in that dtype; weights changed between calls are used by the next. None: in
             its weights' dtype, float32 as torch is set, which in torch's default is TF32 in convolutions on
             CUDA. Settings of torch hold while a loop is made or runs, and are then as they were.
-        engine: ``auto``, ``eager``, ``compile``, ``cudagraph``, ``max``, ``onnxruntime`` or ``openvino``; see
+        engine: ``auto``, ``eager``, ``compile``, ``cudagraph``, ``max`` or ``onnxruntime``; see
             docs/architecture.md.
         steps_per_graph: steps that a captured engine records in one CUDA graph; None for all of the first
             call's, at most 64.

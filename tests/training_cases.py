@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import os
-import subprocess
-import sys
-
 import torch
 
 from fastddpm import NoiseSchedule, UNetConfig
@@ -101,20 +95,3 @@ def recorded(run, **changes):
     one = trainer(run, data, model=without_dropout(), class_dropout=0.3, **changes)
     one.noiser = Recorder(one.noiser)
     return one, one.noiser.seen
-
-
-def by_itself(test):
-    """Has a test run in a pytest of its own: one that sends its process a signal could end all others."""
-
-    @functools.wraps(test)
-    def run(*args, **kwargs):
-        if os.environ.get("RUNS_BY_ITSELF"):
-            return test(*args, **kwargs)
-        place = f"{inspect.getsourcefile(test)}::{test.__name__}"
-        command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "--tb=short", place]
-        environment = os.environ | {"RUNS_BY_ITSELF": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return None
-
-    return run

@@ -36,7 +36,7 @@ Steps = Annotated[
 ]
 Method = Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")]
-Engine = Annotated[str, typer.Option(help="auto, eager, compile, cudagraph, max, onnxruntime or openvino.")]
+Engine = Annotated[str, typer.Option(help="auto, eager, compile, cudagraph, max or onnxruntime.")]
 
 Draw = Callable[[Picture, Tensor | None, list[int]], list[Picture]]
 

@@ -70,7 +70,7 @@ def sample(
         str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="auto, eager, compile, cudagraph, max, onnxruntime or openvino.")
+        str, typer.Option(help="auto, eager, compile, cudagraph, max or onnxruntime.")
     ] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16 or bfloat16.")] = "float32",
     precision: Annotated[

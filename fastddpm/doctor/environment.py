@@ -16,7 +16,6 @@ PACKAGES = {
     "triton": "the GPU kernels",
     "onnxruntime": "`backend=onnx`; pip install 'fastddpm[onnx]'",
     "onnx": "`fastddpm export`; pip install 'fastddpm[onnx]'",
-    "openvino": "`engine=openvino`; pip install 'fastddpm[openvino]'",
     "diffusers": "drop-ins and folders of diffusers; pip install 'fastddpm[diffusers]'",
     "accelerate": "`fastddpm train`; pip install 'fastddpm[train]'",
 }

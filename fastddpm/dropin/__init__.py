@@ -110,7 +110,7 @@ def optimize(
             of which the average is taken). Of a trainer that holds one an error names the attribute to give.
         noise: ``torch`` consumes the random stream as the original does; ``philox`` draws by the noise spec,
             one seed per image, inside the kernel.
-        engine: ``auto``, ``eager``, ``compile``, ``cudagraph``, ``max``, ``onnxruntime`` or ``openvino``.
+        engine: ``auto``, ``eager``, ``compile``, ``cudagraph``, ``max`` or ``onnxruntime``.
         dtype: what the network runs in; None for what the original runs in.
         precision: what it computes in, as of :class:`fastddpm.Sampler`: ``highest``, ``tf32``, or ``bf16``
             and ``fp16``, which are the same as a ``dtype``; None as the original, by torch's settings.

@@ -1,9 +1,9 @@
 """How n steps are run: one after the other, compiled, or as graph replays; and which way is chosen.
 
 Engine names: `eager`; `compile`, on CUDA the network by Inductor inside captured graphs, elsewhere the whole
-step; `cudagraph`, captured as it is; `max`, as `compile` on CUDA with autotuning; `onnxruntime` and
-`openvino`, on a CPU the network by these (`fastddpm.engine.sessions`); `auto`, cudagraph on CUDA and eager
-elsewhere, so that nothing is ever compiled that was not asked for.
+step; `cudagraph`, captured as it is; `max`, as `compile` on CUDA with autotuning; `onnxruntime`, on a CPU the
+network by ONNX Runtime (`fastddpm.engine.sessions`); `auto`, cudagraph on CUDA and eager elsewhere, so that
+nothing is ever compiled that was not asked for.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from torch import Tensor
 from fastddpm.checks import check_choice
 from fastddpm.engine.errors import EngineUnavailable
 from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
-from fastddpm.engine.runtimes import RUNTIMES, missing
-from fastddpm.engine.sessions import Session
+from fastddpm.engine.sessions import Session, missing
 from fastddpm.network import Network
 from fastddpm_kernels import compat
 from fastddpm_kernels.compat import compiled
 
-Engine = Literal["auto", "eager", "compile", "cudagraph", "max", "onnxruntime", "openvino"]
-ENGINES = ("auto", "eager", "compile", "cudagraph", "max", "onnxruntime", "openvino")
+Engine = Literal["auto", "eager", "compile", "cudagraph", "max", "onnxruntime"]
+ENGINES = ("auto", "eager", "compile", "cudagraph", "max", "onnxruntime")
 Run = Callable[[], None]
 
 
@@ -143,13 +142,13 @@ def resolve_engine(engine: str, device: torch.device) -> Engine:
             f"engine: {engine!r} needs a CUDA device and the model is on {str(device)!r}; "
             "auto, eager or compile accepted here"
         )
-    if engine in RUNTIMES:
+    if engine == "onnxruntime":
         if device.type != "cpu":
             raise EngineUnavailable(
                 f"engine: {engine!r} runs on a CPU and the model is on {str(device)!r}; "
                 "auto, eager, compile, cudagraph or max accepted here"
             )
-        absent = missing(engine)
+        absent = missing()
         if absent:
             raise EngineUnavailable(f"engine: {engine!r} needs {absent}")
     if engine in ("compile", "max") and device.type == "cuda" and not compat.HAS_TRITON:
@@ -172,28 +171,28 @@ def is_compiled_whole(engine: Engine, device: torch.device) -> bool:
 
 def is_uncompiled(engine: Engine, device: torch.device) -> bool:
     """Whether Python runs every operator of a step on a CPU, around the network at least."""
-    return device.type == "cpu" and engine in ("eager", *RUNTIMES)
+    return device.type == "cpu" and engine in ("eager", "onnxruntime")
 
 
 def compile_network(engine: Engine, network: Network, device: torch.device) -> Session | None:
-    """Compiles the network by itself where the step around it is captured, or hands it to a runtime.
+    """Compiles the network by itself where the step around it is captured, or hands it to ONNX Runtime.
 
     Graphs are captured outside, never by Inductor: the noise and the update belong into them too.
 
     Returns:
-        The runtime's session, which is to look at the weights before each chain; else None.
+        ONNX Runtime's session, which is to look at the weights before each chain; else None.
 
     Raises:
-        EngineUnavailable: a runtime for a network that is not in float32.
+        EngineUnavailable: ONNX Runtime for a network that is not in float32.
     """
-    if engine == "onnxruntime" or engine == "openvino":
+    if engine == "onnxruntime":
         if network.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             computes = "autocast" if torch.is_autocast_enabled("cpu") else str(network.dtype)
             raise EngineUnavailable(
                 f"engine: {engine!r} computes in float32 and the model in {computes}; "
                 "auto, eager or compile accepted here"
             )
-        session = Session(network, engine)
+        session = Session(network)
         network.run_by(session)
         return session
     if engine == "max":
@@ -231,7 +230,7 @@ def make_executor(
         refusal: see :class:`FallbackExecutor`.
     """
     device = state[0].device
-    if engine in ("eager", *RUNTIMES):
+    if engine in ("eager", "onnxruntime"):
         return EagerExecutor(step)
     if is_compiled_whole(engine, device):
         return EagerExecutor(compiled(step))

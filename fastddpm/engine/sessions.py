@@ -1,7 +1,7 @@
-"""A network run by ONNX Runtime or OpenVINO on a CPU; noise, plan and update stay as they are.
+"""A network run by ONNX Runtime on a CPU; noise, plan and update stay as they are.
 
 The network is traced and handed over when the first step of a loop runs, with that step's own inputs, by
-which the two are compared too. Such a runtime keeps copies of the weights, arranged as it likes: before each
+which the two are compared too. ONNX Runtime keeps copies of the weights, arranged as it likes: before each
 chain a checksum of the weights says whether these are still the model's.
 """
 
@@ -14,24 +14,27 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
 from fastddpm.engine.errors import EngineUnavailable
-from fastddpm.engine.runtimes import RUNTIMES, TITLES, Runtime, RuntimeName, place_name
 from fastddpm.network import Network, modules_of
 from fastddpm.weights import Inventory
 
+# torch traces into ONNX with the first.
+PACKAGES = ("onnx", "onnxruntime")
 OPSET = 20
 SAME_OUTPUT = 1e-5
 """Largest difference from the module's output that is rounding, relative to the output's largest value where
 that is above 1."""
 
 
-_OF_THE_PARENT: list[Runtime] = []
-"""Runtimes of a forked process's parent. Their threads are not here, and OpenVINO would wait for these when
-it is let go of."""
+def missing() -> str:
+    """What is to be installed; empty if it is there."""
+    absent = [package for package in PACKAGES if find_spec(package) is None]
+    return f"{', '.join(absent)}, not installed here: pip install 'fastddpm[onnx]'" if absent else ""
 
 
 class Session:
@@ -39,13 +42,12 @@ class Session:
 
     Args:
         network: in float32 on the CPU.
-        engine: whose name it goes by, of `RUNTIMES`.
     """
 
-    def __init__(self, network: Network, engine: RuntimeName = "onnxruntime") -> None:
-        self._network, self._engine = network, engine
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._inventory = Inventory(modules_of(network.model))
-        self._running: Runtime | None = None
+        self._running: _OnnxRuntime | None = None
         self._model: tuple[int, ...] | None = None
         self._surroundings = (0, 0)
         self._is_changed = False
@@ -55,8 +57,6 @@ class Session:
         """Lets go of what was handed over if the model, the threads or the process are others."""
         model, surroundings = self._model_now(), (torch.get_num_threads(), os.getpid())
         if (model, surroundings) != (self._model, self._surroundings):
-            if self._running is not None and surroundings[1] != self._surroundings[1]:
-                _OF_THE_PARENT.append(self._running)
             self._running = None
         self._is_changed = self._model is not None and model != self._model
         self._model, self._surroundings = model, surroundings
@@ -65,7 +65,7 @@ class Session:
         """As `Network.predict`; RuntimeWarning where the network is handed over once more.
 
         Raises:
-            EngineUnavailable: it cannot be handed over, or the runtime computes something else.
+            EngineUnavailable: it cannot be handed over, or ONNX Runtime computes something else.
         """
         inputs = self._network.arguments(x, time)
         if self._running is None:
@@ -73,31 +73,28 @@ class Session:
         return self._running(inputs)
 
     def memory(self) -> int:
-        """Bytes of the network as handed over; the runtime's own buffers are not known."""
+        """Bytes of the network as handed over; ONNX Runtime's own buffers are not known."""
         return self._bytes
 
-    def _handed_over(self, inputs: Sequence[Tensor]) -> Runtime:
-        name = TITLES[self._engine]
+    def _handed_over(self, inputs: Sequence[Tensor]) -> _OnnxRuntime:
         began = time.perf_counter()
         proto = traced(_Core(self._network), inputs)
         try:
-            running = RUNTIMES[self._engine](proto)
-        except EngineUnavailable:
-            raise
-        except Exception as error:  # they raise many kinds
-            raise EngineUnavailable(f"engine: {name} refuses the model ({_one_line(error)})") from error
+            running = _OnnxRuntime(proto)
+        except Exception as error:  # it raises many kinds
+            raise EngineUnavailable(f"engine: ONNX Runtime refuses the model ({_one_line(error)})") from error
         wanted, found = self._network.core(*inputs), running(inputs)
         off = float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
         if not off <= SAME_OUTPUT:  # NaN too
             raise EngineUnavailable(
-                f"engine: {name} gives other outputs than the model, by {off:.1e}; "
+                f"engine: ONNX Runtime gives other outputs than the model, by {off:.1e}; "
                 f"{SAME_OUTPUT:.0e} is accepted: a model must compute the same of the same inputs, and take "
                 "no decision by their values"
             )
         self._bytes = len(proto)
         if self._is_changed:
             warnings.warn(
-                f"engine {self._engine!r}: the model has changed, and to hand it over again took "
+                "engine 'onnxruntime': the model has changed, and to hand it over again took "
                 f"{time.perf_counter() - began:.1f} s; 'eager' and 'compile' read weights where they are",
                 RuntimeWarning,
                 stacklevel=2,
@@ -145,7 +142,7 @@ def traced(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
                 dynamo=False,
                 opset_version=OPSET,
                 verbose=False,
-                input_names=[place_name(place) for place in range(len(inputs))],
+                input_names=[f"input_{place}" for place in range(len(inputs))],
             )
     except Exception as error:  # torch raises whatever it met inside the network
         raise EngineUnavailable(
@@ -153,6 +150,34 @@ def traced(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
             f"({type(error).__name__}: {_one_line(error)})"
         ) from error
     return file.getvalue()
+
+
+class _OnnxRuntime:
+    """ONNX Runtime, from the inputs' own memory into a buffer that stays."""
+
+    def __init__(self, proto: bytes) -> None:
+        import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        self._names = [one.name for one in self._session.get_inputs()]  # of those that it uses
+        (output,) = self._session.get_outputs()
+        self._output = torch.empty(output.shape, dtype=torch.float32)
+        self._binding = self._session.io_binding()
+        place = (tuple(self._output.shape), self._output.data_ptr())
+        self._binding.bind_output(output.name, "cpu", 0, "float32", *place)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        for name in self._names:
+            self._binding.bind_cpu_input(name, inputs[_place(name)].detach().contiguous().numpy())
+        self._session.run_with_iobinding(self._binding)
+        return self._output
+
+
+def _place(name: str) -> int:
+    return int(name.removeprefix("input_"))
 
 
 def _one_line(error: Exception) -> str:

@@ -155,7 +155,7 @@ BAD = {
     "file in place of a folder": (["--outdir", sys.executable], "a folder accepted"),
     "no such engine": (
         ["--engine", "fast"],
-        "auto, eager, compile, cudagraph, max, onnxruntime, openvino accepted",
+        "auto, eager, compile, cudagraph, max, onnxruntime accepted",
     ),
     "engine of a GPU": (["--engine", "cudagraph"], "--engine: 'cudagraph' needs a CUDA device"),
     "the other engine of a GPU": (["--engine", "max"], "needs a CUDA device"),

@@ -126,7 +126,7 @@ def test_a_callable_with_a_schedule_becomes_a_sampler():
         ({"noise": "randn"}, "noise: 'randn' given, one of torch, philox accepted"),
         (
             {"engine": "fast"},
-            "engine: 'fast' given, one of auto, eager, .* onnxruntime, openvino accepted",
+            "engine: 'fast' given, one of auto, eager, .* onnxruntime accepted",
         ),
         ({"dtype": torch.float64}, "dtype: torch.float64 given, None, float32, float16 or bfloat16 accepted"),
         ({"dtype": "bfloat16"}, "dtype: 'bfloat16' given"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_cases import MODEL, SAMPLER, SCHEDULE, by_itself, trainer
+from training_cases import MODEL, SAMPLER, SCHEDULE, trainer
 
 from fastddpm import BadArgument, CheckpointError, Sampler, UNet, UNetConfig, load, save_folder
 from fastddpm.training import checkpoints, report, results
@@ -128,7 +128,6 @@ def test_a_checkpoint_is_written_before_its_pictures(tmp_path, monkeypatch):
     assert load(tmp_path).model.config == MODEL
 
 
-@by_itself
 def test_a_signal_in_a_validation_saves_without_its_end(tmp_path, monkeypatch):
     """A scheduler does not wait for it: no loss is logged, and no checkpoint is the best by it."""
     monkeypatch.setattr("fastddpm.training.validation.VALIDATION_BATCH", 4)

@@ -11,7 +11,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_cases import MODEL, SCHEDULE, Bars, Broken, by_itself, config, trainer
+from training_cases import MODEL, SCHEDULE, Bars, Broken, config, trainer
 
 from fastddpm import CheckpointError, UNet, UNetConfig, load
 from fastddpm.training import Objective, TrainConfig, TrainingDiverged, checkpoints
@@ -162,7 +162,6 @@ def test_learning_rates():
     assert one.learning_rate(100) == pytest.approx(0.0)
 
 
-@by_itself
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     one = trainer(tmp_path)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastddpm.engine.runtimes import missing
+from fastddpm.engine.sessions import missing
 from fastddpm.network import unwrapped
 from fastddpm.timing import Call, replayed
 from fastddpm_bench.contest import Contestant, Settings
@@ -115,7 +115,7 @@ def engines(settings: Settings, *, in_float32: bool = True) -> tuple[str, ...]:
     """
     if settings.is_cuda:
         return ("cudagraph", "compile") if settings.quick else ("eager", "cudagraph", "compile", "max")
-    runtimes = ("onnxruntime",) if in_float32 and not missing("onnxruntime") else ()
+    runtimes = ("onnxruntime",) if in_float32 and not missing() else ()
     return ("eager", *runtimes) if settings.quick else ("eager", *runtimes, "compile")
 
 
