@@ -12,7 +12,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "kernels/*.md", "benchmarks/*.md", "fastddpm/assets/*/*.md")
+    for pattern in (
+        *("*.md", "docs/*.md", "kernels/*.md", "benchmarks/*.md"),
+        *("fastddpm/assets/*/*.md", "examples/*/*.md"),
+    )
     for path in sorted(ROOT.glob(pattern))
 ]
 
