@@ -2,7 +2,7 @@
 
 Data flows one way: `settings` (what is asked for) -> `network` (torch.export) -> `compose` (the models, from
 `noise`, `walk`, `table` and `update`) -> `folder` (the files) -> `verify` (ONNX Runtime against PyTorch) ->
-`readme`.
+`readme`. `export_triton` goes from the network to `requests`, its model, `triton` and `verify_requests`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 for _package in PACKAGES:
     needed(_package, by="fastddpm.export_onnx")
 
-from fastddpm.checks import BadArgument  # noqa: E402
+from fastddpm.checks import BadArgument, whole  # noqa: E402
 from fastddpm.export.compose import Recipe, models  # noqa: E402
 from fastddpm.export.errors import ExportError  # noqa: E402
 from fastddpm.export.folder import (  # noqa: E402
@@ -35,8 +35,11 @@ from fastddpm.export.folder import (  # noqa: E402
 )
 from fastddpm.export.network import OPSET, NetworkCall, export_network  # noqa: E402
 from fastddpm.export.readme import readme  # noqa: E402
+from fastddpm.export.requests import sampler_of_requests  # noqa: E402
 from fastddpm.export.settings import CONDITION_KINDS, Settings, resolve  # noqa: E402
+from fastddpm.export.spacing import spacing_of  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
+from fastddpm.export.verify_requests import verified_requests  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
 from fastddpm.onnx.folder import TIMES  # noqa: E402
 from fastddpm.options import ExportOptions  # noqa: E402
@@ -48,7 +51,7 @@ from fastddpm.signatures import checked  # noqa: E402
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["ExportError", "export_onnx"]
+__all__ = ["ExportError", "export_onnx", "export_triton"]
 
 
 @checked
@@ -109,26 +112,90 @@ def export_onnx(
     )
     destination = Path(folder)
     with new_export(destination) as temporary:
-        assert isinstance(settings.sampler.model, nn.Module)
-        network = export_network(settings.sampler.model, settings.call)
-        learned = settings.method.variance_type == "learned_range"
-        if learned and network.out_channels == settings.call.channels:
-            raise BadArgument(
-                "variance_type",
-                f"learned_range with a model that returns {network.out_channels} channels for an image "
-                "of as many",
-                "fixed_small or fixed_large",
-            )
-        plan = settings.sampler.plan
-        made = models(Recipe(network, settings.table, rows=None if settings.method.has_formula else plan))
+        recipe = _recipe(settings)
+        made = models(recipe)
         for name, proto in made.items():
             save_model(proto, temporary / name)
         parity = verified(temporary, settings) if verify else None
-        about = {**_about(settings, temporary, dtype, parity), "times_between": network.tells_between}
+        about = {**_about(settings, temporary, dtype, parity), "times_between": recipe.network.tells_between}
         (temporary / README).write_text(readme(made, about))
         about["readme"] = sha256(temporary / README)
         (temporary / DESCRIPTION).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
     return destination
+
+
+@checked
+def export_triton(
+    sampler: Sampler,
+    repository: str | Path,
+    name: str,
+    *,
+    shape: Sequence[int] | None = None,
+    dtype: str = "float32",
+    cond: Mapping[str, Tensor] | None = None,
+    max_batch: int = 64,
+    verify: bool = True,
+) -> Path:
+    """Writes a sampler as a model of a repository of NVIDIA Triton Inference Server.
+
+    ``NAME/config.pbtxt`` and ``NAME/1/model.onnx``: sampler.onnx with the batch as first axis of every input;
+    seed, steps, method, eta, label and guidance of each image are its own (docs/onnx.md).
+
+    Args:
+        sampler: what is exported; its options are the defaults that are told in the configuration.
+        repository: folder of the repository, made where it is not there.
+        name: of the model there. A model of that name that was written by this function is replaced.
+        shape: as of `export_onnx`, as are the next two.
+        dtype: likewise.
+        cond: likewise.
+        max_batch: images in a batch, at most.
+        verify: run a batch of unlike requests in ONNX Runtime against PyTorch.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        ExportError: torch.export cannot export the network, or it differs from PyTorch. Nothing is left.
+        ValueError: naming the argument, what was given and what is accepted.
+        OSError: the folder cannot be written.
+    """
+    from fastddpm.export import triton
+
+    folder = triton.check_place(Path(repository), name)
+    whole("max_batch", max_batch, least=1)
+    settings = resolve(
+        sampler,
+        schedule=None,
+        shape=shape,
+        dtype=dtype,
+        num_classes=None,
+        condition_channels=None,
+        cond=cond,
+        options={},
+    )
+    spacing = spacing_of(settings.method)
+    model = sampler_of_requests(_recipe(settings), spacing)
+    about = triton.described(model, settings)
+    with triton.written(folder, model, triton.config(name, model, about, max_batch)) as file:
+        if verify:
+            verified_requests(file, settings)
+    return folder
+
+
+def _recipe(settings: Settings) -> Recipe:
+    """The network in ONNX, and the plans of its files."""
+    assert isinstance(settings.sampler.model, nn.Module)
+    network = export_network(settings.sampler.model, settings.call)
+    learned = settings.method.variance_type == "learned_range"
+    if learned and network.out_channels == settings.call.channels:
+        raise BadArgument(
+            "variance_type",
+            f"learned_range with a model that returns {network.out_channels} channels for an image "
+            "of as many",
+            "fixed_small or fixed_large",
+        )
+    rows = None if settings.method.has_formula else settings.sampler.plan
+    return Recipe(network, settings.table, rows=rows)
 
 
 def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] | None) -> dict[str, Any]:

@@ -83,10 +83,10 @@ def denoiser(recipe: Recipe) -> onnx.ModelProto:
         value("t", call.time_kind, ["batch"]),
         *_offset_inputs(recipe),
         *_label_inputs(recipe),
-        *_named_inputs(recipe, guided=False),
+        *named_inputs(recipe, guided=False),
     ]
     outputs = [value("m", FLOAT, recipe.free_image(network.out_channels))]
-    return _model(g, "fastddpm_denoiser", inputs, outputs)
+    return model_of(g, "fastddpm_denoiser", inputs, outputs)
 
 
 def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
@@ -128,10 +128,10 @@ def step(recipe: Recipe, *, guided: bool) -> onnx.ModelProto:
         *_label_inputs(recipe),
         *([value("guidance_scale", FLOAT)] if guided else []),
         *_condition_inputs(recipe, recipe.free_image(call.condition_channels)),
-        *_named_inputs(recipe, guided=guided),
+        *named_inputs(recipe, guided=guided),
     ]
     name = "fastddpm_step_guided" if guided else "fastddpm_step"
-    return _model(g, name, inputs, [value("x_next", FLOAT, image), value("x0", FLOAT, image)])
+    return model_of(g, name, inputs, [value("x_next", FLOAT, image), value("x0", FLOAT, image)])
 
 
 def sampler(recipe: Recipe) -> onnx.ModelProto:
@@ -141,7 +141,7 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
     """
     call = recipe.network.call
     g = Graph()
-    walked = walk(g, recipe.table, recipe.times, _accepted(g, recipe))
+    walked = walk(g, recipe.table, recipe.times, inputs_accepted(g, recipe))
 
     batch = g("Shape", "seeds")
     passes, labels = None, "class_labels" if call.has_classes else None
@@ -157,14 +157,14 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
             labels = g("Concat", nulls, "class_labels", axis=0)
     condition = None
     if call.condition_channels:
-        condition = "condition" if passes is None else _tiled(g, "condition", passes, len(recipe.image))
+        condition = "condition" if passes is None else tiled(g, "condition", passes, len(recipe.image))
     prepared = recipe.network.prepare(g, walked.times, labels, given)
     keys = noise.keys(g, "seeds", int(np.prod(recipe.image)))
     start = noise.normal(g, keys, g.int64(0), recipe.image)
 
     body = Graph(g)
     row = body("Gather", walked.table, "k", axis=0)
-    x = "x" if passes is None else _tiled(body, "x", passes, len(recipe.image))
+    x = "x" if passes is None else tiled(body, "x", passes, len(recipe.image))
     x = x if condition is None else body("Concat", condition, x, axis=1)
     m = recipe.network.predict(body, x, prepared, body("Reshape", "k", g.int64([1])))
     if passes is None:
@@ -209,7 +209,7 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
     outputs = [value("images", FLOAT, image)]
     if len(recipe.image) == 3:
         channels, height, width = recipe.image
-        _pixels(g, final)
+        pixels(g, final)
         outputs.append(value("pixels", UINT8, ["batch", height, width, channels]))
     inputs = [
         value("seeds", INT64, ["batch"]),
@@ -220,9 +220,9 @@ def sampler(recipe: Recipe) -> onnx.ModelProto:
         *_label_inputs(recipe),
         *([value("guidance_scale", FLOAT)] if passes is not None else []),
         *_condition_inputs(recipe, ["batch", call.condition_channels, *recipe.image[1:]]),
-        *_named_inputs(recipe, guided=call.guides),
+        *named_inputs(recipe, guided=call.guides),
     ]
-    return _model(g, "fastddpm_sampler", inputs, outputs)
+    return model_of(g, "fastddpm_sampler", inputs, outputs)
 
 
 def noise_test() -> onnx.ModelProto:
@@ -237,10 +237,10 @@ def noise_test() -> onnx.ModelProto:
         value("words", INT64, ["batch", 4, NOISE_ELEMENTS // 4]),
         value("normals", FLOAT, ["batch", NOISE_ELEMENTS]),
     ]
-    return _model(g, "fastddpm_noise", inputs, outputs)
+    return model_of(g, "fastddpm_noise", inputs, outputs)
 
 
-def _accepted(g: Graph, recipe: Recipe) -> list[str]:
+def inputs_accepted(g: Graph, recipe: Recipe) -> list[str]:
     """Bool tensors: whether seeds and labels are as they should be."""
     call, conditions = recipe.network.call, [g("GreaterOrEqual", "seeds", g.int64(0))]
     if call.has_classes:
@@ -262,12 +262,12 @@ def _offset_inputs(recipe: Recipe) -> list[onnx.ValueInfoProto]:
     return [value("time_offset", FLOAT)] if recipe.network.tells_between else []
 
 
-def _tiled(g: Graph, x: str, passes: str, axes: int) -> str:
+def tiled(g: Graph, x: str, passes: str, axes: int) -> str:
     """x [B, ...], with so many axes behind the first, as often as there are passes, one behind the other."""
     return g("Tile", x, g("Concat", passes, g.int64([1] * axes), axis=0))
 
 
-def _pixels(g: Graph, images: str) -> None:
+def pixels(g: Graph, images: str) -> None:
     """round((clamp(x, -1, 1) + 1) * 127.5), half to even, channels last."""
     shifted = g("Add", g("Clip", images, g.float32(-1.0), g.float32(1.0)), g.float32(1.0))
     levels = g("Cast", g("Round", g("Mul", shifted, g.float32(127.5))), to=UINT8)
@@ -282,13 +282,15 @@ def _condition_inputs(recipe: Recipe, shape: list[int | str]) -> list[onnx.Value
     return [value("condition", FLOAT, shape)] if recipe.network.call.condition_channels else []
 
 
-def _named_inputs(recipe: Recipe, *, guided: bool) -> list[onnx.ValueInfoProto]:
+def named_inputs(recipe: Recipe, *, guided: bool) -> list[onnx.ValueInfoProto]:
+    """Of what a network is given by name."""
     cond = recipe.network.call.cond
     without = [value(one.without, one.kind, one.shape()) for one in cond if guided]
     return [*(value(one.input, one.kind, one.shape()) for one in cond), *without]
 
 
-def _model(
+def model_of(
     g: Graph, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
 ) -> onnx.ModelProto:
+    """A graph as a model of the exporter's operator set."""
     return as_model(g.finished(name, inputs, outputs), OPSET, IR_VERSION)

@@ -63,15 +63,19 @@ def guided_output(g: Graph, m: str, channels: int, has_variance: bool, *, scale:
     return Output(g("Add", unconditional.m, g("Mul", scale, difference)), conditional.variance)
 
 
-def update(g: Graph, x: str, output: Output, row: str, x0_prev: str) -> Update:
-    """The step without its noise. x and x0_prev are float32 [B, ...], row its first 16 columns or all."""
+def update(g: Graph, x: str, output: Output, row: str, x0_prev: str, *, of_each: bool = False) -> Update:
+    """The step without its noise. x and x0_prev are float32 [B, ...], row its first 16 columns or all.
+
+    With `of_each`, each sample has a row of its own: row is [32, B, 1, ...], and so are the factor and c.
+    """
 
     def times(column: Column, tensor: str) -> str:
         return g("Mul", _coefficient(g, row, column), tensor)
 
     r = _coefficient(g, row, Column.X0_BOUND)
     x0 = g("Add", times(Column.X0_FROM_X, x), times(Column.X0_FROM_M, output.m))
-    x0 = g("Clip", x0, g("Neg", r), r)
+    # Clip's bounds are numbers.
+    x0 = g("Max", g("Min", x0, r), g("Neg", r)) if of_each else g("Clip", x0, g("Neg", r), r)
     # e*m is NaN where m is, so that a clip which loses it does not lose it for x_next.
     mean = g("Add", times(Column.FROM_X0, x0), times(Column.FROM_X, x))
     mean = g("Add", mean, g("Add", times(Column.FROM_M, output.m), times(Column.FROM_KEPT_1, x0_prev)))
@@ -117,9 +121,10 @@ def remember(
         g: the Loop's body, whose state is ``x``.
         after: of `update`.
         output: of the network.
-        row: float32 [32].
+        row: float32 [32], or [32, B, 1, ...].
         kept: before the row.
-        keeps: names of two bools of the plan: whether it keeps more than the last x0, and whether sums.
+        keeps: names of two bools of the plan: whether it keeps more than the last x0, and whether sums; the
+            latter may be of each sample, [B, 1, ...].
         shape: of one state.
     """
     remembers, combines = keeps

@@ -101,7 +101,7 @@ def session(path: Path) -> Any:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _outputs(session: Any, feed: Arrays) -> list[npt.NDArray[Any]]:
+def outputs_of(session: Any, feed: Arrays) -> list[npt.NDArray[Any]]:
     """What a model gives; ExportError where ONNX Runtime cannot run it."""
     try:
         outputs: list[npt.NDArray[Any]] = session.run(None, feed)
@@ -118,7 +118,7 @@ def relative_error(given: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     return float(np.abs(given - wanted).max() / max(1.0, float(np.abs(wanted).max())))
 
 
-def _random(settings: Settings, batch: int, sizes: Sequence[int]) -> dict[str, Tensor]:
+def random_inputs(settings: Settings, batch: int, sizes: Sequence[int]) -> dict[str, Tensor]:
     """Inputs of a step: x, noise, x0_prev and what else the network takes; of these sizes behind channels."""
     call, generator = settings.call, torch.Generator().manual_seed(0)
     image = (batch, call.channels, *sizes)
@@ -133,13 +133,13 @@ def _random(settings: Settings, batch: int, sizes: Sequence[int]) -> dict[str, T
     return tensors
 
 
-def _named(settings: Settings, given: dict[str, Tensor], *, without: bool = False) -> dict[str, Tensor]:
+def named(settings: Settings, given: dict[str, Tensor], *, without: bool = False) -> dict[str, Tensor]:
     """Of the inputs of a step, labels and conditions by the names that the network has for them."""
     labels = {name: given[name] for name in ("class_labels",) if name in given}
     return labels | {one.name: given[one.without if without else one.input] for one in settings.call.cond}
 
 
-def _fed(names: Sequence[str], tensors: dict[str, Tensor]) -> Arrays:
+def fed(names: Sequence[str], tensors: dict[str, Tensor]) -> Arrays:
     """Those that a model has inputs for."""
     return {name: tensor.numpy() for name, tensor in tensors.items() if name in names}
 
@@ -164,22 +164,22 @@ def _denoiser_error(folder: Path, settings: Settings) -> float:
     run = session(folder / "denoiser.onnx")
     errors = []
     for batch, sizes in enumerate(_sizes(settings), start=3):
-        given = _random(settings, batch, sizes)
+        given = random_inputs(settings, batch, sizes)
         plan, names = settings.sampler.plan, [one.name for one in run.get_inputs()]
         times = plan.model_time if settings.call.tells_levels else plan.timesteps
         t = torch.tensor(times[np.linspace(0, len(plan) - 1, batch).astype(int)])
         x = torch.cat([given[name] for name in ("condition", "x") if name in given], dim=1)
-        feed = _fed(names, {**given, "x": x, "t": t})
+        feed = fed(names, {**given, "x": x, "t": t})
         if tells_between(run):
             t, feed["time_offset"] = t + OFFSET, np.array(OFFSET, np.float32)
-        (m,) = _outputs(run, feed)
-        errors.append(relative_error(m, _network(settings, x, t, _named(settings, given)).numpy()))
+        (m,) = outputs_of(run, feed)
+        errors.append(relative_error(m, _network(settings, x, t, named(settings, given)).numpy()))
     return max(errors)
 
 
 def _step_error(path: Path, settings: Settings, guided: bool) -> float:
     run, plan = session(path), settings.sampler.plan
-    given = _random(settings, 2, settings.call.shape[1:])
+    given = random_inputs(settings, 2, settings.call.shape[1:])
     full = np.pad(np.array(FULL_ROW, np.float32), (0, N_COLUMNS - len(FULL_ROW)))
     times = plan.model_time if settings.call.tells_levels else plan.timesteps
     # Of a solver, its first columns; what else it has of other rows, step.onnx is given as one sum.
@@ -187,14 +187,14 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
     rows = [(full, 0), *((own[k], k) for k in sorted({0, len(plan) // 2, len(plan) - 1}))]
     errors = []
     for row, k in rows:
-        feed = _fed([one.name for one in run.get_inputs()], given)
+        feed = fed([one.name for one in run.get_inputs()], given)
         feed |= {"row": row[:ROW_COLUMNS], "time": times[k : k + 1].reshape(())}
         time = torch.tensor(times[k])
         if tells_between(run):
             time, feed["time_offset"] = time + OFFSET, np.array(OFFSET, np.float32)
         if guided:
             feed["guidance_scale"] = np.array(GUIDANCE, np.float32)
-        found = _outputs(run, feed)
+        found = outputs_of(run, feed)
         wanted = _torch_step(settings, given, torch.tensor(row), time, guided)
         x_next, x0 = (relative_error(f, w.numpy()) for f, w in zip(found, wanted, strict=True))
         errors += [x_next, x0 / max(1.0, float(row[Column.X0_FROM_X]))]
@@ -205,12 +205,12 @@ def _torch_step(
     settings: Settings, given: dict[str, Tensor], row: Tensor, time: Tensor, guided: bool
 ) -> tuple[Tensor, Tensor]:
     """(x_next, x0) of `reverse_step` around the network."""
-    x, x0, cond = given["x"].clone(), given["x0_prev"].clone(), _named(settings, given)
+    x, x0, cond = given["x"].clone(), given["x0_prev"].clone(), named(settings, given)
     inputs = torch.cat([given[name] for name in ("condition", "x") if name in given], dim=1)
     guidance = None
     if guided:
         inputs, guidance = torch.cat((inputs, inputs)), torch.full((len(x),), GUIDANCE)
-        without = _named(settings, given, without=True)
+        without = named(settings, given, without=True)
         if "class_labels" in cond:
             without["class_labels"] = torch.full_like(cond["class_labels"], settings.call.null_label or 0)
         cond = {name: torch.cat((without[name], value)) for name, value in cond.items()}
@@ -222,7 +222,7 @@ def _torch_step(
 
 def _check_noise(folder: Path) -> None:
     feed = {"seeds": np.array(SEEDS, np.int64), "step": np.array(SELF_TEST_STEP, np.int64)}
-    words, normals = _outputs(session(folder / "noise.onnx"), feed)
+    words, normals = outputs_of(session(folder / "noise.onnx"), feed)
     wanted = reference.normal(SEEDS, SELF_TEST_STEP, (NOISE_ELEMENTS,))
     same = np.array_equal(words, reference.words(SEEDS, SELF_TEST_STEP, NOISE_ELEMENTS))
     if not same or not np.abs(normals - wanted).max() <= NORMALS:
@@ -254,7 +254,7 @@ def _chains(settings: Settings, *, between: bool) -> Iterator[tuple[Plan, float,
 
 def _sampler_error(folder: Path, settings: Settings) -> float:
     run, call = session(folder / "sampler.onnx"), settings.call
-    given = _random(settings, len(SEEDS), call.shape[1:])
+    given = random_inputs(settings, len(SEEDS), call.shape[1:])
     errors = []
     kinds = {one.name: one.type for one in run.get_overridable_initializers()}
     between = kinds["times"] == "tensor(float)" and not call.tells_levels
@@ -267,7 +267,7 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
             shape=call.shape,
             engine="eager",
         )
-        cond, without = _named(settings, given), _named(settings, given, without=True)
+        cond, without = named(settings, given), named(settings, given, without=True)
         wanted = sampler.sample(
             seeds=SEEDS,
             guidance_scale=guidance,
@@ -277,13 +277,13 @@ def _sampler_error(folder: Path, settings: Settings) -> float:
             uncond={name: without[name] for name in cond},
             progress=False,
         )
-        feed = _fed([one.name for one in run.get_inputs()], given)
+        feed = fed([one.name for one in run.get_inputs()], given)
         feed |= {"seeds": np.array(SEEDS, np.int64), **_walked(plan, eta, kinds["times"])}
         if plan is settings.sampler.plan:  # which the file has
             feed = {name: array for name, array in feed.items() if name not in ("rows", "times")}
         if call.guides:
             feed["guidance_scale"] = np.array(guidance, np.float32)
-        images, *_ = _outputs(run, feed)
+        images, *_ = outputs_of(run, feed)
         errors.append(relative_error(images, wanted.numpy()))
     return max(errors)
 

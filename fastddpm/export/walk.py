@@ -69,6 +69,19 @@ class Walk:
     combines: str
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Names of what a method's rows are computed of: int64 [S], int64 [] and float32 []."""
+
+    timesteps: str
+    method: str
+    eta: str
+
+
+INPUTS = Inputs("timesteps", "method", "eta")
+"""Of a file."""
+
+
 def walk(g: Graph, options: TableOptions, times: Times, conditions: Sequence[str]) -> Walk:
     """The plan of the inputs ``timesteps``, ``method`` and ``eta``, or of ``rows`` and ``times``.
 
@@ -81,7 +94,7 @@ def walk(g: Graph, options: TableOptions, times: Times, conditions: Sequence[str
         conditions: names of bools of other inputs, which have to hold too.
     """
     conditions = [*conditions, *accepted(g, "method", "eta")]
-    branches = [_given(Graph(g), times, conditions), _computed(Graph(g), options, times, conditions)]
+    branches = [_given(Graph(g), times, conditions), computed(Graph(g), options, times, conditions)]
     finished = [
         branch.finished(
             name,
@@ -136,14 +149,16 @@ def _given(g: Graph, times: Times, conditions: Sequence[str]) -> Graph:
     return g
 
 
-def _computed(g: Graph, options: TableOptions, times: Times, conditions: Sequence[str]) -> Graph:
-    """A branch that gives the rows of a method's formula."""
-    steps = g("Size", "timesteps")
+def computed(
+    g: Graph, options: TableOptions, times: Times, conditions: Sequence[str], inputs: Inputs = INPUTS
+) -> Graph:
+    """A branch that gives the rows of a method's formula: ``computed_table`` and ``computed_times``."""
+    steps = g("Size", inputs.timesteps)
     index = g("Range", g.int64(0), steps, g.int64(1))
-    conditions = [*conditions, *descending(g, "timesteps")]
-    timesteps = g("Gather", "timesteps", only_if(g, conditions, index, steps))
-    method = g("Gather", g.int64(range(len(formulas()))), "method")
-    table = plan_table(g, options, timesteps, method, "eta")
+    conditions = [*conditions, *descending(g, inputs.timesteps)]
+    timesteps = g("Gather", inputs.timesteps, only_if(g, conditions, index, steps))
+    method = g("Gather", g.int64(range(len(formulas()))), inputs.method)
+    table = plan_table(g, options, timesteps, method, inputs.eta)
     g("Pad", table, g.int64([0, 0, 0, N_COLUMNS - ROW_COLUMNS]), out="computed_table")
     if times.time_input != "timestep":
         g("Identity", levels_told(g, options, timesteps, times.time_input), out="computed_times")
