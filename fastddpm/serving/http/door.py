@@ -22,6 +22,8 @@ from fastddpm.serving.http.service import Service
 
 HEALTH = ("/v2/health/live", "/v2/health/ready")
 """Open to whoever asks."""
+QUIET = (*HEALTH, "/metrics")
+"""Asked for so often that only what goes wrong is logged."""
 CHALLENGE = 'Bearer realm="fastddpm", Basic realm="fastddpm"'
 GONE = 499
 """In logs and metrics, of a client that went away."""
@@ -103,7 +105,7 @@ class Door:
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
         status = entry.status or GONE
         self._service.metrics.count(route, method, status, seconds)
-        level = logging.DEBUG if status < 400 and (*HEALTH, "/metrics").count(route) else logging.INFO
+        level = logging.DEBUG if route in QUIET and status < 400 else logging.INFO
         fields = {"id": entry.id, "method": method, "route": route, "status": status}
         fields |= {"seconds": round(seconds, 4), "images": entry.images, "model": entry.model}
         LOGGER.log(level, "request", extra={"fields": fields})

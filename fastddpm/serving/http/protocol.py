@@ -39,8 +39,9 @@ def inputs_of(model: ServedModel) -> dict[str, TensorSpec]:
     ]
     if model.facts.takes_labels is not False:
         specs.append(TensorSpec("class_labels", "INT64", (-1,)))
-    if model.condition is not None:
-        specs.append(TensorSpec("condition", "FP32", (-1, *model.condition)))
+    channels = model.facts.condition_channels
+    if channels != 0:  # None: a model that does not say how many
+        specs.append(TensorSpec("condition", "FP32", (-1, channels or -1, *model.shape[1:])))
     return {spec.name: spec for spec in specs}
 
 
