@@ -10,8 +10,9 @@ class Stats(TypedDict):
 
     Attributes:
         waiting: requests that wait.
-        running: those in the slots of a batch.
+        running: those in a batch.
         slots: of all batches that run.
+        filled: those of them that have somebody: a guided request fills two.
         submitted: requests that were accepted.
         steps: of batches.
         seconds: that these took on the host.
@@ -20,6 +21,7 @@ class Stats(TypedDict):
     waiting: int
     running: int
     slots: int
+    filled: int
     submitted: int
     steps: int
     seconds: float

@@ -15,8 +15,9 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 """Bounds of the buckets of what a request takes."""
 GAUGES: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "fastddpm_waiting": ("Images that wait for a slot.", lambda stats: stats["waiting"]),
-    "fastddpm_running": ("Slots in use: images on their way.", lambda stats: stats["running"]),
+    "fastddpm_running": ("Images on their way.", lambda stats: stats["running"]),
     "fastddpm_slots": ("Slots of the batches that run.", lambda stats: stats["slots"]),
+    "fastddpm_slots_used": ("Slots with an image; a guided one takes two.", lambda stats: stats["filled"]),
 }
 """By model: what it is, and where it stands in its `fastddpm.serving.stats.Stats`."""
 
