@@ -30,7 +30,7 @@ async def metrics(request: Request) -> Response:
 
 async def openapi(request: Request) -> Response:
     """``GET /openapi.json``."""
-    return Json(described())
+    return Json(described(has_token=service_of(request).token is not None))
 
 
 ROUTES = (

@@ -30,8 +30,8 @@ STEPS: Schema = {"type": ["integer", "null"], "minimum": 1}
 NUMBER: Schema = {"type": ["number", "null"]}
 
 
-def described() -> Schema:
-    """The document."""
+def described(*, has_token: bool) -> Schema:
+    """The document, of a service that wants a token or none."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -39,7 +39,7 @@ def described() -> Schema:
             "version": fastddpm.__version__,
             "description": "Images of diffusion models, each a function of its seed and its own request.",
         },
-        "security": [{"bearer": []}, {"basic": []}],
+        "security": [{"bearer": []}, {"basic": []}] if has_token else [],
         "paths": {**_probes(), **_protocol(), **_pictures()},
         "components": {
             "securitySchemes": {
