@@ -77,9 +77,7 @@ class Service:
                 raise Gone
         finally:
             gone.cancel()
-            ended.cancel()
-            for drawing in drawings:
-                drawing.cancel()
+            ended.cancel()  # and with it the drawings
         images = whole_images(drawings)
         self.metrics.images.labels(model.name).inc(len(images))
         return images
