@@ -195,6 +195,7 @@ ADDRESSES = [
     ("/v1/images/1.png?model=none", 404, "model: 'none' given, tiny accepted"),
     ("/v2/models/none/ready", 404, "model: 'none' given"),
     ("/v2/models/%2e%2e", 404, "model: '..' given"),
+    ("/v1/models/", 404, "address: none of this service"),
     ("/v1/images/1.gif", 404, "address: none of this service"),
     ("/v1/images/generations", 405, "method: none of this address"),
 ]

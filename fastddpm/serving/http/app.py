@@ -64,6 +64,7 @@ def make_app(service: Service) -> Starlette:
         exception_handlers={HTTPException: _refused},
     )
     app.state.service = service
+    app.router.redirect_slashes = False  # an address is one address
     return app
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 LOGGER = logging.getLogger("fastddpm.serving")
-OTHERS = ("uvicorn", "py.warnings")
+OTHERS = ("uvicorn", "asyncio", "py.warnings")
 """Loggers whose lines are written likewise."""
 LEVELS = ("debug", "info", "warning", "error")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
 
 from starlette.requests import Request
 from torch import Tensor
@@ -67,10 +67,8 @@ class Service:
             Gone: the client went away; its drawings are cancelled.
         """
         drawings = await asyncio.to_thread(model.submit, asked)
-        gone: asyncio.Future[Any] = asyncio.ensure_future(until_gone(request.receive))
-        ended: asyncio.Future[Any] = asyncio.gather(
-            *map(asyncio.wrap_future, drawings), return_exceptions=True
-        )
+        gone = asyncio.ensure_future(until_gone(request.receive))
+        ended = asyncio.ensure_future(all_ended(drawings))
         try:
             await asyncio.wait({gone, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -83,6 +81,21 @@ class Service:
         images = whole_images(drawings)
         self.metrics.images.labels(model.name).inc(len(images))
         return images
+
+
+async def all_ended(drawings: Sequence[Drawing]) -> None:
+    """Returns when all drawings have ended, with an image or without."""
+    loop, one_ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: object) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
+            loop.call_soon_threadsafe(one_ended.set)
+
+    for drawing in drawings:
+        drawing.add_done_callback(tell)
+    while not all(drawing.done() for drawing in drawings):
+        await one_ended.wait()
+        one_ended.clear()
 
 
 def whole_images(drawings: Sequence[Drawing]) -> list[Tensor]:
