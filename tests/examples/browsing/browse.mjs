@@ -25,7 +25,11 @@ try {
   page.setDefaultTimeout(PATIENCE);
   page.on("console", (message) => said.push(`${message.type()}: ${message.text()}`));
   page.on("pageerror", (error) => said.push(`pageerror: ${error.message}`));
-  page.on("requestfailed", (request) => said.push(`failed: ${request.url()} ${request.failure()?.errorText}`));
+  page.on("requestfailed", (request) => {
+    const reason = request.failure()?.errorText;
+    // The page's own end of a request, as which Chromium also counts some streams that were read to their last event.
+    if (reason !== "net::ERR_ABORTED") said.push(`failed: ${request.url()} ${reason}`);
+  });
   page.context().on("request", (request) => asked.push(request.url()));
   const verbs = {
     fill: (selector, value) => page.fill(selector, value),

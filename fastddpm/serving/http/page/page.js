@@ -127,6 +127,7 @@ async function draw(event) {
     const came = await way(seeds, fields(seeds), stop.signal);
     say(`${came} of ${seeds.length} images drawn, done`, came < seeds.length);
   } catch (error) {
+    stop.abort(); // whatever is still on its way
     say(error.name === "AbortError" ? "Stopped" : error.message, error.name !== "AbortError");
   }
   at("images").removeAttribute("aria-busy");

@@ -36,11 +36,7 @@ export async function* eventsOf(address, body, signal) {
 
 async function* chunks(stream) {
   const reader = stream.getReader();
-  try {
-    for (let next = await reader.read(); !next.done; next = await reader.read()) yield next.value;
-  } finally {
-    reader.cancel().catch(() => {});
-  }
+  for (let next = await reader.read(); !next.done; next = await reader.read()) yield next.value;
 }
 
 /** Images by the Open Inference Protocol, whose requests take a condition: addresses of pictures. */
