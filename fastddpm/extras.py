@@ -21,6 +21,9 @@ EXTRAS = {
     "torch_fidelity": ("torch-fidelity", "evaluate"),
     "ray": ("ray", "ray"),
     "huggingface_hub": ("huggingface-hub", "hub"),
+    "starlette": ("starlette", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "prometheus_client": ("prometheus-client", "serve"),
 }
 """Modules at the top: what their package is called, and the extra of this one that brings it."""
 

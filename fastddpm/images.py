@@ -5,6 +5,7 @@ One conversion everywhere: uint8 = round((clamp(x, -1, 1) + 1) * 127.5), half to
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,10 +55,17 @@ def grid(
 
 def save_png(path: Path, pixels: Pixels) -> None:
     """Writes one picture, uint8 ``(H, W, C)`` with C = 1, 3 or 4."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(png(pixels))
+
+
+def png(pixels: Pixels) -> bytes:
+    """One picture, uint8 ``(H, W, C)`` with C = 1, 3 or 4, as a PNG file's bytes."""
     from PIL import Image
 
-    with replacing(path) as temporary:
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(temporary, format="PNG")
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, format="PNG")
+    return file.getvalue()
 
 
 def save_gif(path: Path, frames: Sequence[Pixels], seconds_per_frame: float = 0.08) -> None:

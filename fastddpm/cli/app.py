@@ -24,6 +24,7 @@ from fastddpm.cli.options import Command
 from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
 from fastddpm.cli.resumable import is_resumable
 from fastddpm.cli.sample import sample
+from fastddpm.cli.serve import serve
 from fastddpm.cli.train import train
 from fastddpm.engine import EngineUnavailable
 from fastddpm.extras import MissingExtra
@@ -74,6 +75,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "export": export,
     "sample": sample,
+    "serve": serve,
     "evaluate": evaluate,
     "convert": convert,
     "train": train,

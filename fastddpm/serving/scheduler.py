@@ -12,7 +12,6 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -32,10 +31,8 @@ from fastddpm.sampler import Sampler
 from fastddpm.serving.drawing import Chain, Drawing, Kind, Preview
 from fastddpm.serving.errors import Busy, Closed
 from fastddpm.serving.lane import Lane, MakeLoop, buckets
+from fastddpm.serving.stats import Stats
 from fastddpm.signatures import checked
-
-if TYPE_CHECKING:
-    pass
 
 PRIORITIES = 10
 HEAD_START = 100
@@ -84,6 +81,8 @@ class Scheduler:
         self._waiting: list[Chain] = []
         self._clock = 0  # steps run, of whatever lane
         self._seconds = 0.0  # that a step took, averaged
+        self._spent = 0.0  # on all steps
+        self._submitted = 0
         self._is_closed = False
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None  # from the first request on
@@ -172,6 +171,7 @@ class Scheduler:
                 raise Busy(len(self._waiting), self._retry_after())
             chain.turn = self._clock - HEAD_START * priority
             bisect.insort(self._waiting, chain, key=lambda one: one.turn)
+            self._submitted += 1
             self._news.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="fastddpm-scheduler", daemon=True)
@@ -190,15 +190,17 @@ class Scheduler:
             self._thread.join()
         self.sampler.clear()
 
-    def stats(self) -> dict[str, int]:
-        """Requests ``waiting``, ``running``; ``slots`` of their batches, those ``filled``; ``steps`` run."""
+    def stats(self) -> Stats:
+        """How much there is to do, and what was done."""
         with self._news:
             return {
                 "waiting": len(self._waiting),
                 "running": len(self._running()),
                 "slots": sum(lane.slots for lane in self._lanes.values()),
                 "filled": sum(lane.filled for lane in self._lanes.values()),
+                "submitted": self._submitted,
                 "steps": self._clock,
+                "seconds": self._spent,
             }
 
     def _running(self) -> list[Chain]:
@@ -308,6 +310,7 @@ class Scheduler:
             return
         took = (time.perf_counter() - began) / stride
         self._clock += stride
+        self._spent += took * stride
         self._seconds = took if not self._seconds else 0.9 * self._seconds + 0.1 * took
         for chain in lane.chains:
             if chain.preview is not None and chain.drawing.done_steps % chain.every == 0:

@@ -68,6 +68,9 @@ COMMANDS = {
     "torch_fidelity": "evaluate FOLDER/images.npz --reference FOLDER/images.npz --features digits",
     "ray": "sample FOLDER/model --format npz --outdir FOLDER/job --workers ray",
     "huggingface_hub": "sample some-organisation/a-model",
+    "starlette": "serve FOLDER/model --port 0",
+    "uvicorn": "serve FOLDER/model --port 0",
+    "prometheus_client": "serve FOLDER/model --port 0",
 }
 
 
@@ -125,4 +128,4 @@ def test_every_extra_named_brings_its_package():
     extras = dict(re.findall(r"^([\w-]+) = (\[.*\])$", text, re.MULTILINE))
     for package, extra in EXTRAS.values():
         assert re.search(rf'"{package}[\[>]', extras[extra]), (package, extra)
-    assert extras["all"] == '["fastddpm[train,onnx,diffusers,score,restore,ray,evaluate,hub]"]'
+    assert extras["all"] == '["fastddpm[train,onnx,diffusers,score,restore,ray,evaluate,hub,serve]"]'

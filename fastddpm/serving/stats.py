@@ -1,0 +1,27 @@
+"""What a scheduler tells of itself."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class Stats(TypedDict):
+    """How much there is to do, and what was done since the scheduler was made.
+
+    Attributes:
+        waiting: requests that wait.
+        running: those in a batch.
+        slots: of all batches that run.
+        filled: those of them that have somebody: a guided request fills two.
+        submitted: requests that were accepted.
+        steps: of batches.
+        seconds: that these took on the host.
+    """
+
+    waiting: int
+    running: int
+    slots: int
+    filled: int
+    submitted: int
+    steps: int
+    seconds: float
