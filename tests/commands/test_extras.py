@@ -68,6 +68,9 @@ COMMANDS = {
     "torch_fidelity": "evaluate FOLDER/images.npz --reference FOLDER/images.npz --features digits",
     "ray": "sample FOLDER/model --format npz --outdir FOLDER/job --workers ray",
     "huggingface_hub": "sample some-organisation/a-model",
+    "starlette": "serve FOLDER/model --port 0",
+    "uvicorn": "serve FOLDER/model --port 0",
+    "prometheus_client": "serve FOLDER/model --port 0",
 }
 
 

@@ -78,6 +78,7 @@ def test_wheel_holds_two_packages_with_their_data(wheel):
         "fastddpm/assets/mnist/model.safetensors",
         "fastddpm/assets/mnist/sampler.json",
         "fastddpm/data/mnist_split.json",
+        "fastddpm/serving/http/page/index.html",
         "fastddpm_kernels/py.typed",
         "fastddpm_kernels/reverse_step/kernel.py",
     ):

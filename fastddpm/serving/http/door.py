@@ -43,7 +43,7 @@ class Entry:
 
 def entry_of(request: Request) -> Entry:
     """The log's entry of a request."""
-    return cast("Entry", request.scope["fastddpm.entry"])
+    return cast("Entry", request.scope["entry of fastddpm"])
 
 
 def service_of(request: Request) -> Service:
@@ -65,7 +65,7 @@ class Door:
         began, headers = time.perf_counter(), Headers(scope=scope)
         given = headers.get("x-request-id", "")
         entry = Entry(given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8))
-        scope["fastddpm.entry"] = entry
+        scope["entry of fastddpm"] = entry
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
