@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.network import Network
 from fastddpm.unet1d import UNet1D
-from fastddpm.unet1d.unfolded import Unfolded, pays
+from fastddpm.unet1d.buffered import Buffered
+from fastddpm.unet1d.unfolded import MOST_PLACES, Unfolded, is_small
 from fastddpm.weights import Inventory
 
 if TYPE_CHECKING:
@@ -45,13 +47,16 @@ class TabulatedUNet1D(Network):
             self.observed = self.table.new_zeros(len(cond[CONDITION]), model.bias_width)
         self._inventory = Inventory([model])
         self._unfolded = Unfolded(model)
+        self._buffered: tuple[tuple[int, ...], Buffered] | None = None
         self._unfolds = False
 
     def begin(self, rows: int) -> None:
         """Computes the table, and what the observations add."""
         self.table[:rows].copy_(self.model.time_biases(self.time[:rows]))
-        is_hooked = self._inventory.look().is_hooked()
-        self._unfolds = self.time.device.type == "cpu" and not is_hooked
+        is_hooked, on_cpu = self._inventory.look().is_hooked(), self.time.device.type == "cpu"
+        self._unfolds = on_cpu and not is_hooked and is_small(self.model)
+        if self._buffered is not None:
+            self._buffered[1].refresh()
         self.begin_conditions()
 
     def begin_conditions(self) -> None:
@@ -69,9 +74,13 @@ class TabulatedUNet1D(Network):
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
         """Model output for x and FiLM's numbers, ``(N, bias_width)``."""
         x, bias = self.arguments(x, time)
-        if self._unfolds and pays(self.model, len(x), x.shape[1]):
+        if not self._unfolds or len(x) * x.shape[1] > MOST_PLACES:
+            return self.core(x, bias)
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return self._unfolded.forward_biased(x, bias)
-        return self.core(x, bias)
+        if self._buffered is None or self._buffered[0] != x.shape:
+            self._buffered = x.shape, Buffered(self.model, len(x), x.shape[1])
+        return self._buffered[1].forward_biased(x, bias)
 
     def arguments(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """x as the network takes it, and FiLM's numbers."""

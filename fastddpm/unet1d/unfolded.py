@@ -22,10 +22,9 @@ MOST_PLACES = 32
 """Of all trajectories together."""
 
 
-def pays(model: UNet1D, batch: int, length: int) -> bool:
-    """Whether trajectories of so many places are quicker so."""
-    largest = max(weight.numel() for weight in model.parameters() if weight.ndim == 3)
-    return largest <= MOST_WEIGHTS and batch * length <= MOST_PLACES
+def is_small(model: UNet1D) -> bool:
+    """Whether a network of these channels is quicker so, for few places."""
+    return max(weight.numel() for weight in model.parameters() if weight.ndim == 3) <= MOST_WEIGHTS
 
 
 class Unfolded:
