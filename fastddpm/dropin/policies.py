@@ -43,8 +43,9 @@ def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto", **o
         **options: none.
 
     Returns:
-        The policy, with ``original`` and ``report()``. Weights and modules are the original's, whenever they
-        change; other attributes, such as ``num_inference_steps``, are its own from here on.
+        The policy, with ``original``, ``report()`` and ``sampler()`` (of `ActionLoop`). Weights and modules are
+        the original's, whenever they change; other attributes, such as ``num_inference_steps``, are its own from
+        here on.
 
     Raises:
         ValueError: an option; a loop, scheduler or network that is not the published one.
@@ -61,7 +62,7 @@ def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto", **o
     else:
         inner = fast.__dict__[LOOP] = _loop(obj, fast, settings, network)
     # Past what a module does with attributes: the original is no part of it.
-    fast.__dict__.update(original=obj, report=inner.report)
+    fast.__dict__.update(original=obj, report=inner.report, sampler=inner.sampler)
     return fast
 
 

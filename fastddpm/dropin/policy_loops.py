@@ -15,9 +15,12 @@ from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import NetworkChoice, Report, Settings
+from fastddpm.formats._diffusers.betas import noise_schedule
+from fastddpm.formats._diffusers.schedulers import sampler_options
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.runner import Runner
+from fastddpm.sampler import Sampler
 from fastddpm.unet1d import UNet1D, names
 from fastddpm.unet1d.inputs import of_actions
 
@@ -92,6 +95,39 @@ class ActionLoop:
             fused=("x0", "clip", f"{steps} steps of its {type(scheduler).__name__}", "sigma * z"),
             not_fused=("what encodes observations: the policy's own, once a call, before the loop",),
         )
+
+    def sampler(self) -> Sampler:
+        """A `Sampler` of the network, schedule and number of steps as they are now.
+
+        It draws trajectories ``(B, T, A)`` of encoded observations, ``sample(seeds=..., cond={"global_cond":
+        ...})``, and can be exported (`fastddpm.export_onnx`). Weights are shared, tensors put in the place of
+        others later are not followed.
+
+        Raises:
+            ValueError: a scheduler whose steps `Sampler` does not take.
+        """
+        self._running()
+        network, policy, scheduler = self._chosen(), self.policy, self.policy.noise_scheduler
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        unet = network.unet if network.runner.dtype == model_device_dtype(network.source)[1] else None
+        width = unet.config.action_dim if unet is not None else self._width()
+        horizon = getattr(policy, "horizon", None) or policy.config.horizon
+        options = sampler_options(config)
+        if options.get("method") == "ddim" and config["clip_sample"]:
+            # `Sampler` computes eps anew from the clipped x0, diffusers keeps the network's: other actions.
+            raise BadArgument(
+                "noise_scheduler", "a DDIMScheduler that clips", "a DDPMScheduler, or clip_sample=False"
+            )
+        return Sampler(
+            network.source if unet is None else unet,
+            noise_schedule(config),
+            **{**options, "shape": (horizon, width), "num_inference_steps": policy.num_inference_steps},
+        )
+
+    def _width(self) -> int:
+        """A, numbers of a place of an action."""
+        own = getattr(self.policy, "action_dim", None)
+        return int(own if own is not None else self.policy.config.action_feature.shape[0])
 
     def _plan(self, options: dict[str, object]) -> Plan:
         scheduler = self.policy.noise_scheduler
