@@ -43,9 +43,9 @@ def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto", **o
         **options: none.
 
     Returns:
-        The policy, with ``original``, ``report()`` and ``sampler()`` (of `ActionLoop`). Weights and modules are
-        the original's, whenever they change; other attributes, such as ``num_inference_steps``, are its own from
-        here on.
+        The policy, with ``original``, ``report()`` and ``sampler()`` (of `ActionLoop`). Weights and modules
+        are the original's, whenever they change; other attributes, such as ``num_inference_steps``, are its
+        own from here on.
 
     Raises:
         ValueError: an option; a loop, scheduler or network that is not the published one.
