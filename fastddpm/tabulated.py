@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.network import Model, Network
+from fastddpm.tabulated_1d import TabulatedUNet1D
 from fastddpm.unet import UNet
 from fastddpm.unet.deferred import Deferred
+from fastddpm.unet1d import UNet1D
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -118,7 +120,7 @@ def is_as_built(unet: UNet) -> bool:
 def bind(
     model: Model, *, cond: Mapping[str, Tensor], form: Form = "plain", **buffers: Unpack[Buffers]
 ) -> Network:
-    """The `Network` for a model: tabulated for our UNet, as it is for everything else.
+    """The `Network` for a model: tabulated for our UNets, as it is for everything else.
 
     Args:
         model: the model.
@@ -136,4 +138,6 @@ def bind(
             kind = "class-conditional" if has_classes else "unconditional"
             raise BadArgument(names, f"{', '.join(cond) or 'none'} to a network that is {kind}", accepted)
         return TabulatedUNet(model, class_labels=cond.get("class_labels"), form=form, **buffers)
+    if isinstance(model, UNet1D):
+        return TabulatedUNet1D(model, cond=cond, **buffers)
     return Network(model, cond=cond, **buffers)

@@ -36,3 +36,8 @@ SAME_KERNELS = 1e-5
 TF32_PASS = 5e-3
 BF16_PASS = 3e-2
 FP16_PASS = 4e-3
+# A product taken apart into two, and convolutions as products, in float64: the same sums in another order.
+EXACT_SPLIT = 1e-12
+# Actions of 100 steps by our network of actions in a policy, against the policy's own loop and network in
+# float32: actions are clipped to [-1, 1] at every step, and the sums are of a few thousand numbers.
+ACTIONS = 1e-5

@@ -17,7 +17,7 @@ from fastddpm.dropin.peer import DropIn, Peer, check_device, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
 from fastddpm.plans.method import StepOptions
-from fastddpm.unet import abarankab
+from fastddpm.unet import UNet, abarankab
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -67,7 +67,7 @@ class FastAbarankab(DropIn):
     def __init__(self, original: Peer, settings: Settings, network: NetworkChoice) -> None:
         super().__init__(original)
         self.settings, self._choice = settings, network
-        self._networks: dict[str, PeerNetwork] = {}
+        self._networks: dict[str, PeerNetwork[UNet]] = {}
         for name in ("model", "ema_model"):
             self._network(name)
 
@@ -183,7 +183,7 @@ class FastAbarankab(DropIn):
                 callback(done - 1, int(plan.timesteps[done - 1]), x)
             yield x
 
-    def _cond(self, network: PeerNetwork, y: Tensor | None) -> dict[str, Tensor]:
+    def _cond(self, network: PeerNetwork[UNet], y: Tensor | None) -> dict[str, Tensor]:
         """What the network is given besides x and t; a network without classes ignores y."""
         unet = network.unet
         num_classes = (
@@ -197,7 +197,7 @@ class FastAbarankab(DropIn):
             return {}
         return {"class_labels": torch.as_tensor(y)}
 
-    def _network(self, name: str) -> PeerNetwork:
+    def _network(self, name: str) -> PeerNetwork[UNet]:
         """A network, read anew where it is another one or was moved."""
         source = getattr(self.original, name)
         if name not in self._networks or not self._networks[name].fits(source):

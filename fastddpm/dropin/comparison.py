@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,16 @@ from fastddpm.unet import UNet
 LARGEST_DIFFERENCE = 1e-5
 
 
-class Dialect(Protocol):
-    """A module of `fastddpm.unet` that reads a peer's networks."""
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
+M = TypeVar("M", bound=nn.Module)
+Inputs = Callable[[nn.Module, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""Of our network and times ``(N,)``: a state ``(N, ...)``, and conditions by name, to compare with."""
 
-    def from_module(self, module: nn.Module, /) -> UNet | None:
+
+class Dialect(Protocol[M_co]):
+    """A module of `fastddpm.unet` or `fastddpm.unet1d` that reads a peer's networks."""
+
+    def from_module(self, module: nn.Module, /) -> M_co | None:
         """Our UNet around the module's own weights; None where it is of another architecture."""
 
     def state_dict(self, theirs: Mapping[str, Tensor], /) -> dict[str, Tensor]:
@@ -52,9 +58,20 @@ class Adapter:
             return unwrapped(self.call(self.module, x, t, **cond))
 
 
+def of_images(unet: nn.Module, times: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Noise of a size that our UNet takes, and classes where it has some."""
+    assert isinstance(unet, UNet)
+    config, count = unet.config, len(times)
+    size = 4 * config.size_multiple - 2 * config.initial_pad
+    noise = torch.randn(count, config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
+    if config.num_classes is None:
+        return noise, {}
+    return noise, {"class_labels": torch.arange(count) % config.num_classes}
+
+
 def same_network(
-    source: nn.Module, adapter: Adapter, dialect: Dialect, times: Tensor
-) -> tuple[UNet | None, str]:
+    source: nn.Module, adapter: Adapter, dialect: Dialect[M], times: Tensor, inputs: Inputs = of_images
+) -> tuple[M | None, str]:
     """Our UNet with a module's weights if it gives the module's outputs, with how near; or None and why."""
     device, dtype = model_device_dtype(source)
     if dtype not in DTYPES:
@@ -68,13 +85,13 @@ def same_network(
         unet.requires_grad_(False)
         times = times[:: max(1, len(times) - 1)].to(device)
         if dtype == torch.float32:
-            difference = largest_difference(adapter, unet, times)
+            difference = largest_difference(adapter, unet, times, inputs)
         else:
             # Half precision would hide a difference of architecture behind its rounding.
             exact = copy.deepcopy(source).float()
             compared = dialect.from_module(exact)
             assert compared is not None
-            difference = largest_difference(Adapter(exact, adapter.call), compared, times)
+            difference = largest_difference(Adapter(exact, adapter.call), compared, times, inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         return None, f"not to be compared with our UNet: {str(error).splitlines()[0]}"
     if not difference <= LARGEST_DIFFERENCE:
@@ -82,14 +99,10 @@ def same_network(
     return unet, f"outputs within {difference:.0e} of the original's"
 
 
-def largest_difference(adapter: Adapter, unet: UNet, times: Tensor) -> float:
+def largest_difference(adapter: Adapter, unet: nn.Module, times: Tensor, inputs: Inputs = of_images) -> float:
     """Between two networks' outputs for noise, relative to the largest output of the first."""
-    config, count = unet.config, len(times)
-    size = 4 * config.size_multiple - 2 * config.initial_pad
-    noise = torch.randn(count, config.in_channels, size, size, generator=torch.Generator().manual_seed(0))
-    x, cond = noise.to(times.device), {}
-    if config.num_classes is not None:
-        cond["class_labels"] = torch.arange(count, device=times.device) % config.num_classes
+    noise, given = inputs(unet, times)
+    x, cond = noise.to(times.device), {name: value.to(times.device) for name, value in given.items()}
     plain = torch.autocast(x.device.type, enabled=False)
     with without_grad(), in_eval_mode(adapter), plain, forced("highest"):
         theirs, ours = adapter(x, times, **cond), unet(x, times, **cond)

@@ -8,7 +8,7 @@ still the same tensors, so that an optimiser's step, an EMA update and `load_sta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Generic, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,13 @@ from fastddpm.checks import BadArgument
 from fastddpm.copies import Copied, Copies, InDtype
 from fastddpm.dropin.alterations import is_altered, signature
 from fastddpm.dropin.arranged import ForGpu
-from fastddpm.dropin.comparison import Adapter, Dialect, same_network
+from fastddpm.dropin.comparison import Adapter, Dialect, Inputs, M, of_images, same_network
 from fastddpm.dropin.settings import NetworkChoice, Settings
 from fastddpm.network import model_device_dtype
-from fastddpm.unet import UNet
 from fastddpm.weights import Inventory
 
 
-class PeerNetwork:
+class PeerNetwork(Generic[M]):
     """A network of a peer, and what runs chains with it.
 
     Where it is not our UNet that runs, a GPU runs the module in channels_last with its norms fused.
@@ -38,6 +37,8 @@ class PeerNetwork:
         times: ``(N,)`` time inputs at which the two networks are compared.
         tries_ours: whether ``auto`` looks if our UNet fits.
         casts: how the original runs in another dtype: under ``autocast``, or as a ``copy`` of it.
+        inputs: what they are compared with.
+        arranges: whether a GPU runs the module in another form, where it is no UNet of ours.
 
     Attributes:
         runner: walks plans with the network chosen.
@@ -52,28 +53,31 @@ class PeerNetwork:
         self,
         source: nn.Module,
         call: Callable[..., object],
-        dialect: Dialect,
+        dialect: Dialect[M],
         settings: Settings,
         *,
         choice: NetworkChoice,
         times: Tensor,
         tries_ours: bool = True,
         casts: Literal["autocast", "copy"] = "autocast",
+        inputs: Inputs = of_images,
+        arranges: bool = True,
     ) -> None:
         self.source, self.call = source, call
         self._dialect, self._settings, self._casts = dialect, settings, casts
+        self._may_arrange = choice == "auto" and arranges
         self._inventory = Inventory([source])
         self._signature = signature(self._inventory, source)
         # Whatever its parts and hooks become, on this device it is the original that runs.
         on_gpu = self._signature[0].type == "cuda"
         self._is_settled = choice == "original" or (choice == "auto" and not tries_ours and not on_gpu)
-        self.unet: UNet | None = None
+        self.unet: M | None = None
         self._merged: frozenset[str] = frozenset()
         self._places: int | None = None
         self._copied: Copied | None = None
         reason = "as asked for" if choice == "original" else ""
         if choice == "ours" or (choice == "auto" and tries_ours):
-            self.unet, reason = same_network(source, Adapter(source, call), dialect, times)
+            self.unet, reason = same_network(source, Adapter(source, call), dialect, times, inputs)
         if choice == "ours" and self.unet is None:
             raise BadArgument("network", f"'ours', but {reason},", "auto or original")
         if self.unet is not None:
@@ -83,14 +87,14 @@ class PeerNetwork:
                 self.unet = self.unet.to(settings.dtype)
             self.runner = settings.runner(self.unet, capacity=len(times), dtype=settings.dtype)
         else:
-            self._run_the_original(choice, reason, len(times))
+            self._run_the_original(reason, len(times))
 
-    def _run_the_original(self, choice: NetworkChoice, reason: str, capacity: int) -> None:
+    def _run_the_original(self, reason: str, capacity: int) -> None:
         device, seen = model_device_dtype(self.source)
         wanted = None if self._settings.dtype == seen else self._settings.dtype
         copy_dtype = wanted if self._casts == "copy" else None
         self.words = "the original module" + (f" ({reason})" if reason else "")
-        self._copied = copied_for(self.source, device, copy_dtype, may_arrange=choice == "auto")
+        self._copied = copied_for(self.source, device, copy_dtype, may_arrange=self._may_arrange)
         if isinstance(self._copied, ForGpu):
             self.words += f", {self._copied.words}"
         if copy_dtype is not None:
@@ -147,7 +151,7 @@ class PeerNetwork:
 
         return Copies(refresh, places)
 
-    def _not_shared(self, unet: UNet) -> frozenset[str]:
+    def _not_shared(self, unet: M) -> frozenset[str]:
         """Names of our tensors that are copies: a dialect that merges tensors makes new ones each time."""
         theirs = self._dialect.state_dict(self.source.state_dict())
         return frozenset(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer, holds
 from fastddpm.dropin.policy_loops import ActionLoop, parameters_of
-from fastddpm.dropin.settings import Settings
+from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Settings
 
 DESCRIPTION = "policies of real-stanford/diffusion_policy, and LeRobot's DiffusionPolicy"
 LOOP = "conditional_sample"
@@ -33,33 +33,36 @@ def recognises(obj: Peer) -> bool:
     return _network_of(obj) is not None or _holds_diffusion(obj)
 
 
-def build(obj: Peer, settings: Settings, **options: object) -> Any:
+def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto", **options: object) -> Any:
     """A policy of the same class whose actions are drawn by our loop.
 
     Args:
         obj: a policy; it stays as it was. Its modules are shared, its queues of observations are not.
         settings: noise, engine and dtype (the network's, under autocast).
+        network: ``auto``, ``original`` or ``ours``.
         **options: none.
 
     Returns:
-        The policy, with ``original`` and ``report()``. Weights and modules are the original's, whenever they
-        change; other attributes, such as ``num_inference_steps``, are its own from here on.
+        The policy, with ``original``, ``report()`` and ``sampler()`` (of `ActionLoop`). Weights and modules
+        are the original's, whenever they change; other attributes, such as ``num_inference_steps``, are its
+        own from here on.
 
     Raises:
         ValueError: an option; a loop, scheduler or network that is not the published one.
     """
     if options:
-        raise BadArgument(", ".join(options), "an option", "none for a policy")
+        raise BadArgument(", ".join(options), "an option", "network for a policy")
+    check_choice("network", network, NETWORK_CHOICES)
     fast = copy.copy(obj)
     if _holds_diffusion(obj):
-        inner = build(obj.diffusion, settings)
+        inner = build(obj.diffusion, settings, network=network)
         fast.__dict__["_modules"] = {**obj._modules, "diffusion": inner}
         if hasattr(fast, "reset"):
             fast.reset()
     else:
-        inner = fast.__dict__[LOOP] = _loop(obj, fast, settings)
+        inner = fast.__dict__[LOOP] = _loop(obj, fast, settings, network)
     # Past what a module does with attributes: the original is no part of it.
-    fast.__dict__.update(original=obj, report=inner.report)
+    fast.__dict__.update(original=obj, report=inner.report, sampler=inner.sampler)
     return fast
 
 
@@ -75,7 +78,7 @@ def _holds_diffusion(obj: Peer) -> bool:
     return holds(obj, modules=("diffusion",)) and _network_of(obj.diffusion) is not None
 
 
-def _loop(obj: Peer, fast: Peer, settings: Settings) -> ActionLoop:
+def _loop(obj: Peer, fast: Peer, settings: Settings, choice: NetworkChoice) -> ActionLoop:
     """What takes the place of the loop of ``obj``, in ``fast``."""
     name = _network_of(obj)
     assert name is not None
@@ -90,4 +93,4 @@ def _loop(obj: Peer, fast: Peer, settings: Settings) -> ActionLoop:
         given = f"{type(obj).__name__}, whose {LOOP} takes {', '.join(sorted(taken))},"
         raise BadArgument("obj", given, "the loop of real-stanford/diffusion_policy or LeRobot")
     warn_if_random(getattr(obj, name), name)
-    return ActionLoop(fast, name, getattr(obj, LOOP), settings)
+    return ActionLoop(fast, name, getattr(obj, LOOP), settings, choice)

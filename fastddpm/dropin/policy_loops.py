@@ -12,12 +12,17 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_known, shown
 from fastddpm.dropin._diffusers.options import Options, Plans
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
-from fastddpm.dropin.comparison import Adapter
+from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import Peer
-from fastddpm.dropin.settings import Report, Settings
+from fastddpm.dropin.settings import NetworkChoice, Report, Settings
+from fastddpm.formats._diffusers.betas import noise_schedule
+from fastddpm.formats._diffusers.schedulers import sampler_options
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.runner import Runner
+from fastddpm.sampler import Sampler
+from fastddpm.unet1d import UNet1D, names
+from fastddpm.unet1d.inputs import of_actions
 
 STEP_OPTIONS = ("eta", "use_clipped_model_output")
 """Keyword arguments of a DDIMScheduler's step that a policy may pass on."""
@@ -35,13 +40,21 @@ class ActionLoop:
         name: of the attribute that holds the network.
         original: the loop replaced, for its signature.
         settings: noise, engine and dtype.
+        choice: ``auto``: our UNet1D where it gives the outputs; ``original``; ``ours``, or an error.
     """
 
-    def __init__(self, policy: Peer, name: str, original: Callable[..., Tensor], settings: Settings) -> None:
-        self.policy, self.name, self.settings = policy, name, settings
+    def __init__(
+        self,
+        policy: Peer,
+        name: str,
+        original: Callable[..., Tensor],
+        settings: Settings,
+        choice: NetworkChoice = "auto",
+    ) -> None:
+        self.policy, self.name, self.settings, self._choice = policy, name, settings, choice
         self._signature = inspect.signature(original)
         self._plans = Plans()
-        self._runner: Runner | None = None
+        self._network: PeerNetwork[UNet1D] | None = None
         self._running()
 
     def __call__(self, *args: object, **options: object) -> Tensor:
@@ -62,7 +75,7 @@ class ActionLoop:
             known = known.detach().to(runner.device, torch.float32)
             mask = mask.to(runner.device).expand(shape)
         else:
-            dtype = model_device_dtype(runner.model)[1]
+            dtype = model_device_dtype(self._module())[1]
             shape = self._shape(given["batch_size"]) if x is None else x.shape
         source = self.settings.source(shape[0], runner.device, generator=generator, dtype=dtype)
         given.pop("batch_size", None)
@@ -75,13 +88,46 @@ class ActionLoop:
         scheduler, steps = self.policy.noise_scheduler, self.policy.num_inference_steps
         return Report(
             peer=f"{type(self.policy).__name__}, its conditional_sample alone",
-            network="the original module",
+            network=self._chosen().words,
             engine=runner.engine_in_words(),
             noise="philox, one seed per trajectory" if drawn else "torch, in the original's order",
             precision=runner.computes_in(self.settings.dtype),
             fused=("x0", "clip", f"{steps} steps of its {type(scheduler).__name__}", "sigma * z"),
             not_fused=("what encodes observations: the policy's own, once a call, before the loop",),
         )
+
+    def sampler(self) -> Sampler:
+        """A `Sampler` of the network, schedule and number of steps as they are now.
+
+        It draws trajectories ``(B, T, A)`` of encoded observations, ``sample(seeds=..., cond={"global_cond":
+        ...})``, and can be exported (`fastddpm.export_onnx`). Weights are shared, tensors put in the place of
+        others later are not followed.
+
+        Raises:
+            ValueError: a scheduler whose steps `Sampler` does not take.
+        """
+        self._running()
+        network, policy, scheduler = self._chosen(), self.policy, self.policy.noise_scheduler
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        unet = network.unet if network.runner.dtype == model_device_dtype(network.source)[1] else None
+        width = unet.config.action_dim if unet is not None else self._width()
+        horizon = getattr(policy, "horizon", None) or policy.config.horizon
+        options = sampler_options(config)
+        if options.get("method") == "ddim" and config["clip_sample"]:
+            # `Sampler` computes eps anew from the clipped x0, diffusers keeps the network's: other actions.
+            raise BadArgument(
+                "noise_scheduler", "a DDIMScheduler that clips", "a DDPMScheduler, or clip_sample=False"
+            )
+        return Sampler(
+            network.source if unet is None else unet,
+            noise_schedule(config),
+            **{**options, "shape": (horizon, width), "num_inference_steps": policy.num_inference_steps},
+        )
+
+    def _width(self) -> int:
+        """A, numbers of a place of an action."""
+        own = getattr(self.policy, "action_dim", None)
+        return int(own if own is not None else self.policy.config.action_feature.shape[0])
 
     def _plan(self, options: dict[str, object]) -> Plan:
         scheduler = self.policy.noise_scheduler
@@ -96,22 +142,32 @@ class ActionLoop:
         config = self.policy.config
         return count, config.horizon, config.action_feature.shape[0]
 
+    def _module(self) -> nn.Module:
+        module: nn.Module = getattr(self.policy, self.name)
+        return module
+
     def _running(self) -> Runner:
-        """The runner; made anew where the network is another one or was moved."""
-        module = getattr(self.policy, self.name)
-        runner = self._runner
-        if runner is None or (runner.model.module, runner.device) != (  # type: ignore[attr-defined]
-            module,
-            model_device_dtype(module)[0],
-        ):
-            dtype = None if self.settings.dtype == torch.float32 else self.settings.dtype
-            runner = self.settings.runner(
-                Adapter(module, _by_name, dtype),
-                capacity=self.policy.noise_scheduler.config["num_train_timesteps"],
-                dtype=torch.float32 if self.settings.dtype is not None else None,
+        """What runs chains, with the network's weights as they are."""
+        network = self._chosen()
+        network.refresh()
+        return network.runner
+
+    def _chosen(self) -> PeerNetwork[UNet1D]:
+        """The network; chosen anew where the policy's is another one, was moved or altered."""
+        module = self._module()
+        if self._network is None or not self._network.fits(module):
+            times = torch.arange(self.policy.noise_scheduler.config["num_train_timesteps"])
+            self._network = PeerNetwork(
+                module,
+                _by_name,
+                names,
+                self.settings,
+                choice=self._choice,
+                times=times,
+                inputs=of_actions,
+                arranges=False,
             )
-            self._runner = runner
-        return runner
+        return self._network
 
 
 def _tensors(given: dict[str, object]) -> dict[str, Tensor]:

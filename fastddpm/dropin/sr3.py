@@ -24,7 +24,7 @@ from fastddpm.plans.method import StepOptions
 from fastddpm.plans.plan import Plan
 from fastddpm.plans.sr3 import STORED, from_sr3
 from fastddpm.transfer import to_device
-from fastddpm.unet import sr3
+from fastddpm.unet import UNet, sr3
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -98,7 +98,7 @@ class FastSR3(DropIn):
     def __init__(self, original: Peer, settings: Settings, network: NetworkChoice) -> None:
         super().__init__(original)
         self.settings, self._choice = settings, network
-        self._last: PeerNetwork | None = None
+        self._last: PeerNetwork[UNet] | None = None
         if self._has_schedule:
             self._network()
 
@@ -213,7 +213,7 @@ class FastSR3(DropIn):
             raise ValueError("the model has no noise schedule yet; call set_new_noise_schedule first")
         return from_sr3({name: getattr(self.original, name) for name in STORED}, self._levels, **method)
 
-    def _network(self) -> PeerNetwork:
+    def _network(self) -> PeerNetwork[UNet]:
         """The network, read anew where it is another one, or was moved."""
         source = self.original.denoise_fn
         if isinstance(source, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

@@ -1,7 +1,7 @@
 """A trained network as ONNX fragments, and its place in a graph.
 
-Our UNet is exported in parts, so that what depends on time and class is computed outside the loop; any other
-network in one piece. Weights are those given, on the CPU, in float32 or float16.
+Our UNets are exported in parts, so that what depends on time, class or observations is computed outside the
+loop; any other network in one piece. Weights are those given, on the CPU, in float32 or float16.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fastddpm.export.nodes import FLOAT, HALF, INT64, Fragment, Graph, fragment_
 from fastddpm.network import unwrapped
 from fastddpm.plans.plan import TimeInput
 from fastddpm.unet import UNet
+from fastddpm.unet1d import UNet1D
 
 OPSET = 20
 EXAMPLE_BATCH = 2
@@ -122,9 +123,9 @@ class ExportedNetwork:
 
     Attributes:
         call: how it is called.
-        core: (x, bias) -> m of our UNet; (x, t[, class_labels], *cond) -> m of another network.
-        time: t [N] -> bias [N, width] of our UNet, else None.
-        classes: class_labels [B] -> bias [B, width], or None.
+        core: (x, bias) -> m of our UNets; (x, t[, class_labels], *cond) -> m of another network.
+        time: t [N] -> bias [N, width] of our UNets, else None.
+        classes: class_labels [B], or observations [B, width of them], -> bias [B, width], or None.
         out_channels: C or 2C.
         dynamic_size: whether height and width may vary.
 
@@ -153,7 +154,8 @@ class ExportedNetwork:
             ]
             return time, [*([] if labels is None else [labels]), *cond]
         table = g.inline(self.time, time)
-        biases = None if self.classes is None or labels is None else g.inline(self.classes, labels)
+        given = labels if labels is not None or not cond else cond[0]
+        biases = None if self.classes is None or given is None else g.inline(self.classes, given)
         return table, [] if biases is None else [biases]
 
     def predict(self, g: Graph, x: str, prepared: Prepared, row: str | None = None) -> str:
@@ -185,7 +187,7 @@ class ExportedNetwork:
 class _Core(nn.Module):
     """Our UNet behind its time and class path."""
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNet | UNet1D) -> None:
         super().__init__()
         self.unet = unet
 
@@ -198,9 +200,22 @@ class _Time(_Core):
         return self.unet.time_biases(t)
 
 
-class _Classes(_Core):
-    def forward(self, class_labels: Tensor) -> Tensor:  # type: ignore[override]
+class _Classes(nn.Module):
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, class_labels: Tensor) -> Tensor:
         return self.unet.class_biases(class_labels)
+
+
+class _Observations(nn.Module):
+    def __init__(self, unet: UNet1D) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, global_cond: Tensor) -> Tensor:
+        return self.unet.condition_biases(global_cond)
 
 
 class Whole(nn.Module):
@@ -243,11 +258,14 @@ def export_network(model: nn.Module, call: NetworkCall) -> ExportedNetwork:
     t = reals if call.tells_levels or call.between else torch.ones(EXAMPLE_BATCH, dtype=torch.int64)
     labels = torch.zeros(EXAMPLE_BATCH, dtype=torch.int64)
     time = classes = None
-    if isinstance(network, UNet):
+    if isinstance(network, (UNet, UNet1D)):
         bias = torch.zeros(EXAMPLE_BATCH, network.bias_width, dtype=call.dtype)
-        core, out_channels = _fragment(_Core(network), (x, bias), sizes_vary=True)
+        core, out_channels = _fragment(_Core(network), (x, bias), sizes_vary=isinstance(network, UNet))
         time, _ = _fragment(_Time(network), (reals,))
-        if call.has_classes:
+        if isinstance(network, UNet1D):
+            if call.cond:
+                classes, _ = _fragment(_Observations(network), (call.cond[0].examples(EXAMPLE_BATCH),))
+        elif call.has_classes:
             classes, _ = _fragment(_Classes(network), (labels,))
     else:
         others = {"class_labels": labels} if call.has_classes else {}

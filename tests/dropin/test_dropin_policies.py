@@ -255,7 +255,7 @@ class Other(peers.LowdimPolicy):
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="repair: an option given, none for a policy accepted"):
+    with pytest.raises(ValueError, match="repair: an option given, network for a policy accepted"):
         fastddpm.optimize(lowdim(), repair=True)
     solver = lowdim()
     solver.noise_scheduler = DPMSolverMultistepScheduler(100)

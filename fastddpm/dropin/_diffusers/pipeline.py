@@ -31,6 +31,7 @@ from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.runner import Runner
+from fastddpm.unet import UNet
 
 
 class FastPipeline(DropIn):
@@ -54,7 +55,7 @@ class FastPipeline(DropIn):
         super().__init__(original)
         self.settings, self.options = settings, options
         self._plans = Plans()
-        self._kept: dict[str, PeerNetwork] = {}
+        self._kept: dict[str, PeerNetwork[UNet]] = {}
         self.check()
 
     def check(self) -> None:
@@ -116,7 +117,7 @@ class FastPipeline(DropIn):
             return Way("learned", functools.partial(call_with_log_variance, image_shape(self.unet)[0]), False)
         return Way("plain", call, True)
 
-    def _network(self, way: Way | None = None) -> PeerNetwork:
+    def _network(self, way: Way | None = None) -> PeerNetwork[UNet]:
         """The network as it is now, called in a way; None for `_way`."""
         unet, way = self.unet, way or self._way()
         kept = self._kept.get(way.name)
