@@ -142,7 +142,7 @@ def test_a_chain_waits_for_no_copy_to_the_card(fake_cuda, monkeypatch):
     The look at the finished images is the one read of a chain, and comes after it.
     """
     looks = []
-    monkeypatch.setattr("fastddpm.sampler.check_finite", lambda *images: looks.append(images))
+    monkeypatch.setattr("fastddpm.configured.check_finite", lambda *images: looks.append(images))
     with fake_cuda:
         unet = UNet(TINY).eval()
     options = {"num_inference_steps": 4, "shape": (3, 8, 8), "engine": "eager"}

@@ -35,7 +35,11 @@ def test_every_page_and_the_reference_are_built(tmp_path):
     for page in (ROOT / "docs").rglob("*.md"):
         assert (tmp_path / page.relative_to(ROOT / "docs")).with_suffix(".html").is_file()
     names = {
-        "sampling": ["fastddpm.sampler.Sampler.sample", "fastddpm.checkpoint.load"],
+        "sampling": [
+            "fastddpm.sampler.Sampler.sample",
+            "fastddpm.sampler.Sampler.replace",
+            "fastddpm.checkpoint.load",
+        ],
         "jobs": ["fastddpm.jobs.job.Job.run", "fastddpm.evaluation.scores.score"],
         "plans": ["fastddpm.schedule.NoiseSchedule.linear", "fastddpm.plans.ddim.ddim_plan"],
     }

@@ -323,7 +323,7 @@ def test_weights_changed_between_calls_are_used(change):
     assert torch.equal(second, fresh)
     assert torch.equal(first, second) == (change == "buffer")
     if change == "buffer":
-        assert torch.equal(fast._cast.module.unused, torch.full((3,), 2, dtype=torch.bfloat16))
+        assert torch.equal(fast.runner.model.unused, torch.full((3,), 2, dtype=torch.bfloat16))
 
 
 def test_what_the_network_is_given_and_has():

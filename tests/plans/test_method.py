@@ -19,7 +19,7 @@ from fastddpm.plans import METHODS, make_plan
 from fastddpm.plans.abarankab import from_abarankab
 from fastddpm.plans.method import MethodOptions, StepOptions
 from fastddpm.plans.sr3 import from_sr3
-from fastddpm.sampler import SHARED_ARGUMENTS
+from fastddpm.variations import SHARED_ARGUMENTS
 from fastddpm_kernels.table import Column
 
 PACKAGE = Path(fastddpm.__file__).parent
