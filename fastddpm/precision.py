@@ -2,8 +2,8 @@
 
 `highest` and `tf32` are settings of the process in torch; here they hold while a loop is made or runs, and
 what was set before is set again whenever the caller's code goes on. `bf16` and `fp16` are a copy of the
-network in that dtype; `int8` is ONNX Runtime's, on a CPU (`fastddpm.engine.int8`). The state, the tables and the
-noise are float32 in all of them. None leaves torch as it is set.
+network in that dtype; `int8` is ONNX Runtime's, on a CPU (`fastddpm.engine.int8`). The state, the tables and
+the noise are float32 in all of them. None leaves torch as it is set.
 """
 
 from __future__ import annotations
@@ -66,7 +66,13 @@ def check_dtype(precision: str | None, dtype: torch.dtype) -> None:
 
 
 def check_engine(precision: str | None, engine: str) -> None:
-    """ValueError where integers are chosen for an engine that has none."""
+    """ValueError where an engine does not compute in a precision."""
+    if precision in DTYPES and engine == "onnxruntime":
+        raise BadArgument(
+            "precision",
+            f"{precision!r} with engine 'onnxruntime', whose convolutions on a CPU are float32 or int8,",
+            "engine 'compile' or 'eager', or another precision,",
+        )
     if precision == "int8" and engine != "onnxruntime":
         raise BadArgument(
             "precision",

@@ -79,7 +79,9 @@ class CalibrationChain:
         )
         seen: list[tuple[Tensor, ...]] = []
         network.run_by(functools.partial(_noted, network, seen))
-        loop = Loop(network, case, len(network.time), "eager", steps_per_graph=1, on_fallback=None, refusal=None)
+        loop = Loop(
+            network, case, len(network.time), "eager", steps_per_graph=1, on_fallback=None, refusal=None
+        )
         loop.load(plan, batch, None, 0, self._copies)
         rows = np.unique(np.linspace(0, len(plan) - 1, ROWS).round().astype(int)).tolist()
         found = []
@@ -120,4 +122,3 @@ def _cycled(values: Tensor, count: int, halves: int) -> Tensor:
     each = len(values) // halves
     places = torch.arange(count) % each
     return torch.cat([values[half * each + places] for half in range(halves)])
-

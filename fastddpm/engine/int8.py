@@ -10,10 +10,13 @@ from torch import Tensor
 
 from fastddpm.engine import quantised
 from fastddpm.engine.errors import EngineUnavailable
-from fastddpm.engine.sessions import Running, Session, started
+from fastddpm.engine.sessions import Running, Session, one_line, started
 
 LARGEST_ERROR = 0.1
-"""Of the output, relative to it, over all states of the calibration (both by the root of the mean square)."""
+"""Of the output, relative to it, over all states of the calibration (both by the root of the mean square).
+
+Twice the largest that was found: 0.046 of the CIFAR-10 network with random weights, 0.027 to 0.030 of the
+model in the box, 0.013 to 0.027 of the tests' small networks."""
 
 
 class States(Protocol):
@@ -32,8 +35,8 @@ class States(Protocol):
 class QuantisedSession(Session):
     """As `Session`, in integers: quantised from what the network computes on the way of a chain of its own.
 
-    `calibrate_by` says by which chain, before the first step. Whatever lets a model be handed over again has it
-    quantised again, and so does a chain by another plan.
+    `calibrate_by` says by which chain, before the first step. Whatever lets a model be handed over again has
+    it quantised again, and so does a chain by another plan.
     """
 
     work = "quantise it again"
@@ -49,13 +52,13 @@ class QuantisedSession(Session):
     def _arranged(self, proto: bytes, inputs: Sequence[Tensor]) -> tuple[bytes, Running]:
         super()._arranged(proto, inputs)
         assert self._states is not None
-        batches = in_batches(self._states.states(), len(inputs[0]))
         model = quantised.read(proto)
+        nodes = quantised.candidates(model)
+        batches = in_batches(self._states.states(), len(inputs[0])) if nodes else []
         names = [one.name for one in model.graph.input]
         feeds = [
             {name: batch[int(name.removeprefix("input_"))].numpy() for name in names} for batch in batches
         ]
-        nodes = quantised.candidates(model)
         seen = quantised.observed(model, nodes, feeds, torch.get_num_threads())
         nodes = quantised.chosen(nodes, seen)
         if not nodes:
@@ -63,7 +66,12 @@ class QuantisedSession(Session):
                 "precision: 'int8' for a network without a convolution or product of weights that bytes are "
                 "enough for; None accepted"
             )
-        small = quantised.quantised(model, nodes, seen)
+        try:
+            small = quantised.quantised(model, nodes, seen)
+        except Exception as error:  # it raises many kinds
+            raise EngineUnavailable(
+                f"precision: ONNX Runtime does not quantise the model ({one_line(error)})"
+            ) from error
         running = started(small)
         self._hold_to_the_module(running, batches)
         return small, running
@@ -86,4 +94,4 @@ def in_batches(states: Sequence[Sequence[Tensor]], size: int) -> list[tuple[Tens
     """The samples of all states in batches of another size; the last is filled up from the first on."""
     pools = [torch.cat(parts) for parts in zip(*states, strict=True)]
     places = torch.arange(-(-len(pools[0]) // size) * size) % len(pools[0])
-    return [tuple(pool[some] for pool in pools) for some in places.split(size)]
+    return [tuple(pool[some] for pool in pools) for some in torch.chunk(places, len(places) // size)]

@@ -1,8 +1,8 @@
 """A network in ONNX whose convolutions and products are of 8-bit integers, by static quantisation.
 
-Activations are unsigned bytes between the ends that calibration saw, weights signed bytes with a scale for each
-output channel, biases 32-bit integers. Norms, attention, the time path and sums are float32, and so is what hangs
-on the network's input or output, and what 256 steps are too few for.
+Activations are unsigned bytes between the ends that calibration saw, weights signed bytes with a scale for
+each output channel, biases 32-bit integers. Norms, attention, the time path and sums are float32, and so is
+what hangs on the network's input or output, and what 256 levels are too few for.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ Node: TypeAlias = Any
 KINDS = ("Conv", "MatMul")
 LEVELS = 255
 LEAST_RATIO = 10**2.8
-"""Of the energy of an activation to that of its rounding to bytes, in the sample where it is least: 28 dB. In the
-model in the box three layers have less, 23 to 28: the 1x1 convolutions of the last shortcuts and the last
-upsampling, which read the sum of all blocks, small in noise and large in an image. With them in float32 the
-output's error is 0.027 instead of 0.062, and no slower; 32 dB would leave 0.022 and a tenth of the gain."""
+"""Of the energy of an activation to that of its rounding to bytes, in the sample where it is least: 28 dB.
+
+In the model in the box three layers have less, 23: the last upsampling and the last two shortcuts, which
+read sums of all blocks before. With them in float32 the error of its output is 0.027 instead of 0.062, and
+nothing is slower; a limit of 32 dB leaves 0.022, and 29 of its 43 convolutions in integers instead of 38."""
 
 
 @dataclasses.dataclass
@@ -79,7 +80,7 @@ def candidates(model: Model) -> list[Node]:
         node
         for node in model.graph.node
         if node.op_type in KINDS
-        and node.input[1] in weights
+        and weights.issuperset(node.input[1:])
         and not ends.intersection((node.input[0], node.output[0]))
     ]
 
@@ -108,9 +109,17 @@ def chosen(nodes: Sequence[Node], seen: Mapping[str, Seen]) -> list[Node]:
 
 def quantised(model: Model, nodes: Sequence[Node], seen: Mapping[str, Seen]) -> bytes:
     """The network with these nodes in integers; the model is changed."""
-    from onnxruntime.quantization import CalibrationMethod, QuantType
-    from onnxruntime.quantization.calibrate import TensorData, TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization import (  # type: ignore[import-untyped, unused-ignore]
+        CalibrationMethod,
+        QuantType,
+    )
+    from onnxruntime.quantization.calibrate import (  # type: ignore[import-untyped, unused-ignore]
+        TensorData,
+        TensorsData,
+    )
+    from onnxruntime.quantization.qdq_quantizer import (  # type: ignore[import-untyped, unused-ignore]
+        QDQQuantizer,
+    )
 
     ends = {
         name: TensorData(lowest=np.float32(one.lowest), highest=np.float32(one.highest))

@@ -156,7 +156,7 @@ def traced(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
     except Exception as error:  # torch raises whatever it met inside the network
         raise EngineUnavailable(
             "engine: torch cannot express the model in ONNX, which this engine runs "
-            f"({type(error).__name__}: {_one_line(error)})"
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
     return file.getvalue()
 
@@ -170,11 +170,15 @@ def started(proto: bytes) -> Running:
     try:
         return Running(proto)
     except Exception as error:  # it raises many kinds
-        raise EngineUnavailable(f"engine: ONNX Runtime refuses the model ({_one_line(error)})") from error
+        raise EngineUnavailable(f"engine: ONNX Runtime refuses the model ({one_line(error)})") from error
 
 
 class Running:
-    """ONNX Runtime, from the inputs' own memory into a buffer that stays."""
+    """ONNX Runtime, from the inputs' own memory into a buffer that stays.
+
+    Args:
+        proto: the network.
+    """
 
     def __init__(self, proto: bytes) -> None:
         self._session = session(proto, torch.get_num_threads())
@@ -186,6 +190,7 @@ class Running:
         self._binding.bind_output(output.name, "cpu", 0, "float32", *place)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The output for inputs by place, in memory that the next call writes over."""
         for name in self._names:
             self._binding.bind_cpu_input(name, inputs[_place(name)].detach().contiguous().numpy())
         self._session.run_with_iobinding(self._binding)
@@ -196,7 +201,8 @@ def _place(name: str) -> int:
     return int(name.removeprefix("input_"))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of bounded length."""
     return " ".join(str(error).split())[:400]
 
 
