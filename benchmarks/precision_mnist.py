@@ -247,7 +247,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.show is not None:
         document = json.loads(args.show.read_text())
-        print("\n".join([*image_table(document), "", *chain_table(document)]))
+        tables = {"images": image_table, "chains": chain_table}
+        print(
+            "\n".join(line for name in tables if name in document for line in [*tables[name](document), ""])
+        )
         return
     if args.samples < 2 * quality_mnist.HALF:
         parser.error(f"--samples: {args.samples} given, {2 * quality_mnist.HALF} or more accepted")
