@@ -16,8 +16,8 @@ LARGEST_ERROR = 0.22
 """Of the output, relative to it, over all states of the calibration (both by the root of the mean square).
 
 Twice the largest that was found: 0.11 of the model in the box without classes by 10 leading steps, the last
-at timestep 0, where what it predicts hardly counts in the image. With classes by 50 trailing steps it has 0.027
-to 0.030, the CIFAR-10 network with random weights 0.046, the tests' small networks 0.013 to 0.027."""
+at timestep 0, where what it predicts hardly counts in the image. With classes by 50 trailing steps it has
+0.027 to 0.030, the CIFAR-10 network with random weights 0.046, the tests' small networks 0.013 to 0.027."""
 
 
 class States(Protocol):

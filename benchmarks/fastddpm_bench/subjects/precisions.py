@@ -21,7 +21,7 @@ from fastddpm_bench.subjects.variants import layouts
 from fastddpm_bench.workloads import MNIST
 
 TOLERANCE = 0.15
-"""In [0, 1], of the square that is farthest off: twice what int8 was by 10 steps, 0.07; by 50 it was 0.013."""
+"""In [0, 1], of the square that is farthest off: twice what int8 was by 10 steps, 0.07; by 50 0.013."""
 SQUARE = 7
 
 
