@@ -184,7 +184,7 @@ class InFlight:
     def _watch(self) -> None:
         while not self._is_closed.wait(0.02):
             stats = self._scheduler.stats()
-            self._used += stats["running"]
+            self._used += stats["filled"]
             self._slots += stats["slots"]
 
 

@@ -1,4 +1,8 @@
-"""Hooks of mkdocs.yml: what the pages link to outside docs/ is named, since the site holds docs/ alone."""
+"""Hooks of mkdocs.yml.
+
+What pages link to outside docs/ is named, since the site holds docs/ alone; the commands stand where a page
+wants them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+COMMANDS = "<!-- commands -->"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
 
 
@@ -15,6 +20,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     A link to what is not in the repository stays, and fails the strict build.
     """
+    if COMMANDS in markdown:
+        markdown = markdown.replace(COMMANDS, commands())
     folder = (ROOT / "docs" / page.file.src_uri).parent
 
     def named(match: re.Match[str]) -> str:
@@ -25,3 +32,31 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"{match[1]} (`{target.relative_to(ROOT).as_posix()}` in the repository)"
 
     return LINK.sub(named, markdown)
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as Markdown."""
+    import typer
+
+    from fastddpm.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("fastddpm", ["sample"], resilient_parsing=True)
+    parts = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        rows = [
+            _row(one) for one in command.params if not getattr(one, "hidden", False) and one.name != "help"
+        ]
+        table = ["| | | default |", "| --- | --- | --- |", *rows]
+        parts += [f"## fastddpm {name}", command.help or "", "\n".join(table)]
+    return "\n\n".join(parts)
+
+
+def _row(one: Any) -> str:
+    names = ", ".join(f"`{word}`" for word in [*one.opts, *one.secondary_opts])
+    if one.param_type_name == "argument":
+        names = f"`{(one.metavar or one.name).upper()}`"
+    default = one.default if one.default not in (None, False) and not callable(one.default) else ""
+    text = " ".join(str(getattr(one, "help", None) or "").split()).replace("|", "\\|")
+    return f"| {names} | {text} | {default if default == '' else f'`{default}`'} |"

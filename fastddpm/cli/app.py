@@ -52,9 +52,7 @@ ALLOCATION_FAILED = (
 """What torch, the system's loader and ONNX Runtime say of it."""
 
 HELP = {"help_option_names": ["-h", "--help"]}
-app = typer.Typer(
-    name="fastddpm", add_completion=False, pretty_exceptions_enable=False, context_settings=HELP
-)
+app = typer.Typer(name="fastddpm", pretty_exceptions_enable=False, context_settings=HELP)
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,6 +19,7 @@ from fastddpm.options import ModelOptions
 from fastddpm.plans.method import MethodName
 from fastddpm.randomness import MAX_SEED
 from fastddpm.restoration import Picture, Restorer, load_restorer, read_picture
+from fastddpm.restoration.digits import check_digits
 from fastddpm.restoration.files import Pair, in_and_out, read_mask, sample_paths
 from fastddpm.restoration.restorer import task_of
 from fastddpm.restoration.zero_shot import ZeroShotInpainter
@@ -36,6 +37,9 @@ Steps = Annotated[
 ]
 Method = Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; the first CUDA device if any.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Let the digit models in the box draw what are no digits.")
+]
 Engine = Annotated[str, typer.Option(help="auto, eager, compile, cudagraph, max or onnxruntime.")]
 
 Draw = Callable[[Picture, Tensor | None, list[int]], list[Picture]]
@@ -79,10 +83,11 @@ def super_resolve(
     method: Method = None,
     device: Device = None,
     engine: Engine = "auto",
+    force: Force = False,
 ) -> None:
     """Enlarge images by the model's factor: the bundled ones, photographs and digits, by 4."""
     restorer = _restorer("sr", model, steps, method, device, engine)
-    _restore(restorer, source, out, Drawing(samples, mean, seed))
+    _restore(restorer, source, out, Drawing(samples, mean, seed), named=None if force else model)
 
 
 def deblur(
@@ -96,10 +101,14 @@ def deblur(
     method: Method = None,
     device: Device = None,
     engine: Engine = "auto",
+    force: Force = False,
 ) -> None:
-    """Sharpen images and free them of noise; the bundled model is for digits."""
+    """Sharpen images and free them of noise.
+
+    The bundled model knows digits alone; train one for photographs.
+    """
     restorer = _restorer("deblur", model, steps, method, device, engine)
-    _restore(restorer, source, out, Drawing(samples, mean, seed))
+    _restore(restorer, source, out, Drawing(samples, mean, seed), named=None if force else model)
 
 
 def colorize(
@@ -142,15 +151,20 @@ def inpaint(
     method: Method = None,
     device: Device = None,
     engine: Engine = "auto",
+    force: Force = False,
 ) -> None:
-    """Fill in the unknown part of images, by a model trained for it or by any other (RePaint)."""
+    """Fill in the unknown part of images, by a model trained for it or by any other (RePaint).
+
+    The bundled model knows digits alone; train one for photographs.
+    """
     drawing = Drawing(samples, mean, seed)
     with naming("--model"):
         task = task_of(model)
     if task is not None:
         if label is not None:
             raise BadArgument("--class", f"{label} with a model without classes", "no value")
-        _restore(_restorer("inpaint", model, steps, method, device, engine), source, out, drawing, mask)
+        restorer = _restorer("inpaint", model, steps, method, device, engine)
+        _restore(restorer, source, out, drawing, mask)
         return
     with naming("--model"):
         inpainter = ZeroShotInpainter.load(
@@ -164,7 +178,7 @@ def inpaint(
         )
     if label is not None:
         inpainter = replace(inpainter, class_label=parse_class(label, inpainter.sampler.class_names))
-    _restore(inpainter, source, out, drawing, mask)
+    _restore(inpainter, source, out, drawing, mask, named=None if force else model)
 
 
 def _restorer(
@@ -186,10 +200,13 @@ def _restore(
     out: Path,
     drawing: Drawing,
     mask: Path | None = None,
+    named: str | None = None,
 ) -> None:
     """Checks everything that can be checked first, then restores one picture after the other."""
     drawing.check()
     pairs: list[Pair] = in_and_out(source, out, restorer.factor)
+    if named is not None:
+        check_digits(named, [pair.source for pair in pairs])
     hidden = None if mask is None else read_mask(mask)
     seeds = drawing.seeds
     for pair in pairs:

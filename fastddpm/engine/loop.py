@@ -175,7 +175,7 @@ class Loop:
 
         Args:
             values: of all samples, by the names of the parcel: ``counter``, ``base``, ``advance``, ``seeds``,
-                ``guidance``, and ``cond`` with a name.
+                where some are guided ``source``, ``halves`` and ``guidance``, and ``cond`` with a name.
             places: the samples that begin.
             condition: images of all samples, ``(B or 2B, Cc, H, W)``.
             anew: samples of other loops, whose state the caller puts here.

@@ -45,6 +45,8 @@ class StepCase:
         divide: the row divides x0 by a number of its own.
         rederive: the row takes eps from x, x0 and the model's output, divided by a number of its own.
         arena: the table holds the rows of several plans; each sample walks one of them, or none.
+        mixed: of an arena, some chains are guided: the network runs such a chain's half without its condition
+            in the place of another sample.
         known: part of the state is given, and stands in it whenever the network sees it.
     """
 
@@ -62,6 +64,7 @@ class StepCase:
     divide: bool = False
     rederive: bool = False
     arena: bool = False
+    mixed: bool = False
     known: bool = False
 
 
@@ -74,6 +77,9 @@ class StepBuffers:
         base: int64 ``(B,)``, the row where each sample's plan begins in an arena; None: at 0.
         advance: int64 ``(B,)``, 1 for samples that go on to the next row of an arena and 0 for those that
             stay where they are; None: all go on.
+        source: int64 ``(B,)``, whose state and row the network sees in each sample's place; None: its own.
+        halves: int64 ``(2B,)``, the place of each sample's output without its condition, which is its own
+            where it is not guided; then of that with it. None: where the network's doubled batch has them.
         table: float32 ``(capacity, 32)``, the plan, or an arena of several.
         noise: int64 seeds ``(B,)``, or float32 ring ``(K, B, ...)``, or None.
         x0: float32 like x, the last predicted clean image, or None.
@@ -92,6 +98,8 @@ class StepBuffers:
         self.counter = integers(batch, 2)
         self.base = integers(batch) if case.arena else None
         self.advance = integers(batch) if case.arena else None
+        self.source = integers(batch) if case.mixed else None
+        self.halves = integers(2 * batch) if case.mixed else None
         self.table = zeros((capacity, N_COLUMNS))
         self.noise: Tensor | None = None
         if case.ring:
@@ -100,7 +108,7 @@ class StepBuffers:
             self.noise = integers(batch)
         self.x0 = zeros(case.shape) if case.keep_x0 or case.self_condition else None
         self.kept = zeros((case.kept, *case.shape)) if case.kept else None
-        self.guidance = zeros(batch) if case.guided else None
+        self.guidance = zeros(batch) if case.guided or case.mixed else None
         self.known = zeros(case.shape) if case.known else None
         self.known_mask = torch.zeros(case.shape, dtype=torch.bool, device=device) if case.known else None
 
@@ -110,8 +118,9 @@ class StepBuffers:
             self.x.copy_(torch.where(self.known_mask, self.known, self.x))
 
     def of_samples(self) -> dict[str, Tensor]:
-        """A number of each sample, those that there are: ``base``, ``advance`` and ``guidance``."""
-        numbers = {"base": self.base, "advance": self.advance, "guidance": self.guidance}
+        """Numbers of each sample, those that there are, by name."""
+        names = ("base", "advance", "source", "halves", "guidance")
+        numbers = {name: getattr(self, name) for name in names}
         return {name: value for name, value in numbers.items() if value is not None}
 
     def tensors(self) -> list[Tensor]:
@@ -131,7 +140,11 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
     noise = buffers.noise if ahead is None else ahead.noise_of(buffers.counter, buffers.base)
     k = buffers.counter[:, 0]
     # m = model(x_k, t_k)
-    m = predict(buffers.x, k)
+    if buffers.source is None or buffers.halves is None:
+        m = predict(buffers.x, k)
+    else:
+        seen, rows = buffers.x.index_select(0, buffers.source), k.index_select(0, buffers.source)
+        m = predict(seen, rows).index_select(0, buffers.halves)
     if case.learned_range and m.shape[1] != 2 * case.shape[1]:
         raise BadArgument(
             "variance_type",

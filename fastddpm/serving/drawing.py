@@ -60,7 +60,6 @@ class Kind:
 
     Attributes:
         shape: of one state.
-        guided: with classifier-free guidance, whatever its scale.
         kept: places for predictions: one for x0; three for sums, or as many as there are.
         keep_x0: the predicted x0 is written out, for previews.
         thresholding: as of a `Plan`.
@@ -72,7 +71,6 @@ class Kind:
     """
 
     shape: tuple[int, ...]
-    guided: bool
     kept: int
     keep_x0: bool
     thresholding: tuple[float, float] | None
@@ -90,7 +88,6 @@ class Kind:
         named = sorted(batch.cond.items())
         return cls(
             shape=batch.shape[1:],
-            guided=batch.guidance is not None,
             kept=kept if sums else 1,
             keep_x0=keep_x0,
             thresholding=plan.thresholding,
@@ -101,12 +98,12 @@ class Kind:
             condition=None if batch.condition is None else tuple(batch.condition.shape[1:]),
         )
 
-    def case(self, slots: int, ring: int) -> StepCase:
-        """A step of so many slots. Rows without a clip have an infinite bound, those without noise none."""
+    def case(self, slots: int, ring: int, *, mixed: bool) -> StepCase:
+        """A step of so many slots, guided chains among them or not. Rows without a clip have an infinite
+        bound, those without noise none."""
         return StepCase(
             shape=(slots, *self.shape),
             ring=ring,
-            guided=self.guided,
             clip=self.thresholding is None,
             kept=self.kept,
             combine=self.rows.combines,
@@ -116,6 +113,7 @@ class Kind:
             divide=self.rows.divides,
             rederive=self.rows.rederives,
             arena=True,
+            mixed=mixed,
         )
 
     @property
@@ -156,6 +154,11 @@ class Chain:
             done, steps = self.drawing.done_steps, self.drawing.steps
             self.drawing.fail(DeadlinePassed(f"deadline: {done} of {steps} steps had run when it passed"))
         return self.drawing.done()
+
+    @property
+    def slots(self) -> int:
+        """Slots that it takes: with guidance a second, for the network without its condition."""
+        return 1 if self.batch.guidance is None else 2
 
     @property
     def left(self) -> int:

@@ -6,7 +6,7 @@ changes in the slots goes there in one parcel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from fastddpm.engine import Loop
 from fastddpm.plans.arena import IDLE, Arena
 from fastddpm.serving.drawing import Chain, Kind
 
-MakeLoop = Callable[[Kind, int, Chain], Loop]
+MakeLoop = Callable[[Kind, int, Chain, bool], Loop]
 
 
 def buckets(most: int) -> list[int]:
-    """Batch sizes: powers of 2, and the largest."""
-    sizes = [size for size in (2**power for power in range(most.bit_length())) if size < most]
-    return [*sizes, most]
+    """Batch sizes: powers of 2, the number of chains, and twice that, which as many with guidance need."""
+    powers = (2**power for power in range((2 * most).bit_length()))
+    return sorted({*powers, most, 2 * most})
 
 
 class Lane:
@@ -30,16 +30,23 @@ class Lane:
 
     Args:
         kind: of all of them.
-        most: slots at most.
+        most: chains at most, each in one slot, or in two with guidance.
         rows: of the arena.
-        make: gives the loop for a number of slots, and a chain as an example.
+        make: gives the loop for a number of slots, with guided chains in some or not, and a chain as an
+            example.
         copies: as of `fastddpm.engine.Loop.load`.
+
+    Attributes:
+        slots: the batch size of the steps.
     """
 
     def __init__(self, kind: Kind, most: int, rows: int, make: MakeLoop, copies: Copies | None) -> None:
         self.kind, self._most, self._make, self._copies = kind, most, make, copies
         self._arena = Arena(rows, kind.time_dtype, kind.rows)
-        self._slots: list[Chain | None] = []
+        self.slots = 0
+        # Of each chain its slot, and of a guided one the slot of its half without the condition.
+        self._places: dict[Chain, list[int]] = {}
+        self._is_mixed = False
         self._loop: Loop | None = None
         # Chains that have a slot to come, and loops whose tables hold the arena as it is.
         self._begun: list[Chain] = []
@@ -49,12 +56,12 @@ class Lane:
     @property
     def chains(self) -> list[Chain]:
         """Those that are here."""
-        return [chain for chain in self._slots if chain is not None] + self._begun
+        return [*self._places, *self._begun]
 
     @property
-    def slots(self) -> int:
-        """The batch size of the steps."""
-        return len(self._slots)
+    def filled(self) -> int:
+        """Slots in use."""
+        return sum(chain.slots for chain in self.chains)
 
     def enter(self, chain: Chain) -> bool:
         """Takes a chain in, from its first step on; False while there is no slot, or no room for its rows."""
@@ -76,7 +83,7 @@ class Lane:
         if chain in self._begun:
             self._begun.remove(chain)
         else:
-            self._slots[self._slots.index(chain)] = None
+            del self._places[chain]
         self._arena.leave(chain.plan)
         self._is_changed = True
 
@@ -103,30 +110,28 @@ class Lane:
 
     def _of(self, chain: Chain, name: str) -> Tensor:
         assert self._loop is not None
-        place = self._slots.index(chain)
+        place = self._places[chain][0]
         values: Tensor = getattr(self._loop.buffers, name)
         return values[place : place + 1]
 
     def _arrange(self) -> None:
-        """Gives every chain a slot, in a loop of as few as are enough, and tells the device."""
-        chains = self.chains
-        size = next(size for size in buckets(self._most) if size >= max(1, len(chains)))
-        places = list(range(len(chains)))
-        before, self._is_changed = self._loop, False
-        moved: list[tuple[int, int]] = []
-        if before is None or size != len(self._slots):
-            moved = [
-                (self._slots.index(chain), place)
-                for place, chain in enumerate(chains)
-                if chain in self._slots
-            ]
-            self._slots = [*chains, *[None] * (size - len(chains))]
-            self._loop = self._make(self.kind, size, chains[0])
+        """Gives every chain its slots, in a loop of as few as are enough, and tells the device."""
+        chains, before, moved = self.chains, self._loop, list[tuple[int, int]]()
+        size = next(size for size in buckets(self._most) if size >= max(1, self.filled))
+        mixed = any(chain.slots > 1 for chain in chains)
+        self._is_changed = False
+        if before is None or (size, mixed) != (self.slots, self._is_mixed):
+            there, free = self._places, iter(range(size))
+            self.slots, self._is_mixed = size, mixed
+            self._places = {chain: [next(free) for _ in range(chain.slots)] for chain in chains}
+            moved = [(there[chain][0], self._places[chain][0]) for chain in there]
+            self._loop = self._make(self.kind, size, chains[0], mixed)
         else:
-            free = [place for place, chain in enumerate(self._slots) if chain is None]
-            for chain, place in zip(self._begun, free, strict=False):
-                self._slots[place] = chain
-        places = [self._slots.index(chain) for chain in self._begun]
+            taken = {place for places in self._places.values() for place in places}
+            free = (place for place in range(size) if place not in taken)
+            for chain in self._begun:
+                self._places[chain] = [next(free) for _ in range(chain.slots)]
+        places = [self._places[chain][0] for chain in self._begun]
         self._begun = []
         loop = self._loop
         assert loop is not None
@@ -141,45 +146,44 @@ class Lane:
 
     def _values(self) -> dict[str, Tensor]:
         """The small values of all slots; one without a chain rests at the row that changes nothing."""
-        here = [(place, chain) for place, chain in enumerate(self._slots) if chain is not None]
-        count = len(self._slots)
+        count = self.slots
         counter, base = [[IDLE, 0] for _ in range(count)], [0] * count
-        advance, seeds, guidance = [0] * count, [0] * count, [1.0] * count
-        for place, chain in here:
+        advance, seeds = [0] * count, [0] * count
+        for chain, (place, *_) in self._places.items():
             counter[place] = [chain.base + chain.drawing.done_steps, 0]
             base[place], advance[place], seeds[place] = chain.base, 1, chain.drawing.seed
-            if chain.batch.guidance is not None:
-                guidance[place] = float(chain.batch.guidance[0])
-        values = {
-            "counter": torch.tensor(counter),
-            "base": torch.tensor(base),
-            "advance": torch.tensor(advance),
-            "seeds": torch.tensor(seeds),
-            "guidance": torch.tensor(guidance),
-        }
+        numbers = {"counter": counter, "base": base, "advance": advance, "seeds": seeds}
+        values = {name: torch.tensor(each) for name, each in numbers.items()}
+        if self._is_mixed:
+            values |= self._halves()
         for name, *_ in self.kind.conditions:
-            example = next(chain.batch.cond[name] for _, chain in here) if here else None
-            if example is not None:
-                values[f"cond {name}"] = self._stacked(
-                    [None if chain is None else chain.batch.cond[name] for chain in self._slots], example
-                )
+            values[f"cond {name}"] = self._spread({one: one.batch.cond[name] for one in self._places})
         return values
+
+    def _halves(self) -> dict[str, Tensor]:
+        """Where the network runs the halves of guided chains, and their scales."""
+        source, without, guidance = list(range(self.slots)), list(range(self.slots)), [1.0] * self.slots
+        for chain, places in self._places.items():
+            if chain.batch.guidance is not None:
+                place, other = places
+                source[other], without[place] = place, other
+                guidance[place] = float(chain.batch.guidance[0])
+        halves = torch.tensor([*without, *range(self.slots)])
+        return {"source": torch.tensor(source), "halves": halves, "guidance": torch.tensor(guidance)}
 
     def _conditions(self) -> Tensor | None:
         """The condition images of all slots."""
-        if self.kind.condition is None:
-            return None
-        given = [None if chain is None else chain.batch.condition for chain in self._slots]
-        example = next((one for one in given if one is not None), None)
-        return None if example is None else self._stacked(given, example)
+        given = {one: one.batch.condition for one in self._places if one.batch.condition is not None}
+        return self._spread(given) if given else None
 
-    def _stacked(self, given: Sequence[Tensor | None], example: Tensor) -> Tensor:
-        """What the slots are given, side by side; first one half of each, where they are guided."""
-        nothing = torch.zeros_like(example)
-        each = [nothing if one is None else one for one in given]
-        return torch.cat(
-            [half for part in range(len(example)) for half in (one[part : part + 1] for one in each)]
-        )
+    def _spread(self, given: Mapping[Chain, Tensor]) -> Tensor:
+        """What the chains are given, ``(1, ...)`` or, first without the condition, ``(2, ...)``, by slots."""
+        example = next(iter(given.values()))
+        spread = example.new_zeros((self.slots, *example.shape[1:]))
+        for chain, value in given.items():
+            places = self._places[chain]
+            spread[places] = value.flip(0)[: len(places)]
+        return spread
 
 
 def carry(before: Loop, after: Loop, moved: Sequence[tuple[int, int]]) -> None:

@@ -31,11 +31,11 @@ from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
 from fastddpm.serving.drawing import Chain, Drawing, Kind, Preview
 from fastddpm.serving.errors import Busy, Closed
-from fastddpm.serving.lane import Lane, buckets
+from fastddpm.serving.lane import Lane, MakeLoop, buckets
 from fastddpm.signatures import checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 PRIORITIES = 10
 HEAD_START = 100
@@ -53,7 +53,7 @@ class Scheduler:
 
     Args:
         sampler: its model, schedule, engine and precision are used, its method where a request says nothing.
-        max_batch: images that share a step at most.
+        max_batch: images that share a step at most; the network runs twice for those with guidance.
         max_waiting: requests that wait at most; `submit` raises `Busy` beyond.
         max_lanes: kinds of requests that run side by side (`fastddpm.serving.drawing.Kind`); others wait.
         rows: of a lane's table, shared by the plans of its requests; None for twice the schedule's steps.
@@ -80,7 +80,7 @@ class Scheduler:
         longest = len(sampler.schedule)
         self._rows = 1 + (2 * longest if rows is None else whole("rows", rows, least=1))
         self.sampler = sampler.replace()  # of its own, so that the caller's is free meanwhile
-        self.sampler.runner.loops.limit = self._max_lanes * len(buckets(self._most))
+        self.sampler.runner.loops.limit = 2 * self._max_lanes * len(buckets(self._most))
         self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
         self._lanes: dict[Kind, Lane] = {}
         self._waiting: list[Chain] = []
@@ -193,12 +193,13 @@ class Scheduler:
         self.sampler.clear()
 
     def stats(self) -> dict[str, int]:
-        """Requests ``waiting`` and ``running``, ``slots`` of the batches these are in, ``steps`` run."""
+        """Requests ``waiting``, ``running``; ``slots`` of their batches, those ``filled``; ``steps`` run."""
         with self._news:
             return {
                 "waiting": len(self._waiting),
                 "running": len(self._running()),
                 "slots": sum(lane.slots for lane in self._lanes.values()),
+                "filled": sum(lane.filled for lane in self._lanes.values()),
                 "steps": self._clock,
             }
 
@@ -334,15 +335,15 @@ class Scheduler:
         else:
             chain.drawing.finish(image[0])
 
-    def _maker(self, runner: Runner) -> Callable[[Kind, int, Chain], Loop]:
+    def _maker(self, runner: Runner) -> MakeLoop:
         """What makes a lane's loops."""
 
-        def make(kind: Kind, slots: int, example: Chain) -> Loop:
+        def make(kind: Kind, slots: int, example: Chain, mixed: bool) -> Loop:
             shape = (slots, *kind.shape)
             ring = rows_at_once(shape) if executors.is_uncompiled(runner.engine, runner.device) else 0
             return runner.loops.get(
                 runner.model,
-                kind.case(slots, ring),
+                kind.case(slots, ring, mixed=mixed),
                 device=runner.device,
                 dtype=runner.dtype,
                 n_steps=CAPTURED_STRIDE,
@@ -358,4 +359,4 @@ class Scheduler:
 def _widened(value: Tensor | None, slots: int) -> Tensor:
     """A tensor of the shape that so many slots are given, of which one is given this."""
     assert value is not None
-    return value[:1].expand(slots * len(value), *value.shape[1:])
+    return value[:1].expand(slots, *value.shape[1:])

@@ -197,3 +197,35 @@ def test_options_of_a_task_need_the_task(run, tmp_path):
     assert code == 2
     assert "--channels: images of 1 given, 3 by the task colorize accepted" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "what"),
+    [
+        (random_pixels(113, 20), "20x113 pixels"),
+        (np.stack([random_pixels(28, 28), random_pixels(28, 28).T, random_pixels(28, 28)], 2), "coloured"),
+    ],
+    ids=["large", "coloured"],
+)
+def test_the_digit_models_are_not_for_photographs(run, tmp_path, pixels, what):
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    Image.fromarray(np.full(pixels.shape[:2], 255, np.uint8)).save(tmp_path / "hidden.png")
+    commands = [
+        ("deblur", ()),
+        ("inpaint", ("--mask", "hidden.png")),
+        ("super-resolve", ("--model", "mnist_sr")),
+    ]
+    for command, options in commands:
+        code, _, error = run(command, "photo.png", "out.png", *options)
+        assert code == 2
+        assert f"for photo.png ({what})" in " ".join(error.split())
+        assert "--force" in error
+        assert not (tmp_path / "out.png").exists()
+
+
+def test_a_digit_model_may_be_forced(run, tmp_path):
+    grey = np.repeat(random_pixels(28, 28)[..., None], 3, axis=2)  # no colour in it
+    Image.fromarray(grey).save(tmp_path / "digit.png")
+    assert run("deblur", "digit.png", "one.png", "--steps", 2)[0] == 0
+    Image.fromarray(random_pixels(28, 120)).save(tmp_path / "wide.png")
+    assert run("deblur", "wide.png", "two.png", "--steps", 2, "--force")[0] == 0

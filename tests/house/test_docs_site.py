@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,10 @@ def test_every_page_and_the_reference_are_built(tmp_path):
             "fastddpm.checkpoint.load",
         ],
         "jobs": ["fastddpm.jobs.job.Job.run", "fastddpm.evaluation.scores.score"],
+        "score": ["fastddpm.score.network.NetworkScore", "fastddpm.score.likelihood.bits_per_dim"],
+        "restoration": ["fastddpm.restoration.restorer.Restorer.restore"],
+        "serving": ["fastddpm.serving.scheduler.Scheduler.submit"],
+        "command": ["fastddpm-sample", "fastddpm-super-resolve"],
         "plans": ["fastddpm.schedule.NoiseSchedule.linear", "fastddpm.plans.ddim.ddim_plan"],
     }
     for page, wanted in names.items():
@@ -54,7 +59,8 @@ def test_every_page_and_the_reference_are_built(tmp_path):
 
 
 def test_a_broken_link_and_a_name_that_is_not_there_fail(tmp_path):
-    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    site = (ROOT / "mkdocs.yml").read_text()
+    (tmp_path / "mkdocs.yml").write_text(re.sub(r"(?m)^nav:\n(?: .*\n)+", "", site))  # of pages not here
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     (tmp_path / "docs").mkdir()
     for text, message in (

@@ -278,10 +278,35 @@ def test_nobody_waits_for_more_than_a_bounded_number_of_steps():
 def test_a_kind_that_must_wait_for_a_lane_gets_one():
     with Scheduler(make_sampler(), max_lanes=1, max_batch=2) as scheduler:
         plain = [scheduler.submit(seed, class_label=0) for seed in range(3)]
-        guided = scheduler.submit(9, class_label=1, guidance_scale=2.0)
+        other = scheduler.submit(9, class_label=1, preview=lambda done, x0: None)
         more = [scheduler.submit(seed, class_label=0) for seed in range(3, 6)]
-        for future in [*plain, guided, *more]:
+        for future in [*plain, other, *more]:
             assert future.result(60).shape == SHAPE
+
+
+def test_guided_requests_share_steps_with_others():
+    """Each in two slots of one batch, for which the network runs once."""
+    sizes = []
+
+    def model(x, t, y):
+        sizes.append(len(x))
+        return affine(x[:, 1:], t) + 0.1 * y.view(-1, 1, 1, 1) + 0.05 * x[:, :1]
+
+    gate, image = Gate(model), torch.full((1, 1, 8, 8), 0.5)
+    sampler = make_sampler(gate, engine="eager")
+    plain = {"cond": {"y": torch.ones(1)}, "condition": image}
+    guided = plain | {"uncond": {"y": -torch.ones(1)}, "guidance_scale": 3.0}
+    asked = [plain, guided, guided, plain | {"condition": -image}, guided | {"guidance_scale": 0.5}]
+    with Scheduler(sampler, max_batch=5) as scheduler:
+        futures = [scheduler.submit(0, **asked[0])]
+        assert gate.reached.wait(30)
+        futures += [scheduler.submit(seed, **asked[seed]) for seed in range(1, 5)]
+        gate.open.set()
+        images = [future.result(30) for future in futures]
+    assert sizes == [1, 8, 8, 8, 8, 8, 8, 8]  # 3 * 2 + 2 of 8, and the last step of those who came later
+    for seed, (options, found) in enumerate(zip(asked, images, strict=True)):
+        wanted = sampler.sample(seeds=[seed], **options, progress=False)[0]
+        assert (found - wanted).abs().max() <= 1e-6
 
 
 def test_what_is_refused():
