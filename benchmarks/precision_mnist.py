@@ -1,7 +1,8 @@
-"""What precision costs in images: the model in the box in float32, TF32, bfloat16 and float16.
+"""What precision costs in images: the model in the box in float32, TF32, bfloat16, float16 and int8.
 
     python benchmarks/precision_mnist.py                     # everything, on a CPU
     python benchmarks/precision_mnist.py --only chains       # differences of chains alone
+    python benchmarks/precision_mnist.py --only images --precisions float32 bf16-here int8-here
 
 *Images*: samples of 50 DDIM steps of the same seeds in each precision, held to each other and to the test
 split, by the measures of `quality_mnist.py`. Sample s has seed 100000 + s and is asked for digit s mod 10.
@@ -12,10 +13,11 @@ model in the box, of the small networks that the tests use (random weights) and 
 (random weights). The limits of checks that run in TF32 are derived from these: `tests/tolerances.py`,
 `fastddpm/doctor/chains.py`.
 
-All are emulated (`fastddpm_bench.emulation`). TF32: inputs of convolutions and products are rounded to 10
-bits of mantissa, to the nearest, ties away from zero, and for chains by truncation too; sums are float32's.
-bfloat16 and float16: weights and the result of every operator are rounded. The state, the tables and the
-noise are float32 in all of them.
+`bf16-here` and `int8-here` are this CPU's own: `Sampler` with ``precision="bf16", engine="compile"`` and with
+``precision="int8", engine="onnxruntime"``. All others are emulated (`fastddpm_bench.emulation`). TF32: inputs
+of convolutions and products are rounded to 10 bits of mantissa, to the nearest, ties away from zero, and for
+chains by truncation too; sums are float32's. bfloat16 and float16: weights and the result of every operator
+are rounded. The state, the tables and the noise are float32 in all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ from fastddpm_bench.workloads import CIFAR10
 SETTING = quality_mnist.SETTINGS["ddim-50"]
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 CHAINS = (*PRECISIONS, "tf32, truncated")
+HERE: dict[str, fastddpm.options.RunOptions] = {
+    "bf16-here": {"precision": "bf16", "engine": "compile"},
+    "int8-here": {"precision": "int8", "engine": "onnxruntime"},
+}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 SHARES = ("read_alike", "pixels_of_the_same_level", "pixels_within_one_level")
@@ -57,12 +63,12 @@ def emulated(precision: str) -> contextlib.AbstractContextManager[Any]:
     return EmulatedTF32("truncated" if "truncated" in precision else "nearest")
 
 
-def images(count: int, out: Path) -> dict[str, Any]:
+def images(count: int, out: Path, precisions: Sequence[str] = PRECISIONS) -> dict[str, Any]:
     """Figures of each precision's samples, and how they differ from float32's."""
     reference = quality_mnist.Reference()
     found: dict[str, Any] = {}
     drawn: dict[str, Tensor] = {}
-    for precision in PRECISIONS:
+    for precision in precisions:
         began = time.perf_counter()
         print(f"{precision}: {count} samples", flush=True)
         with emulated(precision):
@@ -122,6 +128,8 @@ def cases() -> dict[str, Callable[[str], Tensor]]:
 
 def boxed(precision: str, **options: Any) -> fastddpm.Sampler:
     """The model in the box."""
+    if precision in HERE:
+        return fastddpm.load(**options).replace(**HERE[precision])
     sampler = fastddpm.load(engine="eager", **options)
     null_label = sampler.model.config.num_classes
     changes = {**sampler.options, "null_label": null_label}
@@ -227,15 +235,27 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--only", choices=["images", "chains"])
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=[*PRECISIONS, *HERE],
+        default=list(PRECISIONS),
+        help="of images; float32, which the others are held to, is the first",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/precision"))
     parser.add_argument("--show", type=Path, help="measure nothing: the tables of these results")
     args = parser.parse_args()
     if args.show is not None:
         document = json.loads(args.show.read_text())
-        print("\n".join([*image_table(document), "", *chain_table(document)]))
+        tables = {"images": image_table, "chains": chain_table}
+        print(
+            "\n".join(line for name in tables if name in document for line in [*tables[name](document), ""])
+        )
         return
     if args.samples < 2 * quality_mnist.HALF:
         parser.error(f"--samples: {args.samples} given, {2 * quality_mnist.HALF} or more accepted")
+    if args.precisions[0] != "float32":
+        parser.error(f"--precisions: {args.precisions[0]} is the first, float32 accepted there")
     document: dict[str, Any]
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "precision_mnist.json"
@@ -248,7 +268,7 @@ def main() -> None:
     if args.only != "images":
         measure_chains(document.setdefault("chains", {}), save)
     if args.only != "chains":
-        document["images"] = images(args.samples, args.out)
+        document["images"] = images(args.samples, args.out, args.precisions)
         save()
     print(path)
 

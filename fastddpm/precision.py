@@ -2,8 +2,8 @@
 
 `highest` and `tf32` are settings of the process in torch; here they hold while a loop is made or runs, and
 what was set before is set again whenever the caller's code goes on. `bf16` and `fp16` are a copy of the
-network in that dtype. The state, the tables and the noise are float32 in all of them. None leaves torch as
-it is set.
+network in that dtype; `int8` is ONNX Runtime's, on a CPU (`fastddpm.engine.int8`). The state, the tables and
+the noise are float32 in all of them. None leaves torch as it is set.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from fastddpm.checks import BadArgument, check_choice, quoted
 from fastddpm.forks import ForkLock
 
-Precision = Literal["highest", "tf32", "bf16", "fp16"]
-PRECISIONS = ("highest", "tf32", "bf16", "fp16")
+Precision = Literal["highest", "tf32", "bf16", "fp16", "int8"]
+PRECISIONS = ("highest", "tf32", "bf16", "fp16", "int8")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,15 +60,33 @@ def precision_for(
 
 
 def check_dtype(precision: str | None, dtype: torch.dtype) -> None:
-    """ValueError where float32's precision is chosen for a network that runs in another dtype."""
-    if precision in ("highest", "tf32") and dtype != torch.float32:
+    """ValueError where what starts from float32 is chosen for a network that runs in another dtype."""
+    if precision in ("highest", "tf32", "int8") and dtype != torch.float32:
         raise BadArgument("precision", f"{precision!r} for a network in {dtype}", "None or float32 weights")
+
+
+def check_engine(precision: str | None, engine: str) -> None:
+    """ValueError where an engine does not compute in a precision."""
+    if precision in DTYPES and engine == "onnxruntime":
+        raise BadArgument(
+            "precision",
+            f"{precision!r} with engine 'onnxruntime', whose convolutions on a CPU are float32 or int8,",
+            "engine 'compile' or 'eager', or another precision,",
+        )
+    if precision == "int8" and engine != "onnxruntime":
+        raise BadArgument(
+            "precision",
+            f"'int8' with engine {engine!r}",
+            "engine 'onnxruntime', on a CPU, or another precision,",
+        )
 
 
 def described(precision: str | None, dtype: torch.dtype, device: torch.device) -> str:
     """What a network runs in, in words. Of None, by torch's settings as they are now."""
     if dtype != torch.float32:
         return str(dtype).removeprefix("torch.")
+    if precision == "int8":
+        return "int8 in convolutions and products, float32 around them"
     if device.type != "cuda":
         return "float32"
     if precision is not None:

@@ -18,10 +18,11 @@ from fastddpm.batch import Batch
 from fastddpm.copies import Copies
 from fastddpm.engine import Engine, Loop, Loops, StepCase, executors, resolve_engine
 from fastddpm.engine.ahead import rows_at_once
+from fastddpm.engine.calibration import CalibrationChain
 from fastddpm.finite import warn_if_not_finite
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, without_grad
 from fastddpm.plans import Plan
-from fastddpm.precision import Precision, check_dtype, computing_in, described
+from fastddpm.precision import Precision, check_dtype, check_engine, computing_in, described
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import TorchNoise, ring_length
 from fastddpm.turn import Turn
@@ -70,11 +71,13 @@ class Runner:
         self.copies: Copies | None = None
         self.device, self.dtype = device or seen_device, dtype or seen_dtype
         check_dtype(precision, self.dtype)
+        check_engine(precision, engine)
         self.precision, self.capacity, self._asked = precision, capacity, engine
         self.loops = Loops(
             resolve_engine(engine, self.device),
             may_fall_back=engine == "auto",
             steps_per_graph=steps_per_graph,
+            in_integers=precision == "int8",
         )
         self._turn = Turn(self.device)
 
@@ -134,6 +137,8 @@ class Runner:
                     condition=batch.condition,
                     inventories=inventories,
                 )
+                if self.precision == "int8":
+                    loop.calibrate_by(self._calibration(plan, batch, self_condition))
                 loop.load(plan, batch, batch.start(), row, self.copies)
             # Whole graphs: a segment that is no multiple of one would end in single steps.
             graph = loop.steps_per_graph
@@ -150,6 +155,14 @@ class Runner:
                     loop.run(stop - row)
                 row = stop
                 yield row, loop
+
+    def _calibration(self, plan: Plan, batch: Batch, self_condition: bool) -> CalibrationChain:
+        """The chain whose states a network in integers is quantised by."""
+
+        def case(batch: Batch, ring: int) -> StepCase:
+            return step_case(batch, plan, ring=ring, keep_x0=False, self_condition=self_condition)
+
+        return CalibrationChain(self.model, plan, batch, case, dtype=self.dtype, copies=self.copies)
 
     def walk(
         self,

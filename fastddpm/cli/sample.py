@@ -75,7 +75,7 @@ def sample(
     dtype: Annotated[str, typer.Option(help="Of the network: float32, float16 or bfloat16.")] = "float32",
     precision: Annotated[
         str | None,
-        typer.Option(help="Of the network: highest, tf32, bf16 or fp16; as torch is set, if left out."),
+        typer.Option(help="Of the network: highest, tf32, bf16, fp16 or int8; as torch is set, if left out."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -124,12 +124,14 @@ def sample(
     options: ModelOptions = {} if image_shape is None else {"shape": image_shape}
     if precision is not None:
         options["precision"] = cast("Precision", precision)  # as typed
+    typed_engine = cast("Engine", engine)
+    if precision == "int8" or not is_job:  # in a job the workers', but for a precision that is one engine's
+        options["engine"] = typed_engine
     # The device of a job may be another machine's: its workers move the model there.
     here = "cpu" if is_job else parse_device(device)
     sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **options)
     _refuse_condition(model, sampler)
-    typed_engine = cast("Engine", engine)
-    sampler = sampler.replace(**plan.adapted(sampler, steps_of_it), engine="auto" if is_job else typed_engine)
+    sampler = sampler.replace(**plan.adapted(sampler, steps_of_it))
     labels = choose_labels(sampler.facts.num_classes, classes, seed_list, sampler.class_names)
     if is_job:
         place = job.device(device)

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastddpm.checks import check_choice
 from fastddpm.engine.errors import EngineUnavailable
 from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
+from fastddpm.engine.int8 import QuantisedSession
 from fastddpm.engine.sessions import Session, missing
 from fastddpm.network import Network
 from fastddpm_kernels import compat
@@ -174,10 +175,18 @@ def is_uncompiled(engine: Engine, device: torch.device) -> bool:
     return device.type == "cpu" and engine in ("eager", "onnxruntime")
 
 
-def compile_network(engine: Engine, network: Network, device: torch.device) -> Session | None:
+def compile_network(
+    engine: Engine, network: Network, device: torch.device, *, in_integers: bool = False
+) -> Session | None:
     """Compiles the network by itself where the step around it is captured, or hands it to ONNX Runtime.
 
     Graphs are captured outside, never by Inductor: the noise and the update belong into them too.
+
+    Args:
+        engine: resolved name.
+        network: told what computes it.
+        device: where.
+        in_integers: of ONNX Runtime: quantised.
 
     Returns:
         ONNX Runtime's session, which is to look at the weights before each chain; else None.
@@ -192,7 +201,7 @@ def compile_network(engine: Engine, network: Network, device: torch.device) -> S
                 f"engine: {engine!r} computes in float32 and the model in {computes}; "
                 "auto, eager or compile accepted here"
             )
-        session = Session(network)
+        session = QuantisedSession(network) if in_integers else Session(network)
         network.run_by(session)
         return session
     if engine == "max":

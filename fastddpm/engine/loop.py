@@ -20,6 +20,7 @@ from fastddpm.engine.executors import (
 )
 from fastddpm.engine.first_call import FirstCall
 from fastddpm.engine.heap import keep_heap
+from fastddpm.engine.int8 import QuantisedSession, States
 from fastddpm.engine.parcel import Parcel
 from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm.network import Network
@@ -43,6 +44,7 @@ class Loop:
         case: what is fixed in a step.
         capacity: plan rows the table holds; more than any plan by the graph's warm-up steps.
         engine: resolved engine name.
+        in_integers: of `onnxruntime`: the network is quantised; `calibrate_by` says by which chain.
         options: of :func:`make_executor`.
     """
 
@@ -52,6 +54,8 @@ class Loop:
         case: StepCase,
         capacity: int,
         engine: Engine,
+        *,
+        in_integers: bool = False,
         **options: Unpack[ExecutorOptions],
     ) -> None:
         self.network, self.case = network, case
@@ -76,7 +80,7 @@ class Loop:
         if case.self_condition and self.buffers.x0 is not None:
             network.cond["x_self_cond"] = self.buffers.x0
         changed += [kept for kept in (self.buffers.x0, self.buffers.kept) if kept is not None]
-        self._session = compile_network(engine, network, device)
+        self._session = compile_network(engine, network, device, in_integers=in_integers)
         self._first = FirstCall(network, self.buffers.x, case.shape[1])
         # What is compiled with the step around it is looked at in a call before the first.
         self._looks_ahead = is_compiled_whole(engine, device)
@@ -85,6 +89,11 @@ class Loop:
         self.device = device
         with self.current():
             self._executor = make_executor(engine, one_step, changed, **options)
+
+    def calibrate_by(self, states: States) -> None:
+        """Says which states a network in integers sees when it is quantised; before `load`."""
+        if isinstance(self._session, QuantisedSession):
+            self._session.calibrate_by(states)
 
     def load(
         self, plan: Plan, batch: Batch, x: Tensor | None, row: int, copies: Copies | None = None

@@ -31,6 +31,7 @@ class Loops:
         limit: loops kept; the one unused for longest goes first.
         may_fall_back: go on eagerly once a capture has failed, instead of raising.
         steps_per_graph: steps in one captured graph; None for all of the first plan, at most 64.
+        in_integers: as of `Loop`.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Loops:
         limit: int = 4,
         may_fall_back: bool = False,
         steps_per_graph: int | None = None,
+        in_integers: bool = False,
     ) -> None:
         self.limit = limit
+        self._in_integers = in_integers
         self._choice, self._may_fall_back = EngineChoice(engine), may_fall_back
         self._steps_per_graph = steps_per_graph
         self._loops: OrderedDict[tuple[object, ...], Loop] = OrderedDict()
@@ -111,6 +114,7 @@ class Loops:
             case,
             capacity,
             self.engine,
+            in_integers=self._in_integers,
             steps_per_graph=self._steps_per_graph or min(n_steps, LONGEST_GRAPH),
             on_fallback=self._choice.fall_back if self._may_fall_back else None,
             refusal=ask,

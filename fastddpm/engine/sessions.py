@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.engine.errors import EngineUnavailable
+from fastddpm.engine.quantised import session
 from fastddpm.network import Network, modules_of
 from fastddpm.weights import Inventory
 
@@ -44,18 +45,21 @@ class Session:
         network: in float32 on the CPU.
     """
 
+    work = "hand it over again"
+    """What is done for a model that has changed."""
+
     def __init__(self, network: Network) -> None:
         self._network = network
         self._inventory = Inventory(modules_of(network.model))
-        self._running: _OnnxRuntime | None = None
+        self._running: Running | None = None
         self._model: tuple[int, ...] | None = None
-        self._surroundings = (0, 0)
+        self._surroundings: tuple[int, ...] = ()
         self._is_changed = False
         self._bytes = 0
 
     def refresh(self) -> None:
         """Lets go of what was handed over if the model, the threads or the process are others."""
-        model, surroundings = self._model_now(), (torch.get_num_threads(), os.getpid())
+        model, surroundings = self._model_now(), self._surroundings_now()
         if (model, surroundings) != (self._model, self._surroundings):
             self._running = None
         self._is_changed = self._model is not None and model != self._model
@@ -76,13 +80,22 @@ class Session:
         """Bytes of the network as handed over; ONNX Runtime's own buffers are not known."""
         return self._bytes
 
-    def _handed_over(self, inputs: Sequence[Tensor]) -> _OnnxRuntime:
+    def _handed_over(self, inputs: Sequence[Tensor]) -> Running:
         began = time.perf_counter()
-        proto = traced(_Core(self._network), inputs)
-        try:
-            running = _OnnxRuntime(proto)
-        except Exception as error:  # it raises many kinds
-            raise EngineUnavailable(f"engine: ONNX Runtime refuses the model ({_one_line(error)})") from error
+        proto, running = self._arranged(traced(_Core(self._network), inputs), inputs)
+        self._bytes = len(proto)
+        if self._is_changed:
+            warnings.warn(
+                f"engine 'onnxruntime': the model has changed, and to {self.work} took "
+                f"{time.perf_counter() - began:.1f} s; 'eager' and 'compile' read weights where they are",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return running
+
+    def _arranged(self, proto: bytes, inputs: Sequence[Tensor]) -> tuple[bytes, Running]:
+        """The network as it is to run, of what was traced; held to the module."""
+        running = started(proto)
         wanted, found = self._network.core(*inputs), running(inputs)
         off = float((found - wanted).abs().max() / max(1.0, float(wanted.abs().max())))
         if not off <= SAME_OUTPUT:  # NaN too
@@ -91,15 +104,11 @@ class Session:
                 f"{SAME_OUTPUT:.0e} is accepted: a model must compute the same of the same inputs, and take "
                 "no decision by their values"
             )
-        self._bytes = len(proto)
-        if self._is_changed:
-            warnings.warn(
-                "engine 'onnxruntime': the model has changed, and to hand it over again took "
-                f"{time.perf_counter() - began:.1f} s; 'eager' and 'compile' read weights where they are",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return running
+        return proto, running
+
+    def _surroundings_now(self) -> tuple[int, ...]:
+        """What else a network that was handed over depends on: threads and process."""
+        return torch.get_num_threads(), os.getpid()
 
     def _model_now(self) -> tuple[int, ...]:
         """Changes with the content of the weights, and with hooks and parts of the model."""
@@ -147,21 +156,32 @@ def traced(module: nn.Module, inputs: Sequence[Tensor]) -> bytes:
     except Exception as error:  # torch raises whatever it met inside the network
         raise EngineUnavailable(
             "engine: torch cannot express the model in ONNX, which this engine runs "
-            f"({type(error).__name__}: {_one_line(error)})"
+            f"({type(error).__name__}: {one_line(error)})"
         ) from error
     return file.getvalue()
 
 
-class _OnnxRuntime:
-    """ONNX Runtime, from the inputs' own memory into a buffer that stays."""
+def started(proto: bytes) -> Running:
+    """ONNX Runtime with a network.
+
+    Raises:
+        EngineUnavailable: it refuses it.
+    """
+    try:
+        return Running(proto)
+    except Exception as error:  # it raises many kinds
+        raise EngineUnavailable(f"engine: ONNX Runtime refuses the model ({one_line(error)})") from error
+
+
+class Running:
+    """ONNX Runtime, from the inputs' own memory into a buffer that stays.
+
+    Args:
+        proto: the network.
+    """
 
     def __init__(self, proto: bytes) -> None:
-        import onnxruntime  # type: ignore[import-untyped, unused-ignore]
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        self._session = session(proto, torch.get_num_threads())
         self._names = [one.name for one in self._session.get_inputs()]  # of those that it uses
         (output,) = self._session.get_outputs()
         self._output = torch.empty(output.shape, dtype=torch.float32)
@@ -170,6 +190,7 @@ class _OnnxRuntime:
         self._binding.bind_output(output.name, "cpu", 0, "float32", *place)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The output for inputs by place, in memory that the next call writes over."""
         for name in self._names:
             self._binding.bind_cpu_input(name, inputs[_place(name)].detach().contiguous().numpy())
         self._session.run_with_iobinding(self._binding)
@@ -180,7 +201,8 @@ def _place(name: str) -> int:
     return int(name.removeprefix("input_"))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, in one line of bounded length."""
     return " ".join(str(error).split())[:400]
 
 

@@ -119,6 +119,8 @@ class TorchDrawer:
         given = sampler.options
         options: RunOptions = {"null_label": given["null_label"], "shape": given["shape"]}
         options |= {"dtype": given["dtype"], "precision": given["precision"]}
+        if given["precision"] == "int8":  # one engine's
+            options["engine"] = given["engine"]
         settings = (self._guidance_scale, self.threads, self._place.type, self._asked)
         return _rebuilt, (sampler.model, sampler.schedule, sampler.plan, options, *settings)
 

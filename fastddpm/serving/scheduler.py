@@ -69,6 +69,8 @@ class Scheduler:
         max_lanes: int = 4,
         rows: int | None = None,
     ) -> None:
+        if sampler.precision == "int8":  # quantised by a chain of one plan; here they share their steps
+            raise BadArgument("sampler", "one of precision 'int8'", "another precision")
         self._most = whole("max_batch", max_batch, least=1)
         self._max_waiting = whole("max_waiting", max_waiting, least=1)
         self._max_lanes = whole("max_lanes", max_lanes, least=1)

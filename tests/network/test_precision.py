@@ -389,7 +389,7 @@ def test_tests_for_a_card_run_with_tf32_off():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "half"}, "precision: 'half' given, one of highest, tf32, bf16, fp16 accepted"),
+        ({"precision": "half"}, "precision: 'half' given, one of highest, tf32, bf16, fp16, int8 accepted"),
         ({"precision": "bf16", "dtype": torch.float32}, "dtype: torch.float32 with precision 'bf16' given"),
         ({"precision": "highest", "dtype": torch.bfloat16}, "None or torch.float32 accepted"),
         (

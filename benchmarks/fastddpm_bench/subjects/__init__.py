@@ -13,6 +13,7 @@ SUBJECTS = (
     "q_sample",
     "unet",
     "pipelines",
+    "precisions",
     "lucidrains",
     "restated",
     "training",

@@ -185,11 +185,11 @@ def ours(chain: Chain, engine: Any) -> Call:
     return _called(chain, fastddpm.optimize(pipeline, engine=engine, precision=chain.precision))
 
 
-def sampler(chain: Chain, engine: Any) -> Call:
-    """`Sampler` on the same plan; noise from the generator, as the pipelines draw it."""
+def sampler(chain: Chain, engine: Any, precision: Any = None) -> Call:
+    """`Sampler` on the same plan, in the chain's precision or another; noise as the pipelines draw it."""
     unet = chain.unet
     module = arranged(unet, chain.layout)
-    options = {"shape": chain.shape[1:], "engine": engine, "precision": chain.precision}
+    options = {"shape": chain.shape[1:], "engine": engine, "precision": precision or chain.precision}
     fast = Sampler.from_plan(module, chain.schedule, chain.plan(), **options)
     return lambda: as_pipeline(
         fast.sample(chain.batch, noise="torch", generator=_generator(), progress=False)
