@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from fastddpm.plans import Plan
 from fastddpm.randomness import PhiloxNoise
 from fastddpm.tabulated import bind
 from fastddpm.unet import UNet
+from fastddpm_kernels import Column
 
 IMAGES = 8
 PASSES = 400
@@ -63,6 +65,16 @@ class CalibrationChain:
         self._case, self._dtype, self._copies = case, dtype, copies
         self.key = zlib.crc32(plan.model_time.tobytes(), zlib.crc32(plan.table.tobytes()))
 
+    @property
+    def _rows(self) -> list[int]:
+        rows: list[int] = np.unique(np.linspace(0, len(self._plan) - 1, ROWS).round().astype(int)).tolist()
+        return rows
+
+    def weights(self) -> list[float]:
+        """Of the state that follows, how much of it is the network's output, at each of these rows."""
+        moves = output_moves(self._plan)[self._rows]
+        return moves.tolist() if moves.any() else [1.0] * len(moves)
+
     def states(self) -> list[tuple[Tensor, ...]]:
         """Arguments of `Network.core` at each of some rows, of all images."""
         batch, plan = self._batch(), self._plan
@@ -83,8 +95,7 @@ class CalibrationChain:
             network, case, len(network.time), "eager", steps_per_graph=1, on_fallback=None, refusal=None
         )
         loop.load(plan, batch, None, 0, self._copies)
-        rows = np.unique(np.linspace(0, len(plan) - 1, ROWS).round().astype(int)).tolist()
-        found = []
+        rows, found = self._rows, list[tuple[Tensor, ...]]()
         for row in range(len(plan)):
             loop.run(1)
             if row in rows:
@@ -109,6 +120,17 @@ class CalibrationChain:
             cond,
             None if given.condition is None else _cycled(given.condition, count, halves),
         )
+
+
+def output_moves(plan: Plan) -> npt.NDArray[np.float64]:
+    """By how much the next state moves with the network's output, ``(S,)``, where no bound is in the way."""
+    column = {one: plan.table[:, int(one)].astype(np.float64) for one in Column}
+    x0 = column[Column.X0_FROM_M] / (column[Column.X0_DIVISOR] if plan.divides else 1.0)
+    output: npt.NDArray[np.float64] = column[Column.FROM_M]
+    if plan.rederives:  # there this is the part of eps
+        eps = (column[Column.EPS_FROM_X0] * x0 + column[Column.EPS_FROM_M]) / column[Column.EPS_DIVISOR]
+        output = output * eps
+    return np.abs(column[Column.FROM_X0] * x0 + output)
 
 
 def _noted(network: Network, seen: list[tuple[Tensor, ...]], x: Tensor, time: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch import nn
 import fastddpm
 from fastddpm import EngineUnavailable, NoiseSchedule, Sampler
 from fastddpm.engine import int8, quantised, sessions
+from fastddpm.engine.calibration import output_moves
 from fastddpm.serving import Scheduler
+from fastddpm_kernels import reverse_step
 
 pytest.importorskip("onnxruntime")
 
@@ -237,6 +239,47 @@ def test_networks_that_bytes_are_not_enough_for():
         EngineUnavailable, match=rf"outputs are [0-9.]+ off in it.*{int8.LARGEST_ERROR} is acc"
     ):
         draw(sampler(Two(1e4), **ENGINE), class_labels=None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "ddpm"},
+        {"method": "ddim", "eta": 0.5, "prediction_type": "v_prediction"},
+        {"method": "dpmpp_2m"},
+        {"method": "heun"},
+        {"method": "unipc", "clip_sample_range": None},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_an_output_counts_as_it_moves_the_state(options):
+    """By the difference of two steps of one state, with an output of 1 and of 0."""
+    plan = sampler(**{**OPTIONS, "clip_sample_range": None, "num_inference_steps": 6, **options}).plan
+    moves = output_moves(plan)
+    assert len(moves) == len(plan)
+    for row, found in enumerate(moves):
+        x = torch.zeros(2, 1)
+        reverse_step(
+            x,
+            torch.tensor([[0.0], [1.0]]),
+            torch.from_numpy(plan.table.copy()),
+            torch.tensor([[row, 0]] * 2),
+            kept=torch.zeros(3, 2, 1) if plan.kept or plan.combines else None,
+            combine=plan.combines,
+            divide=plan.divides,
+            rederive=plan.rederives,
+        )
+        assert abs(float(x[1] - x[0])) == pytest.approx(found, rel=1e-5, abs=1e-6)
+
+
+def test_errors_where_the_output_does_not_count_are_none(monkeypatch):
+    """By 10 leading steps, whose last is at timestep 0; the output by itself is 0.1 off."""
+    monkeypatch.setattr(int8, "LARGEST_ERROR", 0.03)
+    one = fastddpm.load(**ENGINE, num_inference_steps=10, timestep_spacing="leading")
+    assert draw(one, seeds=[1], class_labels=None).isfinite().all()
+    monkeypatch.setattr(int8, "LARGEST_ERROR", 0.005)
+    with pytest.raises(EngineUnavailable, match=r"outputs are 0\.0[12] off in it"):
+        draw(one.replace(), seeds=[1], class_labels=None)
 
 
 def test_the_command_line(monkeypatch, capsys, tmp_path):
