@@ -10,7 +10,6 @@ from __future__ import annotations
 import bisect
 import threading
 import time
-from collections import OrderedDict
 from contextlib import ExitStack
 
 import torch
@@ -22,7 +21,6 @@ from fastddpm.engine import Loop, executors
 from fastddpm.engine.ahead import rows_at_once
 from fastddpm.finite import check_finite
 from fastddpm.network import in_eval_mode, without_grad
-from fastddpm.plans import Plan
 from fastddpm.plans.method import MethodName
 from fastddpm.precision import computing_in
 from fastddpm.request import make_batches
@@ -31,6 +29,7 @@ from fastddpm.sampler import Sampler
 from fastddpm.serving.drawing import Chain, Drawing, Kind, Preview
 from fastddpm.serving.errors import Busy, Closed
 from fastddpm.serving.lane import Lane, MakeLoop, buckets
+from fastddpm.serving.plans import RequestPlans
 from fastddpm.serving.stats import Stats
 from fastddpm.signatures import checked
 
@@ -39,7 +38,6 @@ HEAD_START = 100
 """Steps by which a request comes before those of one priority less: whoever waits longer is not overtaken."""
 CAPTURED_STRIDE = 8
 """Steps that a captured engine runs between two looks at who waits."""
-KEPT_PLANS = 64
 
 
 class Scheduler:
@@ -78,7 +76,7 @@ class Scheduler:
         self._rows = 1 + (2 * longest if rows is None else whole("rows", rows, least=1))
         self.sampler = sampler.replace()  # of its own, so that the caller's is free meanwhile
         self.sampler.runner.loops.limit = 2 * self._max_lanes * len(buckets(self._most))
-        self._plans: OrderedDict[tuple[object, ...], Plan] = OrderedDict()
+        self._plans = RequestPlans(self.sampler, self._rows - 1)
         self._lanes: dict[Kind, Lane] = {}
         self._waiting: list[Chain] = []
         self._clock = 0  # steps run, of whatever lane
@@ -146,7 +144,7 @@ class Scheduler:
         priority = whole("priority", priority, least=0, most=PRIORITIES - 1)
         every = whole("preview_every", preview_every, least=1)
         until = None if deadline is None else time.monotonic() + check_number("deadline", deadline, above=0)
-        plan = self._plan(method, num_inference_steps, eta)
+        plan = self._plans.get(method, num_inference_steps, eta)
         [batch] = make_batches(
             self.sampler.facts,
             seeds=[number],
@@ -212,30 +210,6 @@ class Scheduler:
         """Seconds until the steps that are left have freed a place, about."""
         left = sum(chain.left for chain in [*self._waiting, *self._running()])
         return max(0.1, self._seconds * left / (self._most * max(1, len(self._waiting))))
-
-    def _plan(self, method: MethodName | None, steps: int | None, eta: float | None) -> Plan:
-        """The plan of a request; one for all that ask for the same, so that they share its rows."""
-        if steps is not None:
-            steps = whole("num_inference_steps", steps, least=1, most=len(self.sampler.schedule))
-        changes = {"method": method, "num_inference_steps": steps, "eta": eta}
-        asked = {name: value for name, value in changes.items() if value is not None}
-        if not asked:
-            plan = self.sampler.plan
-        elif self.sampler.method is None:
-            raise BadArgument(", ".join(asked), "for a sampler of a given plan", "None")
-        else:
-            adapted = self.sampler.method.adapted(**asked)  # type: ignore[arg-type]
-            with self._news:
-                plan = self._plans.get((adapted,)) or adapted.plan(self.sampler.schedule)
-                self._plans[adapted,] = plan
-                self._plans.move_to_end((adapted,))
-                while len(self._plans) > KEPT_PLANS:
-                    self._plans.popitem(last=False)
-        if len(plan) >= self._rows:
-            raise BadArgument(
-                "num_inference_steps", f"a plan of {len(plan)} rows", f"{self._rows - 1} at most"
-            )
-        return plan
 
     # ------------------------------------------------------------------ the scheduler's thread
 
