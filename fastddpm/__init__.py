@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastddpm.finite import NonFiniteSamples
     from fastddpm.fusion import fuse_norms
     from fastddpm.plans import Method, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
+    from fastddpm.publishing import push_to_hub
     from fastddpm.sampler import Sampler
     from fastddpm.schedule import NoiseSchedule
     from fastddpm.unet import UNet, UNetConfig
@@ -49,6 +50,7 @@ __all__ = [
     "fuse_norms",
     "load",
     "optimize",
+    "push_to_hub",
     "save_folder",
 ]
 
@@ -70,6 +72,7 @@ _HOMES = {
     "fuse_norms": "fusion",
     "load": "checkpoint",
     "optimize": "dropin",
+    "push_to_hub": "publishing",
     "save_folder": "checkpoint",
 }
 

@@ -21,6 +21,7 @@ from fastddpm.cli.doctor import doctor
 from fastddpm.cli.evaluate import evaluate
 from fastddpm.cli.export import export
 from fastddpm.cli.options import Command
+from fastddpm.cli.push import push
 from fastddpm.cli.restore import colorize, deblur, inpaint, super_resolve
 from fastddpm.cli.resumable import is_resumable
 from fastddpm.cli.sample import sample
@@ -78,6 +79,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "evaluate": evaluate,
     "convert": convert,
+    "push": push,
     "train": train,
     "super-resolve": super_resolve,
     "deblur": deblur,
