@@ -21,6 +21,7 @@ import onnx_exports  # noqa: E402
 from http_service import live  # noqa: E402
 
 import fastddpm  # noqa: E402
+from fastddpm.pictures import opened  # noqa: E402
 from fastddpm.serving.http.service import Service  # noqa: E402
 
 COLOURS = 32
@@ -40,7 +41,7 @@ def main() -> None:
             ["screenshot", str(shot)],
         ]
         javascript.visited(f"http://127.0.0.1:{client.port}/", acts)
-        with Image.open(shot) as picture:
+        with opened(shot) as picture:
             small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
             small.save(ROOT / "docs" / "images" / "serve.png", optimize=True)
 

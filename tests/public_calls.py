@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -58,6 +59,12 @@ class Call:
     says: tuple[str, ...] = ()
     slow: tuple[str, ...] = ()
     costs: bool = False
+
+
+def pushed(**options: Any) -> str:
+    """`fastddpm.push_to_hub` to a place where nobody listens."""
+    with mock.patch("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9"):
+        return fastddpm.push_to_hub(**options)
 
 
 def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
@@ -262,6 +269,22 @@ def network_calls(network: UNet, schedule: NoiseSchedule, folder: Path) -> list[
         Call("UNet", UNet, {"config": TINY}),
         Call("UNet.forward", network, {"x": x, "t": t, "class_labels": t}),
         Call("save_folder", fastddpm.save_folder, {"folder": folder / "saved", **given}),
+        Call(
+            "push_to_hub",
+            pushed,
+            {
+                "source": saved,
+                "repository": "some-lab/model",
+                "private": True,
+                "token": "x",
+                "revision": "x",
+                "message": "x",
+                "license": "mit",
+                "dataset": "x",
+                "metrics": {"fid": 1.0},
+            },
+            costs=True,
+        ),
         Call(
             "load",
             fastddpm.load,

@@ -20,7 +20,7 @@ import matplotlib.figure  # noqa: F401
 import torch
 import torch._dynamo  # which the first optimiser imports
 
-from fastddpm import sampler
+from fastddpm import configured
 from fastddpm.cli import app, train  # noqa: F401
 from fastddpm.data import opening
 from fastddpm.training import Trainer, checkpoints, report, results
@@ -35,7 +35,7 @@ MOMENTS = {
     "while a checkpoint is written": (checkpoints, "write_tensors", 2, signal.SIGTERM),
     "while the model is written": (results, "save_folder", 1, signal.SIGHUP),
     "in a plot": (report, "plot_losses", 1, signal.SIGUSR1),
-    "while samples are drawn": (sampler, "check_finite", 1, signal.SIGTERM),
+    "while samples are drawn": (configured, "check_finite", 1, signal.SIGTERM),
     "after the last step": (Trainer, "_finish", 1, signal.SIGTERM),
 }
 

@@ -15,6 +15,7 @@ from networks import TINY, make_unet
 from PIL import Image
 from tolerances import ACROSS_BATCHES
 
+import fastddpm
 from fastddpm import NoiseSchedule, Sampler
 from fastddpm.checks import BadArgument
 from fastddpm.images import grid, to_uint8
@@ -151,7 +152,7 @@ def test_infer_takes_condition_images_flat_and_nested(kind):
 
 
 def test_metadata_says_what_infer_takes_and_gives(client):
-    assert client.get("/v2").json == {"name": "fastddpm", "version": "0.1.0", "extensions": []}
+    assert client.get("/v2").json == {"name": "fastddpm", "version": fastddpm.__version__, "extensions": []}
     assert client.get("/v2/health/live").json == {"live": True}
     assert client.get("/v2/health/ready").json == {"ready": True}
     assert client.get("/v2/models/other/ready").json == {"name": "other", "ready": True}
