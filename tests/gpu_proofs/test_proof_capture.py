@@ -36,6 +36,8 @@ CASES = {
     "torch noise": StepCase(SHAPE, noise="torch", ring=4, clip=True),
     "trajectory": StepCase(SHAPE, clip=True, keep_x0=True),
     "thresholded": StepCase(SHAPE, thresholding=(0.99, 2.0), guided=True),
+    "in flight": StepCase(SHAPE, clip=True, kept=1, arena=True),
+    "in flight, some guided": StepCase(SHAPE, clip=True, kept=1, arena=True, mixed=True),
 }
 # A UNet of their kind, with attention and classes.
 DIFFUSERS = {

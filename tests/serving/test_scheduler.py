@@ -203,14 +203,21 @@ def test_steps_that_were_captured_go_on_with_other_chains(monkeypatch):
     monkeypatch.setattr("fastddpm.runner.resolve_engine", lambda engine, device: "cudagraph")
     monkeypatch.setattr("fastddpm.engine.executors.CudaGraphBackend", RecordingBackend)
     monkeypatch.setattr("fastddpm.serving.scheduler.CAPTURED_STRIDE", 2)
-    sampler = make_sampler(affine, engine="cudagraph")
-    asked = [(seed, {"num_inference_steps": steps}) for seed, steps in enumerate((7, 3, 4))]
+
+    def model(x, t, y):
+        return affine(x, t) + 0.1 * y.view(-1, 1, 1, 1)
+
+    sampler = make_sampler(model, engine="cudagraph")
+    plain = {"cond": {"y": torch.ones(1)}}
+    guided = plain | {"uncond": {"y": -torch.ones(1)}, "guidance_scale": 2.5}
+    asked = [(seed, steps, how) for seed, (steps, how) in enumerate([(7, plain), (3, guided), (4, plain)])]
     with Scheduler(sampler, max_batch=2) as scheduler:
-        futures = [scheduler.submit(seed, **options) for seed, options in asked]
+        futures = [scheduler.submit(seed, num_inference_steps=steps, **how) for seed, steps, how in asked]
         images = [future.result(60) for future in futures]
     monkeypatch.undo()
-    for (seed, options), image in zip(asked, images, strict=True):
-        wanted = make_sampler(affine, **options).sample(seeds=[seed], progress=False)[0]
+    for (seed, steps, how), image in zip(asked, images, strict=True):
+        one = make_sampler(model, num_inference_steps=steps)
+        wanted = one.sample(seeds=[seed], progress=False, **how)[0]
         assert (image - wanted).abs().max() <= ACROSS_BATCHES
 
 
