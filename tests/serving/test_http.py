@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from http_service import live, tensor
+from http_service import live, tensor, wait_for
 from networks import TINY, make_unet
 from PIL import Image
 from tolerances import ACROSS_BATCHES
@@ -310,25 +310,26 @@ def test_the_page_and_its_files(client):
     assert client.get("/static/%2e%2e/app.py").status == 404
 
 
-def test_what_is_counted(client):
-    before = _metrics(client)
-    client.post("/v1/images/generations", {"seeds": [1, 2], "num_inference_steps": 3})
-    client.get("/v1/images/x.png")
-    client.get("/nowhere/at/all")
-    after = _metrics(client)
-
-    def more(name):
-        return after.get(name, 0) - before.get(name, 0)
-
-    assert more('fastddpm_images_total{model="tiny"}') == 2
-    assert more('fastddpm_submitted_total{model="tiny"}') == 2
-    assert 3 <= more('fastddpm_step_seconds_count{model="tiny"}') <= 6
-    assert 0 < more('fastddpm_step_seconds_sum{model="tiny"}') < 30
-    assert more('fastddpm_requests_total{method="POST",route="/v1/images/generations",status="200"}') == 1
-    assert more('fastddpm_requests_total{method="GET",route="/v1/images/{seed}.png",status="400"}') == 1
-    assert more('fastddpm_requests_total{method="GET",route="none",status="404"}') == 1
-    assert more('fastddpm_request_seconds_count{route="/v1/images/generations"}') == 1
-    assert after['fastddpm_waiting{model="tiny"}'] == after['fastddpm_running{model="other"}'] == 0
+def test_what_is_counted(samplers):
+    requests = (
+        'fastddpm_requests_total{method="POST",route="/v1/images/generations",status="200"}',
+        'fastddpm_requests_total{method="GET",route="/v1/images/{seed}.png",status="400"}',
+        'fastddpm_requests_total{method="GET",route="none",status="404"}',
+    )
+    with live(Service(samplers)) as client:
+        client.post("/v1/images/generations", {"seeds": [1, 2], "num_inference_steps": 3})
+        client.get("/v1/images/x.png")
+        client.get("/nowhere/at/all")
+        # A request is counted when its answer has been sent, which its client may have read by then.
+        wait_for(lambda: set(requests) <= set(_metrics(client)))
+        found = _metrics(client)
+    assert found['fastddpm_images_total{model="tiny"}'] == 2
+    assert found['fastddpm_submitted_total{model="tiny"}'] == 2
+    assert 3 <= found['fastddpm_step_seconds_count{model="tiny"}'] <= 6
+    assert 0 < found['fastddpm_step_seconds_sum{model="tiny"}'] < 30
+    assert [found[name] for name in requests] == [1, 1, 1]
+    assert found['fastddpm_request_seconds_count{route="/v1/images/generations"}'] == 1
+    assert found['fastddpm_waiting{model="tiny"}'] == found['fastddpm_running{model="other"}'] == 0
 
 
 def _metrics(client):
@@ -337,13 +338,14 @@ def _metrics(client):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
 
-def test_a_request_is_logged_on_one_line_of_json(client, caplog):
+def test_a_request_is_logged_on_one_line_of_json(samplers, caplog):
     from fastddpm.serving.http.logs import JsonLines
 
-    with caplog.at_level("INFO", logger="fastddpm.serving"):
+    # A request is logged when its answer has been sent: all of them are, once the service has ended.
+    with caplog.at_level("INFO", logger="fastddpm.serving"), live(Service(samplers)) as client:
         client.post("/v1/images/generations", {"seeds": [1, 2]}, x_request_id="mine-1")
         client.post("/v1/images/generations", {"seeds": []}, x_request_id="not\tmine")
-    good, bad = (json.loads(JsonLines().format(record)) for record in caplog.records)
+    good, bad = (json.loads(JsonLines().format(record)) for record in _requests(caplog))
     assert (good["id"], good["route"], good["status"], good["images"], good["model"]) == (
         "mine-1",
         "/v1/images/generations",
@@ -354,3 +356,7 @@ def test_a_request_is_logged_on_one_line_of_json(client, caplog):
     assert 0 < good["seconds"] < 60
     assert (bad["status"], bad["images"]) == (400, 0)
     assert bad["id"] != "not\tmine"
+
+
+def _requests(caplog):
+    return [record for record in caplog.records if record.message == "request"]
