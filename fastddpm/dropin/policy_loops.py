@@ -17,8 +17,11 @@ from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.formats._diffusers.betas import noise_schedule
 from fastddpm.formats._diffusers.schedulers import sampler_options
+from fastddpm.inputs import Fields
 from fastddpm.network import model_device_dtype
+from fastddpm.options import SamplerOptions
 from fastddpm.plans import Plan
+from fastddpm.plans.scheduler import SCHEDULER
 from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
 from fastddpm.unet1d import UNet1D, names
@@ -113,16 +116,28 @@ class ActionLoop:
         width = unet.config.action_dim if unet is not None else self._width()
         horizon = getattr(policy, "horizon", None) or policy.config.horizon
         options = sampler_options(config)
-        if options.get("method") == "ddim" and config["clip_sample"]:
-            # `Sampler` computes eps anew from the clipped x0, diffusers keeps the network's: other actions.
-            raise BadArgument(
-                "noise_scheduler", "a DDIMScheduler that clips", "a DDPMScheduler, or clip_sample=False"
-            )
+        if options.get("method") == "ddim":
+            options = self._of_ddim(options, config)
         return Sampler(
             network.source if unet is None else unet,
             noise_schedule(config),
             **{**options, "shape": (horizon, width), "num_inference_steps": policy.num_inference_steps},
         )
+
+    def _of_ddim(self, options: SamplerOptions, config: Fields) -> SamplerOptions:
+        """Those of a DDIMScheduler, with what the policy passes on to its steps.
+
+        Our DDIM computes eps anew from the clipped x0; a scheduler that is not told to keeps the network's,
+        and then its own steps are taken.
+        """
+        passed = getattr(self.policy, "kwargs", None) or {}
+        eta = passed.get("eta", 0.0)
+        if not config["clip_sample"] or passed.get("use_clipped_model_output"):
+            return {**options, "eta": eta}
+        if eta:
+            given = f"{eta} with a DDIMScheduler that clips"
+            raise BadArgument("eta", given, "0, clip_sample=False or use_clipped_model_output=True")
+        return {"method": SCHEDULER, "scheduler": config}
 
     def _width(self) -> int:
         """A, numbers of a place of an action."""
