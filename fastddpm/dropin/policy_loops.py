@@ -27,6 +27,8 @@ from fastddpm.sampler import Sampler
 from fastddpm.unet1d import UNet1D, names
 from fastddpm.unet1d.inputs import of_actions
 
+COMPILED = "_orig_mod"
+"""What a module of torch.compile calls the one inside, as LeRobot's with ``compile_model``."""
 STEP_OPTIONS = ("eta", "use_clipped_model_output")
 """Keyword arguments of a DDIMScheduler's step that a policy may pass on."""
 
@@ -159,7 +161,8 @@ class ActionLoop:
 
     def _module(self) -> nn.Module:
         module: nn.Module = getattr(self.policy, self.name)
-        return module
+        inside = getattr(module, COMPILED, None)
+        return inside if self._choice != "original" and isinstance(inside, nn.Module) else module
 
     def _running(self) -> Runner:
         """What runs chains, with the network's weights as they are."""

@@ -91,7 +91,7 @@ def test_ddim_that_clips(passed, monkeypatch):
 def test_what_a_sampler_would_draw_otherwise_is_refused():
     peer = policy("ddim")
     peer.kwargs = {"eta": 0.5}
-    with pytest.raises(ValueError, match="eta: 0.5 with a DDIMScheduler that clips given, 0, clip_sample="):
+    with pytest.raises(ValueError, match=r"eta: 0\.5 with a DDIMScheduler that clips given, 0, clip_sample="):
         fastddpm.optimize(peer).sampler()
 
 
