@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastddpm.finite import NonFiniteSamples
     from fastddpm.fusion import fuse_norms
     from fastddpm.plans import Method, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
-    from fastddpm.policy.policy import Policy, load_policy
+    from fastddpm.policy.policy import load_policy
     from fastddpm.publishing import push_to_hub
     from fastddpm.sampler import Sampler
     from fastddpm.schedule import NoiseSchedule
@@ -41,7 +41,6 @@ __all__ = [
     "NoiseSchedule",
     "NonFiniteSamples",
     "Plan",
-    "Policy",
     "Sampler",
     "UNet",
     "UNetConfig",
@@ -65,7 +64,6 @@ _HOMES = {
     "NoiseSchedule": "schedule",
     "NonFiniteSamples": "finite",
     "Plan": "plans",
-    "Policy": "policy.policy",
     "Sampler": "sampler",
     "UNet": "unet",
     "UNetConfig": "unet",

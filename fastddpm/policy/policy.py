@@ -159,6 +159,7 @@ class Policy:
         return f"Policy({seen} -> {drawn}, {self.sampler!r})"
 
 
+@checked
 def load_policy(source: str | Path, **options: Unpack[LoadOptions]) -> Policy:
     """Reads a folder of LeRobot's diffusion policy, without LeRobot: `fastddpm.load` gives its sampler alone.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -291,3 +292,14 @@ def test_commands(tmp_path, monkeypatch, capsys):
     given = {"global_cond": np.zeros((1, 16), dtype=np.float32)}
     drawn = OnnxSampler(tmp_path / "files").sample(seeds=[1], cond=given, progress=False)
     assert drawn.shape == (1, 16, 2)
+
+
+def test_what_the_page_says_runs(tmp_path, monkeypatch):
+    made = policy("states", num_inference_steps=4)
+    folder = peers.save(made, tmp_path / "policy", statistics(made))
+    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    [block] = [one for one in re.findall(r"```python\n(.*?)```", text, re.S) if "load_policy" in one]
+    named = re.search(r'load_policy\("(.*?)"\)', block)[1]
+    names = {"fastddpm": fastddpm, "observations": observed(made, 1)}
+    exec(block.replace(named, str(folder)), names)
+    assert names["actions"].shape == (1, 8, 2)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision  # type: ignore[import-untyped]
 from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,6 +43,8 @@ class RgbEncoder(nn.Module):
     """``DiffusionRgbEncoder`` in eval mode."""
 
     def __init__(self, config: Any) -> None:
+        import torchvision  # type: ignore[import-untyped]
+
         super().__init__()
         transforms = torchvision.transforms
         self.resize = transforms.Resize(config.resize_shape) if config.resize_shape else nn.Identity()

@@ -40,8 +40,8 @@ def group_norm_silu(
         activation: "silu", "mish" or "none".
 
     Returns y, in x's layout; on CUDA in x's dtype, elsewhere in the dtype that PyTorch promotes to. Gradients
-    flow to every tensor; with "mish" by the plain path. A NaN or infinity in a group of x makes the whole group NaN, as in
-    `torch.nn.functional.group_norm`.
+    flow to every tensor; with "mish" by the plain path. A NaN or infinity in a group of x makes the whole
+    group NaN, as in `torch.nn.functional.group_norm`.
 
     Raises:
         ValueError: num_groups does not divide C, a vector has another shape or device, scale comes without
