@@ -273,7 +273,7 @@ def policy_calls(folder: Path) -> list[Call]:
             "load_policy", fastddpm.load_policy, {"source": saved, "device": "cpu", "num_inference_steps": 2}
         ),
         Call("Policy.encode", policy.encode, seen),
-        Call("Policy.act", policy.act, {**seen, **drawn}),
+        Call("Policy.act", policy.act, {**seen, **drawn}, says=("batch_size",)),
     ]
 
 
