@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastddpm.finite import NonFiniteSamples
     from fastddpm.fusion import fuse_norms
     from fastddpm.plans import Method, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
+    from fastddpm.policy.policy import load_policy
     from fastddpm.publishing import push_to_hub
     from fastddpm.sampler import Sampler
     from fastddpm.schedule import NoiseSchedule
@@ -49,6 +50,7 @@ __all__ = [
     "export_onnx",
     "fuse_norms",
     "load",
+    "load_policy",
     "optimize",
     "push_to_hub",
     "save_folder",
@@ -71,6 +73,7 @@ _HOMES = {
     "export_onnx": "export",
     "fuse_norms": "fusion",
     "load": "checkpoint",
+    "load_policy": "policy.policy",
     "optimize": "dropin",
     "push_to_hub": "publishing",
     "save_folder": "checkpoint",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, image_shape
 from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
-from fastddpm.formats import accelerate, diffusers, refused
+from fastddpm.formats import accelerate, diffusers, lerobot, refused
 from fastddpm.formats.documents import StandIn, read_document
 from fastddpm.formats.files import (
     WANTED,
@@ -139,8 +139,9 @@ def load(
     Args:
         source: a folder that :func:`save_folder` wrote, the run of a training, or ``"mnist"``, the model in
             the box; a file that a training script wrote, with a network of a library in docs/formats.md in
-            it; a folder of diffusers or accelerate; a state dict or other document of any of them; or
-            ``organisation/name`` of the Hugging Face Hub (extra ``hub``), if need be with ``@revision``.
+            it; a folder of diffusers or accelerate, or of a policy of LeRobot; a state dict or other document
+            of any of them; or ``organisation/name`` of the Hugging Face Hub (extra ``hub``), if need be with
+            ``@revision``.
         format: whose network it is, one of `FORMATS`; ``auto`` tells them apart by their names of tensors
             and files.
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or
@@ -205,6 +206,8 @@ def read(
     path = located(source, ema=ema, variant=variant if isinstance(variant, str) else None, **(hub or {}))
     if not path.is_dir():
         return _read_document(read_document(path), str(path), format, given, ema=ema, method=method)
+    if format == "auto" and lerobot.recognises(path):
+        return lerobot.read(path, given)
     if format == "diffusers" or (format == "auto" and diffusers.recognises(path)):
         return diffusers.read(path, given, ema=ema, method=method)
     if accelerate.recognises(path):

@@ -35,6 +35,7 @@ from fastddpm.jobs import Blocks, Job, TorchDrawer
 from fastddpm.repaint import repaint
 from fastddpm.serving import Scheduler
 from fastddpm.training import Objective, TrainConfig, Trainer
+from fastddpm_bench.peers import lerobot_policy as peers
 
 SHAPE = (3, 8, 8)
 STEPS = 20
@@ -258,6 +259,24 @@ def schedule_calls(schedule: NoiseSchedule) -> list[Call]:
     ]
 
 
+def policy_calls(folder: Path) -> list[Call]:
+    torch.manual_seed(0)
+    config = peers.config({"observation.state": ("STATE", (3,))}, 2, num_inference_steps=2)
+    spans = {"min": torch.zeros(3), "max": torch.ones(3)}
+    statistics = {"observation.state": spans, "action": {name: one[:2] for name, one in spans.items()}}
+    saved = peers.save(peers.DiffusionPolicy(config), folder / "policy", statistics)
+    policy = fastddpm.load_policy(saved)
+    seen = {"observations": {"observation.state": torch.zeros(1, 2, 3)}}
+    drawn = {"seeds": [3], "noise": "philox", "generator": None, "x_T": None}
+    return [
+        Call(
+            "load_policy", fastddpm.load_policy, {"source": saved, "device": "cpu", "num_inference_steps": 2}
+        ),
+        Call("Policy.encode", policy.encode, seen),
+        Call("Policy.act", policy.act, {**seen, **drawn}, says=("batch_size",)),
+    ]
+
+
 def network_calls(network: UNet, schedule: NoiseSchedule, folder: Path) -> list[Call]:
     config = {field.name: getattr(TINY, field.name) for field in dataclasses.fields(UNetConfig)}
     saved = fastddpm.save_folder(folder / "model", network, schedule, {"shape": list(SHAPE)})
@@ -306,6 +325,7 @@ def network_calls(network: UNet, schedule: NoiseSchedule, folder: Path) -> list[
                 "num_inference_steps": 2,
             },
         ),
+        *policy_calls(folder),
         Call(
             "optimize",
             fastddpm.optimize,

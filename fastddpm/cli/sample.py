@@ -177,6 +177,13 @@ def _draw(sampler: Sampler, request: SampleArguments, *, animated: bool) -> Tens
 
 
 def _refuse_condition(model: str, sampler: Sampler) -> None:
+    observed = getattr(getattr(sampler.model, "config", None), "cond_dim", 0)
+    if observed:
+        raise BadArgument(
+            "MODEL",
+            f"{model}, a policy, whose actions depend on what it observes,",
+            "a network without observations (fastddpm.load_policy(folder).act(observations) takes them)",
+        )
     channels = sampler.facts.condition_channels
     if channels is not None and channels > 0:
         raise BadArgument(

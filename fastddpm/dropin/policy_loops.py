@@ -17,13 +17,18 @@ from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.formats._diffusers.betas import noise_schedule
 from fastddpm.formats._diffusers.schedulers import sampler_options
+from fastddpm.inputs import Fields
 from fastddpm.network import model_device_dtype
+from fastddpm.options import SamplerOptions
 from fastddpm.plans import Plan
+from fastddpm.plans.scheduler import SCHEDULER
 from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
 from fastddpm.unet1d import UNet1D, names
 from fastddpm.unet1d.inputs import of_actions
 
+COMPILED = "_orig_mod"
+"""What a module of torch.compile calls the one inside, as LeRobot's with ``compile_model``."""
 STEP_OPTIONS = ("eta", "use_clipped_model_output")
 """Keyword arguments of a DDIMScheduler's step that a policy may pass on."""
 
@@ -113,16 +118,28 @@ class ActionLoop:
         width = unet.config.action_dim if unet is not None else self._width()
         horizon = getattr(policy, "horizon", None) or policy.config.horizon
         options = sampler_options(config)
-        if options.get("method") == "ddim" and config["clip_sample"]:
-            # `Sampler` computes eps anew from the clipped x0, diffusers keeps the network's: other actions.
-            raise BadArgument(
-                "noise_scheduler", "a DDIMScheduler that clips", "a DDPMScheduler, or clip_sample=False"
-            )
+        if options.get("method") == "ddim":
+            options = self._of_ddim(options, config)
         return Sampler(
             network.source if unet is None else unet,
             noise_schedule(config),
             **{**options, "shape": (horizon, width), "num_inference_steps": policy.num_inference_steps},
         )
+
+    def _of_ddim(self, options: SamplerOptions, config: Fields) -> SamplerOptions:
+        """Those of a DDIMScheduler, with what the policy passes on to its steps.
+
+        Our DDIM computes eps anew from the clipped x0; a scheduler that is not told to keeps the network's,
+        and then its own steps are taken.
+        """
+        passed = getattr(self.policy, "kwargs", None) or {}
+        eta = passed.get("eta", 0.0)
+        if not config["clip_sample"] or passed.get("use_clipped_model_output"):
+            return {**options, "eta": eta}
+        if eta:
+            given = f"{eta} with a DDIMScheduler that clips"
+            raise BadArgument("eta", given, "0, clip_sample=False or use_clipped_model_output=True")
+        return {"method": SCHEDULER, "scheduler": config}
 
     def _width(self) -> int:
         """A, numbers of a place of an action."""
@@ -144,7 +161,8 @@ class ActionLoop:
 
     def _module(self) -> nn.Module:
         module: nn.Module = getattr(self.policy, self.name)
-        return module
+        inside = getattr(module, COMPILED, None)
+        return inside if self._choice != "original" and isinstance(inside, nn.Module) else module
 
     def _running(self) -> Runner:
         """What runs chains, with the network's weights as they are."""

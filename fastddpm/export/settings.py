@@ -22,6 +22,7 @@ from fastddpm.plans.method import MethodOptions
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
+from fastddpm.unet1d import UNet1D
 
 DTYPES = ("float32", "float16")
 CONDITION_KINDS: dict[int, str] = {FLOAT: "float32", INT64: "int64", INT32: "int32", BOOL: "bool"}
@@ -111,7 +112,7 @@ def resolve(
         time_input=method.time_input,
         half=dtype == "float16",
         between=plan.model_time.dtype.kind == "f" and method.time_input == "timestep",
-        cond=_conditions(sampler, cond or {}, has_labels=classes is not None),
+        cond=_conditions(sampler, cond or _observed(network), has_labels=classes is not None),
     )
     reference = Sampler.from_plan(
         plain_copy(network, torch.float32),
@@ -135,6 +136,14 @@ def _sampler(model: nn.Module | Sampler, schedule: NoiseSchedule | None, options
     if schedule is None:
         raise BadArgument("schedule", "none", "the NoiseSchedule that the model was trained with")
     return Sampler(model, schedule, **options)
+
+
+def _observed(network: nn.Module) -> dict[str, Tensor]:
+    """An example of what a network of actions is told, which is one vector; none of another network."""
+    if not isinstance(network, UNet1D) or not network.config.cond_dim:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    return {"global_cond": torch.randn(1, network.config.cond_dim, generator=generator)}
 
 
 def _conditions(sampler: Sampler, cond: Mapping[str, Tensor], *, has_labels: bool) -> tuple[Condition, ...]:

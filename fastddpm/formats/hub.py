@@ -26,6 +26,7 @@ REPOSITORY = re.compile(rf"(?P<id>{_NAME}/{_NAME})(?:@(?P<revision>[\w./-]{{1,20
 DOCUMENTS = (
     *("config.json", "schedule.json", "sampler.json", "task.json", "model_index.json"),
     *("scheduler/*.json", "unet/*.json", "unet_ema/*.json"),
+    *("policy_preprocessor*", "policy_postprocessor*"),
 )
 """What says what a model is: all of it is small."""
 WEIGHTS = ("model", diffusers.WEIGHTS)

@@ -18,6 +18,7 @@ from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.config import Options
 from fastddpm.unet.inference import assemble, infer
 from fastddpm.unet.size import MAX_MAP, largest_map
+from fastddpm.unet1d import UNet1DConfig
 
 FREE = (
     "num_groups",
@@ -65,7 +66,9 @@ def check_shape(loaded: Loaded) -> None:
     shape, config = loaded.options.get("shape"), getattr(loaded.model, "config", None)
     if shape is None:
         return
-    sides = image_shape(asked_shape(shape))
+    sides = asked_shape(shape)
+    if not isinstance(config, UNet1DConfig):
+        sides = image_shape(sides)
     largest = largest_map(config, sides) if isinstance(config, UNetConfig) else 0
     if largest > MAX_MAP:
         given = f"{sides}, for which a feature map has {largest:,} values"

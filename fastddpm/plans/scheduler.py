@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastddpm.betas import MAX_STEPS
 from fastddpm.checks import BadArgument, check_choice, check_number, is_number, quoted, shortened
 from fastddpm.inputs import Fields, Json
+from fastddpm.plans.ddim import ddim_plan
 from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType
 from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels.table import Column
@@ -120,6 +121,14 @@ def scheduler_plan(fields: Fields, schedule: NoiseSchedule, num_inference_steps:
     Raises:
         ValueError: as there; what diffusers says of a field; no diffusers, for a scheduler that needs it.
     """
+    if _is_plain_ddim(fields):
+        plan = ddim_plan(
+            schedule,
+            num_inference_steps,
+            prediction_type=prediction_type(fields),
+            clip_sample_range=clip_range(fields),
+        )
+        return dataclasses.replace(plan, method=SCHEDULER)
     from fastddpm.plans.diffusers import from_scheduler
 
     betas = np.asarray(schedule.betas, dtype=np.float64).tolist()
@@ -133,6 +142,19 @@ def scheduler_plan(fields: Fields, schedule: NoiseSchedule, num_inference_steps:
         given = f"{fields['_class_name']}, which says: {reason};"
         raise BadArgument("scheduler", given, "another configuration") from error
     return dataclasses.replace(plan, method=SCHEDULER, table=_undivided(plan.table))
+
+
+def _is_plain_ddim(fields: Fields) -> bool:
+    """Whether a configuration is DDIM as published, with the network's eps: for this no torch is needed."""
+    plain = {
+        "timestep_spacing": ("leading",),
+        "steps_offset": (0,),
+        "set_alpha_to_one": (True,),
+        "thresholding": (False,),
+        "rescale_betas_zero_snr": (False,),
+    }
+    same = all(fields.get(name, values[0]) in values for name, values in plain.items())
+    return fields["_class_name"] == "DDIMScheduler" and same and not learns_range(fields)
 
 
 def _undivided(table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from fastddpm.checks import BadArgument
 from fastddpm.unet1d.config import UNet1DConfig
+from fastddpm_kernels import group_norm_silu
+from fastddpm_kernels.compat import runs_kernels
 
 P = TypeVar("P", bound=nn.Module)
 
@@ -43,8 +45,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """``(B, C, T)`` of x ``(B, C_in, T)`` and FiLM's numbers ``(B, C or 2C)``, scales first."""
-        h = F.mish(self.norm1(self.conv1(x)))
-        h = F.mish(self.norm2(self.conv2(modulated(h, film))))
+        h = mish_of(self.norm1, self.conv1(x))
+        h = mish_of(self.norm2, self.conv2(modulated(h, film)))
         out: Tensor = h + (x if self.residual is None else self.residual(x))
         return out
 
@@ -172,9 +174,16 @@ class UNet1D(nn.Module):
         for pair, upsample in zip(self.up, self.upsample, strict=True):
             h = upsample(pair(torch.cat((h, last), dim=1), films))
             last = kept.pop()
-        h = F.mish(self.final_norm(self.final_conv(h)))
+        h = mish_of(self.final_norm, self.final_conv(h))
         out: Tensor = self.conv_out(h)
         return out.transpose(1, 2)
+
+
+def mish_of(norm: nn.GroupNorm, h: Tensor) -> Tensor:
+    """Mish of the norm of h ``(B, C, T)``: one kernel on CUDA, where Triton is."""
+    if not runs_kernels(h.device):
+        return F.mish(norm(h))
+    return group_norm_silu(h, norm.num_groups, norm.weight, norm.bias, norm.eps, activation="mish")
 
 
 def modulated(h: Tensor, film: Tensor) -> Tensor:

@@ -34,3 +34,22 @@ def sigmoid_factor(v, numerator):
         return libdevice.fast_dividef(numerator, 1.0 + tl.exp2(v * MINUS_LOG2_E))
     else:
         return numerator / (1.0 + tl.exp(-v))
+
+
+@triton.jit
+def mish(v):
+    """v * tanh(log(1 + exp(v))), float32, with one exponential, of a number that is not positive.
+
+    With u = exp(-|v|) the factor is (1 + 2u) / (1 + 2u + 2u^2) for v >= 0, and (u^2 + 2u) / (u^2 + 2u + 2)
+    below, where nothing overflows and nothing cancels.
+    """
+    if COMPILED:
+        u = tl.exp2(tl.abs(v) * MINUS_LOG2_E)
+    else:
+        u = tl.exp(-tl.abs(v))
+    numerator = tl.where(v >= 0.0, 1.0 + 2.0 * u, u * (u + 2.0))
+    denominator = numerator + tl.where(v >= 0.0, 2.0 * u * u, 2.0)
+    if COMPILED:
+        return libdevice.fast_dividef(v * numerator, denominator)
+    else:
+        return v * numerator / denominator

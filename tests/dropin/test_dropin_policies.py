@@ -292,7 +292,8 @@ def test_the_original_is_still_saved_and_loaded():
 def test_what_the_page_says_runs(capsys):
     text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
     names = {"fastddpm": fastddpm, "policy": lowdim(steps=4), "observations": observed()}
-    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    for block in (one for one in blocks if "load_policy" not in one):  # which test_formats_lerobot.py runs
         exec(block, names)
     assert names["action"].shape == (2, 15, 3)
     assert "conditional_sample" in capsys.readouterr().out

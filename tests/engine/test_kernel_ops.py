@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastddpm.unet1d import UNet1D, UNet1DConfig
 from fastddpm_kernels import q_sample, reverse_step
 
 COMPILED_CASES = [case for case in CASES if case.name in ("linear", "clip", "ring", "everything")]
@@ -117,6 +118,18 @@ def test_a_compiled_step_is_one_launch_that_writes_what_it_keeps_alone(case):
     assert arguments["LEARNED_RANGE"] is case.learned_range
 
 
+@pytest.mark.usefixtures("fake_cuda")
+def test_the_network_of_actions_has_its_norms_and_mish_in_one():
+    with torch.device("cuda"):
+        model = UNet1D(UNet1DConfig(3, 6, (16, 32), num_groups=4, time_dim=8)).requires_grad_(False)
+        x, bias = torch.empty(2, 8, 3), torch.empty(2, model.bias_width)
+    graph = make_fx(lambda *given: model.forward_biased(*given), tracing_mode="fake")(x, bias)
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert targets.count("fastddpm.group_norm_mish.default") == 2 * len(model.blocks()) + 1
+    plain = [name for name in targets if not name.startswith("fastddpm")]
+    assert not any("mish" in name or "group_norm" in name for name in plain)
+
+
 @pytest.mark.parametrize("noise", [False, True], ids=["drawn", "given"])
 @pytest.mark.usefixtures("fake_cuda")
 def test_q_sample_on_fake_tensors_and_compiled(noise):
@@ -144,6 +157,7 @@ def test_a_sample_too_large_for_a_grid_is_an_error():
         "noise_mse": ["loss_kernel"],
         "noise_mse_backward": ["gradient_kernel"],
         "group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
+        "group_norm_mish": ["group_norm_silu_kernel", "statistics_kernel"],
         "add_group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
         "cat_group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
         "group_norm_silu_backward": ["backward_kernel"],

@@ -29,7 +29,7 @@ def policy(kind):
     return peers.LowdimPolicy(network, scheduler, 16, 4, 3, 2, 100 if kind == "ddpm" else 10).eval()
 
 
-@pytest.fixture(scope="module", params=["ddpm"])
+@pytest.fixture(scope="module", params=["ddpm", "ddim"])
 def exported(request, tmp_path_factory):
     """A drop-in, and its export, every file of which was held to PyTorch."""
     fast = fastddpm.optimize(policy(request.param), noise="philox")
@@ -73,9 +73,26 @@ def test_what_film_gives_is_computed_outside_of_the_loop(exported):
     assert not inside & {"Gemm", "MatMul"}
 
 
+@pytest.mark.parametrize("passed", [{}, {"eta": 1.0, "use_clipped_model_output": True}])
+def test_ddim_that_clips(passed, monkeypatch):
+    """Samplers of it take its own steps, or ours where it computes eps anew as these do."""
+    peer = policy("ddim")
+    peer.kwargs = passed
+    fast = fastddpm.optimize(peer, noise="philox")
+    wanted = drawn_by(fast, monkeypatch)
+    cond = {"global_cond": observed().flatten(1)}
+    sampler = fast.sampler()
+    assert np.abs(sampler.sample(seeds=SEEDS, cond=cond, progress=False).numpy() - wanted).max() <= DROP_IN
+    ours = sampler.replace(method="ddim", scheduler=None, clip_sample_range=1.0)
+    differs = np.abs(ours.sample(seeds=SEEDS, cond=cond, progress=False).numpy() - wanted).max()
+    assert (differs > 0.01) == (not passed)
+
+
 def test_what_a_sampler_would_draw_otherwise_is_refused():
-    with pytest.raises(ValueError, match="noise_scheduler: a DDIMScheduler that clips given"):
-        fastddpm.optimize(policy("ddim")).sampler()
+    peer = policy("ddim")
+    peer.kwargs = {"eta": 0.5}
+    with pytest.raises(ValueError, match=r"eta: 0\.5 with a DDIMScheduler that clips given, 0, clip_sample="):
+        fastddpm.optimize(peer).sampler()
 
 
 def test_no_torch_is_needed(exported):

@@ -13,6 +13,7 @@ from step_cases import CASES, SHAPES
 from fastddpm_kernels.group_norm_silu.launches import (
     add_group_norm_silu_op,
     cat_group_norm_silu_op,
+    group_norm_mish_op,
     group_norm_silu_backward_op,
     group_norm_silu_op,
 )
@@ -80,6 +81,16 @@ def norm_point(
     return run
 
 
+def mish_point() -> Point:
+    """A launch of the norm with Mish, of trajectories of 16 places, as LeRobot's widest blocks have them."""
+
+    def run() -> None:
+        x, weight = torch.zeros(64, 2048, 16), torch.zeros(2048)
+        group_norm_mish_op(x, 8, weight, weight, 1e-5, None, None, None)
+
+    return run
+
+
 def loss_point(
     loss: str = "l2",
     dtype: str = "bfloat16",
@@ -124,6 +135,7 @@ POINTS: dict[str, Point] = {
     "cat_group_norm_silu small batch": norm_point(MAPS["small batch"], pair=True),
     "group_norm_silu backward": norm_point(MAPS["one pass"], backward=True),
     "group_norm_silu backward split": norm_point(MAPS["split"], backward=True),
+    "group_norm_mish trajectories": mish_point(),
     "noise_mse float32": loss_point("l2", "float32", "contiguous"),
     "noise_mse backward float32": loss_point("l2", "float32", "contiguous", backward=True),
 }

@@ -23,6 +23,7 @@ from fastddpm_kernels.group_norm_silu.launches import (
     add_group_norm_silu_op,
     cat_group_norm_silu_op,
     configure,
+    group_norm_mish_op,
     group_norm_silu_op,
 )
 from fastddpm_kernels.group_norm_silu.reference import Arguments
@@ -224,6 +225,42 @@ def test_a_residual_of_a_shared_group(case, sharing):
         add_group_norm_silu_op(given["x"], residual, *arguments.values()), alone, strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+# Trajectories (B, C, T) in one pass, a map with every option, a split group.
+MISHES = (Case((2, 16, 16), 4), Case((1, 24, 4), 8), *SMALL)
+
+
+@pytest.mark.parametrize("form", ["alone", "shared"])
+@pytest.mark.parametrize("case", MISHES, ids=name)
+def test_mish_agrees_with_float64(case, form, sharing):
+    """torch's own in float64; a norm is of every size, so that both sides of 0 and the far ends are there."""
+    if form == "shared":
+        sharing()
+    for factor in (1.0, 30.0):
+        given = group_norm_cases.arguments(replace(case, silu=False))
+        del given["silu"]
+        given["weight"] = given["weight"] * factor
+        y = group_norm_mish_op(*given.values())
+        assert y.stride() == given["x"].stride()
+        true = torch.nn.functional.mish(group_norm_cases.exact_plain(given | {"silu": False}))
+        theirs = torch.nn.functional.mish(group_norm_cases.plain(given | {"silu": False}))
+        assert (true > 3 * factor).any()
+        ours, limit = (float((one.double() - true).abs().max()) for one in (y, theirs))
+        assert ours <= 2 * limit
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e4, -1e4, 3e38])
+def test_mish_of_extremes(value):
+    """Of one channel, which a scale of -1 leaves nothing else: what PyTorch makes of such numbers."""
+    given = group_norm_cases.arguments(Case((2, 6, 16), 3, scale_shift=True, silu=False))
+    del given["silu"]
+    given["scale"][:, 2], given["shift"][:, 2] = -1.0, value
+    y = group_norm_mish_op(*given.values())
+    theirs = torch.nn.functional.mish(group_norm_cases.plain(given | {"silu": False}))
+    assert torch.equal(y.isnan(), theirs.isnan())
+    assert torch.equal(y.isinf(), theirs.isinf())
+    assert torch.equal(y[:, 2].nan_to_num(), theirs[:, 2].nan_to_num())
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -3,7 +3,7 @@
     h     = x + pre_bias                                         per sample and channel
     x_hat = (h - mean) / sqrt(var + eps)                         over the pixels and channels of a group
     v     = (x_hat*weight + bias) * (1 + scale) + shift          scale, shift per sample and channel
-    y     = v / (1 + exp(-v))   or   v
+    y     = v / (1 + exp(-v)),   v tanh(log(1 + exp(v)))   or   v
 
 An element costs an addition for each of pre_bias, the mean, its rest and the two sums, and one multiply-add
 for what comes after, whose factor and offset are vectors of channels.
@@ -29,7 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..fast_math import sigmoid_factor
+from ..fast_math import mish, sigmoid_factor
 from .parts import (
     combine,
     load_map,
@@ -127,6 +127,7 @@ def group_norm_silu_kernel(
     pixel_chunks,
     n_statistics,
     SILU: tl.constexpr,
+    MISH: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     GROUP_CHANNELS: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -197,4 +198,6 @@ def group_norm_silu_kernel(
     v = (difference - to_channels(rest, GROUPS, BLOCK_CHANNELS)) * factor + offset
     if SILU:
         v = sigmoid_factor(v, v)
+    elif MISH:
+        v = mish(v)
     store_tile(y_ptr + first_element, element, v, mask, EXACT)

@@ -31,9 +31,9 @@ def configure(
     What is normalised has the shape and layout of y; it is x, or, written to total, x + residual, with the
     channels of other behind it.
     """
-    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, residual, other = given
+    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, residual, other, mish = given
     block_chunks = 1 if partials is None else power_of_two(tiles.chunks)
-    cases = {"SILU": silu, "BLOCK_CHUNKS": block_chunks, "GROUP_PIXELS": tiles.group_pixels}
+    cases = {"SILU": silu, "MISH": mish, "BLOCK_CHUNKS": block_chunks, "GROUP_PIXELS": tiles.group_pixels}
     grid, sizes = launch_sizes(y, num_groups, tiles)
     arguments = (
         *(x, residual, other, total, x.shape[1], weight, bias, pre_bias, row_stride(pre_bias)),
@@ -146,6 +146,22 @@ def group_norm_silu_op(
     given = Arguments(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)
     y, statistics, _ = forward(given)
     return y, statistics
+
+
+@triton_op("fastddpm::group_norm_mish", mutates_args={})
+def group_norm_mish_op(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pre_bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    """y, with Mish in the place of SiLU. It has no gradient."""
+    given = Arguments(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu=False, mish=True)
+    return forward(given)[0]
 
 
 @triton_op("fastddpm::add_group_norm_silu", mutates_args={})

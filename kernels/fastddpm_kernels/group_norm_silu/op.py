@@ -11,7 +11,7 @@ from .reference import group_norm_silu as reference_group_norm_silu
 from .tiles import fits, is_channels_last, surely_fits
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-ACTIVATIONS = ("silu", "none")
+ACTIVATIONS = ("silu", "mish", "none")
 
 
 def group_norm_silu(
@@ -37,33 +37,38 @@ def group_norm_silu(
         eps: added to the variance of a group.
         pre_bias: (N, C), or (1, C) for all samples alike; None adds nothing.
         scale, shift: likewise, both or neither.
-        activation: "silu" or "none".
+        activation: "silu", "mish" or "none".
 
     Returns y, in x's layout; on CUDA in x's dtype, elsewhere in the dtype that PyTorch promotes to. Gradients
-    flow to every tensor. A NaN or infinity in a group of x makes the whole group NaN, as in
-    `torch.nn.functional.group_norm`.
+    flow to every tensor; with "mish" by the plain path. A NaN or infinity in a group of x makes the whole
+    group NaN, as in `torch.nn.functional.group_norm`.
 
     Raises:
         ValueError: num_groups does not divide C, a vector has another shape or device, scale comes without
             shift, or another activation is named.
 
-    Sources: GroupNorm (Wu and He 2018), equations 1 to 3; SiLU (Elfwing et al. 2018); a bias before the norm:
+    Sources: GroupNorm (Wu and He 2018), equations 1 to 3; SiLU (Elfwing et al. 2018); Mish
+    (Misra 2019); a bias before the norm:
     the code of DDPM (Ho et al. 2020); scale and shift after it: that of Improved DDPM (Nichol and Dhariwal
     2021).
     """
     _check(x.shape, num_groups, activation)
     _check_vectors(x.shape, x.device, weight, bias, pre_bias, scale, shift)
-    silu = activation == "silu"
-    if not _is_for_kernels(x, num_groups):
+    silu, mish = activation == "silu", activation == "mish"
+    is_plain = mish and _needs_gradient((x, weight, bias, pre_bias, scale, shift))
+    if is_plain or not _is_for_kernels(x, num_groups):
         return reference_group_norm_silu(
-            Arguments(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)
+            Arguments(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, mish=mish)
         )
-    from .launches import group_norm_silu_op
+    from .launches import group_norm_mish_op, group_norm_silu_op
 
     if not (x.is_contiguous() or is_channels_last(x)):
         x = x.contiguous()
     weight, bias = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
     pre_bias, scale, shift = (_with_neighbouring_channels(tensor) for tensor in (pre_bias, scale, shift))
+    if mish:
+        fused: Tensor = group_norm_mish_op(x, num_groups, weight, bias, eps, pre_bias, scale, shift)
+        return fused
     y: Tensor = group_norm_silu_op(x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu)[0]
     return y
 
@@ -86,7 +91,8 @@ def add_group_norm_silu(
         residual: of x's shape and dtype.
         num_groups, weight, bias, eps, pre_bias, activation: as of `group_norm_silu`.
 
-    On CUDA one pass where a group fits, without a gradient; with gradients, and elsewhere, two operations.
+    On CUDA one pass where a group fits, without a gradient; with gradients or Mish, and elsewhere, two
+    operations.
 
     Raises:
         ValueError: as `group_norm_silu`, and for a residual of another shape, dtype or device.
@@ -94,7 +100,8 @@ def add_group_norm_silu(
     _check(x.shape, num_groups, activation)
     _check_vectors(x.shape, x.device, weight, bias, pre_bias, None, None)
     _check_residual(x, residual)
-    if _needs_gradient((x, residual, weight, bias, pre_bias)) or not _is_for_kernels(x, num_groups):
+    is_plain = activation == "mish" or _needs_gradient((x, residual, weight, bias, pre_bias))
+    if is_plain or not _is_for_kernels(x, num_groups):
         total = x + residual
         options = {"pre_bias": pre_bias, "activation": activation}
         return group_norm_silu(total, num_groups, weight, bias, eps, **options), total  # type: ignore[arg-type]
@@ -134,8 +141,8 @@ def cat_group_norm_silu(
         num_groups, weight, bias, eps, pre_bias, activation: as of `group_norm_silu`, of the whole.
         residual: like x; None adds nothing.
 
-    On CUDA one pass where a group fits, without a gradient; with gradients, and elsewhere, operation by
-    operation.
+    On CUDA one pass where a group fits, without a gradient; with gradients or Mish, and elsewhere, operation
+    by operation.
 
     Raises:
         ValueError: as `group_norm_silu`, and for another or a residual of another shape, dtype or device.
@@ -154,7 +161,8 @@ def cat_group_norm_silu(
     _check_vectors(shape, x.device, weight, bias, pre_bias, None, None)
     given = (x, residual, other, weight, bias, pre_bias)
     is_for_kernels = runs_kernels(x.device) and x.dtype in DTYPES and x.numel() > 0
-    if _needs_gradient(given) or not (is_for_kernels and surely_fits(shape, num_groups)):
+    is_plain = activation == "mish" or _needs_gradient(given)
+    if is_plain or not (is_for_kernels and surely_fits(shape, num_groups)):
         whole = torch.cat((x if residual is None else x + residual, other), dim=1)
         options = {"pre_bias": pre_bias, "activation": activation}
         return group_norm_silu(whole, num_groups, weight, bias, eps, **options), whole  # type: ignore[arg-type]

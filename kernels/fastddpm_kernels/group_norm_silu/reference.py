@@ -25,24 +25,25 @@ class Arguments(NamedTuple):
     silu: bool = True
     residual: Tensor | None = None
     other: Tensor | None = None
+    mish: bool = False
 
     def traffic(self) -> Traffic:
         """x and other are read, y written, a residual read and what becomes of x written, as in one pass.
 
         Operations: x + residual, x + pre_bias, a sum, the difference from the mean, its square and their sum,
-        one multiply-add for what comes after, SiLU.
+        one multiply-add for what comes after, SiLU or Mish.
         """
         whole = size(self.x, self.other)
         written = 1 if self.residual is None and self.other is None else 2
         n_elements = whole // self.x.element_size()
         added = size(self.residual) // self.x.element_size() + (self.pre_bias is not None) * n_elements
-        flops = added + (6 + 4 * self.silu) * n_elements
+        flops = added + (6 + 4 * self.silu + 8 * self.mish) * n_elements
         return Traffic((1 + written) * whole + size(self.residual), flops)
 
 
 def group_norm_silu(given: Arguments) -> Tensor:
     """The operations of a residual block one after the other; a residual was added before."""
-    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, *_ = given
+    x, num_groups, weight, bias, eps, pre_bias, scale, shift, silu, *_, mish = given
     per_sample_and_channel = (..., *(None,) * (x.dim() - 2))
     if pre_bias is not None:
         biased = x + pre_bias[per_sample_and_channel]
@@ -51,4 +52,6 @@ def group_norm_silu(given: Arguments) -> Tensor:
     x = F.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None and shift is not None:
         x = x * (1 + scale[per_sample_and_channel]) + shift[per_sample_and_channel]
+    if mish:
+        return F.mish(x)
     return F.silu(x) if silu else x
