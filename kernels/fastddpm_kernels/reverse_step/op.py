@@ -93,17 +93,28 @@ def reverse_step(
         from .kernel import reverse_step_op
 
         reverse_step_op(*given._replace(counter=counter.contiguous()))
-    elif not (_is_common(given) and machine_code.pays(machine_code.UPDATED * x.numel()) and _by_numba(given)):
+    elif _is_for_numba(given):
+        from .compiled import reverse_step as compiled_reverse_step
+
+        compiled_reverse_step(given)
+    else:
         reference_reverse_step(given)
 
 
-def _is_common(given: Arguments) -> bool:
-    """Whether numba may do it: on a CPU, without kept predictions, a learned variance or a gradient."""
+def _is_for_numba(given: Arguments) -> bool:
+    """Whether numba makes the step: on a CPU, without kept predictions, a learned variance or a gradient,
+    where it pays and rounds as torch does."""
     x, m = given.x, given.m
     if x.device.type != "cpu" or torch.compiler.is_compiling() or given.kept is not None:
         return False
     has_gradient = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
-    return m.shape[1] == x.shape[1] and x.numel() > 0 and not has_gradient
+    if m.shape[1] != x.shape[1] or not x.numel() or has_gradient:
+        return False
+    if not machine_code.pays(machine_code.UPDATED * x.numel()):
+        return False
+    from .compiled import torch_fuses
+
+    return torch_fuses()
 
 
 def _check(x: Tensor, m: Tensor, table: Tensor, guidance: Tensor | None) -> None:
@@ -172,13 +183,3 @@ def _check_options(
 def _is_dense(m: Tensor) -> bool:
     """Whether the kernel reads this layout: contiguous, or channels_last."""
     return m.is_contiguous() or (m.dim() == 4 and m.is_contiguous(memory_format=torch.channels_last))
-
-
-def _by_numba(given: Arguments) -> bool:
-    """Does the step, unless torch rounds otherwise than numba here; whether it did."""
-    from . import compiled
-
-    if not compiled.torch_fuses():
-        return False
-    compiled.reverse_step(given)
-    return True
