@@ -97,7 +97,7 @@ def _flat(word: int | Tensor) -> Tensor:
     return (
         word.reshape(-1).to(torch.int64)
         if isinstance(word, Tensor)
-        else torch.tensor([word & MASK], device="cpu")
+        else torch.tensor([word], device="cpu")
     )
 
 
