@@ -152,9 +152,9 @@ def test_outputs_in_other_dtypes_and_layouts(numba, dtype):
 def test_nan_passes_the_clip(numba):
     given = step_cases.arguments(next(case for case in CASES if case.name == "ring"), (3, 11, 7))
     given["m"][0, 0, 0, 0] = torch.nan
-    ours = step_cases.clone(given)
-    reverse_step(**ours)
-    assert ours["x"].isnan().nonzero().tolist() == [[0, 0, 0, 0]]
+    given["x0"] = torch.zeros_like(given["x"])
+    reverse_step(**given)
+    assert given["x0"].isnan().nonzero().tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("row", [-1, 4])

@@ -95,9 +95,7 @@ def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
 def _flat(word: int | Tensor) -> Tensor:
     """A counter word as int64 (1,) or (B,)."""
     return (
-        word.reshape(-1).to(torch.int64)
-        if isinstance(word, Tensor)
-        else torch.tensor([word], device="cpu")
+        word.reshape(-1).to(torch.int64) if isinstance(word, Tensor) else torch.tensor([word], device="cpu")
     )
 
 
