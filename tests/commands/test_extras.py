@@ -128,4 +128,4 @@ def test_every_extra_named_brings_its_package():
     extras = dict(re.findall(r"^([\w-]+) = (\[.*\])$", text, re.MULTILINE))
     for package, extra in EXTRAS.values():
         assert re.search(rf'"{package}[\[>]', extras[extra]), (package, extra)
-    assert extras["all"] == '["fastddpm[train,onnx,diffusers,score,restore,ray,evaluate,hub,serve]"]'
+    assert extras["all"] == '["fastddpm[train,onnx,diffusers,score,restore,ray,evaluate,hub,serve,cpu]"]'

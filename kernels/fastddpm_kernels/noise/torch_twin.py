@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import machine_code
 from .reference import KEY_INCREMENTS, MASK, MULTIPLIERS, N_ROUNDS, plane_size
 
 
@@ -67,6 +68,12 @@ def normal(
     Equal to the NumPy reference: its words bit for bit, its normals to 2e-6.
     """
     n_elements = math.prod(shape)
+    on_cpu = seeds.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_cpu and machine_code.pays(machine_code.DRAWN * seeds.shape[0] * n_elements):
+        from .blocks import normal_on_cpu
+
+        drawn: Tensor = normal_on_cpu(seeds, _flat(step), _flat(repeat), n_elements, stream)
+        return drawn.view(seeds.shape[0], *shape)
     w0, w1, w2, w3 = words(seeds, step, n_elements, stream=stream, repeat=repeat)
     planes = torch.cat((*_box_muller(w0, w1), *_box_muller(w2, w3)), dim=1)
     return planes[:, :n_elements].reshape(seeds.shape[0], *shape)
@@ -83,6 +90,13 @@ def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor
     minus_radius = _uniform(radius_word).log_().mul_(-2.0).sqrt_().neg_()
     angle = _uniform(angle_word).sub_(0.5).mul_(2.0 * math.pi)
     return angle.cos().mul_(minus_radius), angle.sin_().mul_(minus_radius)
+
+
+def _flat(word: int | Tensor) -> Tensor:
+    """A counter word as int64 (1,) or (B,)."""
+    return (
+        word.reshape(-1).to(torch.int64) if isinstance(word, Tensor) else torch.tensor([word], device="cpu")
+    )
 
 
 def _column(word: int | Tensor) -> int | Tensor:

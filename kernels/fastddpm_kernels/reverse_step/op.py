@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import machine_code
 from ..arguments import check_state, check_tensor
 from ..compat import runs_kernels
 from ..table import MOST_KEPT, N_COLUMNS
@@ -92,8 +93,28 @@ def reverse_step(
         from .kernel import reverse_step_op
 
         reverse_step_op(*given._replace(counter=counter.contiguous()))
+    elif _is_for_numba(given):
+        from .compiled import reverse_step as compiled_reverse_step
+
+        compiled_reverse_step(given)
     else:
         reference_reverse_step(given)
+
+
+def _is_for_numba(given: Arguments) -> bool:
+    """Whether numba makes the step: on a CPU, without kept predictions, a learned variance or a gradient,
+    where it pays and rounds as torch does."""
+    x, m = given.x, given.m
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or given.kept is not None:
+        return False
+    has_gradient = torch.is_grad_enabled() and (x.requires_grad or m.requires_grad)
+    if m.shape[1] != x.shape[1] or not x.numel() or has_gradient:
+        return False
+    if not machine_code.pays(machine_code.UPDATED * x.numel()):
+        return False
+    from .compiled import torch_fuses
+
+    return torch_fuses()
 
 
 def _check(x: Tensor, m: Tensor, table: Tensor, guidance: Tensor | None) -> None:
