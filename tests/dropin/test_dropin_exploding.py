@@ -198,13 +198,13 @@ def test_captured(make, monkeypatch):
     assert RecordingBackend.captures == captures
 
 
-def test_half_precision_of_the_network_alone():
-    """KarrasVe's slope at a small sigma is not taken of a state in half precision."""
-    for make in MADE:
-        pipeline = make()
-        expected, _ = drawn(pipeline, **CALL)
-        got, _ = drawn(fastddpm.optimize(pipeline, dtype=torch.bfloat16), **CALL)
-        assert np.abs(got - expected).mean() < 0.01
+@pytest.mark.parametrize("make", MADE)
+def test_half_precision_of_the_network_alone(make):
+    """KarrasVe's slope at a small sigma is taken in float32 all the same."""
+    pipeline, call = make(), {**CALL, "num_inference_steps": 3}
+    expected, _ = drawn(pipeline, **call)
+    got, _ = drawn(fastddpm.optimize(pipeline, dtype=torch.bfloat16), **call)
+    assert np.abs(got - expected).mean() < 0.01
 
 
 @pytest.mark.parametrize("make", MADE)
@@ -253,6 +253,8 @@ def test_plans_are_the_papers():
     added = [1.007 * math.sqrt(high**2 - low**2) for high, low in zip(raised, sigmas, strict=True)]
     assert np.allclose(plan.table[1::2, 7], added[1:], rtol=1e-4)
     assert plan.draws.tolist() == [False, True] * 3 + [False]
+    # By which a kernel rounds products before it adds them: what a small sigma divides is rounding.
+    assert plan.divides
 
     plan = from_score_sde_ve_scheduler(ScoreSdeVeScheduler(**SCORE), 5)
     ladder = np.append(0.0, np.geomspace(0.01, 1.5, 5))

@@ -118,15 +118,12 @@ class FastKarrasVePipeline(_Exploding):
 
 
 def _slope(unet: nn.Module, y: Tensor, t: Tensor) -> Tensor:
-    """(y - x0)/sigma of states y ``(B, C, H, W)`` at sigma = 2t, t ``(B,)``.
+    """(y - x0)/sigma of states y ``(B, C, H, W)`` at sigma = 2t, t float32 ``(B,)``; float32.
 
-    In float32 as there, where sigma is small and the difference is mostly rounding; in another dtype nothing
-    would be left of it, so that it is not taken.
+    Computed as there: where sigma is small it is mostly rounding, which the correction then divides by sigma.
     """
     half = t.view(-1, *(1,) * (y.dim() - 1))
     m = half * unwrapped(unet((y + 1) / 2, t))
-    if y.dtype != torch.float32:
-        return -m
     sigma = 2 * half
     return (y - (y + sigma * m)) / sigma
 
