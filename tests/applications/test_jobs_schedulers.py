@@ -1,4 +1,4 @@
-"""A job whose sampler takes the steps of a scheduler of diffusers: run, killed and resumed, and its images."""
+"""A job whose sampler takes the steps of a scheduler of diffusers: killed and resumed, and its images."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_captured(make, monkeypatch):
 
 @pytest.mark.parametrize("make", MADE)
 def test_half_precision_of_the_network_alone(make):
-    """KarrasVe's slope at a small sigma is taken in float32 all the same."""
+    """The state and what is made of the output stay in float32."""
     pipeline, call = make(), {**CALL, "num_inference_steps": 3}
     expected, _ = drawn(pipeline, **call)
     got, _ = drawn(fastddpm.optimize(pipeline, dtype=torch.bfloat16), **call)
