@@ -269,4 +269,5 @@ def step_case(
         divide=plan.divides,
         rederive=plan.rederives,
         known=batch.known is not None,
+        langevin=plan.langevin,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastddpm.dropin._diffusers.dit import FastDiTPipeline
+from fastddpm.dropin._diffusers.exploding import FastKarrasVePipeline, FastScoreSdeVePipeline
 from fastddpm.dropin._diffusers.kinds import PipelineKind, pipeline_kind
 from fastddpm.dropin._diffusers.latent_pipelines import (
     FastLDMPipeline,
@@ -35,6 +36,8 @@ _KINDS: dict[PipelineKind, type[FastPipeline]] = {
     "LDMSuperResolutionPipeline": FastLDMSuperResolutionPipeline,
     "PNDMPipeline": FastPNDMPipeline,
     "RePaintPipeline": FastRePaintPipeline,
+    "KarrasVePipeline": FastKarrasVePipeline,
+    "ScoreSdeVePipeline": FastScoreSdeVePipeline,
     "DDPMPipeline": FastDDPMPipeline,
     "DDIMPipeline": FastDDIMPipeline,
 }

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.engine.ahead import DrawnAhead
+from fastddpm.engine.langevin import langevin
 from fastddpm_kernels import N_COLUMNS, Column, reverse_step
 from fastddpm_kernels.reverse_step.reference import coefficients, split_output
 
@@ -48,6 +49,7 @@ class StepCase:
         mixed: of an arena, some chains are guided: the network runs such a chain's half without its condition
             in the place of another sample.
         known: part of the state is given, and stands in it whenever the network sees it.
+        langevin: as of `Plan`, or None; the noise is torch's.
     """
 
     shape: tuple[int, ...]
@@ -66,6 +68,7 @@ class StepCase:
     arena: bool = False
     mixed: bool = False
     known: bool = False
+    langevin: tuple[float, int] | None = None
 
 
 class StepBuffers:
@@ -151,6 +154,8 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
             f"learned_range with a model that returns {m.shape[1]} channels for an image of {case.shape[1]}",
             "fixed_small or fixed_large",
         )
+    if case.langevin is not None and noise is not None:
+        m, noise = langevin(m, noise, k, *case.langevin)
     threshold = None
     if case.thresholding is not None:
         threshold = dynamic_threshold(m, buffers, case.thresholding, divide=case.divide)

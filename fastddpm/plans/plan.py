@@ -67,6 +67,9 @@ class Plan:
         starts: bool [S], the rows at which a chain may begin: not between those of one step. Left out, all.
         rises: timesteps ascend instead: a chain from an image to noise (`fastddpm.plans.inversion`).
         final_alpha_cumprod: alphas_cumprod behind the last row, where it is told; 1 is the clean image.
+        langevin: (r, passes) of a predictor and corrector (Song et al. 2021, algorithm 4), or None: each row
+            of the predictor comes after so many along the score m, of eps m + sqrt(2 eps) z with
+            eps = 2 (r |z|/|m|)^2, where norms are means over the batch. Their columns e and c are 1.
     """
 
     method: str
@@ -83,6 +86,7 @@ class Plan:
     starts: npt.NDArray[np.bool_] | None = None
     rises: bool = False
     final_alpha_cumprod: float = 1.0
+    langevin: tuple[float, int] | None = None
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""

@@ -307,14 +307,6 @@ def test_draws_for_more_than_there_are():
     assert source.draw((2, 1, 2, 2)).equal(expected)
 
 
-def test_other_pipelines_of_the_same_call_are_refused_by_their_scheduler():
-    with pytest.raises(ValueError, match="scheduler: KarrasVeScheduler given"):
-        fastddpm.optimize(diffusers.KarrasVePipeline(pixel_unet(), diffusers.KarrasVeScheduler()))
-    stochastic = diffusers.ScoreSdeVePipeline(pixel_unet(), diffusers.ScoreSdeVeScheduler())
-    with pytest.raises(fastddpm.dropin.Unrecognised, match="ScoreSdeVePipeline given"):
-        fastddpm.optimize(stochastic)
-
-
 @pytest.fixture
 def euler():
     """A scheduler whose state is x / sqrt(abar)."""

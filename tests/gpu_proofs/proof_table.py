@@ -14,6 +14,7 @@ TITLES = {
     "f": "Bytes moved, in tensors of the state's size",
     "g": "Kernels that Inductor generates for it, compiled to cubins",
     "h": "Recorded steps replayed with other seeds, labels, plan and weights",
+    "i": "A step of a scheduler's twin, alone, after the first of its chain",
 }
 BEGIN, END = "<!-- proofs: begin -->", "<!-- proofs: end -->"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 PipelineKind = Literal[
     "DDPMPipeline",
     "DDIMPipeline",
+    "KarrasVePipeline",
+    "ScoreSdeVePipeline",
     "PNDMPipeline",
     "LDMPipeline",
     "LDMSuperResolutionPipeline",
@@ -32,6 +34,11 @@ _TEXT_PARTS = (
     "vae text_encoder tokenizer unet scheduler image_processor vae_scale_factor "
     "encode_prompt prepare_latents check_inputs run_safety_checker"
 )
+# Of pipelines that are called as another, what their schedulers have; the others' have a step.
+_SCHEDULERS: dict[PipelineKind, str] = {
+    "KarrasVePipeline": "step step_correct add_noise_to_input",
+    "ScoreSdeVePipeline": "step_pred step_correct set_sigmas",
+}
 # Parameters of the call, in order, and attributes.
 _PIPELINES: dict[PipelineKind, tuple[str, str]] = {
     "DDPMPipeline": (
@@ -42,9 +49,9 @@ _PIPELINES: dict[PipelineKind, tuple[str, str]] = {
         f"batch_size generator eta num_inference_steps use_clipped_model_output {_RESULT}",
         "unet scheduler numpy_to_pil",
     ),
-    "PNDMPipeline": (
-        f"batch_size num_inference_steps generator {_RESULT}",
-        "unet scheduler numpy_to_pil",
+    **dict.fromkeys(
+        ("KarrasVePipeline", "ScoreSdeVePipeline", "PNDMPipeline"),
+        (f"batch_size num_inference_steps generator {_RESULT}", "unet scheduler numpy_to_pil"),
     ),
     "LDMPipeline": (
         f"batch_size generator eta num_inference_steps {_RESULT}",
@@ -88,7 +95,9 @@ def pipeline_kind(obj: Peer) -> PipelineKind | None:
                 continue
             network = obj.transformer if "transformer" in parts else obj.unet
             is_foreign = hasattr(getattr(obj, "image_processor", None), _FOREIGN_PROCESSOR)
-            if callable(network) and hasattr(obj.scheduler, "step") and not is_foreign:
+            steps = _SCHEDULERS.get(kind, "step").split()
+            has_steps = all(hasattr(obj.scheduler, name) for name in steps)
+            if callable(network) and has_steps and not is_foreign:
                 return kind
     except Exception:
         pass

@@ -123,21 +123,24 @@ class FastPipeline(DropIn):
         kept = self._kept.get(way.name)
         if kept is None or not kept.fits(unet):
             self._check_network()
-            total = int(self.scheduler.config["num_train_timesteps"])
             kept = PeerNetwork(
                 unet,
                 way.call,
                 Translation(),
                 self.settings,
                 choice=self.options.network,
-                # "trailing" can have a step more than there are timesteps.
-                times=torch.arange(total + 1),
+                times=self._times(),
                 tries_ours=way.may_be_ours and self._is_faster_as_ours(*model_device_dtype(unet)),
                 casts="copy",
             )
             self._kept = {name: one for name, one in self._kept.items() if one.source is unet}
             self._kept[way.name] = kept
         return kept
+
+    def _times(self) -> Tensor:
+        """Time inputs that the network may be given, as of `PeerNetwork`."""
+        # "trailing" can have a step more than there are timesteps.
+        return torch.arange(int(self.scheduler.config["num_train_timesteps"]) + 1)
 
     def _ready(self, way: Way | None = None) -> Runner:
         """The runner of the network, with its weights as they are now."""
