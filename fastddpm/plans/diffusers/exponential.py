@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.chain import Chain, Level
-from fastddpm.plans.dpmpp import FEW_STEPS
+from fastddpm.plans.solver import FEW_STEPS
 from fastddpm.plans.tableau import Prediction, Sum, Tableau
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
