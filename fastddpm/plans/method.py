@@ -61,6 +61,7 @@ MethodName = Literal[
     "dpmpp_2m_sde",
     "dpmpp_3m_sde",
     "dpmpp_2s",
+    "dpmpp_2s_sde",
     "dpm_solver",
     "deis",
     "unipc",

@@ -64,6 +64,7 @@ METHODS: dict[str, Entry] = {
     "dpmpp_2m_sde": _solver(exponential.dpmpp_sde, 2, takes=_LOWERS),
     "dpmpp_3m_sde": _solver(exponential.dpmpp_sde, 3, takes=_LOWERS),
     "dpmpp_2s": _solver(runge_kutta.dpmpp_2s, 2),
+    "dpmpp_2s_sde": _solver(runge_kutta.dpmpp_2s_sde, 2),
     "dpm_solver": _solver(exponential.dpm_solver, 2, 1, 3, takes=_LOWERS),
     "deis": _solver(exponential.dpm_solver, 3, 1, 2, takes=_LOWERS),
     "unipc": _solver(unipc, 2, 1, 3, takes=_LOWERS),

@@ -24,8 +24,9 @@ SCHEDULE = NoiseSchedule.linear()
 LEVELS = Levels.of(SCHEDULE)
 SOLVERS = [name for name, entry in METHODS.items() if entry.solver is not None]
 # The others evaluate between two.
-AT_TIMESTEPS = [name for name in SOLVERS if name not in ("dpm2", "dpm2_ancestral", "dpmpp_2s", "lcm", "tcd")]
-NOISY = ["dpmpp_2m_sde", "dpmpp_3m_sde", "euler_ancestral", "dpm2_ancestral"]
+BETWEEN = ("dpm2", "dpm2_ancestral", "dpmpp_2s", "dpmpp_2s_sde")
+AT_TIMESTEPS = [name for name in SOLVERS if name not in (*BETWEEN, "lcm", "tcd")]
+NOISY = ["dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_sde", "euler_ancestral", "dpm2_ancestral"]
 FROM_KEPT = (Column.FROM_KEPT_1, Column.FROM_KEPT_2, Column.FROM_KEPT_3)
 
 
@@ -128,7 +129,7 @@ def test_order_of_convergence(name, order, expected, count):
 def test_evaluations_of_a_step():
     """Runge-Kutta methods evaluate twice a step, but onto the clean image; a chain begins at whole steps."""
     points = points_at(LEVELS, np.array([900, 600, 300]))
-    for name in ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s"):
+    for name in ("heun", *BETWEEN):
         plan = plan_of(name, points)
         assert plan.starts.tolist() == [True, False, True, False, True]
         assert plan.timesteps[[0, 2, 4]].tolist() == [900, 600, 300]
@@ -325,6 +326,38 @@ def test_diffusers_dpm_solver_of_the_sde(order):
     assert given == pytest.approx(wanted, abs=2e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_singlestep_solver_of_the_sde():
+    """Its timesteps evenly in log sigma, so that every second one is in the middle of a step of ours."""
+    scheduler = diffusers.DPMSolverSinglestepScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        algorithm_type="sde-dpmsolver++",
+        use_exponential_sigmas=True,
+        lower_order_final=True,
+    )
+
+    def network(x):
+        return 0.6 * x + 0.2 * torch.sin(3 * x)
+
+    scheduler.set_timesteps(13)
+    assert list(scheduler.order_list) == [1, 2] * 6 + [1]
+    start = np.linspace(-2, 2, 9).reshape(1, 9)
+    sample, generator = torch.tensor(start).float(), torch.Generator().manual_seed(4)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(network(sample), t, sample, generator=generator).prev_sample
+    levels = scheduler.sigmas.double()
+    points = [LEVELS.at_ratio(float(ratio)) for ratio in levels[:13:2]]
+    plan = plan_of("dpmpp_2s_sde", [*points, CLEAN])
+    assert plan.kept == 1
+    assert plan.starts.tolist() == [True, False] * 6 + [True]
+    again = torch.Generator().manual_seed(4)
+    drawn = [torch.randn(1, 9, generator=again).numpy() for _ in range(13)]
+    got = walk(plan, lambda x, time: network(torch.tensor(x)).numpy(), start, lambda k: drawn[k])
+    assert np.abs(got - sample.numpy()).max() <= 1e-5 * max(1.0, float(sample.abs().max()))
+
+
 @pytest.mark.parametrize("eta", [0.4, 1.0])
 def test_churn_is_algorithm_2(eta):
     """Karras et al. 2022, algorithm 2 written out in u = x/alpha, with the same numbers."""
@@ -451,8 +484,16 @@ def test_what_no_plan_can_hold_is_said():
     first, second, third = points_at(LEVELS, np.array([900, 600, 300]))[:3]
     x, eps = tableau.evaluate(first, None)
     tableau.evaluate(second, 0.5 * x + eps, noise=0.1)
-    with pytest.raises(ValueError, match="row 1 needs the state of row 0, which noise has covered since"):
-        tableau.evaluate(third, x)
+    tableau.evaluate(third, x + 2.0 * eps, noise=0.1)
+    tableau.ended(3.0 * x + 6.0 * eps)
+    table = tableau.plan("one sum", "epsilon", math.inf).table
+    assert table[0, [Column.KEPT_FROM_X, Column.KEPT_FROM_M]].tolist() == [1.0, 2.0]
+    assert table[1:, Column.FROM_KEPT_1].tolist() == [1.0, 3.0]
+    tableau.ended(x + eps)
+    with pytest.raises(
+        ValueError, match=r"row 2 needs the state of row 0, .*, in another sum than a row before"
+    ):
+        tableau.plan("two sums", "epsilon", math.inf)
     tableau = Tableau("eps")
     state, known = None, []
     for point in points_at(LEVELS, np.arange(900, 100, -100))[:8]:
