@@ -173,7 +173,7 @@ def test_forms_of_unipc(predict_x0, solver_type, order):
 
 
 @pytest.mark.parametrize("algorithm", ["data_prediction", "noise_prediction"])
-@pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 4), (3, 3), (1, 2)])
+@pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 4), (4, 4), (4, 3), (3, 3), (1, 2)])
 def test_orders_of_sa_solver(orders, algorithm):
     """Beyond the second diffusers' float32 polynomials in lambda lose digits."""
     config = {"predictor_order": orders[0], "corrector_order": orders[1], "algorithm_type": algorithm}
