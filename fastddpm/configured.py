@@ -21,8 +21,9 @@ from fastddpm.options import RunOptions, SamplerOptions
 from fastddpm.plans import Method, Plan
 from fastddpm.plans.formula import VarianceType
 from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.owned import MAX_VALUE, RATIO
 from fastddpm.plans.plan import PredictionType, TimeInput
-from fastddpm.plans.spacing import Timesteps, TimestepSpacing
+from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing
 from fastddpm.precision import Precision, described
 from fastddpm.progress import progress_bar
 from fastddpm.runner import Runner
@@ -72,6 +73,11 @@ class Configured:
         eta: float = 0.0,
         time_input: TimeInput = "timestep",
         solver_order: int | None = None,
+        lower_order_final: bool = False,
+        sigmas: Sigmas | None = None,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = RATIO,
+        sample_max_value: float = MAX_VALUE,
         scheduler: SchedulerOrConfig | None = None,
         null_label: int | None = None,
         class_names: Sequence[str] | None = None,
@@ -94,6 +100,11 @@ class Configured:
             eta=eta,
             time_input=time_input,
             solver_order=solver_order,
+            lower_order_final=lower_order_final,
+            sigmas=sigmas,
+            thresholding=thresholding,
+            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+            sample_max_value=sample_max_value,
             scheduler=scheduler,
         )
         plan = self.method.plan(schedule)

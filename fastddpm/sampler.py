@@ -41,13 +41,19 @@ class Sampler(Variations):
         sigma_scale: factor on ddpm's sigma, in [0, inf); 0 is a deterministic chain (and not DDIM).
         clip_sample_range: predicted x0 is clipped to +- this; None for no clip, as in the textbook.
         timestep_spacing: ``leading``, ``linspace`` or ``trailing``; of solvers also ``karras``,
-            ``exponential`` or ``beta``. A UserWarning says where ``leading`` starts too far below T - 1 for a
-            chain that begins with noise alone.
+            ``log_snr`` (also ``exponential``) or ``beta``. A UserWarning says where ``leading`` starts too
+            far below T - 1 for a chain that begins with noise alone.
         timesteps: the timesteps themselves, strictly descending, instead of a spacing.
         eta: of ddim: 0 deterministic, 1 as noisy as ddpm; of heun and tcd as of :class:`Method`.
         time_input: what the model takes as t: ``timestep``, int64; or float32, ``noise_level``
             sqrt(alphas_cumprod[t]), as SR3 does, or ``alphas_cumprod``, as Palette does.
         solver_order: of solvers that can have several.
+        lower_order_final: of solvers in lambda: the last of few steps are of lower order, as in diffusers.
+        sigmas: of a solver, its noise levels sqrt((1 - abar)/abar), strictly descending, in the place of a
+            spacing; the network is told times between those of training.
+        thresholding: dynamic thresholding of x0 (Saharia et al. 2022) in the place of a fixed clip.
+        dynamic_thresholding_ratio: of it, which quantile of abs(x0) is the bound.
+        sample_max_value: of it, the most that the bound can be.
         scheduler: of the method ``diffusers``: a scheduler of that library, or its configuration, whose steps
             are taken; see :class:`Method`.
         null_label: the label that means "no class"; taken from our own networks.

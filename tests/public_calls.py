@@ -92,6 +92,11 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
         "eta": 0.0,
         "time_input": "timestep",
         "solver_order": None,
+        "lower_order_final": False,
+        "sigmas": None,
+        "thresholding": False,
+        "dynamic_thresholding_ratio": 0.995,
+        "sample_max_value": 1.0,
     }
     shared = {"class_labels": 1, "guidance_scale": 2.0, "condition": None, "max_batch": None}
     given = {"known": torch.zeros(1, *SHAPE), "known_mask": torch.ones(1, *SHAPE, dtype=torch.bool)}

@@ -34,6 +34,8 @@ def export(
     method: plan.Name = None,
     steps: plan.Steps = None,
     spacing: plan.Spacing = None,
+    timesteps: plan.Timesteps = None,
+    sigmas: plan.Sigmas = None,
     order: plan.Order = None,
     eta: plan.Eta = None,
     verify: Annotated[
@@ -55,6 +57,8 @@ def export(
     sampler = load(model)
     steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
     steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
+    steps_of_it |= {"timesteps": plan.integers(timesteps, "--timesteps")}
+    steps_of_it |= {"sigmas": plan.floats(sigmas, "--sigmas")}
     options = plan.adapted(sampler, steps_of_it)
     chosen = sampler.replace(**options)
     if triton_repository is not None:

@@ -46,6 +46,8 @@ def sample(
     method: plan.Name = None,
     steps: plan.Steps = None,
     spacing: plan.Spacing = None,
+    timesteps: plan.Timesteps = None,
+    sigmas: plan.Sigmas = None,
     order: plan.Order = None,
     eta: plan.Eta = None,
     guidance: Annotated[
@@ -99,6 +101,8 @@ def sample(
     check_choice("backend", backend, ("torch", "onnx"))
     steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
     steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
+    steps_of_it |= {"timesteps": plan.integers(timesteps, "--timesteps")}
+    steps_of_it |= {"sigmas": plan.floats(sigmas, "--sigmas")}
     if backend == "onnx":
         given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config}
         refuse_torch_options(engine=engine, dtype=dtype, **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,14 +79,19 @@ def _candidates(plan: Plan, entry: Entry, schedule: NoiseSchedule) -> Iterator[d
         known |= {"time_input": time_input_of(plan, schedule)}
         yield from _of_formula({**known, "timesteps": plan.timesteps.tolist()}, plan, entry, schedule)
         return
+    lowered = (False, True) if "lower_order_final" in entry.takes else (False,)
     # Several rows of a step are at one timestep, or between two.
     begins = plan.timesteps[np.asarray(plan.starts)].tolist()
     spacings: list[dict[str, Any]] = [{"timesteps": begins}]
     spacings += [{"timestep_spacing": one, "num_inference_steps": len(begins)} for one in SIGMA_SPACINGS]
+    if plan.alphas_cumprod is not None:
+        abar = plan.alphas_cumprod[np.asarray(plan.starts)]
+        spacings.append({"sigmas": np.sqrt((1 - abar) / abar).tolist()})
     for spacing in spacings:
         for time_input in TIME_INPUTS:
-            for order in entry.orders:
-                yield {**known, **spacing, "time_input": time_input, "solver_order": order}
+            for order, lowers in itertools.product(entry.orders, lowered):
+                told = {"time_input": time_input, "solver_order": order, "lower_order_final": lowers}
+                yield {**known, **spacing, **told}
 
 
 def _of_formula(

@@ -104,7 +104,9 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> Json:
         "timestep_spacing": method.timestep_spacing,
         "clip_sample": clip is not None,
         "clip_sample_range": 1.0 if clip is None else float(clip),
-        "thresholding": False,
+        "thresholding": method.thresholding,
+        "dynamic_thresholding_ratio": method.dynamic_thresholding_ratio,
+        "sample_max_value": method.sample_max_value,
         "steps_offset": 0,
     }
     if method.method == "ddpm":

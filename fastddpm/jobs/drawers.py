@@ -216,8 +216,8 @@ class OnnxDrawer:
         provider: as of `fastddpm.onnx.OnnxSampler`.
         guidance_scale: w of classifier-free guidance; 1 is none.
         threads: of one process on a CPU.
-        options: ``method``, ``num_inference_steps``, ``timestep_spacing``, ``timesteps``, ``eta`` and
-            ``solver_order`` of `OnnxSampler.sample`, where they are not to be the exported ones.
+        options: ``method``, ``num_inference_steps``, ``timestep_spacing``, ``timesteps``, ``sigmas``,
+            ``eta`` and ``solver_order`` of `OnnxSampler.sample`, where they are not to be the exported ones.
         provider_options: as of `OnnxSampler`.
     """
 

@@ -20,6 +20,7 @@ from fastddpm.checks import (
     check_number,
     check_values,
     is_whole,
+    quoted,
     seed_list,
     shown,
     whole,
@@ -29,7 +30,7 @@ from fastddpm.onnx.folder import ModelFolder
 from fastddpm.onnx.named import Numbers, named_inputs
 from fastddpm.plans import Method, Plan
 from fastddpm.plans.method import MethodName, MethodOptions
-from fastddpm.plans.spacing import SIGMA_SPACINGS, Timesteps, TimestepSpacing
+from fastddpm.plans.spacing import SIGMA_SPACINGS, Sigmas, Timesteps, TimestepSpacing
 
 MAX_SEED = 2**63 - 1
 OUTPUTS = ("float", "uint8")
@@ -45,6 +46,7 @@ class PlanOptions(TypedDict, total=False):
     num_inference_steps: int | None
     timestep_spacing: TimestepSpacing | None
     timesteps: Timesteps | None
+    sigmas: Sigmas | None
     eta: float | None
     solver_order: int | None
 
@@ -94,10 +96,11 @@ def resolved_plan(folder: ModelFolder, given: PlanOptions) -> tuple[Method, Plan
     is_between = plan.model_time.dtype.kind == "f" and method.time_input == "timestep"
     if is_between and not folder.times_between:
         name = "timestep_spacing" if method.timestep_spacing in SIGMA_SPACINGS else "method"
+        name = "sigmas" if method.sigmas is not None else name
         raise BadArgument(
             name,
-            f"{getattr(method, name)!r}, which tells the network times between two of training, to an export "
-            "whose network takes whole ones,",
+            f"{quoted(getattr(method, name))}, which tells the network times between two of training, to an "
+            "export whose network takes whole ones,",
             "another, or an export of a sampler that has it,",
         )
     return method, plan

@@ -31,7 +31,7 @@ from fastddpm.onnx.step_loop import SLOTS, StepLoop
 from fastddpm.onnx.walk import check_rows, walked
 from fastddpm.plans import Plan
 from fastddpm.plans.method import MethodName, MethodOptions
-from fastddpm.plans.spacing import Timesteps, TimestepSpacing
+from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing
 from fastddpm.progress import progress_bar
 from fastddpm.signatures import checked
 
@@ -123,8 +123,8 @@ class OnnxSampler:
         return f"OnnxSampler({str(self.folder.path)!r}, provider={self.provider!r}, loop={self.loop!r})"
 
     def plan(self, **given: Unpack[PlanOptions]) -> Plan:
-        """The plan for method, num_inference_steps, timestep_spacing, timesteps, eta and solver_order, as of
-        `sample`."""
+        """The plan for method, num_inference_steps, timestep_spacing, timesteps, sigmas, eta and
+        solver_order, as of `sample`."""
         return resolved_plan(self.folder, given)[1]
 
     @checked
@@ -142,6 +142,7 @@ class OnnxSampler:
         num_inference_steps: int | None = None,
         timestep_spacing: TimestepSpacing | None = None,
         timesteps: Timesteps | None = None,
+        sigmas: Sigmas | None = None,
         eta: float | None = None,
         solver_order: int | None = None,
         max_batch: int | None = None,
@@ -166,9 +167,10 @@ class OnnxSampler:
             method: one of `fastddpm.plans.METHODS`, whichever was exported, as of `fastddpm.Sampler`; None,
                 here and below, for what was exported.
             num_inference_steps: S in 1 .. T.
-            timestep_spacing: "leading", "linspace" or "trailing"; of solvers also "karras", "exponential" or
-                "beta".
+            timestep_spacing: "leading", "linspace" or "trailing"; of solvers also "karras", "log_snr" (or
+                "exponential") or "beta".
             timesteps: the timesteps themselves instead, strictly descending.
+            sigmas: of a solver, its noise levels instead, as of `fastddpm.plans.Method`.
             eta: of ddim, in [0, 1].
             solver_order: of a solver that can have several.
             max_batch: larger batches are cut into batches of this size.
@@ -190,6 +192,7 @@ class OnnxSampler:
             "num_inference_steps": num_inference_steps,
             "timestep_spacing": timestep_spacing,
             "timesteps": timesteps,
+            "sigmas": sigmas,
             "eta": eta,
             "solver_order": solver_order,
         }

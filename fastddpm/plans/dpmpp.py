@@ -16,15 +16,13 @@ from fastddpm.plans.formula import (
     prediction_columns,
 )
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, PredictionType, check_clip_range
+from fastddpm.plans.solver import FEW_STEPS
 from fastddpm.plans.spacing import Timesteps, TimestepSpacing, resolve_timesteps
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked
 
 SMALLEST_ALPHA_CUMPROD = 2.0**-24
 """Stands for alphas_cumprod = 0, whose log SNR is -infinity; diffusers uses the same number."""
-
-FEW_STEPS = 15
-"""Below this many steps `lower_order_final` makes the last step first order, as in the authors' code."""
 
 
 @checked

@@ -26,11 +26,12 @@ def dpm_solver(points: list[Point], options: SolverOptions) -> Tableau:
     known: list[Sum] = []
     for number, s, t in steps(points):
         x, eps = tableau.evaluate(s, state)
+        order = options.order_left(len(points) - 1 - number, len(points) - 1)
         known = [eps, *known][: options.order]
         if t.is_clean:  # sigma_t e^h is alpha_t sigma_s/alpha_s, where h is infinite
             state = t.alpha / s.alpha * x - t.alpha * s.ratio * eps
         else:
-            total = extrapolated(known, points[: number + 2], rate=1.0)
+            total = extrapolated(known[:order], points[: number + 2], rate=1.0)
             state = t.alpha / s.alpha * x - t.sigma * total
     return tableau.ended(state)
 
@@ -44,11 +45,12 @@ def dpmpp(points: list[Point], options: SolverOptions) -> Tableau:
     known: list[Sum] = []
     for number, s, t in steps(points):
         x, x0 = tableau.evaluate(s, state)
+        order = options.order_left(len(points) - 1 - number, len(points) - 1)
         known = [x0, *known][: options.order]
         if t.is_clean:
             state = t.alpha * x0
         else:
-            total = extrapolated(known, points[: number + 2], rate=-1.0)
+            total = extrapolated(known[:order], points[: number + 2], rate=-1.0)
             state = t.sigma / s.sigma * x + t.alpha * total
     return tableau.ended(state)
 
@@ -63,12 +65,13 @@ def dpmpp_sde(points: list[Point], options: SolverOptions) -> Tableau:
     known: list[Sum] = []
     for number, s, t in steps(points):
         x, x0 = tableau.evaluate(s, state, noise=noise)
+        order = options.order_left(len(points) - 1 - number, len(points) - 1)
         known = [x0, *known][: options.order]
         if t.is_clean:
             state, noise = t.alpha * x0, 0.0
         else:
             h = t.log_snr - s.log_snr
-            total = 2.0 * extrapolated(known, points[: number + 2], rate=-2.0)
+            total = 2.0 * extrapolated(known[:order], points[: number + 2], rate=-2.0)
             state = t.sigma / s.sigma * math.exp(-h) * x + t.alpha * total
             noise = t.sigma * math.sqrt(-math.expm1(-2 * h))
     return tableau.ended(state, noise=noise)

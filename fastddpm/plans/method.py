@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 import numpy as np
 
-from fastddpm.checks import BadArgument, check_choice, check_known, check_number, is_whole, quoted
+from fastddpm.checks import BadArgument, check_choice, check_known, check_number
 from fastddpm.inputs import Fields
 from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
+from fastddpm.plans.owned import MAX_VALUE, RATIO, check_owned
 from fastddpm.plans.plan import (
     PREDICTION_TYPES,
     TIME_INPUTS,
@@ -25,15 +25,17 @@ from fastddpm.plans.plan import (
     TimeInput,
     check_clip_range,
 )
-from fastddpm.plans.points import Levels, points_at, spaced_points
-from fastddpm.plans.registry import METHODS, OwnOption
+from fastddpm.plans.points import Levels, points_at, points_of_sigmas, spaced_points
+from fastddpm.plans.registry import METHODS
 from fastddpm.plans.scheduler import SCHEDULER, clip_range, held, scheduler_plan
 from fastddpm.plans.solver import SolverOptions
 from fastddpm.plans.spacing import (
     SIGMA_SPACINGS,
     SPACINGS,
+    Sigmas,
     Timesteps,
     TimestepSpacing,
+    check_sigmas,
     check_steps,
     resolve_timesteps,
     warn_if_late,
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 
     from fastddpm.plans.diffusers.config import SchedulerOrConfig
 
+LISTS = ("timesteps", "sigmas")
+"""Fields that say where a chain evaluates, one by one."""
+
 # Those of this package; `register_method` and `register_solver` of `fastddpm.plans` add others.
 MethodName = Literal[
     "ddpm",
@@ -56,6 +61,7 @@ MethodName = Literal[
     "dpmpp_2m_sde",
     "dpmpp_3m_sde",
     "dpmpp_2s",
+    "dpmpp_2s_sde",
     "dpm_solver",
     "deis",
     "unipc",
@@ -91,6 +97,11 @@ class MethodOptions(StepOptions, total=False):
     timesteps: Timesteps | None
     time_input: TimeInput
     solver_order: int | None
+    lower_order_final: bool
+    sigmas: Sigmas | None
+    thresholding: bool
+    dynamic_thresholding_ratio: float
+    sample_max_value: float
     scheduler: SchedulerOrConfig | None
 
 
@@ -112,8 +123,8 @@ class Method:
         sigma_scale: factor on ddpm's sigma, >= 0; 1 with another method.
         clip_sample_range: bound of |x0|, above 0; None for no clip.
         timestep_spacing: "leading", "linspace" or "trailing"; see `spaced_timesteps`. Of solvers also
-            "karras", "exponential" or "beta", by noise levels (`fastddpm.plans.points`): the network is then
-            told times between those of training.
+            "karras", "exponential" or "log_snr", which are one, or "beta", by noise levels
+            (`fastddpm.plans.points`): the network is then told times between those of training.
         timesteps: the timesteps themselves instead, strictly descending integers in 0 .. T-1; held as a tuple
             of Python's integers.
         eta: of ddim, in [0, 1]: 0 deterministic, 1 as noisy as ddpm. Of heun the churn, 1 the most that
@@ -121,6 +132,14 @@ class Method:
         time_input: what the network is told: "timestep" t, int64, or a level, float32: "noise_level"
             sqrt(alphas_cumprod[t]) (SR3), or "alphas_cumprod" (Palette).
         solver_order: of a solver that can have several; None for its own.
+        lower_order_final: of a multistep solver in lambda: the last of fewer than 15 steps is of order 1, the
+            one before of order 2 at most. unipc: of any number of steps the last k are of order k at most.
+        sigmas: of a solver, its noise levels sqrt((1 - abar)/abar) (the sigma of Karras et al. 2022) in the
+            place of timesteps: strictly descending, above 0, a last 0 being the clean image, where chains end
+            with or without it. Within those of the schedule, or 5% from its ends. Held as a tuple.
+        thresholding: dynamic thresholding of x0 (Saharia et al. 2022) in the place of ``clip_sample_range``.
+        dynamic_thresholding_ratio: which quantile of |x0| is the bound, in [0, 1].
+        sample_max_value: the most that the bound can be, 1 or more.
         scheduler: of "diffusers", a scheduler of that library or its configuration, whose steps are taken: of
             DDPM, DDIM, PNDM, Euler, DPM-Solver, UniPC and others (docs/dropin.md). It says everything but
             the number of steps; ``prediction_type`` and a learned variance are then its own. Held as a
@@ -142,6 +161,11 @@ class Method:
     eta: float = 0.0
     time_input: TimeInput = "timestep"
     solver_order: int | None = None
+    lower_order_final: bool = False
+    sigmas: Sigmas | None = None
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = RATIO
+    sample_max_value: float = MAX_VALUE
     scheduler: SchedulerOrConfig | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
@@ -151,14 +175,8 @@ class Method:
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
         check_choice("variance_type", self.variance_type, VARIANCE_TYPES)
         check_choice("timestep_spacing", self.timestep_spacing, (*SPACINGS, *SIGMA_SPACINGS))
-        self._check_solver()
         check_choice("time_input", self.time_input, TIME_INPUTS)
-        if not isinstance(self.eta, Real) or self.eta != 0:
-            self._check_takes("eta", "eta", self.eta, "0")
-        if not isinstance(self.sigma_scale, Real) or self.sigma_scale != 1:
-            self._check_takes("sigma_scale", "sigma_scale", self.sigma_scale, "1")
-        if self.variance_type == "fixed_large":
-            self._check_takes("fixed_large", "variance_type", "fixed_large", "fixed_small or learned_range")
+        check_owned(vars(self))
         check_number("eta", self.eta, low=0.0, high=1.0)
         check_number("sigma_scale", self.sigma_scale, low=0.0)
         check_clip_range(self.clip_sample_range)
@@ -166,8 +184,10 @@ class Method:
             value = getattr(self, field.name)
             if isinstance(value, np.generic):
                 object.__setattr__(self, field.name, value.item())
-        if self.timesteps is not None and np.ndim(self.timesteps) == 1:
-            object.__setattr__(self, "timesteps", tuple(np.asarray(self.timesteps).tolist()))
+        for name in LISTS:
+            values = getattr(self, name)
+            if values is not None and np.ndim(values) == 1:
+                object.__setattr__(self, name, tuple(np.asarray(values).tolist()))
 
     @classmethod
     @checked
@@ -185,6 +205,8 @@ class Method:
         options = cast("MethodOptions", {name: getattr(self, name) for name in FIELDS})
         if self.timesteps is not None:
             options["timesteps"] = np.asarray(self.timesteps).tolist()
+        if self.sigmas is not None:
+            options["sigmas"] = np.asarray(self.sigmas).tolist()
         if self.scheduler is not None:
             options["scheduler"] = {**self.fields}
         return options
@@ -193,8 +215,9 @@ class Method:
         """The method with some fields changed, and what does not go with them.
 
         A method of another name begins at neutral values of the options that belong to a method: eta 0,
-        sigma_scale 1, and fixed_small in the place of fixed_large. Timesteps and a number of steps or spacing
-        exclude each other: those that are given take the place of the others.
+        sigma_scale 1, and fixed_small in the place of fixed_large. Timesteps, a number of steps or spacing,
+        or sigmas exclude each other, and so do a clip and thresholding: those that are given take the place
+        of the others.
 
         Raises:
             ValueError: as the constructor.
@@ -206,15 +229,20 @@ class Method:
             options = {"num_inference_steps": options["num_inference_steps"]}
         elif name != self.method:
             options |= {"eta": 0.0, "sigma_scale": 1.0, "solver_order": None, "scheduler": None}
-            options["clip_sample_range"] = self.clip
-            if options["timestep_spacing"] in SIGMA_SPACINGS and METHODS[name].solver is None:
-                options["timestep_spacing"] = "leading"
+            options |= {"clip_sample_range": self.clip, "lower_order_final": False}
+            if METHODS[name].solver is None:
+                options |= self._without_levels()
             if self.variance_type == "fixed_large":  # learned_range is the network's, not the method's
                 options["variance_type"] = "fixed_small"
-        if "timesteps" in changes:
-            options["num_inference_steps"] = None
+        if set(LISTS) & set(changes):
+            options |= {"num_inference_steps": None, "timesteps": None, "sigmas": None}
         elif {"num_inference_steps", "timestep_spacing"} & set(changes):
-            options["timesteps"] = None
+            options |= {"timesteps": None, "sigmas": None}
+        if changes.get("clip_sample_range") is not None:
+            options |= {"thresholding": False, "dynamic_thresholding_ratio": RATIO}
+            options["sample_max_value"] = MAX_VALUE
+        elif changes.get("thresholding"):
+            options["clip_sample_range"] = None
         return Method.from_dict({**options, **changes})
 
     @checked
@@ -234,13 +262,16 @@ class Method:
             levels = Levels.of(schedule)
             points = self._points(schedule, levels, entry.skips_last)
             order = self.solver_order or entry.order
-            options = SolverOptions(order, levels.at_ratio, levels.at_timestep, self.eta)
+            options = SolverOptions(
+                order, levels.at_ratio, levels.at_timestep, self.eta, self.lower_order_final
+            )
             return entry.solver(points, options).plan(
                 self.method,
                 self.prediction_type,
                 bound,
                 time_input=self.time_input,
                 learned_range=self.variance_type == "learned_range",
+                thresholding=self.threshold,
             )
         assert entry.formula is not None
         visited = resolve_timesteps(
@@ -251,12 +282,13 @@ class Method:
             skip_last=entry.skips_last,
         )
         plan = formula_plan(self.method, entry.formula, schedule, visited, self.formula_options, bound=bound)
+        plan = plan if self.threshold is None else plan.with_thresholding(*self.threshold)
         return plan if self.time_input == "timestep" else plan.with_noise_levels(schedule, self.time_input)
 
     def warn_if_late(self, schedule: NoiseSchedule, plan: Plan, *, stacklevel: int = 4) -> None:
         """UserWarning where the spacing has a plan of this method start far below T-1; see
         `fastddpm.plans.spacing.warn_if_late`. Timesteps that were given are as they were wanted."""
-        if self.timesteps is None and self.timestep_spacing == "leading":
+        if self.timesteps is None and self.sigmas is None and self.timestep_spacing == "leading":
             warn_if_late(schedule, plan.timesteps[np.asarray(plan.starts)], stacklevel=stacklevel)
 
     @property
@@ -276,11 +308,16 @@ class Method:
         return self.clip_sample_range if self.scheduler is None else clip_range(self.fields)
 
     @property
+    def threshold(self) -> tuple[float, float] | None:
+        """The ratio and the largest bound of dynamic thresholding; None for none."""
+        return (self.dynamic_thresholding_ratio, self.sample_max_value) if self.thresholding else None
+
+    @property
     def formula_options(self) -> FormulaOptions:
         """What the method's formula is told."""
         return FormulaOptions(
             self.prediction_type,
-            bounded=self.clip is not None,
+            bounded=self.clip is not None or self.thresholding,
             variance_type=self.variance_type,
             sigma_scale=self.sigma_scale,
             eta=self.eta,
@@ -289,6 +326,8 @@ class Method:
     def _points(self, schedule: NoiseSchedule, levels: Levels, skip_last: bool) -> list[Point]:
         """Those of a solver's chain, the clean image behind them."""
         steps = self.num_inference_steps
+        if self.sigmas is not None:
+            return points_of_sigmas(levels, check_sigmas(self.sigmas))
         if self.timesteps is None and self.timestep_spacing in SIGMA_SPACINGS:
             total = len(schedule)
             check_steps(total, total if steps is None else steps)
@@ -296,6 +335,15 @@ class Method:
         spacing: TimestepSpacing = "leading" if self.timesteps is not None else self.timestep_spacing
         visited = resolve_timesteps(schedule, steps, spacing, self.timesteps, skip_last=skip_last)
         return points_at(levels, visited)
+
+    def _without_levels(self) -> MethodOptions:
+        """What takes the place of a spacing by noise levels, or of a list of them, with a formula."""
+        changes: MethodOptions = {"sigmas": None}
+        if self.timestep_spacing in SIGMA_SPACINGS:
+            changes["timestep_spacing"] = "leading"
+        if self.sigmas is not None:
+            changes["num_inference_steps"] = len(check_sigmas(self.sigmas))
+        return changes
 
     def _take_scheduler(self) -> None:
         """Holds the scheduler's configuration, and what that says of the network; ValueError as of `held`."""
@@ -310,29 +358,6 @@ class Method:
             neutral = {field.name: field.default for field in dataclasses.fields(self)}
             for name, value in held(vars(self), neutral).items():
                 object.__setattr__(self, name, value)
-
-    def _check_solver(self) -> None:
-        """ValueError for options of solvers that the method has not."""
-        if self.scheduler is not None:
-            return
-        entry = METHODS[self.method]
-        if entry.solver is None and self.timestep_spacing in SIGMA_SPACINGS:
-            solvers = ", ".join(name for name, other in METHODS.items() if other.solver is not None)
-            given = f"{self.timestep_spacing!r}, which belongs to {solvers}, with method {self.method!r}"
-            raise BadArgument("timestep_spacing", given, ", ".join(SPACINGS))
-        order = self.solver_order
-        if order is not None and not (is_whole(order) and order in entry.orders):
-            accepted = " or ".join(map(str, entry.orders)) if entry.solver is not None else "None"
-            given = f"{quoted(order)} with method {self.method!r}"
-            raise BadArgument("solver_order", given, accepted)
-
-    def _check_takes(self, option: OwnOption, name: str, value: object, accepted: str) -> None:
-        """ValueError where the option is another method's."""
-        if self.scheduler is not None or option not in METHODS[self.method].takes:
-            *others, last = (owner for owner, entry in METHODS.items() if option in entry.takes)
-            owners = f"{', '.join(others)} and {last}" if others else last
-            given = f"{value!r}, which belongs to {owners}, with method {self.method!r}"
-            raise BadArgument(name, given, accepted)
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Method))

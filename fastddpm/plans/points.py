@@ -24,6 +24,10 @@ KARRAS_RHO = 7.0
 BETA_SHAPE = 0.6
 """Both parameters of the beta distribution: Lee et al. 2024 (beta sampling)."""
 
+OUTSIDE = 0.05
+"""By how much of itself a given level may lie above the largest of training, or below the smallest: published
+lists are rounded. The network is told the nearest time."""
+
 CLEAN = Point(time=math.nan, alpha=1.0, sigma=0.0)
 """Where every chain ends."""
 
@@ -63,12 +67,32 @@ def points_at(levels: Levels, timesteps: Int64) -> list[Point]:
     return [*(levels.at_timestep(int(t)) for t in timesteps), CLEAN]
 
 
+def points_of_sigmas(levels: Levels, sigmas: Float64) -> list[Point]:
+    """Points where sigma/alpha is as given, and the clean image.
+
+    Args:
+        levels: of training.
+        sigmas: [S], strictly descending, above 0; at most as many as there are timesteps.
+
+    Raises:
+        ValueError: more of them, or one outside the levels of training by more than `OUTSIDE`.
+    """
+    smallest, largest = np.exp(levels.log_ratio[[0, -1]])
+    if len(sigmas) > len(levels.abar):
+        raise BadArgument("sigmas", f"{len(sigmas)} numbers", f"at most T, {len(levels.abar)}")
+    for sigma in sigmas[[0, -1]]:
+        if not smallest * (1 - OUTSIDE) <= sigma <= largest * (1 + OUTSIDE):
+            accepted = f"levels of training, {smallest:.4g} to {largest:.4g},"
+            raise BadArgument("sigmas", f"{sigma:.6g} among them", accepted)
+    return [*(levels.at_ratio(float(sigma)) for sigma in sigmas), CLEAN]
+
+
 def spaced_points(levels: Levels, steps: int, spacing: TimestepSpacing) -> list[Point]:
     """``steps`` points from the largest noise level to the smallest, and the clean image.
 
     In sigma/alpha, as in diffusers. karras: evenly in its seventh root (Karras et al. 2022, equation 5).
-    exponential: evenly in its logarithm, which is evenly in the log signal-to-noise ratio. beta: at quantiles
-    of the beta distribution with both parameters 0.6 (Lee et al. 2024).
+    exponential, or log_snr: evenly in its logarithm, which is evenly in the log signal-to-noise ratio. beta:
+    at quantiles of the beta distribution with both parameters 0.6 (Lee et al. 2024).
 
     Raises:
         ValueError: fewer than 2 steps: a spacing has two ends; beta without scipy.
@@ -81,7 +105,7 @@ def spaced_points(levels: Levels, steps: int, spacing: TimestepSpacing) -> list[
     if spacing == "karras":
         first, last = largest ** (1 / KARRAS_RHO), smallest ** (1 / KARRAS_RHO)
         ratios = (first + way * (last - first)) ** KARRAS_RHO
-    elif spacing == "exponential":
+    elif spacing in ("exponential", "log_snr"):
         ratios = largest * (smallest / largest) ** way
     else:
         ratios = smallest + _beta_quantiles(1 - way) * (largest - smallest)

@@ -21,8 +21,9 @@ from fastddpm.plans.solver import Solver
 from fastddpm.plans.unipc import unipc
 from fastddpm.signatures import checked
 
-OwnOption = Literal["eta", "sigma_scale", "fixed_large"]
+OwnOption = Literal["eta", "sigma_scale", "fixed_large", "lower_order_final"]
 OWN_OPTIONS: tuple[OwnOption, ...] = ("eta", "sigma_scale", "fixed_large")
+"""Those that a formula can take."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Entry:
 
     Attributes:
         formula: gives the columns of its plans; None of a solver.
-        takes: those of its own among ``eta``, ``sigma_scale`` and the variance_type ``fixed_large``; other
-            methods are refused them.
+        takes: those of its own among ``eta``, ``sigma_scale``, the variance_type ``fixed_large`` and
+            ``lower_order_final``; other methods are refused them.
         skips_last: whether the spacings ``leading`` and ``linspace`` leave out timestep 0; see
             `fastddpm.plans.spaced_timesteps`.
         solver: gives the rows of its plans; None of a formula.
@@ -53,17 +54,20 @@ def _solver(solver: Solver, order: int, *others: int, takes: frozenset[OwnOption
     return Entry(takes=takes, solver=solver, skips_last=True, order=order, orders=orders)
 
 
+_LOWERS: frozenset[OwnOption] = frozenset({"lower_order_final"})
+
 METHODS: dict[str, Entry] = {
     "ddpm": Entry(ddpm_columns, frozenset({"sigma_scale", "fixed_large"})),
     "ddim": Entry(ddim_columns, frozenset({"eta"})),
     "dpmpp_2m": Entry(dpmpp_2m_columns, skips_last=True),
-    "dpmpp_3m": _solver(exponential.dpmpp, 3),
-    "dpmpp_2m_sde": _solver(exponential.dpmpp_sde, 2),
-    "dpmpp_3m_sde": _solver(exponential.dpmpp_sde, 3),
+    "dpmpp_3m": _solver(exponential.dpmpp, 3, takes=_LOWERS),
+    "dpmpp_2m_sde": _solver(exponential.dpmpp_sde, 2, takes=_LOWERS),
+    "dpmpp_3m_sde": _solver(exponential.dpmpp_sde, 3, takes=_LOWERS),
     "dpmpp_2s": _solver(runge_kutta.dpmpp_2s, 2),
-    "dpm_solver": _solver(exponential.dpm_solver, 2, 1, 3),
-    "deis": _solver(exponential.dpm_solver, 3, 1, 2),
-    "unipc": _solver(unipc, 2, 1, 3),
+    "dpmpp_2s_sde": _solver(runge_kutta.dpmpp_2s_sde, 2),
+    "dpm_solver": _solver(exponential.dpm_solver, 2, 1, 3, takes=_LOWERS),
+    "deis": _solver(exponential.dpm_solver, 3, 1, 2, takes=_LOWERS),
+    "unipc": _solver(unipc, 2, 1, 3, takes=_LOWERS),
     "pndm": _solver(multistep.pndm, 4, 1, 2, 3),
     "lms": _solver(multistep.lms, 4, 1, 2, 3),
     "euler": _solver(multistep.euler, 1),

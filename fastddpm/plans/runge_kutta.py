@@ -10,7 +10,7 @@ import math
 
 from fastddpm.plans.multistep import ancestral
 from fastddpm.plans.solver import SolverOptions
-from fastddpm.plans.tableau import Point, Tableau, steps
+from fastddpm.plans.tableau import Point, Sum, Tableau, steps
 
 MOST_CHURN = math.sqrt(2) - 1
 """Of gamma: Karras et al. 2022, algorithm 2."""
@@ -80,3 +80,30 @@ def dpmpp_2s(points: list[Point], options: SolverOptions) -> Tableau:
         _, x0 = tableau.evaluate(middle, halfway, is_start=False)
         state = t.sigma / s.sigma * x - t.alpha * math.expm1(-h) * x0
     return tableau.ended(state)
+
+
+def dpmpp_2s_sde(points: list[Point], options: SolverOptions) -> Tableau:
+    """The same of the diffusion SDE (Lu et al. 2022b, section 5): twice as far in lambda, and noise.
+
+    A step to t and its first half both begin at the state in s, each with noise of its own:
+
+    x_t = sigma_t/sigma_s e^-h x_s + alpha_t (1 - e^-2h) x0 + sigma_t sqrt(1 - e^-2h) z
+    """
+    tableau, state, noise = Tableau("x0"), None, 0.0
+    for _, s, t in steps(points):
+        x, x0 = tableau.evaluate(s, state, noise=noise)
+        if t.is_clean:
+            state, noise = t.alpha * x0, 0.0
+            continue
+        middle = options.at_ratio(math.exp(-(s.log_snr + t.log_snr) / 2))
+        halfway, noise = _to(middle, s, x, x0)
+        _, x0 = tableau.evaluate(middle, halfway, noise=noise, is_start=False)
+        state, noise = _to(t, s, x, x0)
+    return tableau.ended(state, noise=noise)
+
+
+def _to(t: Point, s: Point, x: Sum, x0: Sum) -> tuple[Sum, float]:
+    """A step of the SDE's first-order form with the prediction x0, and its noise."""
+    h = t.log_snr - s.log_snr
+    state = t.sigma / s.sigma * math.exp(-h) * x - t.alpha * math.expm1(-2 * h) * x0
+    return state, t.sigma * math.sqrt(-math.expm1(-2 * h))

@@ -13,17 +13,19 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastddpm.checks import BadArgument, check_choice, falling, whole
+from fastddpm.checks import BadArgument, check_choice, falling, quoted, whole
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked
 
-TimestepSpacing = Literal["leading", "linspace", "trailing", "karras", "exponential", "beta"]
+TimestepSpacing = Literal["leading", "linspace", "trailing", "karras", "exponential", "log_snr", "beta"]
 SPACINGS: tuple[TimestepSpacing, ...] = ("leading", "linspace", "trailing")
 """Of timesteps; the others are of noise levels (`fastddpm.plans.points`)."""
-SIGMA_SPACINGS: tuple[TimestepSpacing, ...] = ("karras", "exponential", "beta")
+SIGMA_SPACINGS: tuple[TimestepSpacing, ...] = ("karras", "exponential", "log_snr", "beta")
 
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 Timesteps = Sequence[int] | npt.ArrayLike
+Sigmas = Sequence[float] | npt.ArrayLike
 
 SIGNAL_LEFT = 0.1
 """Of the image that a chain may begin without: what sqrt(alphas_cumprod) is at its start beyond that at T-1.
@@ -118,3 +120,24 @@ def check_steps(num_train_timesteps: int, num_inference_steps: object) -> None:
 def check_timesteps(num_train_timesteps: int, timesteps: npt.ArrayLike) -> Int64:
     """`timesteps` as int64, or ValueError unless strictly descending integers in 0 .. T-1."""
     return falling("timesteps", timesteps, least=0, most=num_train_timesteps - 1)
+
+
+def check_sigmas(sigmas: npt.ArrayLike) -> Float64:
+    """Noise levels without a 0 behind them, float64 [S].
+
+    Raises:
+        ValueError: anything but finite numbers above 0, strictly descending, with or without a last 0.
+    """
+    try:
+        listed = np.asarray(sigmas)
+    except ValueError:  # rows of different lengths
+        listed = np.empty(0)
+    are_numbers = listed.ndim == 1 and listed.dtype.kind in "iuf"
+    levels: Float64 = listed.astype(np.float64) if are_numbers else np.empty(0)
+    if len(levels) > 1 and levels[-1] == 0:
+        levels = levels[:-1]
+    falls = len(levels) > 0 and bool(np.isfinite(levels).all() and np.all(np.diff(levels) < 0))
+    if not falls or levels[-1] <= 0:
+        accepted = "numbers above 0, strictly descending, and perhaps a last 0,"
+        raise BadArgument("sigmas", quoted(sigmas), accepted)
+    return levels

@@ -4,7 +4,8 @@ A solver is a function that walks the points of a chain: at each it is given the
 prediction there, and says what the next state is made of, in sums of these and of earlier ones. The symbols
 that go into such a sum are followed through: the state of an earlier row is what it was made into since, less
 what was added, so that no row reads it; predictions of earlier rows are put into places, as many as are
-needed at a time, as a compiler puts values into registers.
+needed at a time, as a compiler puts values into registers. An earlier state that noise has covered since is
+kept in the place of that row's prediction, in one sum with it, as whatever reads it needs it.
 """
 
 from __future__ import annotations
@@ -175,9 +176,11 @@ class Tableau:
         elif self.prediction == "m":
             kept = (0.0, 0.0, 1.0)
         own = np.stack([np.broadcast_to(column, len(self.rows)) for column in kept], axis=1)
+        reads, sums = self._reads()
+        held = own * sums[:, 1:]  # what each row keeps, of x0, x and m
+        held[:, 1] += sums[:, 0]
         columns = {name: np.zeros(len(self.rows)) for name in ("from_x0", "from_x", "from_noise")}
         columns["from_m"] = np.zeros(len(self.rows))
-        reads: list[dict[int, float]] = []
         for here, row in enumerate(self.rows):
             weights = dict(row.following.weights)
             mine = weights.pop(("prediction", here), 0.0) * own[here]
@@ -185,7 +188,6 @@ class Tableau:
             columns["from_x"][here] = weights.pop(("x", here), 0.0) + mine[1]
             columns["from_m"][here] = mine[2]
             columns["from_noise"][here] = row.noise
-            reads.append({of: weight for (_, of), weight in weights.items()})
         places = _places(reads)
         if any(reads):
             columns["kept_slot"] = np.array(places, dtype=float)
@@ -194,8 +196,8 @@ class Tableau:
                 columns[name] = np.array(
                     [sum(w for of, w in read.items() if places[of] == place) for read in reads]
                 )
-            if self.prediction != "x0":
-                columns |= {"kept_from_x0": own[:, 0], "kept_from_x": own[:, 1], "kept_from_m": own[:, 2]}
+            if self.prediction != "x0" or np.any(sums != [0.0, 1.0]):
+                columns |= {"kept_from_x0": held[:, 0], "kept_from_x": held[:, 1], "kept_from_m": held[:, 2]}
         falls = bool(np.all(np.diff(time[[row.is_start for row in self.rows]]) < 0))
         whole = falls and bool(np.all(time == np.round(time)))
         model_time: npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -217,6 +219,34 @@ class Tableau:
             starts=np.array([row.is_start for row in self.rows]),
         )
 
+    def _reads(self) -> tuple[list[dict[int, float]], Float64]:
+        """Of each row, the weights of what earlier ones kept; and what each keeps: [S, 2], the weights of its
+        state and of its prediction.
+
+        Raises:
+            ValueError: two rows need two sums of one row's state and prediction.
+        """
+        sums = np.tile([0.0, 1.0], (len(self.rows), 1))
+        reads: list[dict[int, float]] = []
+        kept: dict[int, tuple[float, float]] = {}
+        for here, row in enumerate(self.rows):
+            read: dict[int, float] = {}
+            for of in sorted({of for _, of in row.following.weights if of < here}):
+                x, value = (row.following.weights.get((kind, of), 0.0) for kind in ("x", "prediction"))
+                first = kept.setdefault(of, (x, value))
+                if not _same_ratio(first, (x, value)):
+                    raise ValueError(
+                        f"row {here} needs the state of row {of}, which noise has covered since, and its "
+                        "prediction, in another sum than a row before"
+                    )
+                if x or first[0]:
+                    sums[of] = first
+                    read[of] = (x * first[0] + value * first[1]) / (first[0] ** 2 + first[1] ** 2)
+                else:
+                    read[of] = value
+            reads.append(read)
+        return reads, sums
+
     def _without_earlier_states(self, total: Sum, here: int) -> Sum:
         """The sum with states before that of row ``here`` taken from what they were made into."""
         if not all(map(math.isfinite, total.weights.values())):
@@ -226,7 +256,7 @@ class Tableau:
             if not weight:
                 continue
             if row.noise or not row.following.weights.get(("x", of)):
-                raise ValueError(f"row {here} needs the state of row {of}, which noise has covered since")
+                continue  # it is kept
             # x_next = w*x + rest, so that x = (x_next - rest) / w.
             scale = row.following.weights["x", of]
             rest = Sum({name: value for name, value in row.following.weights.items() if name != ("x", of)})
@@ -234,6 +264,12 @@ class Tableau:
             total = without + (Sum({("x", of + 1): 1.0}) - rest) * (weight / scale)
         largest = max(map(abs, total.weights.values()), default=0.0)
         return Sum({k: v for k, v in total.weights.items() if abs(v) > SMALLEST_WEIGHT * largest})
+
+
+def _same_ratio(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two pairs are the same but for a factor."""
+    size = math.hypot(*one) * math.hypot(*other)
+    return abs(one[0] * other[1] - one[1] * other[0]) <= SMALLEST_WEIGHT * size
 
 
 def _places(reads: list[dict[int, float]]) -> list[int]:

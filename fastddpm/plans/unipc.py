@@ -15,7 +15,8 @@ def unipc(points: list[Point], options: SolverOptions) -> Tableau:
     """UniPC of order 1 to 3 with B(h) = e^h - 1 (bh2), in the prediction of x0; algorithms 1 and 2.
 
     At each point the state that the predictor led to is corrected with the prediction made there, which costs
-    no evaluation of its own, and the next step starts from the corrected one.
+    no evaluation of its own, and the next step starts from the corrected one. With ``lower_order_final`` the
+    last k steps are of order k at most, however many there are, as in the authors' code.
     """
     tableau, state = Tableau("x0"), None
     known: list[Sum] = []
@@ -30,6 +31,8 @@ def unipc(points: list[Point], options: SolverOptions) -> Tableau:
             state = t.alpha * x0
             continue
         order = len(known)
+        if options.lower_order_final:
+            order = min(order, len(points) - 1 - number)
         increment = _increment(known, points[: number + 2], order)
         h = t.log_snr - s.log_snr
         state = t.sigma / s.sigma * x - t.alpha * math.expm1(-h) * x0 + increment

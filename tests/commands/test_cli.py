@@ -107,12 +107,36 @@ def test_every_method_and_dtype(run, folder):
         ["--method", "ddim", "--eta", "0.5"],
         ["--method", "dpmpp_2m", "--steps", "3"],
         ["--method", "unipc", "--steps", "4", "--spacing", "karras", "--order", "3"],
+        ["--method", "heun", "--sigmas", "9,2.5,0.3"],
+        ["--timesteps", "900,600,300"],
         ["--dtype", "bfloat16"],
     ):
         assert run("sample", folder, "--seeds", "1", *words)[0] == 0
 
 
+def test_levels_of_a_file_are_those_that_are_typed(run, folder, tmp_path):
+    (tmp_path / "levels.json").write_text("[9.0, 2.5,\n 0.3]\n")
+    words = ("sample", folder, "--seeds", "1-3", "--method", "unipc", "--out")
+    for name, levels in (
+        ("typed", "9,2.5,0.3"),
+        ("file", str(tmp_path / "levels.json")),
+        ("other", "9,2,0.3"),
+    ):
+        assert run(*words, str(tmp_path / f"{name}.npz"), "--sigmas", levels)[0] == 0
+    typed, file, other = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("typed", "file", "other"))
+    assert np.array_equal(typed, file)
+    assert not np.array_equal(typed, other)
+
+
 BAD = {
+    "levels of a formula": (["--sigmas", "9,1"], "--sigmas: [9.0, 1.0], which belongs to dpmpp_3m"),
+    "levels that are no numbers": (
+        ["--sigmas", "9,x"],
+        "--sigmas: '9,x' given, numbers such as 14.6,2.7,0.4, or a file of them, accepted",
+    ),
+    "a folder of levels": (["--sigmas", "."], "--sigmas: ., of which "),
+    "broken timesteps": (["--timesteps", "9.5,1"], "--timesteps: '9.5,1' given, integers accepted"),
+    "rising timesteps": (["--timesteps", "1,9"], "--timesteps: (1, 9) given, at least one integer, strictly"),
     "unknown method": (
         ["--method", "eular"],
         "--method: 'eular' given, one of ddpm, ddim, dpmpp_2m,",

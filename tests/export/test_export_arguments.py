@@ -68,6 +68,7 @@ def sampler(**options):
         {"method": "dpmpp_2m", "clip_sample_range": 1.0, "time_input": "noise_level"},
         {"method": "lms", "solver_order": 3, "timestep_spacing": "karras"},
         {"method": "unipc", "solver_order": 3, "clip_sample_range": 1.0, "timestep_spacing": "linspace"},
+        {"method": "deis", "lower_order_final": True},
         {"method": "dpm2_ancestral", "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
         {"method": "heun", "time_input": "noise_level"},
         {"method": "euler_ancestral", "variance_type": "learned_range", "timestep_spacing": "exponential"},
@@ -83,6 +84,13 @@ def test_options_are_found_in_a_given_plan(options):
     assert settings.call.time_input == options.get("time_input", "timestep")
     for name in set(options) - {"time_input", "timestep_spacing", "eta", "sigma_scale"}:
         assert settings.defaults[name] == options[name]
+
+
+def test_levels_of_ones_own_are_found_in_a_given_plan():
+    levels = [2.5, 1.5, 0.9, 0.4, 0.1]
+    plan = make_plan(SCHEDULE, method="unipc", sigmas=levels)
+    found = resolved(Sampler.from_plan(make_unet(), SCHEDULE, plan, shape=(3, 8, 8))).defaults
+    np.testing.assert_allclose(found["sigmas"], levels, rtol=1e-12)
 
 
 def test_plans_that_no_file_can_walk_are_refused():

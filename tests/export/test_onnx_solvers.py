@@ -75,6 +75,7 @@ def test_every_solver_draws_the_images_of_pytorch(runs, loop, method, guidance_s
         {"method": "lms", "timestep_spacing": "karras", "num_inference_steps": 5},
         {"method": "euler_ancestral", "timestep_spacing": "exponential", "num_inference_steps": 4},
         {"method": "deis", "solver_order": 2, "timesteps": [990, 640, 300, 40]},
+        {"method": "heun", "sigmas": [9.0, 2.2, 0.6, 0.1, 0.0]},
         {"method": "unipc", "solver_order": 3, "num_inference_steps": 19, "timestep_spacing": "trailing"},
     ],
     ids=lambda options: options["method"],

@@ -153,8 +153,11 @@ def test_algorithms_of_dpm_solver(algorithm, solver_type, order):
         for others in ({}, {"lower_order_final": False}, {"euler_at_final": True}):
             hold("DPMSolverMultistepScheduler", 9, final_sigmas_type=last, **others, **config)
             hold("DPMSolverMultistepScheduler", 16, final_sigmas_type=last, **others, **config)
-            if not algorithm.startswith("sde"):
+            if algorithm == "sde-dpmsolver++" and order == 3:
+                continue  # see `test_refused`
+            if algorithm != "sde-dpmsolver":  # which the singlestep class has not
                 hold("DPMSolverSinglestepScheduler", 9, final_sigmas_type=last, **others, **config)
+                hold("DPMSolverSinglestepScheduler", 12, final_sigmas_type=last, **others, **config)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -170,7 +173,7 @@ def test_forms_of_unipc(predict_x0, solver_type, order):
 
 
 @pytest.mark.parametrize("algorithm", ["data_prediction", "noise_prediction"])
-@pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 4), (3, 3), (1, 2)])
+@pytest.mark.parametrize("orders", [(1, 1), (2, 2), (3, 4), (4, 4), (4, 3), (3, 3), (1, 2)])
 def test_orders_of_sa_solver(orders, algorithm):
     """Beyond the second diffusers' float32 polynomials in lambda lose digits."""
     config = {"predictor_order": orders[0], "corrector_order": orders[1], "algorithm_type": algorithm}
@@ -254,7 +257,12 @@ def test_pndm_begun_by_runge_kutta(prediction, spacing):
     [
         ("PNDMScheduler", {"skip_prk_steps": False}, 3, "num_inference_steps: 3, at which"),
         ("EulerDiscreteScheduler", {"prediction_type": "score"}, 10, "prediction_type: 'score' given"),
-        ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}, 10, "repeated .* noise"),
+        (
+            "DPMSolverSinglestepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            10,
+            "solver_order: 3 with an algorithm with noise",
+        ),
         ("DPMSolverMultistepScheduler", {"num_train_timesteps": 100}, 100, "cannot be repeated .* one noise"),
         ("UniPCMultistepScheduler", {"predict_x0": False}, 10, "final_sigmas_type: 'zero'"),
         ("DDPMScheduler", {}, 10, "scheduler: 'DDPMScheduler' given"),

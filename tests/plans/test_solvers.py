@@ -24,8 +24,9 @@ SCHEDULE = NoiseSchedule.linear()
 LEVELS = Levels.of(SCHEDULE)
 SOLVERS = [name for name, entry in METHODS.items() if entry.solver is not None]
 # The others evaluate between two.
-AT_TIMESTEPS = [name for name in SOLVERS if name not in ("dpm2", "dpm2_ancestral", "dpmpp_2s", "lcm", "tcd")]
-NOISY = ["dpmpp_2m_sde", "dpmpp_3m_sde", "euler_ancestral", "dpm2_ancestral"]
+BETWEEN = ("dpm2", "dpm2_ancestral", "dpmpp_2s", "dpmpp_2s_sde")
+AT_TIMESTEPS = [name for name in SOLVERS if name not in (*BETWEEN, "lcm", "tcd")]
+NOISY = ["dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_2s_sde", "euler_ancestral", "dpm2_ancestral"]
 FROM_KEPT = (Column.FROM_KEPT_1, Column.FROM_KEPT_2, Column.FROM_KEPT_3)
 
 
@@ -128,7 +129,7 @@ def test_order_of_convergence(name, order, expected, count):
 def test_evaluations_of_a_step():
     """Runge-Kutta methods evaluate twice a step, but onto the clean image; a chain begins at whole steps."""
     points = points_at(LEVELS, np.array([900, 600, 300]))
-    for name in ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s"):
+    for name in ("heun", *BETWEEN):
         plan = plan_of(name, points)
         assert plan.starts.tolist() == [True, False, True, False, True]
         assert plan.timesteps[[0, 2, 4]].tolist() == [900, 600, 300]
@@ -325,6 +326,38 @@ def test_diffusers_dpm_solver_of_the_sde(order):
     assert given == pytest.approx(wanted, abs=2e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_singlestep_solver_of_the_sde():
+    """Its timesteps evenly in log sigma, so that every second one is in the middle of a step of ours."""
+    scheduler = diffusers.DPMSolverSinglestepScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        algorithm_type="sde-dpmsolver++",
+        use_exponential_sigmas=True,
+        lower_order_final=True,
+    )
+
+    def network(x):
+        return 0.6 * x + 0.2 * torch.sin(3 * x)
+
+    scheduler.set_timesteps(13)
+    assert list(scheduler.order_list) == [1, 2] * 6 + [1]
+    start = np.linspace(-2, 2, 9).reshape(1, 9)
+    sample, generator = torch.tensor(start).float(), torch.Generator().manual_seed(4)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(network(sample), t, sample, generator=generator).prev_sample
+    levels = scheduler.sigmas.double()
+    points = [LEVELS.at_ratio(float(ratio)) for ratio in levels[:13:2]]
+    plan = plan_of("dpmpp_2s_sde", [*points, CLEAN])
+    assert plan.kept == 1
+    assert plan.starts.tolist() == [True, False] * 6 + [True]
+    again = torch.Generator().manual_seed(4)
+    drawn = [torch.randn(1, 9, generator=again).numpy() for _ in range(13)]
+    got = walk(plan, lambda x, time: network(torch.tensor(x)).numpy(), start, lambda k: drawn[k])
+    assert np.abs(got - sample.numpy()).max() <= 1e-5 * max(1.0, float(sample.abs().max()))
+
+
 @pytest.mark.parametrize("eta", [0.4, 1.0])
 def test_churn_is_algorithm_2(eta):
     """Karras et al. 2022, algorithm 2 written out in u = x/alpha, with the same numbers."""
@@ -451,8 +484,16 @@ def test_what_no_plan_can_hold_is_said():
     first, second, third = points_at(LEVELS, np.array([900, 600, 300]))[:3]
     x, eps = tableau.evaluate(first, None)
     tableau.evaluate(second, 0.5 * x + eps, noise=0.1)
-    with pytest.raises(ValueError, match="row 1 needs the state of row 0, which noise has covered since"):
-        tableau.evaluate(third, x)
+    tableau.evaluate(third, x + 2.0 * eps, noise=0.1)
+    tableau.ended(3.0 * x + 6.0 * eps)
+    table = tableau.plan("one sum", "epsilon", math.inf).table
+    assert table[0, [Column.KEPT_FROM_X, Column.KEPT_FROM_M]].tolist() == [1.0, 2.0]
+    assert table[1:, Column.FROM_KEPT_1].tolist() == [1.0, 3.0]
+    tableau.ended(x + eps)
+    with pytest.raises(
+        ValueError, match=r"row 2 needs the state of row 0, .*, in another sum than a row before"
+    ):
+        tableau.plan("two sums", "epsilon", math.inf)
     tableau = Tableau("eps")
     state, known = None, []
     for point in points_at(LEVELS, np.arange(900, 100, -100))[:8]:
@@ -462,3 +503,169 @@ def test_what_no_plan_can_hold_is_said():
         state = state + eps
     with pytest.raises(ValueError, match="row 5 would be one more prediction kept; there are 5 places"):
         tableau.ended(state).plan("seven", "epsilon", math.inf)
+
+
+# ---------------------------------------------------------------- levels of one's own, last steps, thresholds
+
+STABLE_DIFFUSION = NoiseSchedule.scaled_linear(1000, 0.00085, 0.012)
+# Published for Stable Diffusion by Sabour et al. 2024, rounded so that both ends lie outside its levels.
+ALIGNED = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]
+
+
+@pytest.mark.parametrize("ending", [[], [0.0]], ids=["without 0", "with 0"])
+def test_sigmas_of_ones_own_are_those_of_diffusers(ending):
+    options = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = diffusers.EulerDiscreteScheduler(**options)
+    scheduler.set_timesteps(sigmas=[*ALIGNED, 0.0])
+    start = np.linspace(-2, 2, 9).reshape(1, 9)
+    sample = torch.tensor(start) * ve_scale(scheduler)
+    for t in scheduler.timesteps:
+        m = toy(scheduler.scale_model_input(sample, t), t)
+        sample = scheduler.step(m, t, sample).prev_sample
+    method = Method(method="euler", sigmas=[*ALIGNED, *ending])
+    plan = method.plan(STABLE_DIFFUSION)
+    assert len(plan) == len(ALIGNED)
+    assert plan.model_time == pytest.approx(scheduler.timesteps.numpy(), abs=1e-2)
+    got = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start)
+    assert got == pytest.approx(sample.numpy(), abs=1e-5)
+    again = Method.from_dict(method.to_dict())
+    assert again == method
+    assert again.sigmas == (*ALIGNED, *ending)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"sigmas": [1.0, 2.0]}, r"sigmas: \[1.0, 2.0\] given, numbers above 0, strictly descending"),
+        ({"sigmas": [2.0, 2.0]}, "strictly descending"),
+        ({"sigmas": [0]}, "numbers above 0"),
+        ({"sigmas": [2.0, 0, 0]}, "strictly descending"),
+        ({"sigmas": [2.0, -1.0]}, "numbers above 0"),
+        ({"sigmas": [math.inf, 1.0]}, "numbers above 0"),
+        ({"sigmas": [[2.0], [1.0, 0.5]]}, "numbers above 0"),
+        ({"sigmas": "2,1"}, "sigmas: '2,1' given"),
+        ({"sigmas": [True]}, r"sigmas: \[True\] given"),
+        (
+            {"sigmas": [16.0, 1.0]},
+            "sigmas: 16 among them given, levels of training, 0.02917 to 14.61, accepted",
+        ),
+        ({"sigmas": [1.0, 0.02]}, "sigmas: 0.02 among them given"),
+        ({"sigmas": [1.0], "timesteps": [3]}, "sigmas, timesteps: both given, one of the two accepted"),
+        ({"sigmas": [1.0], "num_inference_steps": 2}, "num_inference_steps: 2 given, None or .*, 1 accepted"),
+        ({"sigmas": np.linspace(2, 1, 1001)}, "sigmas: 1001 numbers given, at most T, 1000 accepted"),
+        (
+            {"sigmas": [1.0], "method": "ddim"},
+            r"sigmas: \[1.0\], which belongs to dpmpp_3m, .* None accepted",
+        ),
+        ({"lower_order_final": True, "method": "heun"}, "lower_order_final: True, which belongs to dpmpp_3m"),
+        ({"lower_order_final": 1}, "lower_order_final: 1 given, one of True, False accepted"),
+        ({"thresholding": "yes"}, "thresholding: 'yes' given, one of True, False accepted"),
+        (
+            {"thresholding": True, "clip_sample_range": 1.0},
+            "thresholding: True with clip_sample_range 1.0 given",
+        ),
+        ({"thresholding": True, "sample_max_value": 0.5}, "sample_max_value: 0.5 given"),
+        ({"thresholding": True, "dynamic_thresholding_ratio": 1.5}, "dynamic_thresholding_ratio: 1.5 given"),
+        (
+            {"sample_max_value": 2.0},
+            "sample_max_value: 2.0 without thresholding given, 1, or thresholding=True",
+        ),
+    ],
+    ids=str,
+)
+def test_levels_and_options_that_are_refused(options, said):
+    with pytest.raises(BadArgument, match=said):
+        Method(**{"method": "unipc", **options}).plan(STABLE_DIFFUSION)
+
+
+def test_a_list_and_a_spacing_take_the_place_of_each_other():
+    method = Method(method="unipc", sigmas=np.array([9.0, 1.0, 0.0]), lower_order_final=True)
+    assert method.sigmas == (9.0, 1.0, 0.0)
+    assert method.adapted(num_inference_steps=7).sigmas is None
+    assert method.adapted(timesteps=[5, 1]).sigmas is None
+    assert (
+        Method(method="unipc", num_inference_steps=7).adapted(sigmas=[2.0, 1.0]).num_inference_steps is None
+    )
+    plain = method.adapted(method="ddim")
+    assert (plain.sigmas, plain.num_inference_steps, plain.lower_order_final) == (None, 2, False)
+    bounded = Method(method="unipc", clip_sample_range=1.0).adapted(thresholding=True, sample_max_value=2.0)
+    assert bounded.clip_sample_range is None
+    assert bounded.adapted(clip_sample_range=1.0) == Method(method="unipc", clip_sample_range=1.0)
+    assert hash(method) == hash(Method(method="unipc", sigmas=(9, 1, 0), lower_order_final=True))
+
+
+def test_log_snr_is_even_in_it():
+    plan = Method(method="euler", num_inference_steps=9, timestep_spacing="log_snr").plan(SCHEDULE)
+    log_snr = np.log(plan.alphas_cumprod / (1 - plan.alphas_cumprod))
+    assert np.diff(log_snr) == pytest.approx(np.full(8, (log_snr[-1] - log_snr[0]) / 8), rel=1e-6)
+    assert Method(timestep_spacing="log_snr", method="euler").to_dict()["timestep_spacing"] == "log_snr"
+
+
+def thresholded(sample, ratio=0.995, largest=1.0):
+    """Imagen's: Saharia et al. 2022, section 2.3."""
+    bound = np.clip(np.quantile(np.abs(sample), ratio, axis=(1, 2), keepdims=True), 1, largest)
+    return np.clip(sample, -bound, bound) / bound
+
+
+def threshold_walk(plan, network, x):
+    """`walk` with the bound of `Plan.thresholding`."""
+    rows, kept = plan.table.astype(np.float64), np.full((5, *x.shape), 7.0)
+    for k, row in enumerate(rows):
+        m = network(x, plan.model_time[k])
+        x0 = row[Column.X0_FROM_X] * x + row[Column.X0_FROM_M] * m
+        x0 = x0 if plan.thresholding is None else thresholded(x0, *plan.thresholding)
+        own = row[Column.KEPT_FROM_X0] * x0 + row[Column.KEPT_FROM_X] * x + row[Column.KEPT_FROM_M] * m
+        x_next = row[Column.FROM_X0] * x0 + row[Column.FROM_X] * x + row[Column.FROM_M] * m
+        x_next += sum(row[column] * kept[place] for place, column in enumerate(FROM_KEPT))
+        kept[int(row[Column.KEPT_SLOT])] = own if plan.combines else x0
+        x = x_next
+    return x
+
+
+LOWERED = {
+    "dpmpp_3m": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "solver_type": "heun", "final_sigmas_type": "sigma_min"},
+        2,
+    ),
+    "dpm_solver": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver", "solver_type": "heun", "final_sigmas_type": "sigma_min"},
+        2,
+    ),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3}, 3),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 3, "solver_type": "bh2"}, 3),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("thresholding", [False, True])
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("name", LOWERED)
+def test_lower_order_final_and_thresholding_are_those_of_diffusers(name, lower, thresholding):
+    kind, options, order = LOWERED[name]
+    betas = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    if name == "unipc" and not lower:  # which divides by 0 onto the clean image
+        options = {**options, "final_sigmas_type": "sigma_min"}
+    extra = {"thresholding": True, "sample_max_value": 1.5} if thresholding and name != "dpm_solver" else {}
+    scheduler = getattr(diffusers, kind)(lower_order_final=lower, **betas, **options, **extra)
+    start = np.linspace(-2, 2, 18).reshape(2, 3, 3)
+    wanted, _ = diffusers_chain(scheduler, 12, start, torch.float32)
+    entry, points = METHODS[name], points_of(scheduler)
+    told = SolverOptions(order, LEVELS.at_ratio, LEVELS.at_timestep, 0.0, lower)
+    if name == "dpmpp_3m" and thresholding:
+        assert Method(method=name, thresholding=True, sample_max_value=1.5).threshold == (0.995, 1.5)
+    plan = entry.solver(points, told).plan(
+        name, "epsilon", math.inf, thresholding=(0.995, 1.5) if extra else None
+    )
+    got = threshold_walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start)
+    assert np.abs(got - wanted).max() <= LIMITS.get(name, 1e-5) * max(1.0, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize(("count", "lowered"), [(14, True), (15, False)])
+@pytest.mark.parametrize("name", ["dpmpp_3m", "dpmpp_3m_sde", "deis"])
+def test_the_last_but_one_of_few_steps_is_of_second_order(name, count, lowered):
+    """It reads one earlier prediction, where one of third order reads two."""
+    method = Method(method=name, num_inference_steps=count, lower_order_final=True)
+    reads = [np.count_nonzero(row[list(FROM_KEPT)]) for row in method.plan(SCHEDULE).table]
+    assert reads == [0, 1, *(2 for _ in range(count - 4)), 1 if lowered else 2, 0]

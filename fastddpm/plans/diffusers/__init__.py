@@ -17,6 +17,7 @@ from fastddpm.checks import check_choice
 from fastddpm.plans.diffusers.config import SchedulerOrConfig, read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
+from fastddpm.plans.diffusers.edm import from_edm_scheduler
 from fastddpm.plans.diffusers.solvers import SOLVERS, from_solver_scheduler
 from fastddpm.plans.plan import Plan
 
@@ -29,7 +30,13 @@ _BUILDERS: dict[str, Callable[..., Plan]] = {
     **dict.fromkeys(SOLVERS, from_solver_scheduler),
 }
 
-__all__ = ["from_ddim_scheduler", "from_ddpm_scheduler", "from_scheduler", "from_solver_scheduler"]
+__all__ = [
+    "from_ddim_scheduler",
+    "from_ddpm_scheduler",
+    "from_edm_scheduler",
+    "from_scheduler",
+    "from_solver_scheduler",
+]
 
 
 class SchedulerOptions(TypedDict, total=False):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.chain import Chain, Level
-from fastddpm.plans.dpmpp import FEW_STEPS
+from fastddpm.plans.solver import FEW_STEPS
 from fastddpm.plans.tableau import Prediction, Sum, Tableau
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
@@ -37,9 +37,15 @@ def multistep(chain: Chain) -> Tableau:
 
 
 def singlestep(chain: Chain) -> Tableau:
-    """DPMSolverSinglestepScheduler of order 1 to 3: a step of order k begins k - 1 rows before."""
+    """DPMSolverSinglestepScheduler of order 1 to 3: a step of order k begins k - 1 rows before.
+
+    Of a random one 1 or 2, which needs the state from before the noise of its first row: that row keeps it.
+    """
     config = chain.config
     step = _Step(str(config["algorithm_type"]), str(config["solver_type"]), int(config["solver_order"]))
+    if step.is_random and max(chain.scheduler.order_list) > 2:
+        given = "3 with an algorithm with noise, whose rows need two sums of what the first one keeps,"
+        raise BadArgument("solver_order", given, "1 or 2")
     tableau, state, noise = Tableau(step.prediction), None, 0.0
     known: list[Sum] = []
     began: Sum | None = None

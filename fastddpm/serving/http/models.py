@@ -17,6 +17,7 @@ from fastddpm.checks import BadArgument, quoted
 from fastddpm.facts import ModelFacts
 from fastddpm.plans import METHODS
 from fastddpm.plans.method import Method, MethodName
+from fastddpm.plans.spacing import check_sigmas
 from fastddpm.sampler import Sampler
 from fastddpm.serving.drawing import Drawing, Preview
 from fastddpm.serving.http.asked import Asked
@@ -86,7 +87,8 @@ class ServedModel:
         method = self.method.adapted(**asked.changes) if asked.changes else self.method
         steps = method.num_inference_steps
         if steps is None:
-            steps = len(self.sampler.schedule) if method.timesteps is None else np.size(method.timesteps)
+            given = method.timesteps if method.sigmas is None else check_sigmas(method.sigmas)
+            steps = len(self.sampler.schedule) if given is None else np.size(given)
         return {
             "method": method.method,
             "num_inference_steps": steps,
