@@ -67,10 +67,22 @@ def modules_of(model: Model) -> list[nn.Module]:
 def model_device_dtype(model: Model) -> tuple[torch.device, torch.dtype]:
     """Device and floating dtype of a model's first parameter; CPU and float32 if none can be seen."""
     for module in modules_of(model):
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
+        first = _first_floating(module)
+        if first is not None:
+            return first.device, first.dtype
     return torch.device("cpu"), torch.float32
+
+
+def _first_floating(module: nn.Module) -> nn.Parameter | None:
+    """In the order of `torch.nn.Module.parameters`, without its names; None where there is none."""
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter
+    for child in module._modules.values():
+        found = None if child is None else _first_floating(child)
+        if found is not None:
+            return found
+    return None
 
 
 class CompileOptions(TypedDict, total=False):

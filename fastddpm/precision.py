@@ -218,6 +218,7 @@ class Turns:
         self._setting: tuple[str, str] | None = None
         self._restore: Callable[[], None] = lambda: None
         self._mine = threading.local()
+        self._is_watched = False
 
     @contextmanager
     def taken(self, precision: str | None, device: torch.device) -> Iterator[None]:
@@ -242,21 +243,26 @@ class Turns:
             self._leave()
 
     def _enter(self, setting: tuple[str, str] | None) -> None:
-        me = object()
-        with self._fork:  # whose use it is that a child of a fork is told
-            pass
+        if not self._is_watched:
+            self._fork.watch()
+            self._is_watched = True
         with self._changed:
-            self._waiting.append(me)
-            try:
-                self._changed.wait_for(
-                    lambda: self._waiting[0] is me and (not self._inside or self._setting == setting)
-                )
-                if not self._inside:
-                    self._restore, self._setting = _set(*setting or (None,)), setting
-                self._inside += 1
-            finally:
-                self._waiting.remove(me)
-                self._changed.notify_all()
+            if self._waiting or (self._inside and self._setting != setting):
+                self._wait(setting)
+            if not self._inside:
+                self._restore, self._setting = _set(*setting or (None,)), setting
+            self._inside += 1
+
+    def _wait(self, setting: tuple[str, str] | None) -> None:
+        me = object()
+        self._waiting.append(me)
+        try:
+            self._changed.wait_for(
+                lambda: self._waiting[0] is me and (not self._inside or self._setting == setting)
+            )
+        finally:
+            self._waiting.remove(me)
+            self._changed.notify_all()
 
     def _leave(self) -> None:
         with self._changed:

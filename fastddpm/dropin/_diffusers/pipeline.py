@@ -146,10 +146,8 @@ class FastPipeline(DropIn):
         return network.runner
 
     def _is_learned(self) -> bool:
-        return (
-            scheduler_kind(self.scheduler) == "DDPMScheduler"
-            and variance_type_of(self.scheduler, self.options) == "learned"
-        )
+        said = self.options.variance_type or self.scheduler.config.get("variance_type")
+        return said == "learned" and scheduler_kind(self.scheduler) == "DDPMScheduler"
 
     def _is_faster_as_ours(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether our UNet is to stand in for the original's, if it gives its outputs.
@@ -183,8 +181,6 @@ class FastPipeline(DropIn):
     @contextlib.contextmanager
     def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
         """The progress bar that the original would show; yields what advances it by so many steps."""
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
         # The original's own method is not called: it would leave an attribute there.
         config = dict(getattr(self, "_progress_bar_config", {}))
         if "disable" not in config:
@@ -192,6 +188,8 @@ class FastPipeline(DropIn):
         if config["disable"] is True:
             yield lambda steps: None
             return
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
         with tqdm(total=total, **config) as bar:
             yield bar.update
 
