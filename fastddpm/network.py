@@ -219,11 +219,6 @@ class _Chains:
     training: list[nn.Module]
     versions: int
 
-    @classmethod
-    def of(cls, parts: Sequence[nn.Module]) -> _Chains:
-        training = [part for part in parts if part.training]
-        return cls([], training, _versions(training))
-
     def is_disturbed(self) -> bool:
         """Whether somebody has trained the module meanwhile."""
         return any(part.training for part in self.training) or _versions(self.training) != self.versions
@@ -264,7 +259,8 @@ def in_eval_mode(model: Model, inventories: Sequence[Inventory] | None = None) -
     with _running_lock:
         for module, inventory in zip(modules, kept, strict=True):
             if id(module) not in _running:
-                _running[id(module)] = _Chains.of(inventory.parts)
+                training = [part for part in inventory.parts if part.training]
+                _running[id(module)] = _Chains([], training, _versions(training))
             chains = _running[id(module)]
             chains.threads.append(here)
             for part in chains.training:

@@ -216,7 +216,7 @@ class Turns:
         self._waiting: deque[object] = deque()
         self._inside = 0
         self._setting: tuple[str, str] | None = None
-        self._restore: Callable[[], None] = lambda: None
+        self._restore: Callable[[], None] | None = None
         self._mine = threading.local()
         self._is_watched = False
 
@@ -250,7 +250,8 @@ class Turns:
             if self._waiting or (self._inside and self._setting != setting):
                 self._wait(setting)
             if not self._inside:
-                self._restore, self._setting = _set(*setting or (None,)), setting
+                self._setting = setting
+                self._restore = None if setting is None else _set(*setting)
             self._inside += 1
 
     def _wait(self, setting: tuple[str, str] | None) -> None:
@@ -267,7 +268,7 @@ class Turns:
     def _leave(self) -> None:
         with self._changed:
             self._inside -= 1
-            if not self._inside:
+            if not self._inside and self._restore is not None:
                 self._restore()
             self._changed.notify_all()
 
@@ -277,7 +278,8 @@ class Turns:
             self._inside = 1
         elif self._inside:
             self._inside = 0
-            self._restore()
+            if self._restore is not None:
+                self._restore()
 
 
 computing_in = Turns().taken
