@@ -198,8 +198,12 @@ class Network:
 def without_grad() -> Iterator[None]:
     """No gradients, and no inference mode either: a tensor made there could not be a buffer later."""
     if not torch.is_inference_mode_enabled():
-        with torch.no_grad():
+        before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # what `torch.no_grad` does, without its objects
+        try:
             yield
+        finally:
+            torch.set_grad_enabled(before)
         return
     with torch.inference_mode(False), torch.no_grad():
         yield

@@ -22,7 +22,7 @@ from fastddpm.dropin._diffusers.network import (
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
-from fastddpm.dropin._diffusers.states import in_sigma_space
+from fastddpm.dropin._diffusers.states import SIGMA_SPACE
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer
@@ -87,14 +87,16 @@ class FastPipeline(DropIn):
     ) -> Plan:
         whole("num_inference_steps", num_inference_steps, least=1)
         check_published(self.scheduler, STEPS, "scheduler")
+        kind = scheduler_kind(self.scheduler)
         plan = self._plans.get(
             self.scheduler,
             num_inference_steps,
             self.options,
+            kind=kind,
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
         )
-        if self.unscaled and in_sigma_space(self.scheduler):
+        if self.unscaled and kind in SIGMA_SPACE:
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
             raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
         self._check_variance(plan)
