@@ -7,6 +7,7 @@ import os
 import warnings
 from pathlib import Path
 from typing import Annotated, cast
+from urllib.parse import urlsplit
 
 import typer
 
@@ -21,6 +22,7 @@ from fastddpm.sampler import Sampler
 from fastddpm.sources import BUNDLED
 
 TOKEN = "FASTDDPM_TOKEN"
+WORKERS = ("local", "ray")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -59,6 +61,13 @@ def serve(
         str | None,
         typer.Option(help="Of the network: highest, tf32, bf16 or fp16; as torch is set, if left out."),
     ] = None,
+    workers: Annotated[
+        str, typer.Option(help="local: this process; ray: replicas on a Ray cluster, by Ray Serve.")
+    ] = "local",
+    replicas: Annotated[int, typer.Option(help="With --workers ray: how many, at least.")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="With --workers ray: at most; as --replicas, if left out.")
+    ] = None,
 ) -> None:
     """Serve models over HTTP: the Open Inference Protocol, pictures and streams of them, metrics.
 
@@ -73,26 +82,48 @@ def serve(
     from fastddpm.serving.http.service import Service
 
     check_choice("log_level", log_level, LOG_LEVELS)
+    check_choice("workers", workers, WORKERS)
+    if workers != "ray" and (replicas != 1 or max_replicas is not None):
+        raise BadArgument("--replicas", "a number without --workers ray", "none, this process alone,")
     check_number("grace", grace, low=0, high=86_400)
     check_number("deadline", deadline, low=0)
     limits = Limits(max_batch, max_waiting, max_images, max_steps, max_body, deadline or None)
     secret = _token(os.environ.get(TOKEN) if token is None else token)
     places = named(models or ["mnist"])
+    options: ModelOptions = {}
+    if precision is not None:
+        options["precision"] = cast("Precision", precision)  # as typed
+
+    def loaded() -> dict[str, Sampler]:
+        found = {name: load(place, device=parse_device(device), **options) for name, place in places.items()}
+        return {name: one.replace(engine=cast("Engine", engine)) for name, one in found.items()}
+
+    def said(address: str) -> None:
+        if secret is None and not is_loopback(str(urlsplit(address).hostname)):
+            warnings.warn(f"host: {host} without a token: whoever reaches it may draw", stacklevel=2)
+        print(f"serving {', '.join(places)} at {address}", flush=True)
+
+    if workers == "ray":
+        from fastddpm.serving.http.ray_serve import Replicas, run_on_ray
+
+        on_gpus = device is None or device.startswith("cuda")
+        run_on_ray(
+            loaded,
+            limits,
+            secret,
+            host=host,
+            port=port,
+            replicas=Replicas(replicas, max_replicas or replicas, max_batch, on_gpus),
+            grace=grace,
+            started=said,
+        )
+        return
     with listening(host, port) as listener:
-        options: ModelOptions = {}
-        if precision is not None:
-            options["precision"] = cast("Precision", precision)  # as typed
-        samplers: dict[str, Sampler] = {}
-        for name, place in places.items():
-            sampler = load(place, device=parse_device(device), **options)
-            samplers[name] = sampler.replace(engine=cast("Engine", engine))
-        service = Service(samplers, limits, secret)
-        if secret is None and not is_loopback(listener.getsockname()[0]):
-            warnings.warn(f"host: {host} without a token: whoever reaches it may draw", stacklevel=1)
+        service = Service(loaded(), limits, secret)
         address = address_of(listener)
-        print(f"serving {', '.join(samplers)} at {address}", flush=True)
+        said(address)
         with json_lines(log_level):
-            LOGGER.info("serving", extra={"fields": {"address": address, "models": list(samplers)}})
+            LOGGER.info("serving", extra={"fields": {"address": address, "models": list(places)}})
             run(service, listener, grace=grace)
             LOGGER.info("stopped")
 

@@ -152,7 +152,11 @@ def test_infer_takes_condition_images_flat_and_nested(kind):
 
 
 def test_metadata_says_what_infer_takes_and_gives(client):
-    assert client.get("/v2").json == {"name": "fastddpm", "version": fastddpm.__version__, "extensions": []}
+    assert client.get("/v2").json == {
+        "name": "fastddpm",
+        "version": fastddpm.__version__,
+        "extensions": ["binary_tensor_data"],
+    }
     assert client.get("/v2/health/live").json == {"live": True}
     assert client.get("/v2/health/ready").json == {"ready": True}
     assert client.get("/v2/models/other/ready").json == {"name": "other", "ready": True}

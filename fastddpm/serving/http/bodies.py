@@ -15,17 +15,17 @@ from fastddpm.serving.http.limits import BODY_SECONDS
 KINDS = ("application/json",)
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The body of a request.
+async def read_body(request: Request, most: int, *kinds: str) -> bytes:
+    """The body of a request, of JSON or of one of ``kinds``.
 
     Raises:
         Refused: 413 for more than ``most`` bytes, 408 for one that does not come, 415 for one that is not
-            JSON.
+            JSON, nor of ``kinds``.
         Gone: the client went away.
     """
     kind, _, parameters = request.headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().replace('"', "")
-    if kind.strip().lower() not in KINDS or charset not in ("", "charset=utf-8"):
+    if kind.strip().lower() not in (*KINDS, *kinds) or charset not in ("", "charset=utf-8"):
         given = quoted(request.headers.get("content-type", ""))
         raise Refused(415, f"content-type: {given} given, application/json accepted")
     if request.headers.get("content-encoding", "identity").lower() != "identity":

@@ -102,8 +102,8 @@ def _protocol() -> Schema:
         },
         "/v2/models/{name}/infer": {
             "post": _operation(
-                "Images as tensors, by the Open Inference Protocol.",
-                _json(INFERRED),
+                "Images as tensors, by the Open Inference Protocol; of its extensions, binary_tensor_data.",
+                {**_json(INFERRED), "application/octet-stream": {}},
                 errors=POSTED,
                 parameters=name,
                 body=INFER,

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol, version 2, over HTTP with JSON tensors.
+"""The Open Inference Protocol, version 2, over HTTP, with its extension of binary tensors.
 
-https://github.com/kserve/open-inference-protocol; of its extensions none.
+https://github.com/kserve/open-inference-protocol
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 import fastddpm
 from fastddpm.checks import BadArgument, check_choice, check_known, check_number, quoted, seed_list
 from fastddpm.images import to_uint8
-from fastddpm.serving.http.answers import Json, Refused
+from fastddpm.serving.http.answers import Json
 from fastddpm.serving.http.asked import Asked
+from fastddpm.serving.http.binary import EXTENSION, HEADER, KIND, Tail, answer, split
 from fastddpm.serving.http.bodies import document, read_body
 from fastddpm.serving.http.door import entry_of, service_of
 from fastddpm.serving.http.models import ServedModel
-from fastddpm.serving.http.tensors import TensorSpec, Values, check_parameters, each, written
+from fastddpm.serving.http.tensors import TensorSpec, Values, each, is_binary, parameters_of, written
 
 FIELDS = ("id", "parameters", "inputs", "outputs")
 LONGEST_ID = 256
@@ -57,7 +58,7 @@ def outputs_of(model: ServedModel) -> dict[str, TensorSpec]:
 
 async def server_metadata(request: Request) -> Response:
     """``GET /v2``."""
-    return Json({"name": "fastddpm", "version": fastddpm.__version__, "extensions": []})
+    return Json({"name": "fastddpm", "version": fastddpm.__version__, "extensions": [EXTENSION]})
 
 
 async def live(request: Request) -> Response:
@@ -97,27 +98,31 @@ async def infer(request: Request) -> Response:
     service, entry = service_of(request), entry_of(request)
     model = service.model(request.path_params["name"])
     entry.model = model.name
-    if "inference-header-content-length" in request.headers:
-        raise Refused(400, "inference-header-content-length: the binary extension given, JSON alone accepted")
-    body = await read_body(request, service.limits.body)
-    asked, outputs, number = await asyncio.to_thread(_read, model, body)
+    header = request.headers.get(HEADER)
+    # Triton's client names no kind. With a header of its own no page of another site can send this.
+    kinds = () if header is None else (KIND, "")
+    body = await read_body(request, service.limits.body, *kinds)
+    asked, outputs, number = await asyncio.to_thread(_read, model, *split(body, header))
     images = await service.draw(request, model, asked)
     entry.images = len(images)
     return await asyncio.to_thread(_answer, model, images, outputs, number)
 
 
-def _read(model: ServedModel, body: bytes) -> tuple[list[Asked], list[str], str | None]:
-    """The images that a request asks for, the outputs that it wants, and its id."""
+def _read(model: ServedModel, body: bytes, tail: Tail) -> tuple[list[Asked], dict[str, bool], str | None]:
+    """The images that a request asks for, the outputs that it wants, which as bytes, and its id."""
     given = document(body)
     check_known(list(given), FIELDS, of="a request")
     number = given.get("id")
     if number is not None and not (isinstance(number, str) and len(number) <= LONGEST_ID):
         raise BadArgument("id", quoted(number), f"text of at most {LONGEST_ID} characters")
-    check_parameters(given.get("parameters"), "request")
+    parameters = parameters_of(given, "request", binary="binary_data_output")
+    all_binary = is_binary(parameters, "binary_data_output")
     outputs = [_named(one, "outputs", outputs_of(model)) for one in _objects(given, "outputs")]
-    for one in _objects(given, "outputs"):
+    binary = {}
+    for name, one in zip(outputs, _objects(given, "outputs"), strict=True):
         check_known(list(one), ("name", "parameters"), of="an output")
-        check_parameters(one.get("parameters"), "outputs")
+        parameters = parameters_of(one, "outputs", binary="binary_data")
+        binary[name] = is_binary(parameters, "binary_data", all_binary)
     specs, tensors = inputs_of(model), _objects(given, "inputs")
     names = [_named(one, "inputs", specs) for one in tensors]
     for what, listed in (("inputs", names), ("outputs", outputs)):
@@ -125,8 +130,9 @@ def _read(model: ServedModel, body: bytes) -> tuple[list[Asked], list[str], str 
             raise BadArgument(what, ", ".join(listed), "each once")
     if "seeds" not in names:
         raise BadArgument("inputs", ", ".join(names) or "none", "seeds, and others besides,")
-    values = {name: specs[name].read(one) for name, one in zip(names, tensors, strict=True)}
-    return _asked(model, values), outputs or ["images"], number
+    values = {name: specs[name].read(one, tail) for name, one in zip(names, tensors, strict=True)}
+    tail.check_end()
+    return _asked(model, values), binary or {"images": all_binary}, number
 
 
 def _asked(model: ServedModel, values: dict[str, tuple[tuple[int, ...], Values]]) -> list[Asked]:
@@ -178,15 +184,18 @@ def _named(one: dict[str, Any], what: str, accepted: dict[str, TensorSpec]) -> s
     return str(name)
 
 
-def _answer(model: ServedModel, images: list[Tensor], outputs: list[str], number: str | None) -> Response:
+def _answer(
+    model: ServedModel, images: list[Tensor], outputs: dict[str, bool], number: str | None
+) -> Response:
     stacked, specs = torch.stack(images).detach().cpu().float(), outputs_of(model)
     arrays: dict[str, Any] = {}
     if "images" in outputs:
         arrays["images"] = stacked.numpy()
     if "pixels" in outputs:
         arrays["pixels"] = to_uint8(stacked)
-    answer: dict[str, Any] = {"model_name": model.name}
+    found: dict[str, object] = {"model_name": model.name}
     if number is not None:
-        answer["id"] = number
-    answer["outputs"] = [written(specs[name], arrays[name]) for name in outputs]
-    return Json(answer)
+        found["id"] = number
+    tensors = [written(specs[name], arrays[name], binary=binary) for name, binary in outputs.items()]
+    found["outputs"] = [tensor for tensor, _ in tensors]
+    return answer(found, [piece for _, pieces in tensors for piece in pieces])

@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol as JSON: read within what is accepted, and written."""
+"""Tensors of the Open Inference Protocol, as JSON or as bytes: read within what is accepted, and written."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_known, is_number, is_whole, quoted
+from fastddpm.serving.http.binary import NUMBERS, Tail, numbers, texts
 
 Values = list[Any] | npt.NDArray[np.float32]
 MOST_SIDES = 8
@@ -35,23 +36,38 @@ class TensorSpec:
         """As the metadata of a model holds it."""
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
-    def read(self, given: dict[str, Any]) -> tuple[tuple[int, ...], Values]:
-        """Shape and values of a tensor of a request, the values flat.
+    def read(self, given: dict[str, Any], tail: Tail) -> tuple[tuple[int, ...], Values]:
+        """Shape and values of a tensor of a request, the values flat; they may be in the body's tail.
 
         Raises:
             BadArgument: (a ValueError) naming the tensor.
         """
         check_known(list(given), FIELDS, of=f"the tensor {self.name}")
-        check_parameters(given.get("parameters"), self.name)
+        parameters = parameters_of(given, self.name, binary="binary_data_size")
         if given.get("datatype") != self.datatype:
             raise BadArgument(self.name, f"datatype {quoted(given.get('datatype'))}", self.datatype)
         shape = self._shape(given.get("shape"))
+        if "binary_data_size" in parameters:
+            if "data" in given:
+                raise BadArgument(f"{self.name}, data", "binary_data_size beside it", "one of the two")
+            raw = tail.take(self.name, parameters["binary_data_size"])
+            return shape, self._from_bytes(raw, math.prod(shape))
         values = _flat(self.name, given.get("data"), shape)
         if self.datatype == "FP32":
             return shape, self._floats(values)
         for value in values:
             self._check(value)
         return shape, values
+
+    def _from_bytes(self, raw: bytes, count: int) -> Values:
+        if self.datatype == "BYTES":
+            return list(texts(self.name, raw, count))
+        found = numbers(self.name, self.datatype, raw, count)
+        if self.datatype == "INT64":
+            return list(found.tolist())
+        if not np.isfinite(found).all():
+            raise BadArgument(self.name, "NaN or infinity", "finite numbers")
+        return found.astype(np.float32)
 
     def _shape(self, given: object) -> tuple[int, ...]:
         sides = given if isinstance(given, list) and len(given) <= MOST_SIDES else []
@@ -80,25 +96,45 @@ class TensorSpec:
         return held
 
 
-def written(spec: TensorSpec, values: npt.NDArray[np.generic]) -> dict[str, Any]:
-    """A tensor of an answer, its data flat."""
-    return {
-        "name": spec.name,
-        "datatype": spec.datatype,
-        "shape": list(values.shape),
-        "data": values.reshape(-1).tolist(),
-    }
+def written(
+    spec: TensorSpec, values: npt.NDArray[np.generic], *, binary: bool
+) -> tuple[dict[str, Any], list[bytes]]:
+    """A tensor of an answer, its data flat in it, or, where they are ``binary``, beside it."""
+    described = {"name": spec.name, "datatype": spec.datatype, "shape": list(values.shape)}
+    if not binary:
+        return {**described, "data": values.reshape(-1).tolist()}, []
+    raw = np.ascontiguousarray(values, NUMBERS[spec.datatype]).tobytes()
+    return {**described, "parameters": {"binary_data_size": len(raw)}}, [raw]
 
 
-def check_parameters(given: object, name: str) -> None:
-    """BadArgument for parameters that are no object, or that ask for the protocol's binary extension."""
-    if given is None:
-        return
-    if not isinstance(given, dict):
-        raise BadArgument(f"{name}, parameters", quoted(given), "an object")
-    for parameter in given:
-        if parameter.startswith("binary_data"):
-            raise BadArgument(f"{name}, {parameter}", "the binary extension", "JSON tensors alone")
+def parameters_of(given: dict[str, Any], name: str, *, binary: str) -> dict[str, Any]:
+    """The parameters of a request, a tensor or an output, of which ``binary`` is its one of the extension.
+
+    Raises:
+        BadArgument: (a ValueError) for what is no object, or a parameter of the extension that belongs to
+            something else.
+    """
+    found = given.get("parameters")
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise BadArgument(f"{name}, parameters", quoted(found), "an object")
+    for parameter, value in found.items():
+        if parameter.startswith("binary_data") and parameter != binary:
+            raise BadArgument(f"{name}, {parameter}", quoted(value), f"{binary} alone")
+    return found
+
+
+def is_binary(parameters: dict[str, Any], parameter: str, otherwise: bool = False) -> bool:
+    """The truth of a parameter that says whether outputs are bytes.
+
+    Raises:
+        BadArgument: (a ValueError) for what is neither true nor false.
+    """
+    found = parameters.get(parameter, otherwise)
+    if not isinstance(found, bool):
+        raise BadArgument(parameter, quoted(found), "true or false")
+    return found
 
 
 def each(values: Values, count: int, name: str) -> list[Any]:
