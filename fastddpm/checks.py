@@ -50,7 +50,8 @@ class BadArgument(ValueError):
 
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is an integer, NumPy's included, and no bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    # By far the most are of Python's own type, of which the abstract class need not be asked.
+    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
 
 
 def whole(name: str, value: object, *, least: int, most: int | None = None) -> int:

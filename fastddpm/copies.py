@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,15 @@ class Copies:
     Attributes:
         refresh: does it, by operators of the device on tensors that stay where they are.
         places: a number that changes where those lie elsewhere.
+        model: equal as long as the tensors of the model that has the copies are the same ones.
     """
 
     refresh: Callable[[], None]
     places: int
+    model: Hashable
 
 
-def copying(targets: Sequence[Tensor], sources: Sequence[Tensor], places: int) -> Copies:
+def copying(targets: Sequence[Tensor], sources: Sequence[Tensor], places: int, model: Hashable) -> Copies:
     """Copies of tensors, each of another's shape."""
 
     def refresh() -> None:
@@ -38,7 +40,7 @@ def copying(targets: Sequence[Tensor], sources: Sequence[Tensor], places: int) -
             if targets:
                 torch._foreach_copy_(list(targets), list(sources))
 
-    return Copies(refresh, places)
+    return Copies(refresh, places, model)
 
 
 class Copied:
@@ -68,7 +70,7 @@ class Copied:
         if places != self._copies.places:
             ours, theirs = _tensors(self.module), _tensors(self.original)
             if not self._shares and list(map(_kind, ours)) == list(map(_kind, theirs)):
-                self._copies = copying(ours, theirs, places)
+                self._copies = copying(ours, theirs, places, self.module)
             else:
                 self.module, self._copies = self._made()
         return self._copies
@@ -79,7 +81,8 @@ class Copied:
         pairs = list(zip(_tensors(module), _tensors(self.original), strict=True))
         copied = [(ours, theirs) for ours, theirs in pairs if ours.data_ptr() != theirs.data_ptr()]
         self._shares = len(copied) < len(pairs)
-        return module, copying([ours for ours, _ in copied], [theirs for _, theirs in copied], places)
+        targets, sources = [ours for ours, _ in copied], [theirs for _, theirs in copied]
+        return module, copying(targets, sources, places, module)
 
 
 class InDtype(Copied):

@@ -69,20 +69,30 @@ def model_facts(
     class_names: Names | None = None,
 ) -> ModelFacts:
     """The facts of a model; what is given is taken, the rest is looked for in the model."""
-    seen_device, seen_dtype = model_device_dtype(model)
-    place, kind = device or seen_device, dtype or seen_dtype
-    facts = ModelFacts(place, kind, shape, null_label=null_label, class_names=class_names)
+    if device is None or dtype is None:
+        seen_device, seen_dtype = model_device_dtype(model)
+        device, dtype = device or seen_device, dtype or seen_dtype
     if not isinstance(model, UNet):
-        return dataclasses.replace(facts, signature=signature_of(model))
+        return ModelFacts(
+            device,
+            dtype,
+            shape,
+            null_label=null_label,
+            class_names=class_names,
+            signature=signature_of(model),
+        )
     config = model.config
     if null_label is None and config.null_class:
         null_label = config.num_classes
-    return dataclasses.replace(
-        facts,
+    return ModelFacts(
+        device,
+        dtype,
+        shape,
         images_only=True,
         takes_labels=config.num_classes is not None,
         num_classes=config.num_classes,
         null_label=null_label,
+        class_names=class_names,
         in_channels=config.in_channels,
         size_multiple=config.size_multiple,
         padding=2 * config.initial_pad,

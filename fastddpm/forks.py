@@ -26,17 +26,24 @@ class ForkLock:
     def __init__(self, in_child: Callable[[], None] | None = None) -> None:
         self._lock = threading.Lock()
         self._in_child = in_child
+        self._is_watched = False
         self.owner: int | None = None
 
     def __enter__(self) -> None:
-        _watch()
-        _used.add(self)
+        if not self._is_watched:
+            self.watch()
         self._lock.acquire()
         self.owner = threading.get_ident()
 
     def __exit__(self, *error: object) -> None:
         self.owner = None
         self._lock.release()
+
+    def watch(self) -> None:
+        """From here on a child of a fork makes it right; entering it says so too."""
+        _watch()
+        _used.add(self)
+        self._is_watched = True
 
     def forked(self) -> None:
         """Makes it right in a child, whose only thread is the one that forked and has kept its identifier."""

@@ -67,10 +67,22 @@ def modules_of(model: Model) -> list[nn.Module]:
 def model_device_dtype(model: Model) -> tuple[torch.device, torch.dtype]:
     """Device and floating dtype of a model's first parameter; CPU and float32 if none can be seen."""
     for module in modules_of(model):
-        for parameter in module.parameters():
-            if parameter.is_floating_point():
-                return parameter.device, parameter.dtype
+        first = _first_floating(module)
+        if first is not None:
+            return first.device, first.dtype
     return torch.device("cpu"), torch.float32
+
+
+def _first_floating(module: nn.Module) -> nn.Parameter | None:
+    """In the order of `torch.nn.Module.parameters`, without its names; None where there is none."""
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.is_floating_point():
+            return parameter
+    for child in module._modules.values():
+        found = None if child is None else _first_floating(child)
+        if found is not None:
+            return found
+    return None
 
 
 class CompileOptions(TypedDict, total=False):
@@ -186,8 +198,12 @@ class Network:
 def without_grad() -> Iterator[None]:
     """No gradients, and no inference mode either: a tensor made there could not be a buffer later."""
     if not torch.is_inference_mode_enabled():
-        with torch.no_grad():
+        before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # what `torch.no_grad` does, without its objects
+        try:
             yield
+        finally:
+            torch.set_grad_enabled(before)
         return
     with torch.inference_mode(False), torch.no_grad():
         yield
@@ -206,11 +222,6 @@ class _Chains:
     threads: list[int]
     training: list[nn.Module]
     versions: int
-
-    @classmethod
-    def of(cls, parts: Sequence[nn.Module]) -> _Chains:
-        training = [part for part in parts if part.training]
-        return cls([], training, _versions(training))
 
     def is_disturbed(self) -> bool:
         """Whether somebody has trained the module meanwhile."""
@@ -252,7 +263,8 @@ def in_eval_mode(model: Model, inventories: Sequence[Inventory] | None = None) -
     with _running_lock:
         for module, inventory in zip(modules, kept, strict=True):
             if id(module) not in _running:
-                _running[id(module)] = _Chains.of(inventory.parts)
+                training = [part for part in inventory.parts if part.training]
+                _running[id(module)] = _Chains([], training, _versions(training))
             chains = _running[id(module)]
             chains.threads.append(here)
             for part in chains.training:

@@ -216,8 +216,9 @@ class Turns:
         self._waiting: deque[object] = deque()
         self._inside = 0
         self._setting: tuple[str, str] | None = None
-        self._restore: Callable[[], None] = lambda: None
+        self._restore: Callable[[], None] | None = None
         self._mine = threading.local()
+        self._is_watched = False
 
     @contextmanager
     def taken(self, precision: str | None, device: torch.device) -> Iterator[None]:
@@ -242,26 +243,32 @@ class Turns:
             self._leave()
 
     def _enter(self, setting: tuple[str, str] | None) -> None:
-        me = object()
-        with self._fork:  # whose use it is that a child of a fork is told
-            pass
+        if not self._is_watched:
+            self._fork.watch()
+            self._is_watched = True
         with self._changed:
-            self._waiting.append(me)
-            try:
-                self._changed.wait_for(
-                    lambda: self._waiting[0] is me and (not self._inside or self._setting == setting)
-                )
-                if not self._inside:
-                    self._restore, self._setting = _set(*setting or (None,)), setting
-                self._inside += 1
-            finally:
-                self._waiting.remove(me)
-                self._changed.notify_all()
+            if self._waiting or (self._inside and self._setting != setting):
+                self._wait(setting)
+            if not self._inside:
+                self._setting = setting
+                self._restore = None if setting is None else _set(*setting)
+            self._inside += 1
+
+    def _wait(self, setting: tuple[str, str] | None) -> None:
+        me = object()
+        self._waiting.append(me)
+        try:
+            self._changed.wait_for(
+                lambda: self._waiting[0] is me and (not self._inside or self._setting == setting)
+            )
+        finally:
+            self._waiting.remove(me)
+            self._changed.notify_all()
 
     def _leave(self) -> None:
         with self._changed:
             self._inside -= 1
-            if not self._inside:
+            if not self._inside and self._restore is not None:
                 self._restore()
             self._changed.notify_all()
 
@@ -271,7 +278,8 @@ class Turns:
             self._inside = 1
         elif self._inside:
             self._inside = 0
-            self._restore()
+            if self._restore is not None:
+                self._restore()
 
 
 computing_in = Turns().taken

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
@@ -244,4 +245,4 @@ class Staging:
 
 def ring_length(shape: tuple[int, ...], steps: int) -> int:
     """Steps of noise that a ring holds: as many as the chain has, within 256 MiB, at least one."""
-    return max(1, min(steps, RING_BYTES // (4 * int(np.prod(shape)))))
+    return max(1, min(steps, RING_BYTES // (4 * math.prod(shape))))

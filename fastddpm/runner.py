@@ -136,6 +136,7 @@ class Runner:
                     cond=batch.cond,
                     condition=batch.condition,
                     inventories=inventories,
+                    copies=self.copies,
                 )
                 if self.precision == "int8":
                     loop.calibrate_by(self._calibration(plan, batch, self_condition))
@@ -195,10 +196,9 @@ class Runner:
         stops = None if every_step else ()
         with self.turn(), progress_bar(progress, len(plan) - row) as advance:
             done, x = row, None
-            with without_grad():
-                segments = self.segments(
-                    batch, plan, row=row, stops=stops, keep_x0=keep_x0, self_condition=self_condition
-                )
+            segments = self.segments(
+                batch, plan, row=row, stops=stops, keep_x0=keep_x0, self_condition=self_condition
+            )
             while True:
                 with without_grad():
                     item = next(segments, None)

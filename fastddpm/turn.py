@@ -37,19 +37,13 @@ class Turn:
             raise RuntimeError("this sampler is in the middle of a chain; use another Sampler in a callback")
         with self._lock:
             try:
-                self._follow_the_last()
+                # The current stream waits for the work of the last turn.
+                if self._last is not None:
+                    torch.cuda.current_stream(self._device).wait_event(self._last)
                 yield
             finally:
-                self._leave_a_mark()
-
-    def _follow_the_last(self) -> None:
-        """The current stream waits for the work of the last turn."""
-        if self._last is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._last)
-
-    def _leave_a_mark(self) -> None:
-        """Notes where the work of this turn ends in the stream that it was put into."""
-        if self._device is not None:
-            if self._last is None:
-                self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._last.record(torch.cuda.current_stream(self._device))
+                # And notes where that of this one ends.
+                if self._device is not None:
+                    if self._last is None:
+                        self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                    self._last.record(torch.cuda.current_stream(self._device))

@@ -149,7 +149,7 @@ class PeerNetwork(Generic[M]):
                 theirs = dialect.state_dict(held)
                 torch._foreach_copy_(targets, [theirs[name] for name in names])
 
-        return Copies(refresh, places)
+        return Copies(refresh, places, places)
 
     def _not_shared(self, unet: M) -> frozenset[str]:
         """Names of our tensors that are copies: a dialect that merges tensors makes new ones each time."""

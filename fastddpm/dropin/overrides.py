@@ -41,6 +41,9 @@ def check_published(obj: Peer, methods: Sequence[str], argument: str = "obj") ->
     """
     kind = type(obj)
     own = vars(obj) if hasattr(obj, "__dict__") else {}
+    # `object` has none of these methods.
+    if all(map(_is_published, kind.__mro__[:-1])):
+        methods = [name for name in methods if name in own]
     for name in methods:
         owners = [one for one in kind.__mro__ if name in vars(one)]
         if owners[1:] and not _is_published(owners[0]):

@@ -148,9 +148,10 @@ class ActionLoop:
 
     def _plan(self, options: dict[str, object]) -> Plan:
         scheduler = self.policy.noise_scheduler
-        takes = STEP_OPTIONS if scheduler_kind(scheduler) == "DDIMScheduler" else ()
+        kind, steps = scheduler_kind(scheduler), self.policy.num_inference_steps
+        takes = STEP_OPTIONS if kind == "DDIMScheduler" else ()
         check_known(options, takes, of=f"the step of {type(scheduler).__name__}")
-        plan = self._plans.get(scheduler, self.policy.num_inference_steps, Options(), **options)  # type: ignore[arg-type]
+        plan = self._plans.get(scheduler, steps, Options(), kind=kind, **options)  # type: ignore[arg-type]
         if plan.learned_range:
             raise BadArgument("variance_type", "a learned one in a policy", "a fixed one")
         return plan

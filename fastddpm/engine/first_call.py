@@ -50,7 +50,7 @@ class FirstCall:
             raise
         _check_same(given, before)
         self.outputs = m.shape[1] if m.ndim > 1 else self._channels
-        self.check(self._learns)
+        self.expect(self._learns)
         return m
 
     def expect(self, learned_range: bool) -> None:
@@ -60,10 +60,6 @@ class FirstCall:
             ValueError: it has not, and the model returned so many in its first call.
         """
         self._learns = learned_range
-        self.check(learned_range)
-
-    def check(self, learned_range: bool) -> None:
-        """BadArgument for 2C channels under a plan that would drop half of them."""
         if self.outputs == 2 * self._channels and not learned_range:
             raise BadArgument(
                 "variance_type",

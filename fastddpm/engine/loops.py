@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastddpm.copies import Copies
 from fastddpm.engine.executors import Engine, EngineChoice
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.loop import Loop
@@ -68,22 +69,25 @@ class Loops:
         cond: Mapping[str, Tensor],
         condition: Tensor | None,
         inventories: Sequence[Inventory] | None = None,
+        copies: Copies | None = None,
     ) -> Loop:
         """The loop for a chain of this kind, made on first use; ``n_steps`` sizes its graphs then.
 
-        ``inventories`` are those of the model, where they were just asked for.
+        ``inventories`` are those of the model, where they were just asked for. With ``copies`` the model is
+        ours alone, and these say which tensors it holds.
         """
         capacity += WARM_UP_STEPS
         conditioning = {**cond, **({} if condition is None else {"": condition})}
         signature = tuple((k, tuple(v.shape), v.dtype) for k, v in sorted(conditioning.items()))
         # Where the weights lie: a captured graph reads those addresses, a compiled step that dtype.
         held = inventories or self.inventories(model)
-        places = [inventory.places() for inventory in held]
+        places = [copies.model] if copies is not None else [inventory.places() for inventory in held]
         form = form_for(device, held)
         key = (form, case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
-        if key in self._loops:
+        found = self._loops.get(key)
+        if found is not None:
             self._loops.move_to_end(key)
-            return self._loops[key]
+            return found
         while len(self._loops) >= self.limit:
             self._loops.popitem(last=False)[1].finish()
         network = bind(
@@ -146,21 +150,34 @@ class Loops:
 
 def form_for(device: torch.device, held: Sequence[Inventory]) -> Form:
     """What our UNet is run as, where it is one: on a GPU the form that is fastest there, unless hooked."""
-    is_hooked = any(inventory.is_hooked() for inventory in held)
-    return "deferred" if device.type == "cuda" and not is_hooked else "plain"
+    if device.type != "cuda" or any(inventory.is_hooked() for inventory in held):
+        return "plain"
+    return "deferred"
 
 
 def _global_key() -> tuple[object, ...]:
     """Global settings that choose kernels."""
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    convolutions: Any = cudnn.conv  # type: ignore[attr-defined]
+    backends: Any = torch.backends
+    cuda, cudnn = backends.cuda, backends.cudnn
+    matmul = cuda.matmul
     return (
-        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cuda", "cpu")),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_autocast_dtype("cuda"),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_autocast_dtype("cpu"),
         torch.are_deterministic_algorithms_enabled(),
-        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        cudnn.enabled,
+        cudnn.benchmark,
+        cudnn.deterministic,
         # TF32, by either of torch's switches: reading the older, allow_tf32, fails once the newer was used.
-        *(place.fp32_precision for place in (torch.backends, cuda.matmul, cudnn, convolutions)),
-        cuda.matmul.allow_fp16_reduced_precision_reduction,
-        cuda.matmul.allow_bf16_reduced_precision_reduction,
-        *(getattr(cuda, f"{kind}_sdp_enabled")() for kind in ("flash", "mem_efficient", "math", "cudnn")),
+        backends.fp32_precision,
+        matmul.fp32_precision,
+        cudnn.fp32_precision,
+        cudnn.conv.fp32_precision,
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
     )

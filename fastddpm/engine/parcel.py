@@ -45,7 +45,8 @@ class Parcel:
         for name, target in self._targets.items():
             value = values.get(name)
             if value is not None and value.device.type == "cpu":
-                pieces += [_bytes(value, target.dtype), self._rest[name]]
+                flat = value.detach().to(target.dtype).contiguous().flatten()
+                pieces += [flat.view(torch.uint8), self._rest[name]]
             else:
                 pieces.append(self._nothing[name])
                 far += [] if value is None else [(name, value)]
@@ -65,7 +66,3 @@ class Parcel:
     def tensors(self) -> list[Tensor]:
         """What it holds besides the buffers."""
         return [self.held]
-
-
-def _bytes(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.detach().to(dtype).contiguous().flatten().view(torch.uint8)

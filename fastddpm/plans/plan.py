@@ -136,12 +136,12 @@ class Plan:
         """Whether any row adds noise."""
         return bool(np.any(self.table[:, Column.FROM_NOISE] != 0))
 
-    @property
+    @functools.cached_property
     def divides(self) -> bool:
         """Whether x0 has a divisor; one of 1 keeps x0 a sum of its own in a plan without clip."""
         return bool(self.table[0, Column.X0_DIVISOR] != 0)
 
-    @property
+    @functools.cached_property
     def rederives(self) -> bool:
         """Whether column FROM_M takes eps = (b*x + f*x0 + g*m) / w in the place of m."""
         return bool(self.table[0, Column.EPS_DIVISOR] != 0)

@@ -24,7 +24,7 @@ def finished(
             ``(B, H, W, C)``.
         return_dict: an ImagePipelineOutput, else a tuple of one.
     """
-    return handed_out(pipeline, (x / 2 + 0.5).clamp(0, 1).to(dtype), output_type, return_dict)
+    return handed_out(pipeline, (x / 2).add_(0.5).clamp_(0, 1).to(dtype), output_type, return_dict)
 
 
 def handed_out(pipeline: Peer, images: Any, output_type: str | None, return_dict: bool) -> Any:

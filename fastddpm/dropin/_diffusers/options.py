@@ -110,12 +110,12 @@ class Plans:
         num_inference_steps: int,
         options: Options,
         *,
+        kind: str | None,
         eta: float | None = None,
         use_clipped_model_output: bool = False,
         start: int = 0,
     ) -> Plan:
-        """The plan of :func:`plan_of`, with its arguments and errors."""
-        kind = scheduler_kind(scheduler)
+        """The plan of :func:`plan_of`, with its arguments and errors; ``kind`` is the scheduler's."""
         request = (kind, num_inference_steps, options, eta, use_clipped_model_output, start)
         config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
         for kept in self._kept:

@@ -22,7 +22,7 @@ from fastddpm.dropin._diffusers.network import (
 )
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
-from fastddpm.dropin._diffusers.states import in_sigma_space
+from fastddpm.dropin._diffusers.states import SIGMA_SPACE
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer
@@ -87,14 +87,16 @@ class FastPipeline(DropIn):
     ) -> Plan:
         whole("num_inference_steps", num_inference_steps, least=1)
         check_published(self.scheduler, STEPS, "scheduler")
+        kind = scheduler_kind(self.scheduler)
         plan = self._plans.get(
             self.scheduler,
             num_inference_steps,
             self.options,
+            kind=kind,
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
         )
-        if self.unscaled and in_sigma_space(self.scheduler):
+        if self.unscaled and kind in SIGMA_SPACE:
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
             raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
         self._check_variance(plan)
@@ -149,10 +151,8 @@ class FastPipeline(DropIn):
         return network.runner
 
     def _is_learned(self) -> bool:
-        return (
-            scheduler_kind(self.scheduler) == "DDPMScheduler"
-            and variance_type_of(self.scheduler, self.options) == "learned"
-        )
+        said = self.options.variance_type or self.scheduler.config.get("variance_type")
+        return said == "learned" and scheduler_kind(self.scheduler) == "DDPMScheduler"
 
     def _is_faster_as_ours(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether our UNet is to stand in for the original's, if it gives its outputs.
@@ -186,8 +186,6 @@ class FastPipeline(DropIn):
     @contextlib.contextmanager
     def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
         """The progress bar that the original would show; yields what advances it by so many steps."""
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
         # The original's own method is not called: it would leave an attribute there.
         config = dict(getattr(self, "_progress_bar_config", {}))
         if "disable" not in config:
@@ -195,6 +193,8 @@ class FastPipeline(DropIn):
         if config["disable"] is True:
             yield lambda steps: None
             return
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
         with tqdm(total=total, **config) as bar:
             yield bar.update
 

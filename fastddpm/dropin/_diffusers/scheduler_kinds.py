@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _STEP = "model_output timestep sample return_dict"
 _CHURN = "s_churn s_tmin s_tmax s_noise generator"
 # Parameters of step() beyond these four; attributes; keys of the configuration.
-_KINDS: dict[str, tuple[str, str, str]] = {
+_WORDS: dict[str, tuple[str, str, str]] = {
     "DDPMScheduler": (
         "generator",
         "alphas_cumprod one variance_type custom_timesteps previous_timestep",
@@ -100,7 +100,12 @@ _FOREIGN = {
     "original_inference_steps": "LCMScheduler TCDScheduler",
     "sigma_data": "",  # EDM's, whose networks are preconditioned
 }
-KINDS = tuple(_KINDS)
+KINDS = tuple(_WORDS)
+# Of each kind: the parameters of step(), its attributes, its keys.
+_KINDS = {
+    kind: (frozenset((*_STEP.split(), *extra.split())), attributes.split(), keys.split())
+    for kind, (extra, attributes, keys) in _WORDS.items()
+}
 STEPS = (
     "step",
     "set_timesteps",
@@ -138,15 +143,14 @@ def scheduler_kind(obj: Peer) -> str | None:
             return None
         step, is_wrapped = parameters_of(obj.step)
         made_with = parameters_of(type(obj).__init__)[0]
-        for kind, (extra, attributes, keys) in _KINDS.items():
-            parameters = {*_STEP.split(), *extra.split()}
+        for kind, (parameters, attributes, keys) in _KINDS.items():
             # A step that someone counts or logs may take (*args, **kwargs).
             has_step = step <= parameters if is_wrapped else step == parameters
-            is_foreign = any(name in made_with and kind not in of for name, of in _FOREIGN.items())
-            if not has_step or is_foreign:
+            if not has_step:
                 continue
-            held = all(hasattr(obj, name) for name in attributes.split())
-            if held and all(key in obj.config for key in keys.split()):
+            if any(name in made_with and kind not in of for name, of in _FOREIGN.items()):
+                continue
+            if all(hasattr(obj, name) for name in attributes) and all(key in obj.config for key in keys):
                 return kind
     except Exception:  # an unknown object's properties may raise anything
         pass
