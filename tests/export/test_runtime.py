@@ -106,7 +106,7 @@ def test_without_an_output_a_grid(site, tmp_path):
         (("--order", "2"), "--order: 2 with method 'ddpm' given, None accepted"),
         (("--device", "tpu"), "--device: 'tpu' given, cpu, cuda or cuda:N accepted"),
         (("--out", "a.bmp"), "--out: 'a.bmp' given, a file ending in .png or .npz"),
-        (("--method", "deis", "--spacing", "beta"), "--spacing: 'beta' without scipy given, another, or pip "),
+        (("--method", "deis", "--spacing", "beta"), "--spacing: 'beta' without scipy given, another, "),
         (("--trajectory", "a.gif"), "unrecognized arguments: --trajectory a.gif"),
         (("--seed", "1"), "unrecognized arguments: --seed 1"),
     ],
