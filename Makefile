@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sample test test-torch211 smoke-torch29 lint mutations docs clean
+.PHONY: sample test test-torch211 smoke-torch29 lint runtime mutations docs clean
 
 sample: $(VENV)/.core
 	$(BIN)/fastddpm sample --out digits.png
@@ -43,6 +43,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The distribution without torch, in dist.
+runtime: $(VENV)/.dev
+	$(BIN)/python scripts/build_runtime.py dist
 
 # Breaks the code in the known ways and expects a test to fail each time; SHARE=1/3 takes every third, from the second on.
 SHARE ?= 0/1

@@ -52,13 +52,18 @@ def missing(module: str, *, by: str, why: ImportError | None = None) -> MissingE
     """The error for a module that is not there, to be raised.
 
     Args:
-        module: its name, dotted, one of a package in `EXTRAS`.
+        module: its name, dotted; of a package that is not in `EXTRAS`, one that everybody needs.
         by: what needs it.
         why: what importing it raised, if it was tried.
     """
     top = module.partition(".")[0]
-    package, extra = EXTRAS[top]
+    package = EXTRAS.get(top, (top,))[0]
     fails = why is not None and why.name is not None and why.name.partition(".")[0] != top
     reason = f" (there is no {why.name})" if fails and why is not None else ""
-    said = f"{by}: needs the package {package}{reason}: pip install 'fastddpm[{extra}]'"
-    return MissingExtra(said, name=top)
+    return MissingExtra(f"{by}: needs the package {package}{reason}: {install(top)}", name=top)
+
+
+def install(module: str) -> str:
+    """What brings a module at the top: ``pip install 'fastddpm[score]'``."""
+    extra = f"[{EXTRAS[module][1]}]" if module in EXTRAS else ""
+    return f"pip install 'fastddpm{extra}'"

@@ -1,4 +1,4 @@
-"""Samples as pictures and files: uint8, grids, PNG, GIF and npz.
+"""Samples as pictures and files: uint8, grids, PNG, GIF and npz. Importing it needs no torch.
 
 One conversion everywhere: uint8 = round((clamp(x, -1, 1) + 1) * 127.5), half to even.
 """
@@ -9,13 +9,16 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
 # A grid of small images is enlarged by whole pixels until it is about this wide. Noise does not compress, so

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # pillow's raster formats; its others start programs (EPS) or are not pictures (MPEG, HDF5).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "TGA", "AVIF", "JPEG2000", "MPO")
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+"""Of pictures in HEVC, which pillow does not decode by itself."""
 MAX_PIXELS = 2**26
 """Of a file: 8192 x 8192, 200 MB as RGB."""
 LARGE = 2**22
@@ -98,6 +100,11 @@ def _header(file: BinaryIO, name: str, formats: Sequence[str], most: int) -> Ima
             warnings.simplefilter("ignore")  # what pillow warns of is above our limit, or harmless
             image = Image.open(file, formats=[one for one in formats if one in Image.OPEN])
     except UnidentifiedImageError:
+        if is_heic(file):
+            raise PictureError(
+                f"{_named(name)}an HEIC picture, which is not read; converted to PNG or JPEG it is: "
+                "pip install pillow-heif, whose register_heif_opener() has pillow open it"
+            ) from None
         accepted = ", ".join(formats)
         raise PictureError(
             f"{_named(name)}no image that can be read; {accepted} accepted (cannot identify image file)"
@@ -115,6 +122,13 @@ def _header(file: BinaryIO, name: str, formats: Sequence[str], most: int) -> Ima
             f"{_named(name)}{image.width}x{image.height} pixels; up to {most:,} pixels accepted"
         )
     return image
+
+
+def is_heic(file: BinaryIO) -> bool:
+    """Whether a file begins as those of phones do: a box `ftyp` with a brand of HEIF (ISO/IEC 23008-12)."""
+    file.seek(0)
+    start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
 
 
 def _named(name: str) -> str:

@@ -24,8 +24,8 @@ def progress_bar(
 ) -> Iterator[Callable[[int], None]]:
     """Yields ``advance(n)``. Shows a bar on standard error if that is a terminal, or in a notebook.
 
-    Elsewhere it logs a line (level INFO of the logger ``fastddpm``) after `FIRST_LINE` steps and then every
-    `LINES_EVERY` seconds: how far it is, how fast, and how long it will take.
+    Elsewhere, and without rich, it logs a line (level INFO of the logger ``fastddpm``) after `FIRST_LINE`
+    steps and then every `LINES_EVERY` seconds: how far it is, how fast, and how long it will take.
 
     Args:
         show: False for nothing at all.
@@ -35,7 +35,7 @@ def progress_bar(
     """
     if not show or _rank() != 0:
         yield lambda n: None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and _has("rich"):
         with _on_terminal(total, description, unit) as advance:
             yield advance
     elif _in_notebook():
@@ -128,9 +128,13 @@ def _in_notebook() -> bool:
     shell = None if ipython is None else ipython.get_ipython()
     if type(shell).__name__ != "ZMQInteractiveShell":
         return False
+    return _has("tqdm")
+
+
+def _has(package: str) -> bool:
     from importlib.util import find_spec
 
-    return find_spec("tqdm") is not None
+    return find_spec(package) is not None
 
 
 def _rank() -> int:

@@ -110,6 +110,7 @@ OPTIONS = (
         "--accumulate",
         "--dropout",
         "--checkpoint-every",
+        "--workers",
         "--no-ema",
         "--resume",
     ),

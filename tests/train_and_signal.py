@@ -9,6 +9,7 @@ ended with and said goes to `FOLDER/outcomes.json`, by its name.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ SMALL = "--base-channels 8 --mults 1,2 --steps 8 --batch 4 --checkpoint-every 4 
 # What is called when the signal comes, for which time in the run, and the signal.
 MOMENTS = {
     "none": (None, "", 0, signal.SIGTERM),
+    "in the third step, and to workers": (Trainer, "_batch", 3, signal.SIGTERM),
     "while the data is opened": (opening, "gather", 1, signal.SIGTERM),
     "in the third step": (Trainer, "_batch", 3, signal.SIGTERM),
     "while a checkpoint is written": (checkpoints, "write_tensors", 2, signal.SIGTERM),
@@ -41,14 +43,18 @@ MOMENTS = {
 
 
 def with_signal(owner: object, name: str, time: int, number: int) -> None:
-    """From now on the ``time``-th call of a function begins with two signals, as schedulers repeat them."""
+    """From now on the ``time``-th call of a function begins with two signals, as schedulers repeat them.
+
+    They go to all processes of the run.
+    """
     function, calls = getattr(owner, name), []
 
     def signalled(*given, **named):
         calls.append(1)
         if len(calls) == time:
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
+            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                os.kill(process.pid, number)
+                os.kill(process.pid, number)
         return function(*given, **named)
 
     setattr(owner, name, signalled)
@@ -83,7 +89,8 @@ def main() -> None:
     words, outcomes = ["--data", data, *SMALL], {}
     for name, moment in MOMENTS.items():
         run = folder / name
-        first = outcome(run, words, moment)
+        more = ["--workers", "2"] if "workers" in name else []
+        first = outcome(run, [*words, *more], moment)
         first["steps"] = checkpoints.steps(run)
         first["hidden"] = [path.name for path in run.rglob(".*") if path.name != ".lock"]
         outcomes[name] = [first, outcome(run, words, MOMENTS["none"])]

@@ -22,6 +22,9 @@ def main() -> None:
     """Runs the command line and exits."""
     # To the end of the process, which is the command's own, but for what `cli.app` sets while a command runs.
     taken(_leave, ("SIGINT", *RESUMABLE) if is_resumable() else ("SIGINT",))
+    from fastddpm.cli import overview
+
+    overview.answer()
     from fastddpm.cli.app import main as run  # which takes seconds, in which people press Ctrl-C
 
     run()

@@ -34,15 +34,18 @@ def evaluate(
 ) -> None:
     """Print FID, KID, precision and recall of drawn images, computed by torch-fidelity.
 
-    Figures can be compared at equal numbers of images and equal features only.
+    On other features than Inception's the first two are called what they are, a Frechet and a kernel
+    distance. Figures can be compared at equal numbers of images and equal features only.
     """
     whole("batch", batch, least=1, most=LARGEST_BATCH)
     generated, real = _opened(folder, "FOLDER"), _opened(reference, "--reference")
     on_cuda = parse_device(device).type == "cuda"
     scores = score(generated, real, features=features, weights=weights, batch_size=batch, cuda=on_cuda)
     print(f"{len(generated)} images of {folder} and {len(real)} of {reference}, features {features}:")
-    print(f"FID        {scores.fid:.4f}")
-    print(f"KID        {scores.kid:.6f} +- {scores.kid_std:.6f}")
+    # Another distance than that of Inception's features is compared with no FID.
+    names = ("FID", "KID") if features == "inception" else ("Frechet distance", "kernel distance")
+    print(f"{names[0]:<10} {scores.frechet:.4f}")
+    print(f"{names[1]:<10} {scores.kid:.6f} +- {scores.kid_std:.6f}")
     print(f"precision  {scores.precision:.4f}")
     print(f"recall     {scores.recall:.4f}")
 

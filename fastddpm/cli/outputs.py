@@ -1,4 +1,4 @@
-"""Where samples go: checked before they are drawn, and written all or none."""
+"""Where samples go: checked before they are drawn, and written all or none. Importing it needs no torch."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fastddpm.checks import BadArgument
 from fastddpm.files import check_writable, made_folder, replacing
 from fastddpm.images import ANIMATION_WIDTH, Pixels, grid, save_gif, save_npz, save_png, to_uint8
 from fastddpm.interruption import postponed
-from fastddpm.trajectory import evenly_spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURE_CHANNELS = (1, 3, 4)
 # States in a strip from noise to image.
@@ -63,12 +64,17 @@ class Outputs:
                 )
             yield
 
-    def write(self, frames: Tensor, seeds: list[int], labels: list[int] | None) -> list[str]:
-        """Writes the last of ``(F, B, C, H, W)``, and all as an animation or strips; names the files.
+    def write(
+        self, pixels: Pixels, seeds: list[int], labels: list[int] | None, frames: Tensor | None = None
+    ) -> list[str]:
+        """Writes images and names the files. All are complete under temporary names before one takes its own.
 
-        All files are complete under temporary names before the first takes its own.
+        Args:
+            pixels: the images, uint8 ``(B, H, W, C)``.
+            seeds: of each.
+            labels: likewise, or None.
+            frames: the way to them, ``(F, B, C, H, W)`` in [-1, 1]: an animation or strips, if asked for.
         """
-        pixels = to_uint8(frames[-1])
         written = []
         with ExitStack() as stack:
             if self.out is not None:
@@ -82,7 +88,7 @@ class Outputs:
                 for path, image in zip(self._of_seeds(seeds), pixels, strict=True):
                     save_png(stack.enter_context(replacing(path)), image)
                 written.append(f"{self.outdir}/ ({len(seeds)} files)")
-            if self.trajectory is not None:
+            if self.trajectory is not None and frames is not None:
                 file = stack.enter_context(replacing(self.trajectory))
                 if self.trajectory.suffix.lower() == ".png":
                     save_png(file, _strips(frames))
@@ -99,13 +105,15 @@ class Outputs:
 
 def _strips(frames: Tensor) -> Pixels:
     """``(F, B, C, H, W)`` -> one picture, a row per image, from noise on the left to the image."""
+    from fastddpm.trajectory import evenly_spread
+
     kept = frames[evenly_spread(len(frames), min(len(frames), STRIP_FRAMES))]
     return grid(to_uint8(kept.transpose(0, 1).flatten(0, 1)), columns=len(kept))
 
 
-def summary(images: Tensor, how: str, seconds: float, written: list[str]) -> str:
-    """The line that says what was drawn: ``(B, C, H, W)``, how, how fast, and where it went."""
-    count, (height, width) = len(images), images.shape[-2:]
+def summary(pixels: Pixels, how: str, seconds: float, written: list[str]) -> str:
+    """The line that says what was drawn: ``(B, H, W, C)``, how, how fast, and where it went."""
+    count, height, width = pixels.shape[:3]
     return (
         f"{count} image{'s' * (count > 1)} of {height}x{width}, {how}: {seconds:.2f} s, "
         f"{count / seconds:.1f} images/s -> {', '.join(written)}"

@@ -12,8 +12,9 @@ import typer
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, whole
-from fastddpm.cli.arguments import naming, parse_class, parse_device
+from fastddpm.cli.arguments import naming, parse_device
 from fastddpm.cli.options import Sets
+from fastddpm.cli.ranges import parse_class
 from fastddpm.engine import executors
 from fastddpm.options import ModelOptions
 from fastddpm.plans.method import MethodName

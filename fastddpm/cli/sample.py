@@ -12,12 +12,14 @@ from torch import Tensor
 from fastddpm.checkpoint import load
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.cli import plan
-from fastddpm.cli.arguments import choose_labels, parse_device, parse_dtype, parse_seeds, parse_shape
+from fastddpm.cli.arguments import parse_device, parse_dtype, parse_shape
 from fastddpm.cli.options import Sets
 from fastddpm.cli.outputs import Outputs, summary
+from fastddpm.cli.ranges import choose_labels, parse_seeds
 from fastddpm.cli.sample_job import JobOptions, onnx_drawer, run_job, torch_drawer
 from fastddpm.cli.sample_onnx import refuse_condition, refuse_torch_options, sample_onnx
 from fastddpm.engine import Engine, EngineUnavailable
+from fastddpm.images import to_uint8
 from fastddpm.options import ModelOptions, SampleArguments
 from fastddpm.precision import Precision, described
 from fastddpm.sampler import Sampler
@@ -154,11 +156,12 @@ def sample(
         began = time.perf_counter()
         frames = _draw(sampler, request, animated=trajectory is not None)
         seconds = time.perf_counter() - began
-        written = outputs.write(frames, seed_list, labels)
+        pixels = to_uint8(frames[-1])
+        written = outputs.write(pixels, seed_list, labels, frames)
     where = f"{sampler.plan.method}, {len(sampler.plan)} steps, engine {sampler.engine} on {sampler.device}"
     if precision is not None:
         where += f" in {described(precision, sampler.dtype, sampler.device)}"
-    print(summary(frames[-1], where, seconds, written))
+    print(summary(pixels, where, seconds, written))
 
 
 def _draw(sampler: Sampler, request: SampleArguments, *, animated: bool) -> Tensor:

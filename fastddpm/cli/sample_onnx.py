@@ -1,4 +1,7 @@
-"""`fastddpm sample --backend onnx`: the images of an export, drawn by ONNX Runtime, into the same files."""
+"""`fastddpm sample --backend onnx`: the images of an export, drawn by ONNX Runtime, into the same files.
+
+Needs no torch: `fastddpm-onnx sample` is the same (`fastddpm.cli.onnx_command`).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-import torch
-
 from fastddpm.checks import BadArgument
-from fastddpm.cli.arguments import choose_labels
 from fastddpm.cli.outputs import Outputs, summary
+from fastddpm.cli.ranges import choose_labels
 from fastddpm.extras import needed
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def sample_onnx(
     guidance: float,
     batch: int,
     plan: PlanOptions,
+    by: str = "--backend onnx",
 ) -> None:
     """Draws an image per seed and writes them.
 
@@ -72,9 +74,11 @@ def sample_onnx(
         guidance: scale of classifier-free guidance; 1 is none.
         batch: images at a time.
         plan: the method and its options; None for what was exported.
+        by: what needs ONNX Runtime, for the error where there is none.
     """
-    needed("onnxruntime", by="--backend onnx")
+    needed("onnxruntime", by=by)
     from fastddpm.onnx import OnnxSampler
+    from fastddpm.onnx.request import to_uint8
 
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", device or "cpu")
     if match is None or (match[1] == "cpu" and match[2]):
@@ -89,9 +93,9 @@ def sample_onnx(
         drawn = sampler.sample(
             seeds=seeds, class_labels=labels, guidance_scale=guidance, max_batch=batch, **plan
         )
-        images = torch.from_numpy(drawn)
         seconds = time.perf_counter() - began
-        written = outputs.write(images[None], seeds, labels)
+        pixels = to_uint8(drawn)
+        written = outputs.write(pixels, seeds, labels)
     rows = sampler.plan(**plan)
     how = f"{rows.method}, {len(rows)} steps, ONNX Runtime {sampler.provider}, loop {sampler.loop}"
-    print(summary(images, how, seconds, written))
+    print(summary(pixels, how, seconds, written))

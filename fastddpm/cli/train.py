@@ -106,6 +106,9 @@ def train(
     mixed_precision: Annotated[str, typer.Option(help="no, fp16 or bf16.")] = "no",
     compile_network: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints and sample grids.")] = 500,
+    workers: Annotated[
+        int, typer.Option(help="Processes that decode images ahead; 0: the training does it itself.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
     """Train a model: the run folder gets a log, a loss plot, sample grids, checkpoints, and RUN/model.
@@ -145,6 +148,7 @@ def train(
         compile=compile_network,
         seed=seed,
         checkpoint_every=checkpoint_every,
+        workers=workers,
     )
     parameters = {
         "factor": factor,

@@ -8,7 +8,8 @@ from typing import cast
 
 from fastddpm.checkpoint import load
 from fastddpm.checks import BadArgument, check_choice
-from fastddpm.cli.arguments import naming, parse_ranges
+from fastddpm.cli.arguments import naming
+from fastddpm.cli.ranges import parse_ranges
 from fastddpm.plans.plan import TimeInput
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from fastddpm.checks import BadArgument, fitted, shortened
 
@@ -37,7 +38,7 @@ class BrokenImagesError(ValueError):
     """Image files that cannot be read; ``files`` holds a (name, reason) for each, the message `LISTED`."""
 
     def __init__(self, files: Sequence[tuple[str, str]], total: int) -> None:
-        self.files = list(files)
+        self.files, self.total = list(files), total
         lines = [f"  {fitted(name, 200)}: {shortened(reason, 200)}" for name, reason in files[:LISTED]]
         if len(files) > LISTED:
             lines.append(f"  and {len(files) - LISTED} more")
@@ -46,6 +47,10 @@ class BrokenImagesError(ValueError):
             f"{len(files)} of {total} image files cannot be read:\n{listed}\n"
             "Repair or remove them, or leave them out with skip_broken=True."
         )
+
+    def __reduce__(self) -> tuple[type[BrokenImagesError], tuple[list[tuple[str, str]], int]]:
+        """Whole from another process."""
+        return type(self), (self.files, self.total)
 
 
 @dataclass(frozen=True)
@@ -165,9 +170,12 @@ def _decode_all(
 
 
 def _for_each(count: int, work: Callable[[int], None]) -> dict[int, str]:
-    """Calls ``work(i)`` for i in 0 .. count-1 on some threads; the reasons of those that failed, by i."""
+    """Calls ``work(i)`` for i in 0 .. count-1 on some threads; the reasons of those that failed, by i.
+
+    On one thread in a worker process of torch's, of which there are as many as somebody wanted.
+    """
     failed: dict[int, str] = {}
-    workers = min(WORKERS, os.cpu_count() or 1)
+    workers = 1 if get_worker_info() is not None else min(WORKERS, os.cpu_count() or 1)
     size = min(BLOCK, count // workers + 1)
 
     def block(start: int) -> None:

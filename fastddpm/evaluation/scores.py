@@ -24,7 +24,6 @@ from fastddpm.extras import needed
 from fastddpm.formats.files import read_tensors
 from fastddpm.inputs import open_regular
 
-FEATURES = ("inception", "digits")
 INCEPTION = "inception-v3-compat"
 WEIGHTS_FILE = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -32,6 +31,8 @@ WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129
 KID_SUBSET = 1000
 # Precision and recall look at the third nearest neighbour.
 LEAST = 4
+DIMENSIONS = {"inception": 2048, "digits": 64}
+"""Of the features."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,15 @@ class Scores:
     """How near generated images are to real ones.
 
     Attributes:
-        fid: Frechet distance of the features (Heusel et al. 2017); 0 is best.
+        frechet: Frechet distance of the features; 0 is best. It is the FID (Heusel et al. 2017) where these
+            are Inception's, of the published weights.
         kid: the kernel's distance of Binkowski et al. 2018, mean over 100 subsets; near 0 is best.
         kid_std: its standard deviation over the subsets.
         precision: share of generated images within the real ones (Kynkaanniemi et al. 2019, k = 3).
         recall: share of real images within the generated ones.
     """
 
-    fid: float
+    frechet: float
     kid: float
     kid_std: float
     precision: float
@@ -69,6 +71,7 @@ def score(
         real: at least 4 images.
         features: ``inception``, of the network that FID is defined by, the 2048 of its last pooling, for
             precision and recall too; or ``digits``, the 64 of our classifier, for grey images of 28x28.
+            Sets of no more images than features give a warning: their covariances are singular.
         weights: for ``inception``: the file that torch-fidelity publishes. Nothing is downloaded. Another
             file gives a warning, since its figures are no FID that can be compared. torch-fidelity would run
             what a file of weights tells it to; it is given a copy of the tensors alone.
@@ -79,7 +82,7 @@ def score(
         ValueError: naming the argument, what was given and what is accepted; torch-fidelity is not there.
         CheckpointError: (a ValueError) weights that hold something else than tensors, or are damaged.
     """
-    check_choice("features", features, FEATURES)
+    check_choice("features", features, DIMENSIONS)
     for name, images in (("generated", generated), ("real", real)):
         if len(images) < LEAST:
             raise BadArgument(name, f"{len(images)} images", f"at least {LEAST}")
@@ -109,8 +112,9 @@ def score(
             save_cpu_ram=True,
             verbose=False,
         )
+    _warn_of_few(generated, real, DIMENSIONS[features])
     return Scores(
-        fid=found["frechet_inception_distance"],
+        frechet=found["frechet_inception_distance"],
         kid=found["kernel_inception_distance_mean"],
         kid_std=found["kernel_inception_distance_std"],
         precision=found["precision"],
@@ -131,6 +135,19 @@ class Coloured(Dataset[Tensor]):
         """uint8 ``(3, H, W)``."""
         image = self.images[index]
         return image.expand(3, -1, -1).clone() if len(image) == 1 else image[:3]
+
+
+def _warn_of_few(generated: ImageSet, real: ImageSet, dimensions: int) -> None:
+    """UserWarning for sets whose covariance of the features has no full rank."""
+    sets = (("generated", generated), ("real", real))
+    few = [f"{len(images):,} {name}" for name, images in sets if len(images) <= dimensions]
+    if few:
+        warnings.warn(
+            f"{' and '.join(few)} images for {dimensions:,} features: with no more images than features the "
+            "covariance is singular, and the Frechet distance is above that of many images; it compares at "
+            "equal numbers alone",
+            stacklevel=3,
+        )
 
 
 def _check_weights(weights: str | Path | None) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastddpm.checks import BadArgument, check_choice
+from fastddpm.extras import install
 from fastddpm.plans.dpmpp import SMALLEST_ALPHA_CUMPROD
 from fastddpm.plans.plan import Float64
 from fastddpm.plans.spacing import SIGMA_SPACINGS, Int64, TimestepSpacing
@@ -118,7 +119,7 @@ def _beta_quantiles(probabilities: Float64) -> Float64:
         from scipy import special  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         raise BadArgument(
-            "timestep_spacing", "'beta' without scipy", "another, or pip install 'fastddpm[score]'"
+            "timestep_spacing", "'beta' without scipy", f"another, or {install('scipy')}"
         ) from None
     quantiles: Float64 = special.betaincinv(BETA_SHAPE, BETA_SHAPE, probabilities)
     return quantiles

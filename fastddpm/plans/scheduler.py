@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fastddpm.betas import MAX_STEPS
 from fastddpm.checks import BadArgument, check_choice, check_number, is_number, quoted, shortened
+from fastddpm.extras import missing
 from fastddpm.inputs import Fields, Json
 from fastddpm.plans.ddim import ddim_plan
 from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType
@@ -129,7 +130,10 @@ def scheduler_plan(fields: Fields, schedule: NoiseSchedule, num_inference_steps:
             clip_sample_range=clip_range(fields),
         )
         return dataclasses.replace(plan, method=SCHEDULER)
-    from fastddpm.plans.diffusers import from_scheduler
+    try:
+        from fastddpm.plans.diffusers import from_scheduler
+    except ImportError as error:  # what needs no torch has come here without it
+        raise missing("torch", by=f"method {SCHEDULER!r}", why=error) from error
 
     betas = np.asarray(schedule.betas, dtype=np.float64).tolist()
     config = {**fields, "num_train_timesteps": len(schedule), "trained_betas": betas}

@@ -17,6 +17,7 @@ MixedPrecision = Literal["no", "fp16", "bf16"]
 
 # Of steps and of samples in one: what is beyond is a slip of the finger.
 LARGEST = 2**31 - 1
+MOST_WORKERS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class TrainConfig:
         log_every: steps per line of the log.
         checkpoint_every: steps between checkpoints, validation losses and sample grids.
         keep: checkpoints kept besides the best.
+        workers: processes that make batches ahead of the training, in each of its own processes; 0: it makes
+            them itself. The batches are the same for any number.
 
     Raises:
         ValueError: naming the field, what was given and what is accepted.
@@ -64,6 +67,7 @@ class TrainConfig:
     log_every: int = 50
     checkpoint_every: int = 500
     keep: int = 2
+    workers: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -73,6 +77,7 @@ class TrainConfig:
             self, "warmup_steps", whole("warmup_steps", self.warmup_steps, least=0, most=LARGEST)
         )
         object.__setattr__(self, "seed", whole("seed", self.seed, least=0, most=MAX_SEED))
+        object.__setattr__(self, "workers", whole("workers", self.workers, least=0, most=MOST_WORKERS))
         for name in ("lr", "weight_decay"):
             check_number(name, getattr(self, name), low=0.0)
         check_number("ema_decay", self.ema_decay, low=0.0, high=1.0 - 1e-12)

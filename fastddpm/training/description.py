@@ -26,7 +26,7 @@ from fastddpm.training.validation import TrainingData
 from fastddpm.unet import UNetConfig
 
 # Options that a resumed run may have otherwise: they change no weight. There may be more steps, too.
-MAY_CHANGE = ("log_every", "checkpoint_every", "keep")
+MAY_CHANGE = ("log_every", "checkpoint_every", "keep", "workers")
 # How many samples stand for the data set.
 FINGERPRINT = 16
 

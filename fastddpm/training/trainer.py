@@ -21,7 +21,6 @@ from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
 from fastddpm.checks import BadArgument
-from fastddpm.data.order import indices_for
 from fastddpm.extras import needed
 from fastddpm.inputs import Json
 from fastddpm.locks import exclusive
@@ -39,6 +38,7 @@ from fastddpm.training.description import begin_or_go_on, describe, make_run, na
 from fastddpm.training.divergence import check_losses, check_weights
 from fastddpm.training.initial import begin_with, digest
 from fastddpm.training.interruption import Interrupted, stop_on_interrupt
+from fastddpm.training.loading import Batches
 from fastddpm.training.objective import NoisedBatch, Noiser
 from fastddpm.training.processes import on_any, on_main
 from fastddpm.training.results import Results
@@ -110,6 +110,8 @@ class Trainer:
                 f"a multiple of {chunks} (processes times gradient_accumulation)",
             )
         self.device = self.accelerator.device
+        place = {"processes": self.accelerator.num_processes, "process": self.accelerator.process_index}
+        self.batches = Batches(data, config, **place)
         torch.manual_seed(config.seed)
         network = UNet(model, max_parameters=max_parameters)
         if initial is not None:
@@ -157,11 +159,13 @@ class Trainer:
             CheckpointError: the checkpoint to resume from is damaged; names one that is not.
             ValueError: the run folder is that of another configuration or of other data.
             FolderInUse: another process trains in it.
+            WorkerDied: (an OSError) a process that made batches has ended.
             OSError: a file could not be written; names the folder, the last checkpoint and how to go on.
             MainProcessFailed: on the other processes, where the main process raised one of these.
         """
         with contextlib.ExitStack() as held:
             self._prepare_run(resume, held)
+            held.enter_context(self.batches)
             return self._train(progress)
 
     def _train(self, progress: bool) -> Path:
@@ -233,14 +237,7 @@ class Trainer:
         return total
 
     def _batch(self, micro: int) -> NoisedBatch:
-        config, accelerator = self.config, self.accelerator
-        size = config.batch_size // (accelerator.num_processes * config.gradient_accumulation)
-        chunk = micro * accelerator.num_processes + accelerator.process_index
-        start = self.step * config.batch_size + chunk * size
-        ordinals = torch.arange(start, start + size)
-        indices = indices_for(start, size, len(self.data), config.seed)
-        x_0, labels = self.data.batch(indices, ordinals, seed=config.seed)
-        return self.noiser(*on_device(self.unet, x_0, labels, ordinals))
+        return self.noiser(*on_device(self.unet, *self.batches.get(self.step, micro)))
 
     def _local_seed(self, micro: int) -> int:
         place = (self.step * self.config.gradient_accumulation + micro) * self.accelerator.num_processes

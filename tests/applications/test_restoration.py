@@ -126,6 +126,18 @@ def test_what_is_no_picture_is_refused(tmp_path):
 # ---------------------------------------------------------------- tiles
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_picture_of_a_phone_says_what_reads_it(tmp_path, brand):
+    """As phones write them: a box `ftyp`, here without the picture after it."""
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(ValueError, match=r"IMG_0001\.HEIC: an HEIC picture, .* pip install pillow-heif"):
+        read_picture(path)
+    path.write_bytes(b"\0\0\0\x18ftypmp42" + bytes(72))
+    with pytest.raises(ValueError, match="no image that can be read"):
+        read_picture(path)
+
+
 def test_tiles_cover_evenly():
     for tile, overlap in ((16, 4), (28, 7), (5, 0)):
         for length in range(tile, 90):

@@ -17,7 +17,7 @@ from torch._inductor.exc import InductorError
 import fastddpm
 from fastddpm import NoiseSchedule, UNetConfig, save_folder
 from fastddpm.cli import app as cli
-from fastddpm.cli.arguments import parse_ranges
+from fastddpm.cli.ranges import parse_ranges
 
 
 @pytest.fixture

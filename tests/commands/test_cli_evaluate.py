@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -63,9 +64,11 @@ def test_scores_on_digits_are_the_formulas(run, digits):
     code, out, err = run(folder / "digits.npz", "--features", "digits", "--batch", "96")
     assert (code, err) == (0, "")
     assert f"200 images of {folder / 'digits.npz'} and 500 of mnist, features digits" in out
-    assert float(re.search(r"FID +(\S+)", out)[1]) == pytest.approx(expected_fid, abs=1e-3)
+    frechet = float(re.search(r"^Frechet distance +(\S+)", out, re.MULTILINE)[1])
+    assert frechet == pytest.approx(expected_fid, abs=1e-3)
     assert float(re.search(r"precision +(\S+)", out)[1]) == pytest.approx(precision, abs=1e-4)
     assert float(re.search(r"recall +(\S+)", out)[1]) == pytest.approx(recall, abs=1e-4)
+    assert "FID" not in out
     assert expected_fid > 0.1
     assert 0 < precision < 1
     pictures = run(folder / "pictures", "--features", "digits")[1].splitlines()[1:]
@@ -93,6 +96,19 @@ def test_kid_is_binkowskis_estimate(digits):
     assert found.kid_std < expected
 
 
+def test_few_images_for_the_features_are_said(digits, tmp_path):
+    """64 features: the covariance of 64 images is singular, that of 65 need not be."""
+    _, pixels = digits
+    sets = {count: tmp_path / f"{count}.npz" for count in (64, 65)}
+    for count, path in sets.items():
+        write_npz(path, {"arr_0": pixels[:count]})
+    with pytest.warns(UserWarning, match="^64 real images for 64 features"):
+        score(open_images(sets[65]), open_images(sets[64]), features="digits")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score(open_images(sets[65]), open_images(sets[65]), features="digits")
+
+
 def test_inception_with_a_file_of_weights(digits, tmp_path, monkeypatch):
     """Random weights: the features are called here, and the distances are the project's own."""
     from torch_fidelity import feature_extractor_inceptionv3 as module
@@ -109,7 +125,10 @@ def test_inception_with_a_file_of_weights(digits, tmp_path, monkeypatch):
     for i in range(6):
         Image.fromarray(digits[1][i, ..., 0]).save(folder / f"{i}.png")
     write_npz(tmp_path / "real.npz", {"arr_0": digits[1][100:105]})
-    found = score(open_images(folder), open_images(tmp_path / "real.npz"), weights=tmp_path / "weights.pth")
+    with pytest.warns(UserWarning, match="6 generated and 5 real images for 2,048 features: with no more"):
+        found = score(
+            open_images(folder), open_images(tmp_path / "real.npz"), weights=tmp_path / "weights.pth"
+        )
 
     def features_of(pixels):
         grey = torch.from_numpy(pixels).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
@@ -117,7 +136,7 @@ def test_inception_with_a_file_of_weights(digits, tmp_path, monkeypatch):
             return extractor(grey.contiguous())[0].double().numpy()
 
     drawn, real = features_of(digits[1][:6]), features_of(digits[1][100:105])
-    assert found.fid == pytest.approx(frechet_distance(drawn, real), rel=1e-2)
+    assert found.frechet == pytest.approx(frechet_distance(drawn, real), rel=1e-2)
     assert (found.precision, found.recall) == precision_recall(drawn, real, k=3)
 
 

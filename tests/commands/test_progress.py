@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from fastddpm.cli import app
+from fastddpm.cli import terminal
 from fastddpm.progress import Lines, in_words, progress_bar
 
 
@@ -80,7 +80,7 @@ def test_without_a_terminal_there_are_lines_and_nothing_where_none_is_wanted(sai
 
 
 def test_a_command_says_the_lines_as_its_own(monkeypatch, capsys):
-    with app.logged_lines():
+    with terminal.logged_lines("fastddpm"):
         logging.getLogger("fastddpm").info("training: %d of 9", 3)
     logging.getLogger("fastddpm").info("nobody hears this")
     assert capsys.readouterr().err == "fastddpm: training: 3 of 9\n"

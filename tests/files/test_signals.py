@@ -210,7 +210,7 @@ def test_what_nobody_is_left_to_take_away_goes_all_the_same(monkeypatch, capsys,
     """The signal comes between the beginning of a context and its block: as if `enter_context` was cut."""
     held = []
 
-    def write(self, frames, seeds, labels):
+    def write(self, pixels, seeds, labels, frames):
         held.append(replacing(tmp_path / "a.png"))
         held[0].__enter__()
         assert len(hidden(tmp_path)) == 1

@@ -14,7 +14,7 @@ from PIL import Image
 import fastddpm
 from fastddpm import BadArgument, NoiseSchedule, Sampler
 from fastddpm.class_names import LONGEST_LIST, MAX_NAMES, class_names, listed
-from fastddpm.cli.arguments import parse_class, parse_classes
+from fastddpm.cli.ranges import parse_class, parse_classes
 from fastddpm.onnx import OnnxSampler
 from fastddpm.training import TrainConfig, Trainer
 

@@ -22,6 +22,7 @@ GIVE_AGAIN = 75  # EX_TEMPFAIL
 STEPS = {
     "while the data is opened": [],
     "in the third step": [3],
+    "in the third step, and to workers": [3],
     "while a checkpoint is written": [4],
     "while the model is written": [4],
     "in a plot": [4],
