@@ -35,7 +35,7 @@ import torch
 
 import fastddpm
 from fastddpm.files import replacing
-from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.method_options import MethodOptions
 from fastddpm.serving import Scheduler
 
 KINDS: dict[int, MethodOptions] = {

@@ -20,7 +20,7 @@ from fastddpm.network import Model, model_device_dtype
 from fastddpm.options import RunOptions, SamplerOptions
 from fastddpm.plans import Method, Plan
 from fastddpm.plans.formula import VarianceType
-from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.owned import MAX_VALUE, RATIO
 from fastddpm.plans.plan import PredictionType, TimeInput
 from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.method_options import MethodOptions
 
 if TYPE_CHECKING:
     import torch

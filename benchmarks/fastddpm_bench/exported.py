@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastddpm.plans.method import MethodName
+from fastddpm.plans.method_options import MethodName
 from fastddpm.sampler import Sampler
 from fastddpm_bench.contest import LeftOut
 from fastddpm_bench.workloads import Workload

@@ -13,7 +13,7 @@ import typer
 from fastddpm.checks import BadArgument, quoted, shortened
 from fastddpm.cli.options import Sets
 from fastddpm.inputs import read_bytes
-from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.method_options import MethodOptions
 from fastddpm.sampler import Sampler
 
 MAX_FILE = 2**20

@@ -17,7 +17,7 @@ from fastddpm.cli.options import Sets
 from fastddpm.cli.ranges import parse_class
 from fastddpm.engine import executors
 from fastddpm.options import ModelOptions
-from fastddpm.plans.method import MethodName
+from fastddpm.plans.method_options import MethodName
 from fastddpm.randomness import MAX_SEED
 from fastddpm.restoration import Picture, Restorer, load_restorer, read_picture
 from fastddpm.restoration.digits import check_digits

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastddpm.checkpoint import load
 from fastddpm.doctor.comparison import Comparison
 from fastddpm.engine import Engine
-from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.method_options import MethodOptions
 from fastddpm.precision import Precision
 from fastddpm.sampler import Sampler
 from fastddpm_kernels import compat

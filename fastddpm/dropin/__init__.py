@@ -18,7 +18,7 @@ from fastddpm.dropin.strangers import known_as
 from fastddpm.dropin.wrapped import held, seen_through
 from fastddpm.engine import Engine
 from fastddpm.network import Model
-from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.method_options import MethodOptions
 from fastddpm.precision import Precision, dtype_of
 from fastddpm.randomness import NoiseKind
 from fastddpm.sampler import Sampler

@@ -16,7 +16,7 @@ from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer, check_device, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
 from fastddpm.plans.abarankab import STORED, from_abarankab
-from fastddpm.plans.method import StepOptions
+from fastddpm.plans.method_options import StepOptions
 from fastddpm.unet import UNet, abarankab
 
 if TYPE_CHECKING:

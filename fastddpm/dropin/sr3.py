@@ -20,7 +20,7 @@ from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer, holds
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Report, Settings
-from fastddpm.plans.method import StepOptions
+from fastddpm.plans.method_options import StepOptions
 from fastddpm.plans.plan import Plan
 from fastddpm.plans.sr3 import STORED, from_sr3
 from fastddpm.transfer import to_device

@@ -18,7 +18,7 @@ from fastddpm.export.recognition import recognised
 from fastddpm.export.table import TableOptions
 from fastddpm.options import ExportOptions
 from fastddpm.plans import Method
-from fastddpm.plans.method import MethodOptions
+from fastddpm.plans.method_options import MethodOptions
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet

@@ -24,7 +24,7 @@ from fastddpm.export.network import Whole
 from fastddpm.export.settings import Settings
 from fastddpm.export.table import ROW_COLUMNS
 from fastddpm.plans import METHODS, Plan
-from fastddpm.plans.method import MethodName
+from fastddpm.plans.method_options import MethodName
 from fastddpm.plans.registry import formulas
 from fastddpm.sampler import Sampler
 from fastddpm_kernels import N_COLUMNS, Column

@@ -25,7 +25,7 @@ from fastddpm.export.verify import (
     session,
 )
 from fastddpm.plans import METHODS, Method
-from fastddpm.plans.method import MethodName
+from fastddpm.plans.method_options import MethodName
 from fastddpm.plans.registry import formulas
 from fastddpm.sampler import Sampler
 

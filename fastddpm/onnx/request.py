@@ -29,7 +29,7 @@ from fastddpm.class_names import numbered
 from fastddpm.onnx.folder import ModelFolder
 from fastddpm.onnx.named import Numbers, named_inputs
 from fastddpm.plans import Method, Plan
-from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.spacing import SIGMA_SPACINGS, Sigmas, Timesteps, TimestepSpacing
 
 MAX_SEED = 2**63 - 1

@@ -30,7 +30,7 @@ from fastddpm.onnx.self_test import check_images, check_noise
 from fastddpm.onnx.step_loop import SLOTS, StepLoop
 from fastddpm.onnx.walk import check_rows, walked
 from fastddpm.plans import Plan
-from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing
 from fastddpm.progress import progress_bar
 from fastddpm.signatures import checked

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.plans.formula import prediction_columns
-from fastddpm.plans.method import MethodName, make_plan
+from fastddpm.plans.method import make_plan
+from fastddpm.plans.method_options import MethodName
 from fastddpm.plans.plan import Float64, Plan, build_table
 from fastddpm.plans.spacing import TimestepSpacing, warn_if_late
 from fastddpm.schedule import NoiseSchedule

@@ -1,7 +1,7 @@
 """A method: the options that say how a chain is sampled, and the plan that they give on a schedule.
 
-`Method` holds them checked, for a sampler and the files of models, exports and jobs; `MethodOptions` are the
-same as keyword arguments.
+`Method` holds them checked, for a sampler and the files of models, exports and jobs;
+`fastddpm.plans.method_options.MethodOptions` are the same as keyword arguments.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from fastddpm.checks import BadArgument, check_choice, check_known, check_number
 from fastddpm.inputs import Fields
 from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
+from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.owned import MAX_VALUE, RATIO, check_owned
 from fastddpm.plans.plan import (
     PREDICTION_TYPES,
@@ -51,58 +52,6 @@ if TYPE_CHECKING:
 
 LISTS = ("timesteps", "sigmas")
 """Fields that say where a chain evaluates, one by one."""
-
-# Those of this package; `register_method` and `register_solver` of `fastddpm.plans` add others.
-MethodName = Literal[
-    "ddpm",
-    "ddim",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "dpmpp_2s",
-    "dpmpp_2s_sde",
-    "dpm_solver",
-    "deis",
-    "unipc",
-    "pndm",
-    "lms",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "dpm2",
-    "dpm2_ancestral",
-    "lcm",
-    "tcd",
-    "diffusers",
-]
-
-
-class StepOptions(TypedDict, total=False):
-    """Of a `Method`, those that another library's sampler is given: the rest is as that library has it."""
-
-    method: MethodName
-    num_inference_steps: int | None
-    timestep_spacing: TimestepSpacing
-    eta: float
-
-
-class MethodOptions(StepOptions, total=False):
-    """The fields of `Method` as keyword arguments, of which any may be left out."""
-
-    prediction_type: PredictionType
-    variance_type: VarianceType
-    sigma_scale: float
-    clip_sample_range: float | None
-    timesteps: Timesteps | None
-    time_input: TimeInput
-    solver_order: int | None
-    lower_order_final: bool
-    sigmas: Sigmas | None
-    thresholding: bool
-    dynamic_thresholding_ratio: float
-    sample_max_value: float
-    scheduler: SchedulerOrConfig | None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
-from fastddpm.plans.method import MethodName, make_plan
+from fastddpm.plans.method import make_plan
+from fastddpm.plans.method_options import MethodName
 from fastddpm.plans.plan import Plan, build_table
 from fastddpm.plans.spacing import TimestepSpacing, warn_if_late
 from fastddpm.schedule import NoiseSchedule

@@ -14,7 +14,7 @@ from fastddpm.checkpoint import CheckpointError, load
 from fastddpm.checks import BadArgument, seed_list
 from fastddpm.images import to_uint8
 from fastddpm.options import SamplerOptions, SourceOptions
-from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.repaint import repaint
 from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.restorer import BATCH_PIXELS, OVERLAP

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 from fastddpm.checks import BadArgument, whole
 from fastddpm.plans import Method, Plan
-from fastddpm.plans.method import MethodName
+from fastddpm.plans.method_options import MethodName
 from fastddpm.sampler import Sampler
 
 KEPT = 64

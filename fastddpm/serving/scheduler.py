@@ -21,7 +21,7 @@ from fastddpm.engine import Loop, executors
 from fastddpm.engine.ahead import rows_at_once
 from fastddpm.finite import check_finite
 from fastddpm.network import in_eval_mode, without_grad
-from fastddpm.plans.method import MethodName
+from fastddpm.plans.method_options import MethodName
 from fastddpm.precision import computing_in
 from fastddpm.request import make_batches
 from fastddpm.runner import Runner

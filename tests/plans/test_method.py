@@ -17,7 +17,7 @@ import fastddpm
 from fastddpm import Method, NoiseSchedule, Sampler, options
 from fastddpm.plans import METHODS, make_plan
 from fastddpm.plans.abarankab import from_abarankab
-from fastddpm.plans.method import MethodOptions, StepOptions
+from fastddpm.plans.method_options import MethodOptions, StepOptions
 from fastddpm.plans.sr3 import from_sr3
 from fastddpm.variations import SHARED_ARGUMENTS
 from fastddpm_kernels.table import Column
@@ -189,12 +189,13 @@ def test_typed_dictionaries_are_the_arguments_they_stand_for():
     assert {field.name: field.default for field in dataclasses.fields(Method)}.items() <= defaults.items()
     assert {field.name for field in dataclasses.fields(Method)} == set(FULL)
     assert Method.__annotations__["method"] == "MethodName"
-    assert fastddpm.plans.method.MethodName.__args__ == (*METHODS, "diffusers")
+    assert fastddpm.plans.method_options.MethodName.__args__ == (*METHODS, "diffusers")
 
 
 # What passes on what it cannot know: another library's arguments, a stranger's network, ONNX's attributes.
 OF_ANYTHING = {
     "dropin/__init__.py: optimize",  # whose overloads say what
+    "dropin/_diffusers/exploding.py: sample_trajectory",
     "dropin/_diffusers/latent.py: sample_trajectory",
     "dropin/_diffusers/pipeline.py: save_pretrained",
     "dropin/_diffusers/pipeline.py: set_progress_bar_config",

@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor
 
-from fastddpm.plans.method import MethodName, MethodOptions
+from fastddpm.plans.method_options import MethodName, MethodOptions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,7 +16,8 @@ import torch
 from fastddpm.checks import BadArgument, quoted
 from fastddpm.facts import ModelFacts
 from fastddpm.plans import METHODS
-from fastddpm.plans.method import Method, MethodName
+from fastddpm.plans.method import Method
+from fastddpm.plans.method_options import MethodName
 from fastddpm.plans.spacing import check_sigmas
 from fastddpm.sampler import Sampler
 from fastddpm.serving.drawing import Drawing, Preview

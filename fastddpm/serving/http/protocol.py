@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from starlette.requests import Request
 from starlette.responses import Response
@@ -188,7 +189,7 @@ def _answer(
     model: ServedModel, images: list[Tensor], outputs: dict[str, bool], number: str | None
 ) -> Response:
     stacked, specs = torch.stack(images).detach().cpu().float(), outputs_of(model)
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, npt.NDArray[np.generic]] = {}
     if "images" in outputs:
         arrays["images"] = stacked.numpy()
     if "pixels" in outputs:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_known, is_number, is_whole, quoted
+from fastddpm.inputs import Json
 from fastddpm.serving.http.binary import NUMBERS, Tail, numbers, texts
 
 Values = list[Any] | npt.NDArray[np.float32]
@@ -32,11 +33,11 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Json:
         """As the metadata of a model holds it."""
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
-    def read(self, given: dict[str, Any], tail: Tail) -> tuple[tuple[int, ...], Values]:
+    def read(self, given: Json, tail: Tail) -> tuple[tuple[int, ...], Values]:
         """Shape and values of a tensor of a request, the values flat; they may be in the body's tail.
 
         Raises:
@@ -96,9 +97,7 @@ class TensorSpec:
         return held
 
 
-def written(
-    spec: TensorSpec, values: npt.NDArray[np.generic], *, binary: bool
-) -> tuple[dict[str, Any], list[bytes]]:
+def written(spec: TensorSpec, values: npt.NDArray[np.generic], *, binary: bool) -> tuple[Json, list[bytes]]:
     """A tensor of an answer, its data flat in it, or, where they are ``binary``, beside it."""
     described = {"name": spec.name, "datatype": spec.datatype, "shape": list(values.shape)}
     if not binary:
@@ -107,7 +106,7 @@ def written(
     return {**described, "parameters": {"binary_data_size": len(raw)}}, [raw]
 
 
-def parameters_of(given: dict[str, Any], name: str, *, binary: str) -> dict[str, Any]:
+def parameters_of(given: Json, name: str, *, binary: str) -> Json:
     """The parameters of a request, a tensor or an output, of which ``binary`` is its one of the extension.
 
     Raises:
@@ -125,7 +124,7 @@ def parameters_of(given: dict[str, Any], name: str, *, binary: str) -> dict[str,
     return found
 
 
-def is_binary(parameters: dict[str, Any], parameter: str, otherwise: bool = False) -> bool:
+def is_binary(parameters: Json, parameter: str, otherwise: bool = False) -> bool:
     """The truth of a parameter that says whether outputs are bytes.
 
     Raises:
