@@ -17,6 +17,7 @@ from torch._inductor.exc import InductorError
 import fastddpm
 from fastddpm import NoiseSchedule, UNetConfig, save_folder
 from fastddpm.cli import app as cli
+from fastddpm.cli import terminal
 from fastddpm.cli.ranges import parse_ranges
 
 
@@ -93,7 +94,7 @@ def test_strips_go_from_noise_to_the_image(run, folder):
 
 def test_warnings_are_one_line():
     place = (UserWarning, "spacing.py", 3)
-    with cli.warnings_of_one_line():
+    with terminal.warnings_of_one_line("fastddpm"):
         assert (
             warnings.formatwarning("leading starts late", *place)
             == "fastddpm: warning: leading starts late\n"

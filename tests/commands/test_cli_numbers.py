@@ -21,6 +21,7 @@ INTEGERS, NUMBERS = ("0", "-1", str(HUGE)), ("0", "-1", "1e20", "nan", "inf", "-
 ACCEPTED = {
     ("train", "--shift"): {"0"},
     ("train", "--warmup"): {"0"},
+    ("train", "--workers"): {"0"},
     ("train", "--seed"): {"0"},
     ("train", "--max-parameters"): {str(HUGE)},
     ("train", "--ema"): {"0"},

@@ -145,7 +145,11 @@ def test_a_scheduler_of_diffusers_needs_the_library(site, tmp_path):
     folder = tmp_path / "export"
     shutil.copytree(exported("classes"), folder)
     description = json.loads((folder / "export.json").read_text())
-    scheduler = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear"}
+    scheduler = {
+        "_class_name": "EulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "linear",
+    }
     description["defaults"] = {"method": "diffusers", "num_inference_steps": 4, "scheduler": scheduler}
     (folder / "export.json").write_text(json.dumps(description))
     code, _, err = command(site, tmp_path, "sample", folder)

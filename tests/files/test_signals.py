@@ -18,7 +18,7 @@ from job_cases import contents, start
 from networks import make_unet
 
 from fastddpm import NoiseSchedule, UNetConfig, export, load, save_folder
-from fastddpm.cli import app
+from fastddpm.cli import app, terminal
 from fastddpm.export.settings import resolve
 from fastddpm.files import replacing
 from fastddpm.interruption import GIVE_AGAIN, as_interrupts
@@ -49,7 +49,7 @@ def command(ready, *words):
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # over: what comes now finds nothing to interrupt
 
-    app.as_interrupts = noticed
+    terminal.as_interrupts = noticed
     sys.argv = ["fastddpm", *map(str, words)]
     with open(os.devnull, "w") as null:
         os.dup2(null.fileno(), 1)
@@ -240,6 +240,7 @@ class Swallowing(types.ModuleType):
         return lambda: print("went on")
 
 import fastddpm.cli
+sys.argv = ["fastddpm", "plan"]
 sys.modules["fastddpm.cli.app"] = Swallowing("app")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 fastddpm.cli.main()

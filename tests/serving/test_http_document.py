@@ -24,7 +24,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "serving.md").read_text().partition
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_commands_do_what_they_show(tmp_path):
     sampler = fastddpm.load()
-    (block,) = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    (block,) = re.findall(r"```bash\n(curl .*?)```", TEXT, re.S)
     with live(Service({"mnist": sampler})) as client:
         outputs = []
         for command in block.strip().split("\n\n"):
