@@ -17,6 +17,7 @@ from networks import make_unet
 
 from fastddpm import NoiseSchedule, Sampler, UNet
 from fastddpm.precision import forced
+from fastddpm_kernels import machine_code
 
 # The tensors here are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
@@ -39,6 +40,14 @@ def pytest_report_header() -> str:
 def _exact(request: pytest.FixtureRequest) -> Iterator[None]:
     """Two right TF32 kernels differ by more over a chain than exact checks accept (see `tolerances`)."""
     with forced("highest" if request.node.get_closest_marker("gpu") else None):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _by_torchs_operators() -> Iterator[None]:
+    """Numba starts after much work: what runs would depend on the tests before. Those of numba set this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine_code, "PAYS_FROM", 2**62)
         yield
 
 
