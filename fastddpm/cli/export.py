@@ -11,7 +11,7 @@ import typer
 
 from fastddpm.checkpoint import load
 from fastddpm.checks import BadArgument
-from fastddpm.cli import plan
+from fastddpm.cli import lists, plan
 from fastddpm.cli.arguments import parse_shape
 from fastddpm.cli.options import Sets
 
@@ -57,8 +57,8 @@ def export(
     sampler = load(model)
     steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
     steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
-    steps_of_it |= {"timesteps": plan.integers(timesteps, "--timesteps")}
-    steps_of_it |= {"sigmas": plan.floats(sigmas, "--sigmas")}
+    steps_of_it |= {"timesteps": lists.integers(timesteps, "--timesteps")}
+    steps_of_it |= {"sigmas": lists.floats(sigmas, "--sigmas")}
     options = plan.adapted(sampler, steps_of_it)
     chosen = sampler.replace(**options)
     if triton_repository is not None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastddpm.onnx.request import PlanOptions
 
 NAME = "fastddpm-onnx"
-PLAN = ("method", "num_inference_steps", "timestep_spacing", "solver_order", "eta")
+PLAN = ("method", "num_inference_steps", "timestep_spacing", "timesteps", "sigmas", "solver_order", "eta")
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,8 +41,11 @@ def parser() -> Parser:
     add("--class", dest="class_labels", metavar="CLASSES", help=classes)
     add("--method", help="ddpm, ddim, dpmpp_2m, unipc, ...; here and below what was exported, if left out.")
     add("--steps", dest="num_inference_steps", metavar="N", type=int, help="Steps.")
-    spacing = "leading, linspace or trailing; of solvers also karras, exponential or beta."
+    spacing = "leading, linspace or trailing; of solvers also karras, log_snr or beta."
     add("--spacing", dest="timestep_spacing", help=spacing)
+    add("--timesteps", metavar="LIST", help="In the place of a spacing: 999,700,300, or a file of them.")
+    levels = "Of a solver, noise levels in the place of a spacing: 14.6,2.7,0.4, or a file of them."
+    add("--sigmas", metavar="LIST", help=levels)
     add("--order", dest="solver_order", metavar="N", type=int, help="Of a solver that can have several.")
     add("--eta", type=float, help="Of ddim, in [0, 1].")
     guidance = "Classifier-free guidance scale; 1 is none."
@@ -73,6 +76,7 @@ def main() -> None:
 
 
 def _sample(given: argparse.Namespace) -> None:
+    from fastddpm.cli import lists
     from fastddpm.cli.outputs import Outputs
     from fastddpm.cli.ranges import parse_seeds
     from fastddpm.cli.sample_onnx import sample_onnx
@@ -82,6 +86,8 @@ def _sample(given: argparse.Namespace) -> None:
     if given.outdir is not None or out.suffix.lower() == ".png":
         needed("PIL", by="a PNG file")
     plan: PlanOptions = {name: getattr(given, name) for name in PLAN}  # type: ignore[assignment]
+    plan["timesteps"] = lists.integers(given.timesteps, "--timesteps")
+    plan["sigmas"] = lists.floats(given.sigmas, "--sigmas")
     sample_onnx(
         given.folder,
         Outputs(out, given.outdir, None),

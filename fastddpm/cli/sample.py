@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastddpm.checkpoint import load
 from fastddpm.checks import BadArgument, check_choice
-from fastddpm.cli import plan
+from fastddpm.cli import lists, plan
 from fastddpm.cli.arguments import parse_device, parse_dtype, parse_shape
 from fastddpm.cli.options import Sets
 from fastddpm.cli.outputs import Outputs, summary
@@ -103,8 +103,8 @@ def sample(
     check_choice("backend", backend, ("torch", "onnx"))
     steps_of_it: dict[str, object] = {"method": method, "num_inference_steps": steps, "eta": eta}
     steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
-    steps_of_it |= {"timesteps": plan.integers(timesteps, "--timesteps")}
-    steps_of_it |= {"sigmas": plan.floats(sigmas, "--sigmas")}
+    steps_of_it |= {"timesteps": lists.integers(timesteps, "--timesteps")}
+    steps_of_it |= {"sigmas": lists.floats(sigmas, "--sigmas")}
     if backend == "onnx":
         given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config}
         refuse_torch_options(engine=engine, dtype=dtype, **given)

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from onnx_exports import exported, tiny_sampler
 from PIL import Image
 from tolerances import ACROSS_BACKENDS
 
 import fastddpm
+from fastddpm.cli import app, onnx_command
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "build_runtime.py"
@@ -91,6 +93,30 @@ def test_files_names_and_options_are_those_of_the_other_command(site, tmp_path, 
     assert Image.open(tmp_path / "alone" / "each" / "000005.png").size == (8, 8)
 
 
+def test_it_has_every_option_that_the_other_command_takes_of_an_export():
+    theirs = typer.main.get_command(app.app).commands["sample"].params
+    (commands,) = onnx_command.parser()._subparsers._group_actions
+    ours = {word for action in commands.choices["sample"]._actions for word in action.option_strings}
+    # Of torch alone, of shards, and of options in a file.
+    of_torch = "--backend --dtype --engine --precision --shape --trajectory"
+    rest = {*of_torch.split(), *"--config --format --merge --shard-size --threads --workers".split()}  # noqa: SIM905
+    assert {word for option in theirs for word in option.opts if word[:2] == "--"} - ours == rest
+
+
+def test_timesteps_and_levels_in_the_place_of_a_spacing(site, tmp_path):
+    plan = ("--method", "euler", "--device", "cpu", "--out", "images.npz")
+    sampler = tiny_sampler("classes").replace(
+        method="euler", num_inference_steps=None, timesteps=[800, 300, 20]
+    )
+    code, _, err = command(
+        site, tmp_path, "sample", exported("classes"), "--seeds", "4", *plan, "--timesteps", "800,300,20"
+    )
+    assert (code, err) == (0, "")
+    drawn = sampler.sample(seeds=[4], class_labels=[0], progress=False)
+    levels = ((drawn.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(np.load(tmp_path / "images.npz")["arr_0"].astype(int) - levels).max() <= 1
+
+
 def test_without_an_output_a_grid(site, tmp_path):
     code, _, _ = command(site, tmp_path, "sample", exported("classes"), "--seeds", "0", "--steps", "2")
     assert (code, [path.name for path in tmp_path.iterdir()]) == (0, ["samples.png"])
@@ -107,6 +133,8 @@ def test_without_an_output_a_grid(site, tmp_path):
         (("--device", "tpu"), "--device: 'tpu' given, cpu, cuda or cuda:N accepted"),
         (("--out", "a.bmp"), "--out: 'a.bmp' given, a file ending in .png or .npz"),
         (("--method", "deis", "--spacing", "beta"), "--spacing: 'beta' without scipy given, another, "),
+        (("--sigmas", "9,x"), "--sigmas: '9,x' given, numbers such as 14.6,2.7,0.4, or a file of them,"),
+        (("--timesteps", "9.5"), "--timesteps: '9.5' given, integers accepted"),
         (("--trajectory", "a.gif"), "unrecognized arguments: --trajectory a.gif"),
         (("--seed", "1"), "unrecognized arguments: --seed 1"),
     ],
