@@ -23,6 +23,7 @@ from fastddpm import UNet
 from fastddpm.engine.step import StepCase
 from fastddpm.network import Network
 from fastddpm.tabulated import bind
+from fastddpm.unet1d import UNet1D, UNet1DConfig
 
 SHAPE = (2, 3, 8, 8)
 CASES = {
@@ -94,6 +95,21 @@ def test_a_step_of_diffusers_network_stays_on_the_device(fake_cuda, name, proof)
     devices = run_step(case, bound(model, case, cond))
     proof("d", f"diffusers' UNet2DModel: {name}", **figures(devices))
     assert devices.strays == []
+    assert devices.operators.count("fastddpm::reverse_step") == 1
+
+
+def test_a_step_of_the_network_of_actions_stays_on_the_device(fake_cuda, proof):
+    """With each norm and its Mish as one kernel."""
+    case = StepCase((2, 8, 3), clip=True)
+    with fake_cuda:
+        model = UNet1D(UNet1DConfig(3, 6, (16, 32), num_groups=4, time_dim=8)).eval().requires_grad_(False)
+        cond = {"global_cond": torch.zeros(2, 6)}
+    devices = run_step(case, bound(model, case, cond))
+    proof("d", "our UNet1D: ddpm", **figures(devices))
+    assert devices.strays == []
+    norms = sum(isinstance(part, torch.nn.GroupNorm) for part in model.modules())
+    assert devices.operators.count("fastddpm::group_norm_mish") == norms
+    assert "aten::native_group_norm" not in devices.operators
     assert devices.operators.count("fastddpm::reverse_step") == 1
 
 
