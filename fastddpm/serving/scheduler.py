@@ -22,7 +22,6 @@ from fastddpm.engine.ahead import rows_at_once
 from fastddpm.finite import check_finite
 from fastddpm.network import in_eval_mode, without_grad
 from fastddpm.plans.method_options import MethodName
-from fastddpm.precision import computing_in
 from fastddpm.request import make_batches
 from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
@@ -32,6 +31,7 @@ from fastddpm.serving.lane import Lane, MakeLoop, buckets
 from fastddpm.serving.plans import RequestPlans
 from fastddpm.serving.stats import Stats
 from fastddpm.signatures import checked
+from fastddpm.turn import computing_in
 
 PRIORITIES = 10
 HEAD_START = 100
