@@ -1,9 +1,9 @@
 """The precision that a network computes in: float32 with TF32 or without, bfloat16, float16.
 
-`highest` and `tf32` are settings of the process in torch; here they hold while a loop is made or runs, and
-what was set before is set again whenever the caller's code goes on. `bf16` and `fp16` are a copy of the
-network in that dtype; `int8` is ONNX Runtime's, on a CPU (`fastddpm.engine.int8`). The state, the tables and
-the noise are float32 in all of them. None leaves torch as it is set.
+`highest` and `tf32` are settings of the process in torch; here they hold while a loop is made or runs
+(`fastddpm.turn`), and what was set before is set again whenever the caller's code goes on. `bf16` and `fp16`
+are a copy of the network in that dtype; `int8` is ONNX Runtime's, on a CPU (`fastddpm.engine.int8`). The
+state, the tables and the noise are float32 in all of them. None leaves torch as it is set.
 """
 
 from __future__ import annotations
