@@ -101,7 +101,7 @@ def test_mixed_requests_in_any_order_are_what_they_are_alone(engine, monkeypatch
     ]
     draw.shuffle(asked)
     most = 8 if engine == "eager" else 2
-    with Scheduler(sampler, max_batch=most, max_waiting=count, rows=60) as scheduler:
+    with Scheduler(sampler, max_batch=most, max_waiting=count, rows=30) as scheduler:
         futures = []
         for seed, method, label, guidance in asked:
             futures.append(
