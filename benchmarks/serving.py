@@ -257,8 +257,8 @@ def measured(make: Callable[[], Queued | InFlight], requests: list[Request]) -> 
         futures = [future for future in futures if not future.done()] or futures[-1:]
     for future in futures:
         future.result()
+    way.close()  # its thread has called back by then, too
     took = max(request.done for request in requests)
-    way.close()
     latencies = [request.done - request.at for request in requests]
     images = sum(request.images for request in requests)
     figures = {f"p{share} latency, s": float(np.percentile(latencies, share)) for share in (50, 95, 99)}
