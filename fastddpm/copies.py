@@ -55,6 +55,8 @@ class Copied:
         arrange: makes the other form, with parameters and buffers in the original's order. Those that lie
             where the original's lie are shared, the others copied.
 
+    The hooks of the original's parts are those of the copy's, so that one that is added later runs too.
+
     Attributes:
         module: the other form, with the weights of the last time that its `copies` were refreshed.
     """
@@ -68,10 +70,12 @@ class Copied:
         """What gives it the original's weights and buffers.
 
         These are looked up anew where they lie elsewhere, and the form is made anew where they are others, or
-        where some of them are shared.
+        where some of them are shared, or parts have been exchanged or given a forward of their own.
         """
         places = self._inventory.look().places()
-        if places != self._copies.places:
+        if self._parts_now() != self._parts:
+            self.module, self._copies = self._made()
+        elif places != self._copies.places:
             ours, theirs = _tensors(self.module), _tensors(self.original)
             if not self._shares and list(map(_kind, ours)) == list(map(_kind, theirs)):
                 self._copies = copying(ours, theirs, places, self.module)
@@ -82,11 +86,17 @@ class Copied:
     def _made(self) -> tuple[nn.Module, Copies]:
         module = self._arrange(self.original).eval()  # nobody trains a copy
         places = self._inventory.look().places()
+        self._parts = self._parts_now()
+        _share_hooks(self.original, module)
         pairs = list(zip(_tensors(module), _tensors(self.original), strict=True))
         copied = [(ours, theirs) for ours, theirs in pairs if ours.data_ptr() != theirs.data_ptr()]
         self._shares = len(copied) < len(pairs)
         targets, sources = [ours for ours, _ in copied], [theirs for _, theirs in copied]
         return module, copying(targets, sources, places, module)
+
+    def _parts_now(self) -> list[tuple[nn.Module, object]]:
+        """The original's parts, and the forwards that are some part's own. Modules are equal if the same."""
+        return [(part, vars(part).get("forward")) for part in self._inventory.parts]
 
 
 class InDtype(Copied):
@@ -148,6 +158,28 @@ class InPrecision:
             raise BadArgument(
                 "precision", f"{self.precision!r} for {weights} weights", f"float32 or {self.dtype} ones"
             )
+
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Where a module holds the hooks around its forward, and what they are given."""
+
+
+def _share_hooks(original: nn.Module, module: nn.Module) -> None:
+    """Gives a copy's parts the hooks of the original's, themselves, which a copy of them would not count for.
+
+    A part of another kind than the original's has another forward, which its hooks are not for.
+    """
+    for theirs, ours in zip(original.modules(), module.modules(), strict=False):
+        if type(ours) is type(theirs):
+            for name in HOOKS:
+                if name in vars(theirs):  # not so of scripted modules
+                    vars(ours)[name] = vars(theirs)[name]
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -14,17 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
+from fastddpm.checks import check_choice
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.guided_diffusion_guidance import Guidance
 from fastddpm.dropin.guided_diffusion_request import DdimRequest, Request, with_arguments_of
+from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer, holds
-from fastddpm.dropin.settings import Report, Settings
+from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.network import Model, model_device_dtype, modules_of
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
 from fastddpm.plans.guided_diffusion import TABLES, Process, ancestral_plan, ddim_plan
 from fastddpm.runner import Runner
+from fastddpm.unet import UNet
 
 DESCRIPTION = "guided-diffusion and improved-diffusion GaussianDiffusion, SpacedDiffusion"
 
@@ -50,18 +53,20 @@ def recognises(obj: Peer) -> bool:
     return arrays and all(isinstance(getattr(value, "name", None), str) for value in types)
 
 
-def build(obj: Peer, settings: Settings) -> FastGuidedDiffusion:
+def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto") -> FastGuidedDiffusion:
     """The drop-in for an object that `recognises`.
 
     Args:
         obj: a GaussianDiffusion or SpacedDiffusion.
         settings: noise, engine and dtype (the network's, under autocast).
+        network: ``auto``: on a GPU a copy in channels_last with its norms fused; ``original``.
 
     Raises:
         ValueError: a mean or variance type that is not one of theirs.
     """
     check_published(obj, _STEPS)
-    return FastGuidedDiffusion(obj, settings)
+    check_choice("network", network, ("auto", "original"))
+    return FastGuidedDiffusion(obj, settings, network)
 
 
 class FastGuidedDiffusion(DropIn):
@@ -75,10 +80,11 @@ class FastGuidedDiffusion(DropIn):
         settings: noise, engine and dtype.
     """
 
-    def __init__(self, original: Peer, settings: Settings) -> None:
+    def __init__(self, original: Peer, settings: Settings, network: NetworkChoice = "auto") -> None:
         super().__init__(original)
-        self.settings = settings
-        self._kept: OrderedDict[object, tuple[Model, Runner]] = OrderedDict()
+        self.settings, self._choice = settings, network
+        self._kept: OrderedDict[object, tuple[Model, Runner | PeerNetwork[UNet]]] = OrderedDict()
+        self._network = "the module or function given with each call"
         self._warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._engine = f"{settings.engine}, by the network's device"
         self._precision = "that of the module given with each call"
@@ -130,7 +136,7 @@ class FastGuidedDiffusion(DropIn):
         not_fused = () if drawn else ("the noise z: torch's generator draws it before the step",)
         return Report(
             peer=DESCRIPTION,
-            network="the module or function given with each call",
+            network=self._network,
             engine=self._engine,
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
             precision=self._precision,
@@ -203,20 +209,37 @@ class FastGuidedDiffusion(DropIn):
             (id(request.model), device or model_device_dtype(model)[0], *request.constants().items())
         )
         kept = self._kept.pop(key, None)
-        runner = (
-            kept[1]
-            if kept
-            else self.settings.runner(model, capacity=capacity, dtype=torch.float32, device=device)
-        )
+        held = kept[1] if kept else None
+        seen = model_device_dtype(request.model)[0]
+        if isinstance(request.model, nn.Module) and seen.type == "cuda" and device in (None, seen):
+            if not isinstance(held, PeerNetwork) or not held.fits(request.model):
+                held = self._arranged(request.model, request.constants())
+            held.refresh()
+            runner, self._network = held.runner, f"of each call, the last {held.words}"
+        else:
+            if not isinstance(held, Runner):
+                held = self.settings.runner(model, capacity=capacity, dtype=torch.float32, device=device)
+            runner = held
         self._engine, self._precision = runner.engine, runner.computes_in(self.settings.dtype)
         try:
             yield runner
         finally:
             if key is not None:
                 # The network is kept with its runner, so that its id stays its own.
-                self._kept[key] = (request.model, runner)
+                self._kept[key] = (request.model, held)
             while len(self._kept) > KEPT_MODELS:
                 self._kept.popitem(last=False)
+
+    def _arranged(self, module: nn.Module, constants: Mapping[str, object]) -> PeerNetwork[UNet]:
+        """A module on a GPU, as it runs there."""
+
+        def call(module: nn.Module, x: Tensor, t: Tensor, **cond: Tensor) -> object:
+            return module(x, t, **constants, **cond)
+
+        times = torch.arange(int(self.original.num_timesteps))
+        return PeerNetwork(
+            module, call, None, self.settings, choice=self._choice, times=times, tries_ours=False
+        )
 
     def _callable(self, request: Request) -> Model:
         model = request.model

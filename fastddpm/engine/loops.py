@@ -81,7 +81,10 @@ class Loops:
         held = inventories or self.inventories(model)
         places = [copies.model] if copies is not None else [inventory.places() for inventory in held]
         form = form_for(device, held)
-        key = (form, case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
+        # A graph, or compiled code, has the hooks in it that there were.
+        hooks = [inventory.hooks() for inventory in held]
+        network_key = (form, id(model), *places, *hooks)
+        key = (*network_key, case, device, dtype, capacity, time_dtype, signature, *_global_key())
         found = self._loops.get(key)
         if found is not None:
             self._loops.move_to_end(key)

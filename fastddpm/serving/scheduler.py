@@ -25,7 +25,6 @@ from fastddpm.serving.seating import buckets
 from fastddpm.serving.stats import Stats
 from fastddpm.serving.workshop import Workshop
 from fastddpm.signatures import checked
-from fastddpm.turn import computing_in
 
 PRIORITIES = 10
 

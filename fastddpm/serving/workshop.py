@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from fastddpm.engine import executors
 from fastddpm.finite import check_finite
 from fastddpm.network import in_eval_mode, without_grad
-from fastddpm.precision import computing_in
 from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
 from fastddpm.serving.drawing import Chain, Drawing
@@ -19,6 +18,7 @@ from fastddpm.serving.lane import Lane
 from fastddpm.serving.lanes import CAPTURED_STRIDE, Lanes
 from fastddpm.serving.line import Line, Order
 from fastddpm.serving.stats import Stats
+from fastddpm.turn import computing_in
 
 
 class Workshop:
