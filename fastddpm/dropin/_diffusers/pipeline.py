@@ -30,6 +30,7 @@ from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
+from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm.runner import Runner
 from fastddpm.unet import UNet
 
@@ -46,10 +47,12 @@ class FastPipeline(DropIn):
         peer: the original's class.
         unscaled: what the original does wrong with schedulers of `SIGMA_SPACE`, which are refused then; empty
             where it scales their state for the network and nothing else.
+        looks_up: the scheduler finds its first row by its timestep, and is not told it.
     """
 
     peer: str
     unscaled = "whose state the original gives to its network as it is"
+    looks_up = True
 
     def __init__(self, original: Peer, settings: Settings, options: Options) -> None:
         super().__init__(original)
@@ -100,6 +103,8 @@ class FastPipeline(DropIn):
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
             raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
         self._check_variance(plan)
+        if self.looks_up and kind in SOLVERS and kind != "PNDMScheduler":
+            check_first(plan, num_inference_steps)
         return plan
 
     def _check_variance(self, plan: Plan) -> None:
@@ -248,6 +253,15 @@ class FastPipeline(DropIn):
     def _not_fused(self) -> list[str]:
         """What of this pipeline runs as it is."""
         return []
+
+
+def check_first(plan: Plan, num_inference_steps: int) -> None:
+    """ValueError where the first timestep comes again: the original begins at its second place, as for an image,
+    and has no row left for the last step."""
+    times = plan.model_time
+    if (times == times[0]).sum() > 1:
+        given = f"{num_inference_steps}, of which the first timestep, {times[0]:g}, comes twice,"
+        raise BadArgument("num_inference_steps", given, "fewer")
 
 
 def _is_first_rank() -> bool:

@@ -31,6 +31,8 @@ from fastddpm_kernels.table import Column
 OWN = ("_walk", "_options", "original")
 # Arguments of steps with the only values that a plan has.
 _PLAIN = {"s_churn": 0.0, "order": 4}
+# Of those that compute in float32 and return the network's dtype; the first two an x0 of their own besides.
+_IN_FLOAT32 = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
 # Where the originals keep predictions; those that a caller puts there are for the original's step.
 _HISTORIES = ("model_outputs", "derivatives", "ets")
 # Of those whose second result is x0; of consistency models it is what is noised anew.
@@ -87,7 +89,11 @@ class FastSolver:
             noise = given.get("variance_noise")
             if noise is None:
                 noise = _noise(given.get("generator"), self.kind, model_output, sample)
-        x_next, x0 = walk.take(row, model_output, sample, noise)
+        state = sample.to(torch.float32) if self.kind in _IN_FLOAT32 else sample
+        x_next, x0 = walk.take(row, model_output, state, noise)
+        if self.kind in _IN_FLOAT32:
+            x_next = x_next.to(model_output.dtype)
+            x0 = x0 if walk.plan.prediction_type != "sample" else x0.to(model_output.dtype)
         self._advance(walk.plan, row, sample)
         return self._results(walk.plan, row, x_next, x0, sample, return_dict=given["return_dict"])
 
@@ -138,7 +144,8 @@ class FastSolver:
         if sample.dim() < 2:
             return f"{sample.dim()} dimensions"
         learned = self.config.get("variance_type") in ("learned", "learned_range")
-        if learned and model_output.shape[1] == sample.shape[1]:
+        splits = learned and SOLVERS[self.kind].splits and self.config["prediction_type"] == "epsilon"
+        if splits and (sample.shape[1] != 3 or model_output.shape[1] == 3):  # it takes the first three
             return "a variance_type that the network does not have"
         return None
 
