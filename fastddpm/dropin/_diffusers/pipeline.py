@@ -256,8 +256,8 @@ class FastPipeline(DropIn):
 
 
 def check_first(plan: Plan, num_inference_steps: int) -> None:
-    """ValueError where the first timestep comes again: the original begins at its second place, as for an image,
-    and has no row left for the last step."""
+    """ValueError where the first timestep comes again: the original begins at its second place, as for
+    an image, and has no row left for the last step."""
     times = plan.model_time
     if (times == times[0]).sum() > 1:
         given = f"{num_inference_steps}, of which the first timestep, {times[0]:g}, comes twice,"
