@@ -142,7 +142,7 @@ def test_a_first_timestep_that_comes_twice():
     pipeline = quiet(LDMPipeline(quantizer(), pixel_unet(), diffusers.UniPCMultistepScheduler(**config)))
     fast = fastddpm.optimize(pipeline)
     call = {"num_inference_steps": 20, "output_type": "np"}
-    with pytest.raises(IndexError):
+    with pytest.raises((IndexError, AssertionError)):
         pipeline(**call)
     with pytest.raises(BadArgument, match="num_inference_steps: 20, of which the first timestep"):
         fast(**call)
