@@ -186,8 +186,12 @@ class Network:
         return x, self.doubled(time), *self.cond.values()
 
     def core(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
-        """The output, from tensors alone: of x as the model takes it, t ``(N,)``, and conditions by place."""
-        return unwrapped(self.model(x, t, **dict(zip(self.cond, cond, strict=True))))
+        """The output, from tensors alone: of x as the model takes it, t ``(N,)``, and conditions by place.
+
+        In float32 where it is float64, as the state is.
+        """
+        m = unwrapped(self.model(x, t, **dict(zip(self.cond, cond, strict=True))))
+        return m.to(torch.float32) if m.dtype == torch.float64 else m
 
     def run_by(self, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Has another compute what a call runs: as `predict`."""

@@ -29,6 +29,7 @@ from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
+from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm.runner import Runner
 from fastddpm.unet import UNet
 
@@ -46,11 +47,13 @@ class FastPipeline(DropIn):
         only: the scheduler that it takes; None for any.
         unscaled: what the original does wrong with schedulers of `SIGMA_SPACE`, which are refused then; empty
             where it scales their state for the network and nothing else.
+        looks_up: the scheduler finds its first row by its timestep, and is not told it.
     """
 
     peer: str
     only: str | None = None
     unscaled = "whose state the original gives to its network as it is"
+    looks_up = True
 
     def __init__(self, original: Peer, settings: Settings, options: Options) -> None:
         super().__init__(original)
@@ -104,6 +107,8 @@ class FastPipeline(DropIn):
             accepted = f"a {self.only} by a {self.peer}"
             raise BadArgument("scheduler", type(self.scheduler).__name__, accepted)
         self._check_variance(plan)
+        if self.looks_up and kind in SOLVERS and kind != "PNDMScheduler":
+            check_first(plan, num_inference_steps)
         return plan
 
     def _check_variance(self, plan: Plan) -> None:
@@ -232,6 +237,15 @@ class FastPipeline(DropIn):
     def _not_fused(self) -> list[str]:
         """What of this pipeline runs as it is."""
         return []
+
+
+def check_first(plan: Plan, num_inference_steps: int) -> None:
+    """ValueError where the first timestep comes again: the original begins at its second place, as for
+    an image, and has no row left for the last step."""
+    times = plan.model_time
+    if (times == times[0]).sum() > 1:
+        given = f"{num_inference_steps}, of which the first timestep, {times[0]:g}, comes twice,"
+        raise BadArgument("num_inference_steps", given, "fewer")
 
 
 def _is_first_rank() -> bool:
