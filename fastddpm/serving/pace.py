@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 from collections.abc import Mapping
 
-MARGIN = 1.1
+MARGIN = 1.05
 """A larger batch must draw so many times the image-steps a second of a smaller one."""
 KNOWN_BY = 3
 """Times of a size from which on it counts as measured."""
