@@ -37,7 +37,7 @@ def multistep(chain: Chain) -> Tableau:
 
 
 def counted(tableau: Tableau) -> npt.NDArray[np.float32]:
-    """What the network is told at each row. In its place the rows count: it is no timestep, since log(sigma)/4
+    """What each row's network is told. In its place the rows count: it is no timestep, since log(sigma)/4
     is below 0 for sigma < 1."""
     times = np.array([row.point.time for row in tableau.rows], dtype=np.float32)
     for number, row in enumerate(reversed(tableau.rows)):
