@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin._diffusers.network import (
     Translation,
@@ -44,11 +43,13 @@ class FastPipeline(DropIn):
 
     Attributes:
         peer: the original's class.
+        only: the scheduler that it takes; None for any.
         unscaled: what the original does wrong with schedulers of `SIGMA_SPACE`, which are refused then; empty
             where it scales their state for the network and nothing else.
     """
 
     peer: str
+    only: str | None = None
     unscaled = "whose state the original gives to its network as it is"
 
     def __init__(self, original: Peer, settings: Settings, options: Options) -> None:
@@ -99,6 +100,9 @@ class FastPipeline(DropIn):
         if self.unscaled and kind in SIGMA_SPACE:
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
             raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
+        if self.only not in (None, kind):
+            accepted = f"a {self.only} by a {self.peer}"
+            raise BadArgument("scheduler", type(self.scheduler).__name__, accepted)
         self._check_variance(plan)
         return plan
 
@@ -162,26 +166,6 @@ class FastPipeline(DropIn):
         """
         compiles = resolve_engine(self.settings.engine, device) == "compile"
         return device.type == "cuda" or (compiles and self.settings.dtype in (None, dtype))
-
-    def _walk(
-        self,
-        plan: Plan,
-        runner: Runner,
-        batch: Batch,
-        *,
-        every_step: bool,
-        keep_x0: bool = False,
-        row: int = 0,
-    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Walks a chain from a row under the progress bar that the original would show."""
-        with self._bar(len(plan) - row) as advance:
-            done = row
-            for k, x, x0 in runner.walk(
-                plan, batch, row=row, every_step=every_step, keep_x0=keep_x0, progress=False
-            ):
-                advance(k - done)
-                done = k
-                yield k, x, x0
 
     @contextlib.contextmanager
     def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
