@@ -38,6 +38,7 @@ def export(
     sigmas: plan.Sigmas = None,
     order: plan.Order = None,
     eta: plan.Eta = None,
+    lower_order_final: plan.LowerOrderFinal = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the files with PyTorch; failing, none is left.")
     ] = True,
@@ -59,6 +60,7 @@ def export(
     steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
     steps_of_it |= {"timesteps": lists.integers(timesteps, "--timesteps")}
     steps_of_it |= {"sigmas": lists.floats(sigmas, "--sigmas")}
+    steps_of_it |= {"lower_order_final": lower_order_final}
     options = plan.adapted(sampler, steps_of_it)
     chosen = sampler.replace(**options)
     if triton_repository is not None:

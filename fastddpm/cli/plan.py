@@ -33,6 +33,18 @@ Order: TypeAlias = Annotated[
     int | None, typer.Option(help="Of a solver that can have several."), Sets("solver_order")
 ]
 Eta: TypeAlias = Annotated[float | None, typer.Option(help="Noise of ddim, heun, tcd: 0 none, 1 the most.")]
+LowerOrderFinal: TypeAlias = Annotated[
+    bool | None, typer.Option(help="Of a multistep solver: the last steps are of a lower order.")
+]
+Thresholding: TypeAlias = Annotated[
+    bool | None, typer.Option(help="Dynamic thresholding of the predicted image, in the place of a clip.")
+]
+ThresholdingRatio: TypeAlias = Annotated[
+    float | None, typer.Option(help="Of thresholding: which quantile of |x0| is the bound, 0 to 1.")
+]
+MaxValue: TypeAlias = Annotated[
+    float | None, typer.Option(help="Of thresholding: the most that the bound can be, 1 or more.")
+]
 
 
 def adapted(sampler: Sampler, given: Mapping[str, object]) -> MethodOptions:

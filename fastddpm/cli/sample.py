@@ -52,6 +52,10 @@ def sample(
     sigmas: plan.Sigmas = None,
     order: plan.Order = None,
     eta: plan.Eta = None,
+    lower_order_final: plan.LowerOrderFinal = None,
+    thresholding: plan.Thresholding = None,
+    dynamic_thresholding_ratio: plan.ThresholdingRatio = None,
+    sample_max_value: plan.MaxValue = None,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance scale; 1 is none."), Sets("guidance_scale")
     ] = 1.0,
@@ -105,8 +109,14 @@ def sample(
     steps_of_it |= {"timestep_spacing": spacing, "solver_order": order}
     steps_of_it |= {"timesteps": lists.integers(timesteps, "--timesteps")}
     steps_of_it |= {"sigmas": lists.floats(sigmas, "--sigmas")}
+    of_x0 = {
+        "lower_order_final": lower_order_final,
+        "thresholding": thresholding,
+        "dynamic_thresholding_ratio": dynamic_thresholding_ratio,
+        "sample_max_value": sample_max_value,
+    }
     if backend == "onnx":
-        given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config}
+        given = {"trajectory": trajectory, "shape": shape, "precision": precision, "config": config, **of_x0}
         refuse_torch_options(engine=engine, dtype=dtype, **given)
         chosen = cast("PlanOptions", steps_of_it)
         if is_job:
@@ -137,7 +147,7 @@ def sample(
     here = "cpu" if is_job else parse_device(device)
     sampler = load(model, config=config, device=here, dtype=parse_dtype(dtype), **options)
     _refuse_condition(model, sampler)
-    sampler = sampler.replace(**plan.adapted(sampler, steps_of_it))
+    sampler = sampler.replace(**plan.adapted(sampler, {**steps_of_it, **of_x0}))
     labels = choose_labels(sampler.facts.num_classes, classes, seed_list, sampler.class_names)
     if is_job:
         place = job.device(device)

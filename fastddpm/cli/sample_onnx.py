@@ -24,7 +24,7 @@ def refuse_torch_options(*, engine: str, dtype: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None:
             raise BadArgument(
-                f"--{name}",
+                f"--{name.replace('_', '-')}",
                 f"{str(value)!r} with --backend onnx, where it is fixed or there is none,",
                 "no value",
             )

@@ -20,6 +20,7 @@ from fastddpm.export.table import TableOptions
 from fastddpm.options import ExportOptions
 from fastddpm.plans import Method
 from fastddpm.plans.method_options import MethodOptions
+from fastddpm.plans.scheduler import PRECONDITIONED
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
@@ -101,6 +102,9 @@ def resolve(
     sides = sampler.facts.checked_shape(image)
     plan = sampler.plan
     method = recognised(plan, sampler)
+    if method.scheduler is not None and method.fields["_class_name"] in PRECONDITIONED:
+        given = f"one of {method.fields['_class_name']}, whose network is told log(sigma)/4,"
+        raise BadArgument("model", given, "a network that is told timesteps or levels")
     classes = _num_classes(network, num_classes)
     null = sampler.facts.null_label
     if null is not None and classes is None:

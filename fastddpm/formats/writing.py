@@ -15,6 +15,7 @@ from fastddpm.inputs import Json
 from fastddpm.interruption import postponed
 from fastddpm.options import SamplerOptions
 from fastddpm.plans.method import FIELDS, Method
+from fastddpm.plans.scheduler import PRECONDITIONED
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.unet import UNet
 from fastddpm.unet import diffusers as dialect
@@ -86,8 +87,9 @@ def scheduler_config(schedule: NoiseSchedule, method: Method) -> Json:
         ValueError: an option that diffusers' schedulers have not.
     """
     if method.scheduler is not None:
-        betas = {"num_train_timesteps": len(schedule), **_betas(schedule)}
-        return {**method.fields, "_diffusers_version": VERSION, **betas}
+        betas = {} if method.fields["_class_name"] in PRECONDITIONED else _betas(schedule)
+        steps = len(schedule)
+        return {**method.fields, "_diffusers_version": VERSION, "num_train_timesteps": steps, **betas}
     names = {name: theirs for name, theirs in CLASSES.items() if name in ("ddpm", "ddim")}
     if method.method not in names:
         raise BadArgument("method", repr(method.method), f"{' or '.join(names)} by a pipeline of diffusers")

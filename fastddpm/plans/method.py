@@ -28,7 +28,7 @@ from fastddpm.plans.plan import (
 )
 from fastddpm.plans.points import Levels, points_at, points_of_sigmas, spaced_points
 from fastddpm.plans.registry import METHODS
-from fastddpm.plans.scheduler import SCHEDULER, clip_range, held, scheduler_plan
+from fastddpm.plans.scheduler import PRECONDITIONED, SCHEDULER, clip_range, held, scheduler_plan
 from fastddpm.plans.solver import SolverOptions
 from fastddpm.plans.spacing import (
     SIGMA_SPACINGS,
@@ -174,6 +174,9 @@ class Method:
         options = self.to_dict()
         name = changes.get("method", self.method)
         check_choice("method", name, (*METHODS, SCHEDULER))
+        if name != SCHEDULER == self.method and self.fields["_class_name"] in PRECONDITIONED:
+            given = f"{name!r} for a network of {self.fields['_class_name']}, which is told no timesteps,"
+            raise BadArgument("method", given, f"{SCHEDULER!r}, with one of {' and '.join(PRECONDITIONED)},")
         if name == SCHEDULER != self.method:  # which leaves nothing else open
             options = {"num_inference_steps": options["num_inference_steps"]}
         elif name != self.method:

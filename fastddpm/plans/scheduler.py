@@ -31,6 +31,9 @@ SCHEDULER: Final = "diffusers"
 BETAS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
 """Fields that the schedule stands for. ``rescale_betas_zero_snr`` stays: it changes nothing of betas that are
 rescaled, and some classes take the first level as 2**-24 by it."""
+PRECONDITIONED = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+"""Classes whose networks are scaled and told noise levels as by Karras et al. 2022: no other method, which
+would tell them timesteps, samples by these, and the schedule is not read."""
 MAX_FIELDS = 64
 MAX_LENGTH = 64
 """Of a word, and of a list: the longest is of the steps that UniPC does not correct."""
@@ -135,8 +138,9 @@ def scheduler_plan(fields: Fields, schedule: NoiseSchedule, num_inference_steps:
     except ImportError as error:  # what needs no torch has come here without it
         raise missing("torch", by=f"method {SCHEDULER!r}", why=error) from error
 
-    betas = np.asarray(schedule.betas, dtype=np.float64).tolist()
-    config = {**fields, "num_train_timesteps": len(schedule), "trained_betas": betas}
+    config = {**fields, "num_train_timesteps": len(schedule)}
+    if fields["_class_name"] not in PRECONDITIONED:
+        config["trained_betas"] = np.asarray(schedule.betas, dtype=np.float64).tolist()
     try:
         plan = from_scheduler(config, num_inference_steps)
     except BadArgument:

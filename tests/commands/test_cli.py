@@ -110,6 +110,7 @@ def test_every_method_and_dtype(run, folder):
         ["--method", "unipc", "--steps", "4", "--spacing", "karras", "--order", "3"],
         ["--method", "heun", "--sigmas", "9,2.5,0.3"],
         ["--timesteps", "900,600,300"],
+        ["--method", "unipc", "--steps", "3", "--lower-order-final"],
         ["--dtype", "bfloat16"],
     ):
         assert run("sample", folder, "--seeds", "1", *words)[0] == 0
@@ -129,7 +130,49 @@ def test_levels_of_a_file_are_those_that_are_typed(run, folder, tmp_path):
     assert not np.array_equal(typed, other)
 
 
+def test_options_of_x0_are_the_librarys(run, folder, tmp_path):
+    """Of images and of a job's shards."""
+    words = ["--seeds", "1-2", "--class", "1", "--method", "dpmpp_3m", "--steps", "4", "--lower-order-final"]
+    words += ["--thresholding", "--dynamic-thresholding-ratio", "0.6", "--sample-max-value", "1.5"]
+    assert run("sample", folder, *words, "--out", str(tmp_path / "one.npz"))[0] == 0
+    options = {"thresholding": True, "dynamic_thresholding_ratio": 0.6, "sample_max_value": 1.5}
+    sampler = fastddpm.load(folder).replace(
+        method="dpmpp_3m", num_inference_steps=4, lower_order_final=True, clip_sample_range=None, **options
+    )
+    images = sampler.sample(seeds=[1, 2], class_labels=1, progress=False)
+    wanted = (images.clamp(-1, 1).add(1).mul(127.5)).round().permute(0, 2, 3, 1)
+    drawn = np.load(tmp_path / "one.npz")["arr_0"]
+    assert np.abs(drawn.astype(int) - wanted.numpy().astype(int)).max() <= 1
+    job = (
+        "--outdir",
+        str(tmp_path / "job"),
+        "--format",
+        "npz",
+        "--shard-size",
+        "2",
+        "--batch",
+        "2",
+        "--merge",
+    )
+    assert run("sample", folder, *words, *job)[0] == 0
+    merged = np.load(next((tmp_path / "job").glob("*.npz")))["arr_0"]
+    assert np.abs(merged.astype(int) - drawn.astype(int)).max() <= 1
+
+
 BAD = {
+    "a bound without thresholding": (
+        ["--sample-max-value", "1.5"],
+        "--sample-max-value: 1.5",
+    ),
+    "a ratio above 1": (
+        ["--thresholding", "--dynamic-thresholding-ratio", "1.5"],
+        "--dynamic-thresholding-ratio: 1.5 given",
+    ),
+    "lower order of a formula": (["--method", "ddim", "--lower-order-final"], "--lower-order-final: True"),
+    "thresholding of an export": (
+        ["--backend", "onnx", "--no-thresholding"],
+        "--thresholding: 'False' with --backend onnx",
+    ),
     "levels of a formula": (["--sigmas", "9,1"], "--sigmas: [9.0, 1.0], which belongs to dpmpp_3m"),
     "levels that are no numbers": (
         ["--sigmas", "9,x"],

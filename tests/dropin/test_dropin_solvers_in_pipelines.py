@@ -63,7 +63,8 @@ def test_image_to_image(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["EulerDiscreteScheduler", "PNDMScheduler", "TCDScheduler", "HeunDiscreteScheduler"]
+    "name",
+    ["EulerDiscreteScheduler", "PNDMScheduler", "TCDScheduler", "HeunDiscreteScheduler", "EDMEulerScheduler"],
 )
 def test_unconditional_latents(name, monkeypatch):
     pipeline = quiet(LDMPipeline(quantizer(), pixel_unet(), made(name)))

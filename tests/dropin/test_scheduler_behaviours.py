@@ -131,6 +131,15 @@ CONFIGURATIONS = [
 ]
 
 
+# A scheduler of preconditioned networks has no betas, and does not predict the image.
+CONFIGURATIONS = [
+    (name, config)
+    for name, config in CONFIGURATIONS
+    if not name.startswith("EDM")
+    or (set(config) <= set(getattr(diffusers, name)().config) and config.get("prediction_type") != "sample")
+]
+
+
 @pytest.mark.parametrize(("name", "config"), CONFIGURATIONS)
 def test_whole_loops(name, config):
     close(both(name, steps, **config))
@@ -216,7 +225,7 @@ def test_predictions_that_the_caller_gives(name):
         x = torch.linspace(-1, 1, 96).reshape(SHAPE)
         return [scheduler.step(0.1 * x, t, x).prev_sample for t in scheduler.timesteps[:3]]
 
-    if "UniPC" not in name and "Single" not in name:
+    if "UniPC" not in name and "Single" not in name and not name.startswith("EDM"):
         close(both(name, repeated, **config))
         twin = pair(name, **config)[1]
         repeated(twin)

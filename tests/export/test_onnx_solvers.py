@@ -141,6 +141,17 @@ def test_an_export_of_a_schedulers_steps(tmp_path):
         assert difference(images, sampler.sample(**call)) > 0.01
 
 
+def test_no_export_of_a_preconditioned_network(tmp_path):
+    """Which is told log(sigma)/4: a file's times are timesteps or levels."""
+    scheduler = {"_class_name": "EDMDPMSolverMultistepScheduler"}
+    sampler = changed(tiny_sampler("classes"), method="diffusers", scheduler=scheduler, num_inference_steps=6)
+    with pytest.raises(
+        ValueError, match=r"model: one of EDMDPMSolverMultistepScheduler, whose network is told"
+    ):
+        fastddpm.export_onnx(sampler, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 # ------------------------------------------------------------------ what is kept
 
 

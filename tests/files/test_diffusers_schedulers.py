@@ -177,6 +177,16 @@ OWN = [
     ("LMSDiscreteScheduler", {}),
     ("KDPM2DiscreteScheduler", {}),
     ("KDPM2AncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    ("EDMEulerScheduler", {}),
+    (
+        "EDMEulerScheduler",
+        {"prediction_type": "v_prediction", "sigma_data": 1.0, "final_sigmas_type": "sigma_min"},
+    ),
+    ("EDMDPMSolverMultistepScheduler", {"thresholding": True}),
+    (
+        "EDMDPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "sigma_schedule": "exponential"},
+    ),
     ("DDPMScheduler", {"thresholding": True, "sample_max_value": 2.0}),
     ("DDPMScheduler", {"steps_offset": 1}),
     ("DDIMScheduler", {"set_alpha_to_one": False}),
@@ -191,8 +201,10 @@ def their_images(scheduler, unet, x_T):
     scheduler.set_timesteps(EIGHT)
     generator = torch.Generator().manual_seed(5)
     x = x_T
-    if type(scheduler).__name__.startswith(("Euler", "Heun", "LMS", "KDPM2")):  # their state is x/alpha
-        x = x_T * (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5
+    if type(scheduler).__name__.startswith(
+        ("Euler", "Heun", "LMS", "KDPM2", "EDM")
+    ):  # their state is x/alpha
+        x = x_T * (float(scheduler.sigmas[0]) ** 2 + scheduler.config.get("sigma_data", 1.0) ** 2) ** 0.5
     draws = "generator" in inspect.signature(scheduler.step).parameters
     for t in scheduler.timesteps:
         m = unet(scheduler.scale_model_input(x, t), t).sample
@@ -233,6 +245,41 @@ def test_their_own_options_go_with_a_model(tmp_path):
     assert (other.plan.method, other.plan.prediction_type, len(other.plan)) == ("ddim", "v_prediction", 5)
     with pytest.raises(ValueError, match=r"timestep_spacing: 'trailing' with method 'diffusers'"):
         load(tmp_path / "theirs", timestep_spacing="trailing")
+
+
+@pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
+def test_a_preconditioned_network(tmp_path, sigma_schedule):
+    """Its schedule has the scheduler's levels; it goes with its scheduler and with no other method."""
+    theirs = {"sigma_max": 40.0, "num_train_timesteps": 200, "sigma_schedule": sigma_schedule}
+    scheduler = diffusers.EDMDPMSolverMultistepScheduler(**theirs)
+    saved(tmp_path / "theirs", scheduler)
+    sampler = load(tmp_path / "theirs")
+    assert (sampler.plan.method, len(sampler.plan), len(sampler.schedule)) == ("diffusers", 20, 200)
+    abar = sampler.schedule.alphas_cumprod
+    sigmas = scheduler.sigmas[:-1].double().numpy()[::-1]
+    assert np.sqrt((1 - abar) / abar) * 0.5 == pytest.approx(sigmas, rel=1e-4)
+    save_folder(tmp_path / "ours", sampler.model, sampler.schedule, sampler.replace(device=None).options)
+    again = load(tmp_path / "ours")
+    assert np.array_equal(again.plan.table, sampler.plan.table)
+    assert np.array_equal(again.plan.model_time, sampler.plan.model_time)
+    save_pipeline(tmp_path / "again", sampler.model, sampler.schedule, sampler.options)
+    kept = diffusers.EDMDPMSolverMultistepScheduler.from_pretrained(tmp_path / "again" / "scheduler")
+    assert {name: kept.config[name] for name in theirs} == theirs
+    refused(tmp_path / "theirs", "told no timesteps; method='diffusers' accepted", method="ddim")
+    with pytest.raises(ValueError, match="method: 'ddim' for a network of EDMDPMSolverMultistepScheduler"):
+        sampler.method.adapted(method="ddim")
+    with pytest.raises(ValueError, match="scheduler: one with method 'ddim' given"):
+        load(tmp_path / "ours", method="ddim")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sigma_min", 0.0), ("sigma_max", 0.001), ("sigma_data", "x"), ("rho", None), ("sigma_schedule", "x")],
+)
+def test_wrong_fields_of_preconditioned_networks(tmp_path, field, value):
+    saved(tmp_path, diffusers.EDMEulerScheduler())
+    edited(tmp_path, **{field: value})
+    refused(tmp_path, f"scheduler: {field}: ")
 
 
 def test_what_has_no_rows(tmp_path):

@@ -21,6 +21,11 @@ CONFIGURATIONS = [
     ("EDMDPMSolverMultistepScheduler", {"solver_type": "heun", "lower_order_final": False}),
     ("EDMDPMSolverMultistepScheduler", {"prediction_type": "v_prediction", "euler_at_final": True}),
     ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("EDMDPMSolverMultistepScheduler", {"thresholding": True, "sigma_data": 1.3}),
+    (
+        "EDMDPMSolverMultistepScheduler",
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 2.0, "sigma_data": 1.3},
+    ),
 ]
 
 
@@ -74,12 +79,21 @@ def test_of_a_configuration():
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "message"),
+    ("scheduler", "config", "message"),
     [
-        ("DDIMScheduler", "scheduler: 'DDIMScheduler' given, one of EDMEulerScheduler, EDMDPMSolver"),
-        ("EDMDPMSolverMultistepScheduler", "thresholding: True with an EDM scheduler given, False accepted"),
+        ("DDIMScheduler", {}, "scheduler: 'DDIMScheduler' given, one of EDMEulerScheduler, EDMDPMSolver"),
+        (
+            "EDMDPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+            "solver_order: 3 with an SDE of EDM, which diffusers has not, given, 1 or 2 accepted",
+        ),
+        (
+            "EDMDPMSolverMultistepScheduler",
+            {"prediction_type": "sample"},
+            "prediction_type: 'sample' given, one of epsilon, v_prediction accepted",
+        ),
     ],
 )
-def test_refused(scheduler, message):
+def test_refused(scheduler, config, message):
     with pytest.raises(ValueError, match=message):
-        from_edm_scheduler(getattr(diffusers, scheduler)(thresholding=True), 5)
+        from_edm_scheduler(getattr(diffusers, scheduler)(**config), 5)

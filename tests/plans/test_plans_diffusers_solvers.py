@@ -30,6 +30,8 @@ OF_EPS_AND_V = {
     "EulerAncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
 }
 
 
@@ -101,11 +103,11 @@ def hold(name, steps, *, start=0, tolerance=TOLERANCE, **config):
     scheduler = made(name, **config)
     plan = from_solver_scheduler(scheduler, steps, start=start)
     u, expected, drawn = theirs(scheduler, steps, start)
-    in_sigmas = SOLVERS[name].in_sigmas
-    x = u * np.sqrt(plan.alphas_cumprod[0]) if in_sigmas else u
+    in_sigmas, data = SOLVERS[name].in_sigmas, scheduler.config.get("sigma_data", 1.0)
+    x = u / data * np.sqrt(plan.alphas_cumprod[0]) if in_sigmas else u
     got, generator = ours(plan, x.float())
     if in_sigmas:
-        got = got * float((1 + scheduler.sigmas[len(scheduler.timesteps)] ** 2) ** 0.5)
+        got = got * float((data**2 + scheduler.sigmas[len(scheduler.timesteps)] ** 2) ** 0.5)
     assert torch.isfinite(expected).all()
     assert drawn.get_state().equal(generator.get_state()), "draws differently"
     assert float((got - expected).abs().max() / expected.abs().max()) <= tolerance

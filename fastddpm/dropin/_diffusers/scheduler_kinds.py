@@ -94,12 +94,22 @@ _WORDS: dict[str, tuple[str, str, str]] = {
         "sigmas alphas_cumprod sigmas_interpol sigmas_up sigmas_down state_in_first_order",
         "timestep_spacing steps_offset",
     ),
+    "EDMEulerScheduler": (
+        f"{_CHURN} pred_original_sample",
+        "sigmas is_scale_input_called init_noise_sigma precondition_inputs precondition_outputs",
+        "sigma_min sigma_max sigma_data sigma_schedule rho final_sigmas_type",
+    ),
+    "EDMDPMSolverMultistepScheduler": (
+        "generator",
+        "sigmas model_outputs lower_order_nums init_noise_sigma precondition_inputs precondition_outputs",
+        "sigma_data sigma_schedule rho solver_order algorithm_type euler_at_final final_sigmas_type",
+    ),
 }
 # Of schedulers that look like one of these and compute something else: parameters of their making.
 _FOREIGN = {
     "snr_shift_scale": "",  # CogVideoX
     "original_inference_steps": "LCMScheduler TCDScheduler",
-    "sigma_data": "",  # EDM's, whose networks are preconditioned
+    "sigma_data": "EDMEulerScheduler EDMDPMSolverMultistepScheduler",  # or consistency models
 }
 KINDS = tuple(_WORDS)
 # Of each kind: the parameters of step(), its attributes, its keys.
@@ -133,6 +143,9 @@ STEPS = (
     "stochastic_adams_moulton_update",
     "get_coefficients_fn",
     "get_scalings_for_boundary_condition_discrete",
+    "precondition_inputs",
+    "precondition_noise",
+    "precondition_outputs",
 )
 """Methods of schedulers that make their steps."""
 

@@ -20,17 +20,18 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, shortened
 from fastddpm.dropin._diffusers.generators import Generators
 from fastddpm.dropin._diffusers.rows import drawn
 from fastddpm.dropin._diffusers.walk import Walk
 from fastddpm.dropin.settings import Report
 from fastddpm.plans import Plan
+from fastddpm.plans.diffusers.churn import Churn
 from fastddpm.plans.diffusers.solvers import SOLVERS
 
 OWN = ("_walk", "_options", "original")
 # Arguments of steps with the only values that a plan has.
-_PLAIN = {"s_churn": 0.0, "order": 4}
+_PLAIN: dict[str, object] = {"order": 4, "pred_original_sample": None}
 # Of those that compute in float32 and return the network's dtype; the first two an x0 of their own besides.
 _IN_FLOAT32 = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
 # Where the originals keep predictions; those that a caller puts there are for the original's step.
@@ -55,7 +56,7 @@ class FastSolver:
 
     def report(self) -> Report:
         """What a step is made of."""
-        why = ["chains that begin with gradients, s_churn, order or given predictions: the original's step"]
+        why = ["chains that begin with gradients, order or given predictions: the original's step"]
         held = self.__dict__.get("_walk")
         if isinstance(held, str):
             why.append(f"this chain, by the original's step: {held}")
@@ -108,7 +109,7 @@ class FastSolver:
         scheduler, solver = cast("Any", self), SOLVERS[self.kind]
         if scheduler.num_inference_steps is None and not solver.in_sigmas:
             raise BadArgument("num_inference_steps", "None", "a call of set_timesteps first")
-        if self.kind.startswith("Euler") and isinstance(given["timestep"], int):
+        if "Euler" in self.kind and isinstance(given["timestep"], (int, torch.IntTensor, torch.LongTensor)):
             return None  # the original's error
         held = self.__dict__.get("_walk")
         if isinstance(held, str):
@@ -116,7 +117,7 @@ class FastSolver:
         why = self._why_original(given)
         if held is not None:
             if why is None:
-                return cast("Walk", held)
+                return self._churned(cast("Walk", held), given)
             if held.remembers:
                 raise BadArgument("step", f"one with {why} in a chain begun without,", "all steps with it")
             return None
@@ -125,7 +126,7 @@ class FastSolver:
         if why is None:
             start = self._begin(given["timestep"])
             try:
-                made = Walk.of(self, self.kind, eta=given.get("eta"), start=start)
+                made = Walk.of(self, self.kind, eta=given.get("eta"), churn=_churn(given), start=start)
             except ValueError as error:
                 why = str(error)
             else:
@@ -134,14 +135,22 @@ class FastSolver:
         self.__dict__["_walk"] = why
         return None
 
+    def _churned(self, held: Walk, given: dict[str, Any]) -> Walk:
+        """The walk for a step's churn, which may be another than that of the step before."""
+        churn = _churn(given)
+        if held.churn != churn:
+            held = Walk.of(self, self.kind, eta=None, churn=churn, start=self._index())
+            self.__dict__["_walk"] = held
+        return held
+
     def _why_original(self, given: dict[str, Any]) -> str | None:
         """What of a step's arguments only the original's step knows, or None."""
         sample, model_output = given["sample"], given["model_output"]
         if cast("Any", self).num_inference_steps is None:
             return "the timesteps of the constructor"
         for name, plain in _PLAIN.items():
-            if name in given and given[name] != plain:
-                return f"{name}={given[name]}"
+            if name in given and given[name] is not plain and not _equals(given[name], plain):
+                return f"{name}={shortened(repr(given[name]))}"
         if torch.is_grad_enabled() and (sample.requires_grad or model_output.requires_grad):
             return "a gradient"
         if sample.dim() < 2:
@@ -228,6 +237,17 @@ def _step(original: type) -> Callable[..., Any]:
         return theirs(self, *args, **kwargs) if walk is None else self._fused(walk, given)
 
     return step
+
+
+def _churn(given: dict[str, Any]) -> Churn | None:
+    """Of a step's arguments; None of a step without."""
+    if not given.get("s_churn"):
+        return None
+    return Churn(*(float(given[name]) for name in ("s_churn", "s_tmin", "s_tmax", "s_noise")))
+
+
+def _equals(value: object, plain: object) -> bool:
+    return not isinstance(value, Tensor) and value == plain
 
 
 def _noise(generator: Generators, kind: str, model_output: Tensor, sample: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin.peer import Peer
 from fastddpm.plans import Plan
+from fastddpm.plans.diffusers import solvers
 from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm.plans.plan import Float64
 
@@ -31,7 +32,7 @@ def unset_noise_sigma(scheduler: Peer) -> float:
 
     An LDMPipeline asks for it then; in its first call, that is.
     """
-    if not in_sigma_space(scheduler):
+    if not in_sigma_space(scheduler) or SOLVERS[str(scheduler_kind(scheduler))].is_preconditioned:
         return float(scheduler.init_noise_sigma)
     abar = float(scheduler.alphas_cumprod[-1])
     highest = math.sqrt((1 - abar) / abar)
@@ -46,10 +47,10 @@ def state_scale(scheduler: Peer, plan: Plan) -> Float64:
         plan: its rows.
 
     Returns:
-        float64 ``[S + 1]``: 1, or for the kinds of `SIGMA_SPACE` 1 / sqrt(alphas_cumprod).
+        float64 ``[S + 1]``: 1, or for the kinds of `SIGMA_SPACE` 1 / sqrt(alphas_cumprod), of EDM times
+        sigma_data.
     """
-    if not in_sigma_space(scheduler):
+    kind = scheduler_kind(scheduler)
+    if kind not in SIGMA_SPACE:
         return np.ones(len(plan) + 1)
-    assert plan.alphas_cumprod is not None
-    scale: Float64 = 1 / np.sqrt(np.append(plan.alphas_cumprod, plan.final_alpha_cumprod))
-    return scale
+    return solvers.state_scale(plan, SOLVERS[kind], scheduler.config)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastddpm.dropin._diffusers.rows import take_row
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers.solvers import SOLVERS, set_rows
+from fastddpm.plans.diffusers.churn import Churn
+from fastddpm.plans.diffusers.solvers import set_rows
 from fastddpm.plans.plan import Float64
 from fastddpm.transfer import to_device
 
@@ -22,10 +23,20 @@ class Walk:
         plan: of the scheduler, in the space of its samples.
         start: the row of the scheduler that is the plan's first.
         borrowed: of each row, what weight of its sample stands for a state that the original has kept.
+        noise_in_x0: of each row, the weight of its noise in x0.
+        churn: arguments of the steps that the plan is made for.
     """
 
-    def __init__(self, plan: Plan, start: int, borrowed: Float64) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        start: int,
+        borrowed: Float64,
+        noise_in_x0: Float64,
+        churn: Churn | None = None,
+    ) -> None:
         self.plan, self.start, self.borrowed = plan, start, borrowed
+        self.noise_in_x0, self.churn = noise_in_x0, churn
         self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._kept: Tensor | None = None
         # What the last step returned, and its values: the caller may change the first.
@@ -33,18 +44,17 @@ class Walk:
         self._reached: Tensor | None = None
 
     @classmethod
-    def of(cls, scheduler: Any, kind: str, *, eta: float | None, start: int) -> Walk:
+    def of(
+        cls, scheduler: Any, kind: str, *, eta: float | None, churn: Churn | None = None, start: int
+    ) -> Walk:
         """Of a scheduler whose timesteps are set.
 
         Raises:
             ValueError: no rows express its configuration, or two of its timesteps are at one noise level.
         """
-        plan, borrowed = set_rows(scheduler, kind=kind, eta=eta, start=start)
-        if SOLVERS[kind].in_sigmas:
-            assert plan.alphas_cumprod is not None
-            scale = 1 / np.sqrt(np.append(plan.alphas_cumprod, plan.final_alpha_cumprod))
-            plan, borrowed = plan.scaled(scale), borrowed * scale[1:] / scale[:-1]
-        return cls(plan, start, borrowed)
+        rows = set_rows(scheduler, kind=kind, eta=eta, churn=churn, start=start)
+        plan, scale = rows.plan.scaled(rows.scale), rows.scale
+        return cls(plan, start, rows.borrowed * scale[1:] / scale[:-1], rows.noise_in_x0, churn)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tables are made again where they are needed; what was kept goes with a copy.
@@ -66,6 +76,8 @@ class Walk:
         if weight and not self._is_what_was_returned(sample):
             assert self._reached is not None
             x_next = (x_next.float() + weight * (self._reached - sample.float())).to(x_next.dtype)
+        if noise is not None and self.noise_in_x0[row]:
+            x0 = (x0.float() + float(self.noise_in_x0[row]) * noise.to(x0.device)).to(x0.dtype)
         self._returned = self._reached = None
         if row + 1 < len(self.plan) and self.borrowed[row + 1]:
             self._returned, self._reached = x_next, x_next.to(torch.float32, copy=True)

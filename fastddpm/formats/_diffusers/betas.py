@@ -15,9 +15,18 @@ from fastddpm.checks import BadArgument, check_choice, check_number, is_number, 
 from fastddpm.formats.files import CheckpointError
 from fastddpm.inputs import Fields, Json
 from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, SchedulerConfig, float32_betas, read_config
+from fastddpm.plans.scheduler import PRECONDITIONED
 from fastddpm.schedule import NoiseSchedule
 
 T = TypeVar("T")
+_SIGMAS: Json = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "rho": 7.0,
+    "sigma_schedule": "karras",
+    "num_train_timesteps": 1000,
+}
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 
 
@@ -27,6 +36,8 @@ def noise_schedule(scheduler: Fields) -> NoiseSchedule:
     Raises:
         CheckpointError: naming a field that is wrong.
     """
+    if scheduler.get("_class_name") in PRECONDITIONED:
+        return told(_schedule_of_sigmas, read_config(scheduler, _SIGMAS))
     config = read_config(scheduler, COMMON_DEFAULTS)
     told(_check_betas, config)
     name, steps = config["beta_schedule"], config["num_train_timesteps"]
@@ -42,6 +53,26 @@ def noise_schedule(scheduler: Fields) -> NoiseSchedule:
 
 def _schedule_of_betas(config: SchedulerConfig) -> NoiseSchedule:
     return NoiseSchedule.from_betas(float32_betas(config, _BETAS).numpy().astype(np.float64))
+
+
+def _schedule_of_sigmas(config: SchedulerConfig) -> NoiseSchedule:
+    """The levels of Karras et al. 2022 for a preconditioned network, as many as it has timesteps.
+
+    Its plans read none of them; they are where its images have how much noise.
+    """
+    fields = cast("Json", config)
+    count = whole("num_train_timesteps", fields["num_train_timesteps"], least=2, most=MAX_STEPS)
+    low, data, rho = (
+        check_number(name, fields[name], above=0) for name in ("sigma_min", "sigma_data", "rho")
+    )
+    high = check_number("sigma_max", fields["sigma_max"], above=low)
+    check_choice("sigma_schedule", fields["sigma_schedule"], ("karras", "exponential"))
+    if fields["sigma_schedule"] == "exponential":
+        sigmas = np.exp(np.linspace(np.log(low), np.log(high), count))
+    else:
+        sigmas = np.linspace(low ** (1 / rho), high ** (1 / rho), count) ** rho
+    abar = 1 / (1 + (sigmas / data) ** 2)
+    return NoiseSchedule.from_betas(1 - abar / np.append(1.0, abar[:-1]))
 
 
 def told(check: Callable[[SchedulerConfig], T], config: SchedulerConfig) -> T:

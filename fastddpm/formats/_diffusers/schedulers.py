@@ -20,7 +20,7 @@ from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm.plans.dpmpp import SMALLEST_ALPHA_CUMPROD
 from fastddpm.plans.method import Method
 from fastddpm.plans.plan import PREDICTION_TYPES
-from fastddpm.plans.scheduler import OTHER_PROCESS, SCHEDULER
+from fastddpm.plans.scheduler import OTHER_PROCESS, PRECONDITIONED, SCHEDULER
 from fastddpm.plans.spacing import SPACINGS
 
 SCHEDULERS = {
@@ -41,6 +41,7 @@ CLASSES = {
 _STEPS = {
     "DPMSolverMultistepScheduler": 20,
     "UniPCMultistepScheduler": 20,
+    "EDMDPMSolverMultistepScheduler": 20,
     "LCMScheduler": 4,
     "TCDScheduler": 4,
 }
@@ -182,6 +183,12 @@ def _kind(scheduler: Fields, method: str | None) -> str:
     if known in ("ddpm", "ddim") or (known is not None and method is None):
         return str(known)
     given = f"scheduler: _class_name={shortened(repr(name), 50)} given"
+    if name in PRECONDITIONED:
+        if method is not None and method != SCHEDULER:
+            raise CheckpointError(
+                f"{given}, whose network is told no timesteps; method={SCHEDULER!r} accepted"
+            )
+        return SCHEDULER
     if scheduler.get("trained_betas") is None and not _has_betas(scheduler):
         raise CheckpointError(f"{given}, which has no betas, as a DDPM has; {_ACCEPTED}")
     if method is None and isinstance(name, str) and name in SOLVERS:

@@ -17,8 +17,7 @@ from fastddpm.checks import check_choice
 from fastddpm.plans.diffusers.config import SchedulerOrConfig, read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
-from fastddpm.plans.diffusers.edm import from_edm_scheduler
-from fastddpm.plans.diffusers.solvers import SOLVERS, from_solver_scheduler
+from fastddpm.plans.diffusers.solvers import SOLVERS, from_edm_scheduler, from_solver_scheduler
 from fastddpm.plans.plan import Plan
 
 if TYPE_CHECKING:
@@ -27,7 +26,10 @@ if TYPE_CHECKING:
 _BUILDERS: dict[str, Callable[..., Plan]] = {
     "DDPMScheduler": from_ddpm_scheduler,
     "DDIMScheduler": from_ddim_scheduler,
-    **dict.fromkeys(SOLVERS, from_solver_scheduler),
+    **{
+        name: from_edm_scheduler if solver.is_preconditioned else from_solver_scheduler
+        for name, solver in SOLVERS.items()
+    },
 }
 
 __all__ = [
@@ -65,5 +67,5 @@ def from_scheduler(
     name = config.get("_class_name") if isinstance(scheduler, Mapping) else type(scheduler).__name__
     check_choice("scheduler", name, tuple(_BUILDERS))
     builder = _BUILDERS[str(name)]
-    given = scheduler if builder is from_solver_scheduler else config
+    given = scheduler if name in SOLVERS else config
     return builder(given, num_inference_steps, **options)

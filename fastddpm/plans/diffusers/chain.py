@@ -47,6 +47,7 @@ class Chain:
         points: of each timestep, and where the chain ends.
         start: the first that a chain visits; solvers that remember begin anew there.
         eta: of a scheduler whose step takes it.
+        sigma_data: of a preconditioned network's, whose points are of x0/sigma_data; None of others.
     """
 
     config: Fields
@@ -54,12 +55,13 @@ class Chain:
     points: list[Point]
     start: int = 0
     eta: float | None = None
+    sigma_data: float | None = None
 
     @classmethod
-    def of_sigmas(cls, scheduler: Any, *, start: int = 0) -> Chain:
-        """Of a scheduler with ``sigmas``, sigma/alpha of each timestep and of the end."""
-        sigmas = scheduler.sigmas.detach().cpu().double().tolist()
-        return cls(scheduler.config, scheduler, _points(scheduler, sigmas), start)
+    def of_sigmas(cls, scheduler: Any, *, start: int = 0, sigma_data: float | None = None) -> Chain:
+        """Of a scheduler with ``sigmas``: over ``sigma_data``, sigma/alpha of each row and of the end."""
+        sigmas = (scheduler.sigmas.detach().cpu().double() / (sigma_data or 1.0)).tolist()
+        return cls(scheduler.config, scheduler, _points(scheduler, sigmas), start, sigma_data=sigma_data)
 
     @classmethod
     def of_alphas(cls, scheduler: Any, *, start: int = 0, eta: float | None = None) -> Chain:
