@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastddpm.precision import forced
-from fastddpm_bench.contest import Contest, LeftOut, Settings, assemble
+from fastddpm_bench.contest import BenchSettings, Contest, LeftOut, assemble
 from fastddpm_bench.subjects import contests
 
 
@@ -25,7 +25,7 @@ def pytest_generate_tests(metafunc):
     if "entry" not in metafunc.fixturenames:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = Settings(device, quick=metafunc.config.getoption("--quick"))
+    settings = BenchSettings(device, quick=metafunc.config.getoption("--quick"))
     entries = [
         Entry(contest, contestant.name, device)
         for contest in contests(settings, [metafunc.module.SUBJECT])

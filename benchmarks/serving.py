@@ -1,7 +1,6 @@
 """Requests that come at random, drawn one at a time, in static batches, and in flight.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/serving.py [--seconds 60] [--load 0.8 1.5]
-        [--out benchmarks/results/serving.json]
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/serving.py --out benchmarks/results/serving.json
 
 Arrivals are a Poisson process; each asks the model in the box for 1 to 4 digits of 10, 20, 50 or 250 steps,
 guided or not. The same arrivals for each way:
@@ -12,7 +11,12 @@ guided or not. The same arrivals for each way:
 
 The load is that of the arrivals, as a share of what one at a time could draw. Latency is from a request's
 arrival to its last image. Occupancy: of the slots in flight, how many had an image in them; of other ways,
-how many of ``--max-batch`` the batches filled. A round of every kind of request comes before, untimed.
+how many of ``--max-batch`` the batches filled. Requests of the shorter kinds come before, untimed.
+
+On a CPU with one thread time is the processor time of the thread that draws, and where nobody is there the
+time to the next arrival, which is not waited for: whatever else runs on the machine takes none of it, but for
+the caches and the memory that it uses. Elsewhere it is the time of the wall. Of the default command the three
+ways draw for about three times ``--seconds`` times the load.
 """
 
 from __future__ import annotations
@@ -82,6 +86,28 @@ def arrivals(seconds: float, rate: float) -> list[Request]:
         found.append(Request(at, draw.randint(1, 4), steps, draw.random() < 0.5, len(found)))
 
 
+class Clock:
+    """The time of a thread that draws, and of nobody being there.
+
+    Args:
+        thread: that draws.
+        by_processor: whether its time is that of the processor.
+    """
+
+    def __init__(self, thread: threading.Thread, *, by_processor: bool) -> None:
+        assert thread.ident is not None
+        self._number = time.pthread_getcpuclockid(thread.ident) if by_processor else time.CLOCK_MONOTONIC
+        self._skipped = -time.clock_gettime(self._number)
+
+    def now(self) -> float:
+        """Seconds since it was made."""
+        return time.clock_gettime(self._number) + self._skipped
+
+    def skip_to(self, at: float) -> None:
+        """Nobody is there until then."""
+        self._skipped += max(0.0, at - self.now())
+
+
 class Queued:
     """Requests that wait, and a thread that draws them in batches.
 
@@ -96,8 +122,8 @@ class Queued:
         self._most, self._filled = most, list[int]()
         self._waiting: deque[tuple[Request, Future[None]]] = deque()
         self._news, self._is_closed = threading.Condition(), False
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
 
     def submit(self, request: Request) -> list[Future[None]]:
         """A future of all images."""
@@ -112,7 +138,7 @@ class Queued:
         with self._news:
             self._is_closed = True
             self._news.notify()
-        self._thread.join()
+        self.thread.join()
 
     def occupancy(self) -> float:
         """Images a batch, as a share of the most."""
@@ -126,19 +152,24 @@ class Queued:
                 if not self._waiting:
                     return
                 batch = self._batch()
-            first = batch[0][0]
-            seeds = [seed for request, _ in batch for seed in request.arguments["seeds"]]
-            self._filled.append(len(seeds))
-            scale = first.arguments["guidance_scale"]
-            sampler = self._samplers[first.steps]
-            sampler.sample(
-                seeds=seeds,
-                class_labels=[seed % 10 for seed in seeds],
-                guidance_scale=scale,
-                progress=False,
-            )
-            for _, future in batch:
-                future.set_result(None)
+            try:
+                self._draw([request for request, _ in batch])
+            except BaseException as error:  # whoever waits for them is to hear of it
+                for _, future in batch:
+                    future.set_exception(error)
+            else:
+                for _, future in batch:
+                    future.set_result(None)
+
+    def _draw(self, requests: list[Request]) -> None:
+        seeds = [seed for request in requests for seed in request.arguments["seeds"]]
+        self._filled.append(len(seeds))
+        self._samplers[requests[0].steps].sample(
+            seeds=seeds,
+            class_labels=[seed % 10 for seed in seeds],
+            guidance_scale=requests[0].arguments["guidance_scale"],
+            progress=False,
+        )
 
     def _batch(self) -> list[tuple[Request, Future[None]]]:
         """Who is in front, and who asks for the same, as long as there is room."""
@@ -165,11 +196,17 @@ class InFlight:
     def submit(self, request: Request) -> list[Future[Any]]:
         """A future of each image."""
         options: dict[str, Any] = {**KINDS[request.steps]}
-        scale = request.arguments["guidance_scale"]
-        return [
-            self._scheduler.submit(seed, class_label=seed % 10, guidance_scale=scale, **options)
-            for seed in request.arguments["seeds"]
-        ]
+        options["guidance_scale"] = request.arguments["guidance_scale"]
+        drawings: list[Future[Any]] = []
+        for seed in request.arguments["seeds"]:
+            first: Any = drawings[0] if drawings else None
+            drawings.append(self._scheduler.submit(seed, class_label=seed % 10, beside=first, **options))
+        return drawings
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The scheduler's."""
+        return next(one for one in threading.enumerate() if one.name == "fastddpm-scheduler")
 
     def close(self) -> None:
         """Waits for what is left."""
@@ -188,30 +225,40 @@ class InFlight:
             self._slots += stats["slots"]
 
 
+def by_processor() -> bool:
+    """Whether the thread that draws does all the work itself."""
+    return torch.get_num_threads() == 1 and not torch.cuda.is_available()
+
+
 def measured(make: Callable[[], Queued | InFlight], requests: list[Request]) -> dict[str, float]:
     """Throughput, latencies in seconds and occupancy of one way."""
     way = make()
-    for kind in {request.kind for request in requests}:
+    for kind in {request.kind for request in requests if request.steps < 100}:
         example = next(request for request in requests if request.kind == kind)
         for future in way.submit(example):
             future.result()
-    began, threads = time.perf_counter(), list[Future[Any]]()
+    clock = Clock(way.thread, by_processor=by_processor())
+    futures = list[Future[Any]]()
 
     def note(request: Request) -> Callable[[Future[Any]], None]:
         def done(_: Future[Any]) -> None:
-            request.done = max(request.done, time.perf_counter() - began)
+            request.done = max(request.done, clock.now())
 
         return done
 
     for request in requests:
-        time.sleep(max(0.0, began + request.at - time.perf_counter()))
+        while (left := request.at - clock.now()) > 0:
+            if all(future.done() for future in futures):
+                clock.skip_to(request.at)
+            time.sleep(min(0.002, max(0.0, left)))
         for future in way.submit(request):
             future.add_done_callback(note(request))
-            threads.append(future)
-    for future in threads:
+            futures.append(future)
+        futures = [future for future in futures if not future.done()] or futures[-1:]
+    for future in futures:
         future.result()
-    took = time.perf_counter() - began
-    way.close()
+    way.close()  # its thread has called back by then, too
+    took = max(request.done for request in requests)
     latencies = [request.done - request.at for request in requests]
     images = sum(request.images for request in requests)
     figures = {f"p{share} latency, s": float(np.percentile(latencies, share)) for share in (50, 95, 99)}
@@ -219,23 +266,32 @@ def measured(make: Callable[[], Queued | InFlight], requests: list[Request]) -> 
 
 
 def capacity(sampler: fastddpm.Sampler) -> float:
-    """Requests a second that one at a time can draw, by one of every kind."""
-    seconds = 0.0
-    for (steps, options), share in zip(KINDS.items(), SHARES, strict=True):
-        one = sampler.replace(**options)
+    """Requests a second that one at a time can draw, by what a step of each kind of batch takes."""
+    one, seconds = sampler.replace(**KINDS[20]), list[float]()
+    for images in (1, 2, 3, 4):
         for guided in (False, True):
-            arguments = Request(0.0, 2, steps, guided, 0).arguments
+            arguments = Request(0.0, images, 20, guided, 0).arguments
             for _ in range(2):  # the first makes buffers
-                began = time.perf_counter()
+                began = time.process_time()
                 one.sample(**arguments, class_labels=1, progress=False)
-            seconds += share * 0.5 * 1.25 * (time.perf_counter() - began)  # 2.5 images on average
-    return 1 / seconds
+            seconds.append((time.process_time() - began) / 20)
+    steps = sum(number * share for number, share in zip(KINDS, SHARES, strict=True))
+    return 1 / (steps * statistics.fmean(seconds))
+
+
+def summary(load: float, ways: dict[str, dict[str, float]]) -> str:
+    """What in flight has of what static batches have."""
+    ours, theirs = ways["in flight"], ways["static batches"]
+    shares = {name: ours[name] / theirs[name] for name in ours if name != "occupancy"}
+    return f"load {load}, in flight over static batches: " + ", ".join(
+        f"{name.split(',')[0]} {share:.2f}" for name, share in shares.items()
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals")
-    parser.add_argument("--load", type=float, nargs="+", default=[0.8, 1.5])
+    parser.add_argument("--seconds", type=float, default=200.0, help="of arrivals")
+    parser.add_argument("--load", type=float, nargs="+", default=[0.8])
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--engine", default="eager")
     parser.add_argument("--out", type=Path)
@@ -250,10 +306,12 @@ def main() -> None:
             "static batches": lambda: Queued(sampler, given.max_batch, together=True),
             "in flight": lambda: InFlight(sampler, given.max_batch),
         }
+        here: dict[str, dict[str, float]] = {}
         for name, make in ways.items():
-            figures = measured(make, [dataclasses.replace(request) for request in requests])
-            found[f"load {load}, {name}"] = {key: round(value, 3) for key, value in figures.items()}
+            here[name] = measured(make, [dataclasses.replace(request) for request in requests])
+            found[f"load {load}, {name}"] = {key: round(value, 3) for key, value in here[name].items()}
             print(f"load {load}, {name}: {found[f'load {load}, {name}']}", flush=True)
+        print(summary(load, here), flush=True)
     report = {
         "engine": sampler.engine,
         "threads": torch.get_num_threads(),
@@ -261,6 +319,7 @@ def main() -> None:
         "max_batch": given.max_batch,
         "seconds of arrivals": given.seconds,
         "requests a second at load 1": round(rate, 3),
+        "clock": "processor" if by_processor() else "wall",
         "ways": found,
     }
     if given.out:

@@ -42,15 +42,6 @@ class Batch:
         """The state to start from: ``x``, or noise drawn now."""
         return self.source.initial(self.shape) if self.x is None else self.x
 
-    @property
-    def seeds(self) -> Tensor | None:
-        """One per image, int64 on the host; None with noise from torch generators."""
-        return self.source.host if isinstance(self.source, PhiloxNoise) else None
-
-    def start(self) -> Tensor | None:
-        """The same; None for noise that a loop draws itself, from its seeds."""
-        return None if self.x is None and isinstance(self.source, PhiloxNoise) else self.initial()
-
 
 def make_batch(
     shape: Sequence[int],

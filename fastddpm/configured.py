@@ -12,10 +12,10 @@ from torch import Tensor
 from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, whole
 from fastddpm.class_names import class_names as checked_names
+from fastddpm.copies import InPrecision
 from fastddpm.engine import Engine
 from fastddpm.facts import ModelFacts, model_facts
 from fastddpm.finite import check_finite
-from fastddpm.in_precision import InPrecision
 from fastddpm.network import Model, model_device_dtype
 from fastddpm.options import RunOptions, SamplerOptions
 from fastddpm.plans import Method, Plan
@@ -24,7 +24,7 @@ from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.owned import MAX_VALUE, RATIO
 from fastddpm.plans.plan import PredictionType, TimeInput
 from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing
-from fastddpm.precision import Precision, described
+from fastddpm.precision import DTYPES, Precision, described
 from fastddpm.progress import progress_bar
 from fastddpm.runner import Runner
 from fastddpm.schedule import NoiseSchedule
@@ -276,7 +276,7 @@ class Configured:
                     done = k
                     if callback is not None and k > row and k in stops:
                         callback(k - 1, int(plan.timesteps[k - 1]), loop.buffers.x)
-                check_finite(loop.buffers.x[: batch.count], batch.seeds)
+                check_finite(loop.buffers.x[: batch.count], batch.source.host)
                 result[filled : filled + batch.count] = loop.buffers.x[: batch.count]
                 filled += batch.count
         return result
@@ -285,7 +285,9 @@ class Configured:
     def running(self) -> Iterator[Runner]:
         """The runner, with the model as it is, while nobody else uses it."""
         with self.runner.turn():
-            self.runner.model, self.runner.copies = self._network.model(self.model)
+            self.runner.model, self.runner.copies = self.model, None
+            if self.precision in DTYPES:
+                self.runner.model, self.runner.copies = self._network.model(self.model)
             yield self.runner
 
 

@@ -117,7 +117,11 @@ def _replacements(model: nn.Module) -> Iterator[Replacement]:
         if _is_residual_block(module):
             taken |= {module.norm1, module.norm2}
             yield {module: _residual_block}, _on_random_input(module)
-    for norm, activation in (pair for module in modules for pair in _pairs(module)):
+    # guided-diffusion's blocks call the norm of these by itself, and scale and shift what the SiLU is given.
+    apart = {
+        vars(module)["_modules"].get("out_layers") for module in modules if hasattr(module, "emb_layers")
+    }
+    for norm, activation in (pair for module in modules if module not in apart for pair in _pairs(module)):
         if norm not in taken and places[norm] == places[activation] == 1:
             taken |= {norm, activation}
             yield {norm: _norm_and_silu, activation: _nothing}, _on_random_input(norm, activation)
@@ -150,7 +154,9 @@ def _is_residual_block(module: nn.Module) -> TypeGuard[ResidualBlock]:
 
 
 def _is_norm(module: object) -> TypeGuard[nn.GroupNorm]:
-    return type(module) is nn.GroupNorm and _is_untouched(module)
+    """GroupNorm, and guided-diffusion's GroupNorm32, the same in float32 as the kernel computes it."""
+    is_one = type(module) is nn.GroupNorm or type(module).__name__ == "GroupNorm32"
+    return is_one and isinstance(module, nn.GroupNorm) and _is_untouched(module)
 
 
 def _is_silu(module: object) -> TypeGuard[nn.Module]:

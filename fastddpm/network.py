@@ -186,8 +186,12 @@ class Network:
         return x, self.doubled(time), *self.cond.values()
 
     def core(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
-        """The output, from tensors alone: of x as the model takes it, t ``(N,)``, and conditions by place."""
-        return unwrapped(self.model(x, t, **dict(zip(self.cond, cond, strict=True))))
+        """The output, from tensors alone: of x as the model takes it, t ``(N,)``, and conditions by place.
+
+        In float32 where it is float64, as the state is.
+        """
+        m = unwrapped(self.model(x, t, **dict(zip(self.cond, cond, strict=True))))
+        return m.to(torch.float32) if m.dtype == torch.float64 else m
 
     def run_by(self, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Has another compute what a call runs: as `predict`."""
@@ -260,12 +264,16 @@ def in_eval_mode(model: Model, inventories: Sequence[Inventory] | None = None) -
     """
     modules, here = modules_of(model), threading.get_ident()
     kept = [Inventory([module]) for module in modules] if inventories is None else inventories
+    entered: list[nn.Module] = []
     with _running_lock:
         for module, inventory in zip(modules, kept, strict=True):
             if id(module) not in _running:
                 training = [part for part in inventory.parts if part.training]
+                if not training:
+                    continue
                 _running[id(module)] = _Chains([], training, _versions(training))
             chains = _running[id(module)]
+            entered.append(module)
             chains.threads.append(here)
             for part in chains.training:
                 part.training = False
@@ -274,7 +282,7 @@ def in_eval_mode(model: Model, inventories: Sequence[Inventory] | None = None) -
         yield
     finally:
         with _running_lock:
-            for module in modules:
+            for module in entered:
                 found = _running.get(id(module))
                 if found is not None and here in found.threads:  # not in a child of another thread's fork
                     found.threads.remove(here)

@@ -1,15 +1,13 @@
 """The precision that a network computes in: float32 with TF32 or without, bfloat16, float16.
 
-`highest` and `tf32` are settings of the process in torch; here they hold while a loop is made or runs, and
-what was set before is set again whenever the caller's code goes on. `bf16` and `fp16` are a copy of the
-network in that dtype; `int8` is ONNX Runtime's, on a CPU (`fastddpm.engine.int8`). The state, the tables and
-the noise are float32 in all of them. None leaves torch as it is set.
+`highest` and `tf32` are settings of the process in torch; here they hold while a loop is made or runs
+(`fastddpm.turn`), and what was set before is set again whenever the caller's code goes on. `bf16` and `fp16`
+are a copy of the network in that dtype; `int8` is ONNX Runtime's, on a CPU (`fastddpm.engine.int8`). The
+state, the tables and the noise are float32 in all of them. None leaves torch as it is set.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -17,7 +15,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from fastddpm.checks import BadArgument, check_choice, quoted
-from fastddpm.forks import ForkLock
 
 Precision = Literal["highest", "tf32", "bf16", "fp16", "int8"]
 PRECISIONS = ("highest", "tf32", "bf16", "fp16", "int8")
@@ -59,14 +56,11 @@ def precision_for(
     raise BadArgument("dtype", f"{dtype} for a network in {weights}", f"None or {weights}")
 
 
-def check_dtype(precision: str | None, dtype: torch.dtype) -> None:
-    """ValueError where what starts from float32 is chosen for a network that runs in another dtype."""
+def check_runs(precision: str | None, dtype: torch.dtype, engine: str) -> None:
+    """ValueError for a precision that starts from float32 and a network in another dtype, or for an engine
+    that does not compute in it."""
     if precision in ("highest", "tf32", "int8") and dtype != torch.float32:
         raise BadArgument("precision", f"{precision!r} for a network in {dtype}", "None or float32 weights")
-
-
-def check_engine(precision: str | None, engine: str) -> None:
-    """ValueError where an engine does not compute in a precision."""
     if precision in DTYPES and engine == "onnxruntime":
         raise BadArgument(
             "precision",
@@ -125,14 +119,14 @@ def forced(precision: str | None) -> Iterator[None]:
     Anything else changes nothing. Afterwards torch's settings are what they were, by whichever of its
     switches they had been made. Inside, the oldest of these, ``cudnn.allow_tf32``, cannot be read.
     """
-    restore = _set(precision, *_SETTINGS)
+    restore = set_for(precision, *_SETTINGS)
     try:
         yield
     finally:
         restore()
 
 
-def _set(precision: str | None, *kinds: str) -> Callable[[], None]:
+def set_for(precision: str | None, *kinds: str) -> Callable[[], None]:
     """Sets it for kinds of devices; what is returned sets what was there."""
     undo = []
     if precision in ("highest", "tf32"):
@@ -201,86 +195,3 @@ def _older_switch() -> str | None:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         return None
-
-
-class Turns:
-    """Lets loops with different settings take turns, since torch's are those of the process.
-
-    Loops with the same setting run together. The first to come sets, the last to leave restores. In a child
-    of a fork the other threads are gone, and what they had set is restored.
-    """
-
-    def __init__(self) -> None:
-        self._fork = ForkLock(self._forget_other_threads)
-        self._changed = threading.Condition()
-        self._waiting: deque[object] = deque()
-        self._inside = 0
-        self._setting: tuple[str, str] | None = None
-        self._restore: Callable[[], None] | None = None
-        self._mine = threading.local()
-        self._is_watched = False
-
-    @contextmanager
-    def taken(self, precision: str | None, device: torch.device) -> Iterator[None]:
-        """Waits until no loop with another setting runs, in the order of arrival, and sets this one.
-
-        A network that runs a chain of its own is inside already: it sets without waiting.
-        """
-        setting = (precision, device.type) if precision in ("highest", "tf32") else None
-        if getattr(self._mine, "taken", False):
-            restore = _set(precision, device.type)
-            try:
-                yield
-            finally:
-                restore()
-            return
-        self._enter(setting)
-        self._mine.taken = True
-        try:
-            yield
-        finally:
-            self._mine.taken = False
-            self._leave()
-
-    def _enter(self, setting: tuple[str, str] | None) -> None:
-        if not self._is_watched:
-            self._fork.watch()
-            self._is_watched = True
-        with self._changed:
-            if self._waiting or (self._inside and self._setting != setting):
-                self._wait(setting)
-            if not self._inside:
-                self._setting = setting
-                self._restore = None if setting is None else _set(*setting)
-            self._inside += 1
-
-    def _wait(self, setting: tuple[str, str] | None) -> None:
-        me = object()
-        self._waiting.append(me)
-        try:
-            self._changed.wait_for(
-                lambda: self._waiting[0] is me and (not self._inside or self._setting == setting)
-            )
-        finally:
-            self._waiting.remove(me)
-            self._changed.notify_all()
-
-    def _leave(self) -> None:
-        with self._changed:
-            self._inside -= 1
-            if not self._inside and self._restore is not None:
-                self._restore()
-            self._changed.notify_all()
-
-    def _forget_other_threads(self) -> None:
-        self._changed, self._waiting = threading.Condition(), deque()
-        if getattr(self._mine, "taken", False):
-            self._inside = 1
-        elif self._inside:
-            self._inside = 0
-            if self._restore is not None:
-                self._restore()
-
-
-computing_in = Turns().taken
-"""``with computing_in(precision, device):`` around whatever makes or runs a loop."""

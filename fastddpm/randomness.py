@@ -97,6 +97,9 @@ class PhiloxNoise:
     Args:
         seeds: int64 ``(B,)`` on the host.
         device: where the state is.
+
+    Attributes:
+        host: the seeds there; of `TorchNoise`, which has none, None.
     """
 
     kind: Literal["philox"] = "philox"
@@ -135,6 +138,7 @@ class TorchNoise:
     """
 
     kind: Literal["torch"] = "torch"
+    host: Tensor | None = None
 
     def __init__(
         self,

@@ -140,7 +140,7 @@ def repaint(
             rows = torch.arange(start, start + batch.shape[0]).clamp(max=count - 1)
             chain = _Chain(sampler, batch, known[rows], unknown[rows])
             results.append(chain.run(runner, order, advance)[: batch.count])
-            check_finite(results[-1], batch.seeds)
+            check_finite(results[-1], batch.source.host)
             start += batch.count
     return torch.cat(results)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, check_values, is_number, is_whole, quoted, shown, whole
 from fastddpm.class_names import numbered
-from fastddpm.conditions import LABELS, Conditions, Labels, check_halves, check_names, checked, checked_one
+from fastddpm.conditions import LABELS, Conditions, Labels, check_halves, checked, checked_one
 from fastddpm.facts import ModelFacts
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise, noise_source
 from fastddpm.transfer import to_device
@@ -56,15 +56,16 @@ def make_batches(
     source = noise_source(noise, count, device, seeds=seeds, generator=generator)
     image = _shape(facts, shape, x)
     guided = _is_guided(guidance_scale)
-    given = checked(cond, "cond", count, device, facts.dtype)
+    given = {} if cond is None else checked(cond, "cond", count, device, facts.dtype)
     has_labels = class_labels is not None and facts.takes_labels is not False
-    check_names(facts.signature, given, has_labels=has_labels)
+    facts.check_names(given, has_labels=has_labels)
     labels = _labels(facts, class_labels, count, guided, has_others=bool(given))
-    without = checked(uncond, "uncond", count, device, facts.dtype)
+    without = {} if uncond is None else checked(uncond, "uncond", count, device, facts.dtype)
     halves = _halves(facts, labels, given, without, guided)
-    condition = _condition(condition, count, image, device)
-    known, known_mask = _known(known, known_mask, (count, *image), device)
-    size = _batch_size(max_batch, count, source)
+    condition = None if condition is None else _condition(condition, count, image, device)
+    if known is not None or known_mask is not None:
+        known, known_mask = _known(known, known_mask, (count, *image), device)
+    size = count if max_batch is None else _batch_size(max_batch, count, source)
     start_from = None if x is None else _start(x, device)
 
     batches = []
@@ -133,6 +134,8 @@ def _count(
 
 def _shape(facts: ModelFacts, shape: Sequence[int] | None, x: Tensor | None) -> tuple[int, ...]:
     """Of one state, as the model takes it."""
+    if shape is None and x is None and facts.shape is not None:
+        return facts.shape  # checked where it was given
     wanted = shape if shape is not None else facts.shape
     if x is not None:
         given = tuple(x.shape[1:])
@@ -183,7 +186,8 @@ def _halves(
             without[LABELS] = torch.full_like(labels, _null_label(facts))
         elif LABELS in without and not labels.is_floating_point():
             without[LABELS] = without[LABELS].to(labels.device, labels.dtype)
-    check_halves(given, without, guided=guided)
+    if without or guided:
+        check_halves(given, without, guided=guided)
     return {name: (without.get(name, value), value) for name, value in given.items()}
 
 
@@ -205,7 +209,8 @@ def _labels(
         if null is None:
             raise BadArgument("class_labels", "None", f"labels from 0 to {n_classes - 1}")
         return torch.full((count,), null, dtype=torch.int64)
-    class_labels = numbered(class_labels, facts.class_names)
+    if not is_whole(class_labels):
+        class_labels = numbered(class_labels, facts.class_names)
     if facts.takes_labels is None and _is_measured(class_labels):
         measured = torch.as_tensor(class_labels)
         each = measured.expand(count) if not measured.ndim else measured
@@ -230,11 +235,7 @@ def _is_measured(class_labels: object) -> bool:
     return all(map(is_number, values)) and not all(map(is_whole, values))
 
 
-def _condition(
-    condition: Tensor | None, count: int, image: tuple[int, ...], device: torch.device
-) -> Tensor | None:
-    if condition is None:
-        return None
+def _condition(condition: Tensor, count: int, image: tuple[int, ...], device: torch.device) -> Tensor:
     if not isinstance(condition, Tensor):
         raise BadArgument("condition", type(condition).__name__, "a tensor (B or 1, Cc, H, W)")
     if condition.ndim < 2 or condition.shape[0] not in (1, count) or condition.shape[2:] != image[1:]:
@@ -245,10 +246,8 @@ def _condition(
 
 def _known(
     known: Tensor | None, mask: Tensor | None, shape: tuple[int, ...], device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """What is given of the states and where, both of their shape ``(count, ...)``, on the device; or None."""
-    if known is None and mask is None:
-        return None, None
+) -> tuple[Tensor, Tensor]:
+    """What is given of the states and where, both of their shape ``(count, ...)``, on the device."""
     if known is None or mask is None:
         raise BadArgument("known, known_mask", "one without the other", "both, or neither,")
     count, *sides = shape
@@ -266,9 +265,7 @@ def _known(
     return placed[0].expand(shape), placed[1].expand(shape)
 
 
-def _batch_size(max_batch: int | None, count: int, source: PhiloxNoise | TorchNoise) -> int:
-    if max_batch is None:
-        return count
+def _batch_size(max_batch: int, count: int, source: PhiloxNoise | TorchNoise) -> int:
     size = min(whole("max_batch", max_batch, least=1), count)
     if size < count and isinstance(source, TorchNoise) and not source.is_per_sample:
         raise BadArgument(

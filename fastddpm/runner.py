@@ -8,7 +8,7 @@ capture, and has the model in eval mode meanwhile.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -22,10 +22,10 @@ from fastddpm.engine.calibration import CalibrationChain
 from fastddpm.finite import warn_if_not_finite
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, without_grad
 from fastddpm.plans import Plan
-from fastddpm.precision import Precision, check_dtype, check_engine, computing_in, described
+from fastddpm.precision import Precision, check_runs, described
 from fastddpm.progress import progress_bar
 from fastddpm.randomness import TorchNoise, ring_length
-from fastddpm.turn import Turn
+from fastddpm.turn import Turn, computing_in
 
 # Steps between two looks at the host (progress) when steps are graph replays.
 GRAPH_SEGMENT = 64
@@ -49,6 +49,8 @@ class Runner:
         model: whoever owns it may put another in its place before a chain.
         copies: weights of the model that are copies of others, brought up to date before each chain.
         loops: kept for the next chain of their kind.
+        turn: ``with runner.turn():`` waits until no other thread is in a chain here, and holds that; a
+            RuntimeError where this thread is in one.
 
     Raises:
         ValueError: weights that are not of the precision.
@@ -70,8 +72,7 @@ class Runner:
         self.model = model
         self.copies: Copies | None = None
         self.device, self.dtype = device or seen_device, dtype or seen_dtype
-        check_dtype(precision, self.dtype)
-        check_engine(precision, engine)
+        check_runs(precision, self.dtype, engine)
         self.precision, self.capacity, self._asked = precision, capacity, engine
         self.loops = Loops(
             resolve_engine(engine, self.device),
@@ -79,20 +80,12 @@ class Runner:
             steps_per_graph=steps_per_graph,
             in_integers=precision == "int8",
         )
-        self._turn = Turn(self.device)
+        self.turn = Turn(self.device).taken
 
     @property
     def engine(self) -> Engine:
         """The engine that runs: of `auto`, eager once a capture has failed."""
-        return self.loops.engine
-
-    def turn(self) -> AbstractContextManager[None]:
-        """Waits until no other thread is in a chain here, and holds that.
-
-        Raises:
-            RuntimeError: this thread is in one.
-        """
-        return self._turn.taken()
+        return self.loops.choice.engine
 
     def segments(
         self,
@@ -117,12 +110,8 @@ class Runner:
             self_condition: give the model the last one, as ``x_self_cond``.
         """
         in_python = not executors.is_captured(self.engine, self.device)
-        if isinstance(batch.source, TorchNoise):
-            ring = ring_length(batch.shape, 1 if in_python else NOISE_SEGMENT)
-        else:
-            ring = rows_at_once(batch.shape) if executors.is_uncompiled(self.engine, self.device) else 0
-        case = step_case(batch, plan, ring=ring, keep_x0=keep_x0, self_condition=self_condition)
-        inventories = self.loops.inventories(self.model)
+        case = self._case(batch, plan, in_python, keep_x0=keep_x0, self_condition=self_condition)
+        inventories = self.loops.inventories(self.model, is_ours=self.copies is not None)
         with in_eval_mode(self.model, inventories):
             with computing_in(self.precision, self.device):
                 loop = self.loops.get(
@@ -140,7 +129,7 @@ class Runner:
                 )
                 if self.precision == "int8":
                     loop.calibrate_by(self._calibration(plan, batch, self_condition))
-                loop.load(plan, batch, batch.start(), row, self.copies)
+                loop.load(plan, batch, row, self.copies)
             # Whole graphs: a segment that is no multiple of one would end in single steps.
             graph = loop.steps_per_graph
             segment = 1 if stops is None or in_python else max(1, GRAPH_SEGMENT // graph) * graph
@@ -157,11 +146,41 @@ class Runner:
                 row = stop
                 yield row, loop
 
+    def _case(
+        self, batch: Batch, plan: Plan, in_python: bool, *, keep_x0: bool, self_condition: bool
+    ) -> StepCase:
+        """What is fixed in every step of this batch under this plan."""
+        is_torch = isinstance(batch.source, TorchNoise)
+        # A sequential generator also draws where the noise is then multiplied by 0.
+        is_noisy = bool(plan.draws is not None and plan.draws.any()) if is_torch else plan.stochastic
+        ring = 0
+        if is_noisy and is_torch:
+            ring = ring_length(batch.shape, 1 if in_python else NOISE_SEGMENT)
+        elif is_noisy and executors.is_uncompiled(self.engine, self.device):
+            ring = rows_at_once(batch.shape)
+        return StepCase(
+            shape=batch.shape,
+            noise=batch.source.kind if is_noisy else "none",
+            ring=ring,
+            guided=batch.guidance is not None,
+            clip=plan.clip,
+            kept=plan.kept,
+            combine=plan.combines,
+            keep_x0=keep_x0,
+            self_condition=self_condition,
+            thresholding=plan.thresholding,
+            learned_range=plan.learned_range and plan.stochastic,
+            divide=plan.divides,
+            rederive=plan.rederives,
+            known=batch.known is not None,
+            langevin=plan.langevin,
+        )
+
     def _calibration(self, plan: Plan, batch: Batch, self_condition: bool) -> CalibrationChain:
         """The chain whose states a network in integers is quantised by."""
 
-        def case(batch: Batch, ring: int) -> StepCase:
-            return step_case(batch, plan, ring=ring, keep_x0=False, self_condition=self_condition)
+        def case(batch: Batch) -> StepCase:
+            return self._case(batch, plan, True, keep_x0=False, self_condition=self_condition)
 
         return CalibrationChain(self.model, plan, batch, case, dtype=self.dtype, copies=self.copies)
 
@@ -174,7 +193,7 @@ class Runner:
         every_step: bool = True,
         keep_x0: bool = False,
         self_condition: bool = False,
-        progress: bool = True,
+        progress: bool | AbstractContextManager[Callable[[int], None]] = True,
     ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """Walks a plan in a turn of its own; yields (rows done, x, x0) at the start and after each segment.
 
@@ -191,10 +210,11 @@ class Runner:
             every_step: yield after every step.
             keep_x0: as of `segments`.
             self_condition: likewise.
-            progress: show a progress bar.
+            progress: show a progress bar; or one of the caller's, which yields what advances it.
         """
         stops = None if every_step else ()
-        with self.turn(), progress_bar(progress, len(plan) - row) as advance:
+        bar = progress_bar(progress, len(plan) - row) if isinstance(progress, bool) else progress
+        with self.turn(), bar as advance:
             done, x = row, None
             segments = self.segments(
                 batch, plan, row=row, stops=stops, keep_x0=keep_x0, self_condition=self_condition
@@ -210,7 +230,7 @@ class Runner:
                     x = x.clone()
                 yield done, x, x0
             if x is not None:
-                warn_if_not_finite(x, batch.seeds)
+                warn_if_not_finite(x, batch.source.host)
 
     def run(
         self,
@@ -245,29 +265,3 @@ class Runner:
     def computes_in(self, dtype: torch.dtype | None = None) -> str:
         """What the network computes in, in words; ``dtype`` where autocast makes it another than x's."""
         return described(self.precision, dtype or self.dtype, self.device)
-
-
-def step_case(
-    batch: Batch, plan: Plan, *, ring: int, keep_x0: bool, self_condition: bool = False
-) -> StepCase:
-    """What is fixed in every step of this batch under this plan."""
-    is_torch = isinstance(batch.source, TorchNoise)
-    # A sequential generator also draws where the noise is then multiplied by 0.
-    is_noisy = bool(plan.draws is not None and plan.draws.any()) if is_torch else plan.stochastic
-    return StepCase(
-        shape=batch.shape,
-        noise=batch.source.kind if is_noisy else "none",
-        ring=ring if is_noisy else 0,
-        guided=batch.guidance is not None,
-        clip=plan.clip,
-        kept=plan.kept,
-        combine=plan.combines,
-        keep_x0=keep_x0,
-        self_condition=self_condition,
-        thresholding=plan.thresholding,
-        learned_range=plan.learned_range and plan.stochastic,
-        divide=plan.divides,
-        rederive=plan.rederives,
-        known=batch.known is not None,
-        langevin=plan.langevin,
-    )

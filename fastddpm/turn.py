@@ -1,14 +1,17 @@
-"""One chain at a time on one set of buffers: other threads wait, and other streams of a card follow."""
+"""Whose turn it is: one chain at a time on one set of buffers, and loops of one precision at a time in a
+process."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from fastddpm.forks import ForkLock
+from fastddpm.precision import set_for
 
 
 class Turn:
@@ -47,3 +50,80 @@ class Turn:
                     if self._last is None:
                         self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]
                     self._last.record(torch.cuda.current_stream(self._device))
+
+
+class Turns:
+    """Lets loops with different settings take turns, since torch's are those of the process.
+
+    Loops with the same setting run together. The first to come sets, the last to leave restores. In a child
+    of a fork the other threads are gone, and what they had set is restored.
+    """
+
+    def __init__(self) -> None:
+        self._fork = ForkLock(self._forget_other_threads)
+        self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._inside = 0
+        self._setting: tuple[str, str] | None = None
+        self._restore: Callable[[], None] | None = None
+        self._mine = threading.local()
+        self._is_watched = False
+
+    @contextmanager
+    def taken(self, precision: str | None, device: torch.device) -> Iterator[None]:
+        """Waits until no loop with another setting runs, in the order of arrival, and sets this one.
+
+        A network that runs a chain of its own is inside already: it sets without waiting.
+        """
+        setting = (precision, device.type) if precision in ("highest", "tf32") else None
+        if getattr(self._mine, "taken", False):
+            restore = set_for(precision, device.type)
+            try:
+                yield
+            finally:
+                restore()
+            return
+        if not self._is_watched:
+            self._fork.watch()
+            self._is_watched = True
+        with self._changed:
+            if self._waiting or (self._inside and self._setting != setting):
+                self._wait(setting)
+            if not self._inside:
+                self._setting = setting
+                self._restore = None if setting is None else set_for(*setting)
+            self._inside += 1
+        self._mine.taken = True
+        try:
+            yield
+        finally:
+            self._mine.taken = False
+            with self._changed:
+                self._inside -= 1
+                if not self._inside and self._restore is not None:
+                    self._restore()
+                self._changed.notify_all()
+
+    def _wait(self, setting: tuple[str, str] | None) -> None:
+        me = object()
+        self._waiting.append(me)
+        try:
+            self._changed.wait_for(
+                lambda: self._waiting[0] is me and (not self._inside or self._setting == setting)
+            )
+        finally:
+            self._waiting.remove(me)
+            self._changed.notify_all()
+
+    def _forget_other_threads(self) -> None:
+        self._changed, self._waiting = threading.Condition(), deque()
+        if getattr(self._mine, "taken", False):
+            self._inside = 1
+        elif self._inside:
+            self._inside = 0
+            if self._restore is not None:
+                self._restore()
+
+
+computing_in = Turns().taken
+"""``with computing_in(precision, device):`` around whatever makes or runs a loop."""

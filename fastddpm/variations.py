@@ -83,7 +83,7 @@ class Variations(Configured):
                     done = k
                     trajectory.look(k, loop.buffers.x, loop.buffers.x0)
                 frames_of_batch = trajectory.taken()[:, : batch.count]
-                check_finite(frames_of_batch.transpose(0, 1), batch.seeds)
+                check_finite(frames_of_batch.transpose(0, 1), batch.source.host)
                 pieces.append(frames_of_batch)
         return torch.cat(pieces, dim=1)
 

@@ -72,6 +72,11 @@ class Inventory:
         """Whether a part has hooks around its forward."""
         return any(map(_hooks, self.parts)) or any(map(_pre_hooks, self.parts))
 
+    def hooks(self) -> tuple[int, ...]:
+        """The hooks around the parts' forwards, by the numbers that torch gives each but once."""
+        held = (*map(_hooks, self.parts), *map(_pre_hooks, self.parts))
+        return tuple(chain.from_iterable(held))
+
     def _find(self) -> None:
         found: dict[int, nn.Module] = {}
         level = self._modules

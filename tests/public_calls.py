@@ -138,7 +138,14 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
         Call(
             "Scheduler",
             Scheduler,
-            {"sampler": sampler, "max_batch": 2, "max_waiting": 4, "max_lanes": 2, "rows": 20},
+            {
+                "sampler": sampler,
+                "max_batch": 2,
+                "max_waiting": 4,
+                "max_lanes": 2,
+                "rows": 20,
+                "order": "arrival",
+            },
         ),
         Call(
             "Scheduler.submit",
@@ -146,7 +153,7 @@ def sampler_calls(network: UNet, schedule: NoiseSchedule) -> list[Call]:
             {
                 **{"seed": 0, "class_label": 1, "method": "ddim", "num_inference_steps": 2, "eta": 0.5},
                 **{"guidance_scale": 1.0, "condition": None, "cond": None, "uncond": None, "priority": 0},
-                **{"deadline": 60.0, "preview": None, "preview_every": 1},
+                **{"beside": None, "deadline": 60.0, "preview": None, "preview_every": 1},
             },
             says=("class_labels",),
         ),

@@ -26,7 +26,7 @@ class LeftOut(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """What is measured.
 
     Attributes:
@@ -109,7 +109,7 @@ class Contest:
 class Subject(Protocol):
     """A module of `fastddpm_bench.subjects`."""
 
-    def contests(self, settings: Settings) -> list[Contest]:
+    def contests(self, settings: BenchSettings) -> list[Contest]:
         """Its contests, none of them set up."""
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.timing import make_clock
-from fastddpm_bench.contest import Contest, Field, LeftOut, Settings, compare, first_call
+from fastddpm_bench.contest import BenchSettings, Contest, Field, LeftOut, compare, first_call
 
 HOME = str(Path(__file__).parents[1])
 """Where this package is: on the path of a worker too, installed or not, behind what is there already."""
@@ -45,7 +45,7 @@ class Worker:
         RuntimeError: it failed.
     """
 
-    def __init__(self, contest: Contest, name: str, settings: Settings, folder: Path) -> None:
+    def __init__(self, contest: Contest, name: str, settings: BenchSettings, folder: Path) -> None:
         places = [*filter(None, [os.environ.get("PYTHONPATH")]), HOME]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fastddpm_bench.isolation"],
@@ -104,7 +104,7 @@ class WorkersClock:
         return seconds
 
 
-def assemble_isolated(contest: Contest, settings: Settings) -> Field:
+def assemble_isolated(contest: Contest, settings: BenchSettings) -> Field:
     """`assemble`, each contestant in a process of its own; its calls are :class:`Worker`.
 
     Raises:
@@ -155,7 +155,7 @@ def main() -> None:
 
     asked = json.loads(sys.stdin.readline())
     torch.set_num_threads(asked["threads"])
-    settings = Settings(torch.device(asked["device"]), quick=asked["quick"])
+    settings = BenchSettings(torch.device(asked["device"]), quick=asked["quick"])
     contest = _named(contests(settings, [asked["subject"]]), asked["workload"])
     contestant = next(c for c in contest.contestants if c.name == asked["name"])
     shared = contest.setup()

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+import fastddpm
+
 PACKAGES = (
-    "fastddpm",
     "torch",
     "triton",
     "numpy",
@@ -41,7 +42,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        # Ours as it is imported: an environment keeps the number that it was installed under.
+        "packages": {"fastddpm": fastddpm.__version__, **{name: _version(name) for name in PACKAGES}},
         "device": _device(device),
         "commit": commit(),
     }

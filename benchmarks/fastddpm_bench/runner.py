@@ -14,7 +14,7 @@ import torch
 from fastddpm.precision import forced
 from fastddpm.timing import Call, Clock, Effort, Times, interleaved, make_clock
 from fastddpm_bench import limits, machine
-from fastddpm_bench.contest import Contest, Field, LeftOut, ParityError, Settings, assemble, first_call
+from fastddpm_bench.contest import BenchSettings, Contest, Field, LeftOut, ParityError, assemble, first_call
 from fastddpm_bench.isolation import WorkersClock, assemble_isolated, close
 from fastddpm_bench.light import speed_of_light
 from fastddpm_bench.limits import Limits
@@ -29,7 +29,7 @@ Report = Callable[[Result], None]
 
 
 def run(
-    contests: Sequence[Contest], settings: Settings, document: Document, path: Path, report: Report
+    contests: Sequence[Contest], settings: BenchSettings, document: Document, path: Path, report: Report
 ) -> None:
     """Measures contests into a document, which is saved after each; those that it has are left out.
 
@@ -73,7 +73,7 @@ def run(
         document.save(path)
 
 
-def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
+def measured(contest: Contest, settings: BenchSettings, rates: Limits) -> Result:
     """One contest: set up, checked, timed.
 
     Raises:
@@ -127,7 +127,7 @@ def measured(contest: Contest, settings: Settings, rates: Limits) -> Result:
     )
 
 
-def exactly(contest: Contest, shared: Any, settings: Settings) -> Field:
+def exactly(contest: Contest, shared: Any, settings: BenchSettings) -> Field:
     """The contest's calls, found to do the same work with TF32 off, which only a GPU has.
 
     Where they are timed in another precision they are built anew in that: what is captured or compiled has
@@ -150,7 +150,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def _sampled(contest: Contest, field: Field, settings: Settings) -> dict[str, Times]:
+def _sampled(contest: Contest, field: Field, settings: BenchSettings) -> dict[str, Times]:
     clock: Clock = ReturnedValue() if contest.unit == "B" else make_clock(settings.device)
     if contest.isolated and not settings.is_cuda:
         clock = WorkersClock()

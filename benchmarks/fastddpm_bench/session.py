@@ -16,7 +16,7 @@ from fastddpm.files import replacing
 from fastddpm.precision import described
 from fastddpm_bench import figures, machine, runner, subjects, tables
 from fastddpm_bench.comparison import compare
-from fastddpm_bench.contest import Contest, ParityError, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, ParityError
 from fastddpm_bench.results import Document
 
 FAILED = 1
@@ -43,7 +43,7 @@ class Selection:
     precision: Any = None
     threads: int | None = None
 
-    def settings(self) -> Settings:
+    def settings(self) -> BenchSettings:
         """Where contests run, and how.
 
         Raises:
@@ -57,11 +57,11 @@ class Selection:
         if self.precision is not None:
             check_choice("precision", self.precision, ("highest", "tf32"))
         is_cuda = self.device != "cpu" and torch.cuda.is_available()
-        return Settings(
+        return BenchSettings(
             torch.device("cuda" if is_cuda else "cpu"), quick=self.quick, precision=self.precision
         )
 
-    def contests(self, settings: Settings) -> list[Contest]:
+    def contests(self, settings: BenchSettings) -> list[Contest]:
         """Those that were asked for.
 
         Raises:

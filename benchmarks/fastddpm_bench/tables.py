@@ -120,7 +120,7 @@ def _facts(document: Document) -> list[str]:
     if rates is not None:
         copies = ", ".join(f"{si(rate)}B/s at {si(size, 1024)}iB" for size, rate in rates.copies)
         facts.append(
-            f"- Limits of this run: matrix product {si(rates.gemm)}FLOP/s, convolution "
+            f"- Limits of this run, in float32: matrix product {si(rates.gemm)}FLOP/s, convolution "
             f"{si(rates.convolution)}FLOP/s; copies {copies}"
         )
     return facts

@@ -86,8 +86,8 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
-class Batch(Protocol):
-    """pyarrow's RecordBatch."""
+class RecordBatch(Protocol):
+    """pyarrow's."""
 
     num_rows: int
     nbytes: int
@@ -106,13 +106,13 @@ def _look_through(pyarrow: ModuleType, path: Path) -> None:
             raise ValueError(f"inflates to more than {content:,} bytes from {size:,}")
 
 
-def _parquet(path: Path) -> Iterator[Batch]:
+def _parquet(path: Path) -> Iterator[RecordBatch]:
     parquet = importlib.import_module("pyarrow.parquet")
     with parquet.ParquetFile(str(path)) as file:
         yield from file.iter_batches(batch_size=BATCH, use_threads=False)
 
 
-def _stream(pyarrow: ModuleType, path: Path) -> Iterator[Batch]:
+def _stream(pyarrow: ModuleType, path: Path) -> Iterator[RecordBatch]:
     with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as reader:
         yield from reader
 

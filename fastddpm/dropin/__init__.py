@@ -8,7 +8,7 @@ module, so code copied into someone's project is recognised too.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -125,18 +125,16 @@ def optimize(
     """
     dtype = dtype_of(precision, dtype)
     settings = Settings(noise=noise, engine=engine, dtype=dtype, precision=precision)
-    peers = [importlib.import_module(f"fastddpm.dropin.{name}") for name in PEERS]
-
-    def recognises(one: object) -> bool:
-        return any(peer.recognises(one) for peer in peers)
-
-    further = ("", obj) if recognises(obj) else seen_through(obj, recognises)
-    if further is not None:
+    inside: object = obj
+    peer = _peer_of(obj)
+    if peer is None and (further := seen_through(obj, _is_known)) is not None:
         inside = further[1]
-        return next(peer for peer in peers if peer.recognises(inside)).build(inside, settings, **options)
+        peer = _peer_of(inside)
+    if peer is not None:
+        return peer.build(inside, settings, **options)
     if callable(obj) and not isinstance(obj, type) and "schedule" in options:
         return _sampler(obj, settings, **options)
-    places = held(obj, recognises)
+    places = held(obj, _is_known)
     if places:
         raise Unrecognised(
             f"obj: {type(obj).__name__} given, what it holds at {' or '.join(places[:4])} accepted"
@@ -145,11 +143,25 @@ def optimize(
     if stranger is not None:
         name = type(obj).__name__
         raise Unrecognised(f"obj: {name} given, {stranger.owner}; {stranger.instead} accepted")
-    known = [peer.DESCRIPTION for peer in peers] + ["any callable model(x, t, **cond) with schedule="]
+    known = [*(peer.DESCRIPTION for peer in _peers()), "any callable model(x, t, **cond) with schedule="]
     raise Unrecognised(
         f"obj: {type(obj).__name__} given; known are {'; '.join(known)}. For any other network that predicts "
         "noise: fastddpm.Sampler(model, fastddpm.NoiseSchedule.linear(1000)), with model(x, t) -> epsilon"
     )
+
+
+def _peers() -> Iterator[Any]:
+    """The modules of libraries, each imported when it is its turn to be asked."""
+    return (importlib.import_module(f"fastddpm.dropin.{name}") for name in PEERS)
+
+
+def _peer_of(obj: object) -> Any:
+    """The module of the library that an object is of, or None."""
+    return next((peer for peer in _peers() if peer.recognises(obj)), None)
+
+
+def _is_known(obj: object) -> bool:
+    return _peer_of(obj) is not None
 
 
 def _sampler(

@@ -46,6 +46,8 @@ class ForGpu(Copied):
         self.words = "in channels_last, its norms fused"
         try:
             self.fused = fuse_norms(module)
+            if not self.fused.replaced:
+                self.words = "in channels_last"
         except (RuntimeError, TypeError, ValueError) as error:
             self.fused = FusedNorms()
             why = (str(error).splitlines() or [type(error).__name__])[0]

@@ -19,8 +19,8 @@ from fastddpm.plans.diffusers.solvers import SOLVERS
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-CHECKED_STEPS = 10
-"""A chain of so many steps shows whether a solver's configuration has rows."""
+CHECKED_STEPS = (10, 4, 1)
+"""Chains of so many steps show whether a solver's configuration has rows: one that has some is enough."""
 
 DESCRIPTION = "diffusers DDPMScheduler, DDIMScheduler and its solvers"
 
@@ -83,11 +83,28 @@ def _solver(obj: Peer, kind: str, habits: Options) -> Any:
 
     if habits != Options():
         raise BadArgument("variance_type, previous_timestep", "of a solver", "neither")
-    from_solver_scheduler(obj, CHECKED_STEPS, kind=kind)
+    _check_rows(obj, kind)
     fast: Any = solvers.TWINS[kind].from_config(obj.config)  # type: ignore[attr-defined]
     kept = {name: value for name, value in vars(obj).items() if name not in solvers.OWN}
     vars(fast).update(kept, original=obj)
     return fast
+
+
+def _check_rows(obj: Peer, kind: str) -> None:
+    """ValueError, that of the first chain, unless a chain of `CHECKED_STEPS` has rows.
+
+    Where the scheduler itself takes none of these numbers there is nothing to say before it is told another.
+    """
+    first: BadArgument | None = None
+    for steps in CHECKED_STEPS:
+        try:
+            from_solver_scheduler(obj, steps, kind=kind)
+        except BadArgument as error:
+            first = first or error
+        else:
+            return
+    if first is not None and first.argument != "num_inference_steps":
+        raise first
 
 
 def __getattr__(name: str) -> Any:

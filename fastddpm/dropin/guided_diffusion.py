@@ -5,27 +5,29 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Concatenate, ParamSpec, TypeVar
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
-from fastddpm.checks import BadArgument, whole
+from fastddpm.checks import check_choice
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.guided_diffusion_guidance import Guidance
+from fastddpm.dropin.guided_diffusion_request import DdimRequest, Request, with_arguments_of
+from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer, holds
-from fastddpm.dropin.settings import Report, Settings
+from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.network import Model, model_device_dtype, modules_of
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
 from fastddpm.plans.guided_diffusion import TABLES, Process, ancestral_plan, ddim_plan
 from fastddpm.runner import Runner
+from fastddpm.unet import UNet
 
 DESCRIPTION = "guided-diffusion and improved-diffusion GaussianDiffusion, SpacedDiffusion"
 
@@ -51,100 +53,20 @@ def recognises(obj: Peer) -> bool:
     return arrays and all(isinstance(getattr(value, "name", None), str) for value in types)
 
 
-def build(obj: Peer, settings: Settings) -> FastGuidedDiffusion:
+def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto") -> FastGuidedDiffusion:
     """The drop-in for an object that `recognises`.
 
     Args:
         obj: a GaussianDiffusion or SpacedDiffusion.
         settings: noise, engine and dtype (the network's, under autocast).
+        network: ``auto``: on a GPU a copy in channels_last with its norms fused; ``original``.
 
     Raises:
         ValueError: a mean or variance type that is not one of theirs.
     """
     check_published(obj, _STEPS)
-    return FastGuidedDiffusion(obj, settings)
-
-
-@dataclass
-class Request:
-    """The arguments of ``p_sample_loop``, in its order; ``seeds`` is ours.
-
-    Attributes:
-        model: called as ``model(x, t, **model_kwargs)``.
-        shape: ``(B, C, H, W)``.
-        noise: float32 ``(B, C, H, W)`` to start from; None draws it.
-        clip_denoised: bound x0 to [-1, 1].
-        denoised_fn: ``x0 -> x0``, before the clip.
-        cond_fn: ``(x, t, **model_kwargs) -> gradient`` of log p(y|x), of x's shape.
-        model_kwargs: tensors are copied into the loop's buffers; anything else is a constant of it.
-        device: where to draw; None for the network's.
-        progress: show a progress bar.
-        seeds: one per image, with ``noise="philox"`` chosen in `optimize`.
-    """
-
-    model: Model
-    shape: Sequence[int]
-    noise: Tensor | None = None
-    clip_denoised: bool = True
-    denoised_fn: Callable[[Tensor], Tensor] | None = None
-    cond_fn: Callable[..., Tensor] | None = None
-    model_kwargs: Mapping[str, object] | None = None
-    device: torch.device | str | None = None
-    progress: bool = False
-    seeds: Sequence[int] | Tensor | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.shape, (tuple, list, torch.Size)) or len(self.shape) != 4:
-            raise BadArgument("shape", repr(self.shape), "(B, C, H, W)")
-        for length in self.shape:
-            whole("shape", length, least=1)
-        if self.noise is not None and tuple(self.noise.shape) != tuple(self.shape):
-            raise BadArgument("noise", f"shape {tuple(self.noise.shape)}", str(tuple(self.shape)))
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether functions of the caller take part in each step."""
-        return self.denoised_fn is not None or self.cond_fn is not None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors among model_kwargs."""
-        return {k: v for k, v in (self.model_kwargs or {}).items() if isinstance(v, Tensor)}
-
-    def constants(self) -> dict[str, object]:
-        """The rest of model_kwargs."""
-        return {k: v for k, v in (self.model_kwargs or {}).items() if not isinstance(v, Tensor)}
-
-
-@dataclass
-class DdimRequest(Request):
-    """The arguments of ``ddim_sample_loop``: those of `Request` and eta, the amount of noise."""
-
-    eta: float = 0.0
-
-
-P = ParamSpec("P")
-R = TypeVar("R", bound=Request)
-Given = TypeVar("Given")
-
-
-def _with_arguments_of(
-    request: Callable[P, R],
-) -> Callable[
-    [Callable[[FastGuidedDiffusion, R], Given]], Callable[Concatenate[FastGuidedDiffusion, P], Given]
-]:
-    """Makes a method of a request one of its fields."""
-
-    def spread(
-        method: Callable[[FastGuidedDiffusion, R], Given],
-    ) -> Callable[Concatenate[FastGuidedDiffusion, P], Given]:
-        def called(self: FastGuidedDiffusion, /, *args: P.args, **kwargs: P.kwargs) -> Given:
-            return method(self, request(*args, **kwargs))
-
-        called.__name__, called.__qualname__ = method.__name__, method.__qualname__
-        called.__doc__ = method.__doc__
-        return called
-
-    return spread
+    check_choice("network", network, ("auto", "original"))
+    return FastGuidedDiffusion(obj, settings, network)
 
 
 class FastGuidedDiffusion(DropIn):
@@ -158,26 +80,27 @@ class FastGuidedDiffusion(DropIn):
         settings: noise, engine and dtype.
     """
 
-    def __init__(self, original: Peer, settings: Settings) -> None:
+    def __init__(self, original: Peer, settings: Settings, network: NetworkChoice = "auto") -> None:
         super().__init__(original)
-        self.settings = settings
-        self._kept: OrderedDict[object, tuple[Model, Runner]] = OrderedDict()
+        self.settings, self._choice = settings, network
+        self._kept: OrderedDict[object, tuple[Model, Runner | PeerNetwork[UNet]]] = OrderedDict()
+        self._network = "the module or function given with each call"
         self._warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._engine = f"{settings.engine}, by the network's device"
         self._precision = "that of the module given with each call"
         self.process()
 
-    @_with_arguments_of(Request)
+    @with_arguments_of(Request)
     def p_sample_loop(self, request: Request) -> Tensor:
         """Draws images: float32 ``(B, C, H, W)`` on the network's device. Arguments as of `Request`."""
         return self._last(self._steps(request, every_step=False))
 
-    @_with_arguments_of(DdimRequest)
+    @with_arguments_of(DdimRequest)
     def ddim_sample_loop(self, request: DdimRequest) -> Tensor:
         """Draws images by DDIM; arguments as of `DdimRequest`."""
         return self._last(self._steps(request, every_step=False))
 
-    @_with_arguments_of(Request)
+    @with_arguments_of(Request)
     def p_sample_loop_progressive(self, request: Request) -> Iterator[dict[str, Tensor]]:
         """Draws images; yields after each step its ``sample`` and ``pred_xstart``, float32 ``(B, C, H, W)``.
 
@@ -185,7 +108,7 @@ class FastGuidedDiffusion(DropIn):
         """
         return self._states(request)
 
-    @_with_arguments_of(DdimRequest)
+    @with_arguments_of(DdimRequest)
     def ddim_sample_loop_progressive(self, request: DdimRequest) -> Iterator[dict[str, Tensor]]:
         """As of `p_sample_loop_progressive`, by DDIM; arguments as of `DdimRequest`."""
         return self._states(request)
@@ -213,7 +136,7 @@ class FastGuidedDiffusion(DropIn):
         not_fused = () if drawn else ("the noise z: torch's generator draws it before the step",)
         return Report(
             peer=DESCRIPTION,
-            network="the module or function given with each call",
+            network=self._network,
             engine=self._engine,
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
             precision=self._precision,
@@ -286,20 +209,37 @@ class FastGuidedDiffusion(DropIn):
             (id(request.model), device or model_device_dtype(model)[0], *request.constants().items())
         )
         kept = self._kept.pop(key, None)
-        runner = (
-            kept[1]
-            if kept
-            else self.settings.runner(model, capacity=capacity, dtype=torch.float32, device=device)
-        )
+        held = kept[1] if kept else None
+        seen = model_device_dtype(request.model)[0]
+        if isinstance(request.model, nn.Module) and seen.type == "cuda" and device in (None, seen):
+            if not isinstance(held, PeerNetwork) or not held.fits(request.model):
+                held = self._arranged(request.model, request.constants())
+            held.refresh()
+            runner, self._network = held.runner, f"of each call, the last {held.words}"
+        else:
+            if not isinstance(held, Runner):
+                held = self.settings.runner(model, capacity=capacity, dtype=torch.float32, device=device)
+            runner = held
         self._engine, self._precision = runner.engine, runner.computes_in(self.settings.dtype)
         try:
             yield runner
         finally:
             if key is not None:
                 # The network is kept with its runner, so that its id stays its own.
-                self._kept[key] = (request.model, runner)
+                self._kept[key] = (request.model, held)
             while len(self._kept) > KEPT_MODELS:
                 self._kept.popitem(last=False)
+
+    def _arranged(self, module: nn.Module, constants: Mapping[str, object]) -> PeerNetwork[UNet]:
+        """A module on a GPU, as it runs there."""
+
+        def call(module: nn.Module, x: Tensor, t: Tensor, **cond: Tensor) -> object:
+            return module(x, t, **constants, **cond)
+
+        times = torch.arange(int(self.original.num_timesteps))
+        return PeerNetwork(
+            module, call, None, self.settings, choice=self._choice, times=times, tries_ours=False
+        )
 
     def _callable(self, request: Request) -> Model:
         model = request.model

@@ -9,7 +9,7 @@ from fastddpm.dropin.lucidrains_guidance import FastGuidedLucidrains
 from fastddpm.dropin.lucidrains_loops import DESCRIPTION, FastLucidrains, parameters_of
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer, holds
-from fastddpm.dropin.settings import Settings
+from fastddpm.dropin.settings import NetworkChoice, Settings
 from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES
 
 _HELD = ("channels", "objective", "num_timesteps", "sampling_timesteps", "is_ddim_sampling", "sample")
@@ -47,12 +47,15 @@ def recognises(obj: Peer) -> bool:
     return holds(obj, tensors=BUFFERS, anything=_HELD) and obj.objective in tuple(OBJECTIVES)
 
 
-def build(obj: Peer, settings: Settings, **options: bool) -> FastLucidrains:
+def build(
+    obj: Peer, settings: Settings, *, network: NetworkChoice = "auto", **options: bool
+) -> FastLucidrains:
     """The drop-in for an object that `recognises`.
 
     Args:
         obj: a GaussianDiffusion or GaussianDiffusion1D.
         settings: noise, engine and dtype (the network's, under autocast).
+        network: ``auto``: on a GPU a copy in channels_last; ``original``.
         **options: none; ``repair`` for the class with classifier-free guidance.
 
     Raises:
@@ -70,7 +73,8 @@ def build(obj: Peer, settings: Settings, **options: bool) -> FastLucidrains:
         if "rescaled_phi" not in parameters_of(obj.model.forward_with_cond_scale):
             given = "a network whose forward_with_cond_scale has no rescaled_phi, as of early versions,"
             raise BadArgument("obj", given, "one of a later version")
-        return FastGuidedLucidrains(obj, settings, **options)
+        return FastGuidedLucidrains(obj, settings, network=network, **options)
     if options:
         raise BadArgument(", ".join(options), "an option", f"none for {DESCRIPTION}")
-    return FastLucidrains1D(obj, settings) if hasattr(obj, "seq_length") else FastLucidrains(obj, settings)
+    kind = FastLucidrains1D if hasattr(obj, "seq_length") else FastLucidrains
+    return kind(obj, settings, network=network)

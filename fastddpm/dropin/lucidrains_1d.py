@@ -31,6 +31,7 @@ class FastLucidrains1D(FastLucidrains):
     """
 
     description = "denoising-diffusion-pytorch (lucidrains) GaussianDiffusion1D"
+    arranges = False
 
     def sample(  # type: ignore[override]
         self,

@@ -20,7 +20,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_count
 from fastddpm.dropin.lucidrains_loops import DrawOptions, FastLucidrains
 from fastddpm.dropin.peer import Peer
-from fastddpm.dropin.settings import Report, Settings
+from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.plans import Plan
 from fastddpm.plans.finished import finished_plan
 from fastddpm.plans.lucidrains import OBJECTIVES, cfg_plus_plus_rows
@@ -45,9 +45,11 @@ class FastGuidedLucidrains(FastLucidrains):
 
     description = DESCRIPTION
 
-    def __init__(self, original: Peer, settings: Settings, *, repair: bool = False) -> None:
+    def __init__(
+        self, original: Peer, settings: Settings, *, repair: bool = False, network: NetworkChoice = "auto"
+    ) -> None:
         self.repair = repair
-        super().__init__(original, settings)
+        super().__init__(original, settings, network=network)
 
     def sample(  # type: ignore[override]
         self,

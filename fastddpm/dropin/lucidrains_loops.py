@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_choice, whole
-from fastddpm.dropin.comparison import Adapter
+from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import DropIn, Peer
-from fastddpm.dropin.settings import Report, Settings
+from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.engine import Engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
 from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES, Habits, ancestral_plan, ddim_plan
 from fastddpm.randomness import PhiloxNoise
 from fastddpm.runner import Runner
+from fastddpm.unet import UNet
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -43,10 +45,14 @@ class FastLucidrains(DropIn):
         settings: noise, engine and dtype.
     """
 
-    def __init__(self, original: Peer, settings: Settings) -> None:
+    arranges = True
+    """Whether a GPU runs the network in channels_last: not those of sequences, which have no such order."""
+
+    def __init__(self, original: Peer, settings: Settings, *, network: NetworkChoice = "auto") -> None:
         super().__init__(original)
-        self.settings = settings
-        self._runners: dict[object, Runner] = {}
+        check_choice("network", network, ("auto", "original"))
+        self.settings, self._choice = settings, network
+        self._networks: dict[object, PeerNetwork[UNet]] = {}
         self._plain()
 
     def sample(
@@ -116,16 +122,17 @@ class FastLucidrains(DropIn):
         drawn = self.settings.noise == "philox"
         fused = (f"x0 from {self.original.objective}", "clip", f"the {self._method()} update", "sigma * z")
         not_fused: tuple[str, ...] = ()
+        self._plain()
         if not drawn:
             not_fused += ("the noise z: torch's generator draws it before the step",)
         if self.settings.dtype not in (None, torch.float32):
             not_fused += (f"casts of weights to {self.settings.dtype}: autocast makes them in each step",)
         return Report(
             peer=self.description,
-            network="the original module",
+            network=self._last().words,
             engine=self._engine(),
             noise="philox, one seed per image" if drawn else "torch, in the original's order",
-            precision=self._plain().computes_in(self.settings.dtype),
+            precision=self._last().runner.computes_in(self.settings.dtype),
             fused=(*fused, *(("the noise z",) if drawn else ())),
             not_fused=not_fused,
         )
@@ -141,7 +148,11 @@ class FastLucidrains(DropIn):
         return f"DDPM ({obj.num_timesteps} steps)"
 
     def _engine(self) -> Engine:
-        return next(reversed(self._runners.values())).engine
+        return self._last().runner.engine
+
+    def _last(self) -> PeerNetwork[UNet]:
+        """What ran last, or was made last."""
+        return next(reversed(self._networks.values()))
 
     def _images(
         self,
@@ -212,20 +223,25 @@ class FastLucidrains(DropIn):
     def _runner(self, key: object, call: Callable[..., object]) -> Runner:
         """The runner for one way to call the network; made anew where it is another one or was moved."""
         module = self.original.model
-        runner = self._runners.pop(key, None)
-        if (
-            runner is None
-            or runner.model.module is not module  # type: ignore[attr-defined]
-            or runner.device != model_device_dtype(module)[0]
-        ):
-            dtype = None if self.settings.dtype == torch.float32 else self.settings.dtype
-            runner = self.settings.runner(
-                Adapter(module, call, dtype), capacity=self.original.num_timesteps, dtype=torch.float32
+        kept = self._networks.pop(key, None)
+        if kept is None or not kept.fits(module):
+            dtype = model_device_dtype(module)[1]
+            is_half = dtype in (torch.float16, torch.bfloat16)
+            kept = PeerNetwork(
+                module,
+                functools.partial(_in_half, dtype, call) if is_half else call,
+                None,
+                self.settings,
+                choice=self._choice,
+                times=torch.arange(self.original.num_timesteps),
+                tries_ours=False,
+                arranges=self.arranges,
             )
-        while len(self._runners) >= 4:
-            del self._runners[next(iter(self._runners))]
-        self._runners[key] = runner
-        return runner
+        while len(self._networks) >= 4:
+            del self._networks[next(iter(self._networks))]
+        self._networks[key] = kept
+        kept.refresh()
+        return kept.runner
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: getattr(self.original, name) for name in BUFFERS}
@@ -243,6 +259,15 @@ class FastLucidrains(DropIn):
         size = self.original.image_size
         height, width = (size, size) if isinstance(size, int) else size
         return int(height), int(width)
+
+
+def _in_half(
+    dtype: torch.dtype, call: Callable[..., object], module: nn.Module, x: Tensor, t: Tensor, **cond: Tensor
+) -> object:
+    """The network of weights in half precision under autocast: it embeds its times in float32."""
+    # Without the cache: a captured graph would go on reading the weights as cast when captured.
+    with torch.autocast(x.device.type, dtype, cache_enabled=False):
+        return call(module, x, t, **cond)
 
 
 def _learned(module: nn.Module, x: Tensor, t: Tensor) -> object:

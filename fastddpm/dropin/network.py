@@ -31,7 +31,7 @@ class PeerNetwork(Generic[M]):
     Args:
         source: the network.
         call: as of `Adapter`.
-        dialect: reads it into our UNet.
+        dialect: reads it into our UNet; None where that is not tried.
         settings: noise, engine and dtype.
         choice: ``auto``: our UNet where it is tried and fits; ``original``; ``ours``, or an error.
         times: ``(N,)`` time inputs at which the two networks are compared.
@@ -53,7 +53,7 @@ class PeerNetwork(Generic[M]):
         self,
         source: nn.Module,
         call: Callable[..., object],
-        dialect: Dialect[M],
+        dialect: Dialect[M] | None,
         settings: Settings,
         *,
         choice: NetworkChoice,
@@ -70,13 +70,14 @@ class PeerNetwork(Generic[M]):
         self._signature = signature(self._inventory, source)
         # Whatever its parts and hooks become, on this device it is the original that runs.
         on_gpu = self._signature[0].type == "cuda"
+        tries_ours = tries_ours and dialect is not None
         self._is_settled = choice == "original" or (choice == "auto" and not tries_ours and not on_gpu)
         self.unet: M | None = None
         self._merged: frozenset[str] = frozenset()
         self._places: int | None = None
         self._copied: Copied | None = None
         reason = "as asked for" if choice == "original" else ""
-        if choice == "ours" or (choice == "auto" and tries_ours):
+        if dialect is not None and (choice == "ours" or (choice == "auto" and tries_ours)):
             self.unet, reason = same_network(source, Adapter(source, call), dialect, times, inputs)
         if choice == "ours" and self.unet is None:
             raise BadArgument("network", f"'ours', but {reason},", "auto or original")
@@ -122,7 +123,7 @@ class PeerNetwork(Generic[M]):
         if self._copied is not None:
             self.runner.copies = self._copied.copies()  # which may make its module anew
             self._adapter.module = self._copied.module
-        if self.unet is None:
+        if self.unet is None or self._dialect is None:
             return
         # Nobody else reaches our UNet, whose own tensors stay where they are.
         places = self._inventory.look().places()
@@ -143,6 +144,7 @@ class PeerNetwork(Generic[M]):
     def _copying(self, targets: list[Tensor], names: list[str], places: int) -> Copies:
         """Copies by the names of our tensors. A dialect that merges tensors merges them each time."""
         held, dialect = self.source.state_dict(), self._dialect
+        assert dialect is not None
 
         def refresh() -> None:
             with torch.no_grad():
@@ -153,6 +155,7 @@ class PeerNetwork(Generic[M]):
 
     def _not_shared(self, unet: M) -> frozenset[str]:
         """Names of our tensors that are copies: a dialect that merges tensors makes new ones each time."""
+        assert self._dialect is not None
         theirs = self._dialect.state_dict(self.source.state_dict())
         return frozenset(
             name for name, value in unet.state_dict().items() if value.data_ptr() != theirs[name].data_ptr()

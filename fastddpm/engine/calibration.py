@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fastddpm.batch import Batch
 from fastddpm.copies import Copies
-from fastddpm.engine.ahead import rows_at_once
 from fastddpm.engine.graph import WARM_UP_STEPS
 from fastddpm.engine.loop import Loop
 from fastddpm.engine.step import StepCase
@@ -56,7 +55,7 @@ class CalibrationChain:
         model: Model,
         plan: Plan,
         batch: Batch,
-        case: Callable[[Batch, int], StepCase],
+        case: Callable[[Batch], StepCase],
         *,
         dtype: torch.dtype,
         copies: Copies | None,
@@ -78,7 +77,7 @@ class CalibrationChain:
     def states(self) -> list[tuple[Tensor, ...]]:
         """Arguments of `Network.core` at each of some rows, of all images."""
         batch, plan = self._batch(), self._plan
-        case = self._case(batch, rows_at_once(batch.shape))
+        case = self._case(batch)
         network = bind(
             self._model,
             device=torch.device("cpu"),
@@ -94,7 +93,7 @@ class CalibrationChain:
         loop = Loop(
             network, case, len(network.time), "eager", steps_per_graph=1, on_fallback=None, refusal=None
         )
-        loop.load(plan, batch, None, 0, self._copies)
+        loop.load(plan, batch, 0, self._copies)
         rows, found = self._rows, list[tuple[Tensor, ...]]()
         for row in range(len(plan)):
             loop.run(1)

@@ -25,7 +25,7 @@ from fastddpm.engine.parcel import Parcel
 from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm.network import Network
 from fastddpm.plans import Plan
-from fastddpm.randomness import PhiloxNoise
+from fastddpm.randomness import TorchNoise
 from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
 
@@ -95,22 +95,27 @@ class Loop:
         if isinstance(self._session, QuantisedSession):
             self._session.calibrate_by(states)
 
-    def load(
-        self, plan: Plan, batch: Batch, x: Tensor | None, row: int, copies: Copies | None = None
-    ) -> None:
-        """Puts one chain into the buffers: the state x at plan row ``row``, and all that goes with it.
+    def load(self, plan: Plan, batch: Batch, row: int, copies: Copies | None = None) -> None:
+        """Puts one chain into the buffers: the state at plan row ``row``, and all that goes with it.
 
         The host sends what is small in one copy and waits for nothing. What follows from that and the weights
         is derived by operators of the device, anew for each chain; a captured loop replays them as one graph.
 
         Args:
             plan: its rows go into the buffers if they are not there from the last chain.
-            batch: seeds, guidance and conditioning.
-            x: the state; None to draw it from the seeds.
+            batch: the state, or the noise that it is, guidance and conditioning.
             row: where the chain begins.
             copies: weights of the model that are copies of others.
         """
         self._first.expect(plan.learned_range)
+        x, source = batch.x, batch.source
+        if x is None and isinstance(source, TorchNoise):
+            x = source.initial(batch.shape)
+        values = {"counter": torch.tensor([row, 0] * self.case.shape[0])}  # flat, as it travels
+        values |= {f"cond {name}": value for name, value in batch.cond.items()}
+        for name, value in (("seeds", source.host), ("guidance", batch.guidance)):
+            if value is not None:
+                values[name] = value
         with self.current():
             self._hold(plan)
             if x is not None:
@@ -121,7 +126,7 @@ class Loop:
             for buffer, value in given:
                 if buffer is not None and value is not None:
                     buffer.copy_(value)
-            self._parcel.send(self._values(batch, row))
+            self._parcel.send(values)
             begin = functools.partial(self._begin, len(plan), x is None, copies)
             self._executor.prepare((len(plan), x is None, copies and copies.places), begin)
 
@@ -133,14 +138,6 @@ class Loop:
         for buffer, values in buffers:
             buffer[: len(plan)].copy_(to_device(torch.tensor(values), self.device))
         self._plan = plan
-
-    def _values(self, batch: Batch, row: int) -> dict[str, Tensor]:
-        values = {"counter": torch.tensor([row, 0] * self.case.shape[0])}  # flat, as it travels
-        if isinstance(batch.source, PhiloxNoise):
-            values["seeds"] = batch.source.host
-        if batch.guidance is not None:
-            values["guidance"] = batch.guidance
-        return values | {f"cond {name}": value for name, value in batch.cond.items()}
 
     def hold_arena(
         self, table: Tensor, time: Tensor, *, learned_range: bool = False, copies: Copies | None = None
@@ -207,7 +204,8 @@ class Loop:
             self._ahead.forget()
         if draws:
             self.buffers.x.copy_(normal(self.seeds, 0, self.case.shape[1:]))
-        self.buffers.put_known()
+        if self.case.known:
+            self.buffers.put_known()
         for kept in (self.buffers.x0, self.buffers.kept):
             if kept is not None:
                 kept.zero_()

@@ -33,6 +33,9 @@ class Loops:
         may_fall_back: go on eagerly once a capture has failed, instead of raising.
         steps_per_graph: steps in one captured graph; None for all of the first plan, at most 64.
         in_integers: as of `Loop`.
+
+    Attributes:
+        choice: the engine that runs: eager once a capture has failed that may.
     """
 
     def __init__(
@@ -46,15 +49,10 @@ class Loops:
     ) -> None:
         self.limit = limit
         self._in_integers = in_integers
-        self._choice, self._may_fall_back = EngineChoice(engine), may_fall_back
+        self.choice, self._may_fall_back = EngineChoice(engine), may_fall_back
         self._steps_per_graph = steps_per_graph
         self._loops: OrderedDict[tuple[object, ...], Loop] = OrderedDict()
         self._inventories: dict[int, Inventory] = {}
-
-    @property
-    def engine(self) -> Engine:
-        """The engine that runs: eager once a capture has failed that may."""
-        return self._choice.engine
 
     def get(
         self,
@@ -83,7 +81,10 @@ class Loops:
         held = inventories or self.inventories(model)
         places = [copies.model] if copies is not None else [inventory.places() for inventory in held]
         form = form_for(device, held)
-        key = (form, case, device, dtype, capacity, time_dtype, signature, id(model), *places, *_global_key())
+        # A graph, or compiled code, has the hooks in it that there were.
+        hooks = [inventory.hooks() for inventory in held]
+        network_key = (form, id(model), *places, *hooks)
+        key = (*network_key, case, device, dtype, capacity, time_dtype, signature, *_global_key())
         found = self._loops.get(key)
         if found is not None:
             self._loops.move_to_end(key)
@@ -117,21 +118,25 @@ class Loops:
             network,
             case,
             capacity,
-            self.engine,
+            self.choice.engine,
             in_integers=self._in_integers,
             steps_per_graph=self._steps_per_graph or min(n_steps, LONGEST_GRAPH),
-            on_fallback=self._choice.fall_back if self._may_fall_back else None,
+            on_fallback=self.choice.fall_back if self._may_fall_back else None,
             refusal=ask,
         )
         return self._loops[key]
 
-    def inventories(self, model: Model) -> list[Inventory]:
-        """What the modules of a model hold now, one each; kept, as looking again is quicker."""
+    def inventories(self, model: Model, *, is_ours: bool = False) -> list[Inventory]:
+        """What the modules of a model hold now, one each; kept, as looking again is quicker.
+
+        ``is_ours``: nobody else reaches the modules, so that their parts are those of the first look.
+        """
         modules = modules_of(model)
         kept = self._inventories
         # With the modules themselves in them, which so keep their ids.
         self._inventories = {id(one): kept.get(id(one)) or Inventory([one]) for one in modules}
-        return [self._inventories[id(one)].look() for one in modules]
+        held = [self._inventories[id(one)] for one in modules]
+        return held if is_ours else [inventory.look() for inventory in held]
 
     def memory(self) -> int:
         """Bytes in the buffers and graphs of all kept loops."""

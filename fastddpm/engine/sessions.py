@@ -52,7 +52,7 @@ class Session:
         self._network = network
         self._inventory = Inventory(modules_of(network.model))
         self._running: Running | None = None
-        self._model: tuple[int, ...] | None = None
+        self._model: tuple[object, ...] | None = None
         self._surroundings: tuple[int, ...] = ()
         self._is_changed = False
         self._bytes = 0
@@ -110,14 +110,14 @@ class Session:
         """What else a network that was handed over depends on: threads and process."""
         return torch.get_num_threads(), os.getpid()
 
-    def _model_now(self) -> tuple[int, ...]:
+    def _model_now(self) -> tuple[object, ...]:
         """Changes with the content of the weights, and with hooks and parts of the model."""
         self._inventory.look()
         content = 0
         for tensor in self._inventory.tensors():
             content = zlib.crc32(_memory(tensor), content)
         parts = hash(tuple(map(id, self._inventory.parts)))
-        return content, parts, self._inventory.is_hooked()
+        return content, parts, self._inventory.hooks()
 
 
 class _Core(nn.Module):

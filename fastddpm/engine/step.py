@@ -176,7 +176,8 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
         divide=case.divide,
         rederive=case.rederive,
     )
-    buffers.put_known()
+    if case.known:
+        buffers.put_known()
     k.add_(1 if buffers.advance is None else buffers.advance)
 
 

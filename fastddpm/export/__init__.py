@@ -22,6 +22,7 @@ for _package in PACKAGES:
     needed(_package, by="fastddpm.export_onnx")
 
 from fastddpm.checks import BadArgument, whole  # noqa: E402
+from fastddpm.export.call import NetworkCall  # noqa: E402
 from fastddpm.export.compose import Recipe, models  # noqa: E402
 from fastddpm.export.errors import ExportError  # noqa: E402
 from fastddpm.export.folder import (  # noqa: E402
@@ -33,10 +34,10 @@ from fastddpm.export.folder import (  # noqa: E402
     new_export,
     save_model,
 )
-from fastddpm.export.network import OPSET, NetworkCall, export_network  # noqa: E402
+from fastddpm.export.network import OPSET, export_network  # noqa: E402
 from fastddpm.export.readme import readme  # noqa: E402
 from fastddpm.export.requests import sampler_of_requests  # noqa: E402
-from fastddpm.export.settings import CONDITION_KINDS, Settings, resolve  # noqa: E402
+from fastddpm.export.settings import CONDITION_KINDS, ExportSettings, resolve  # noqa: E402
 from fastddpm.export.spacing import spacing_of  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.export.verify_requests import verified_requests  # noqa: E402
@@ -182,7 +183,7 @@ def export_triton(
     return folder
 
 
-def _recipe(settings: Settings) -> Recipe:
+def _recipe(settings: ExportSettings) -> Recipe:
     """The network in ONNX, and the plans of its files."""
     assert isinstance(settings.sampler.model, nn.Module)
     network = export_network(settings.sampler.model, settings.call)
@@ -198,7 +199,9 @@ def _recipe(settings: Settings) -> Recipe:
     return Recipe(network, settings.table, rows=rows)
 
 
-def _about(settings: Settings, folder: Path, dtype: str, parity: dict[str, Any] | None) -> dict[str, Any]:
+def _about(
+    settings: ExportSettings, folder: Path, dtype: str, parity: dict[str, Any] | None
+) -> dict[str, Any]:
     """The content of export.json."""
     import fastddpm
 
@@ -246,7 +249,7 @@ def _conditions(call: NetworkCall) -> dict[str, Any]:
     return {"cond": described} if described else {}
 
 
-def _class_names(settings: Settings) -> dict[str, Any]:
+def _class_names(settings: ExportSettings) -> dict[str, Any]:
     """Of an export of a model whose classes have names; else nothing, likewise."""
     names = settings.sampler.class_names
     return {} if names is None else {"class_names": list(names)}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument, check_choice, whole
 from fastddpm.class_names import class_names
-from fastddpm.conditions import check_names, checked_one
-from fastddpm.export.network import Condition, NetworkCall, plain_copy
+from fastddpm.conditions import checked_one
+from fastddpm.export.call import Condition, NetworkCall
+from fastddpm.export.network import plain_copy
 from fastddpm.export.nodes import BOOL, FLOAT, INT32, INT64
 from fastddpm.export.recognition import recognised
 from fastddpm.export.table import TableOptions
@@ -31,7 +32,7 @@ _KINDS = {torch.float32: FLOAT, torch.int64: INT64, torch.int32: INT32, torch.bo
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExportSettings:
     """What is exported.
 
     Attributes:
@@ -83,7 +84,7 @@ def resolve(
     condition_channels: int | None,
     cond: Mapping[str, Tensor] | None = None,
     options: ExportOptions,
-) -> Settings:
+) -> ExportSettings:
     """The settings for the arguments of `fastddpm.export_onnx`.
 
     Raises:
@@ -125,7 +126,7 @@ def resolve(
         dtype=torch.float32,
         engine="eager",
     )
-    return Settings(reference, call, method)
+    return ExportSettings(reference, call, method)
 
 
 def _sampler(model: nn.Module | Sampler, schedule: NoiseSchedule | None, options: ExportOptions) -> Sampler:
@@ -159,7 +160,7 @@ def _conditions(sampler: Sampler, cond: Mapping[str, Tensor], *, has_labels: boo
         rows[name] = checked_one(f"cond[{name!r}]", value, count, host, torch.float32).contiguous()
         if rows[name].dtype not in _KINDS:
             raise BadArgument(f"cond[{name!r}]", str(rows[name].dtype), "floating, int64, int32 or bool rows")
-    check_names(sampler.facts.signature, rows, has_labels=has_labels)
+    sampler.facts.check_names(rows, has_labels=has_labels)
     return tuple(Condition(name, _KINDS[value.dtype], value) for name, value in rows.items())
 
 

@@ -21,7 +21,7 @@ from onnx import helper
 from fastddpm.checks import BadArgument
 from fastddpm.export.folder import EXTERNAL_ABOVE, save_model, weight_bytes
 from fastddpm.export.nodes import BOOL, FLOAT, INT32, INT64, UINT8
-from fastddpm.export.settings import Settings
+from fastddpm.export.settings import ExportSettings
 from fastddpm.export.spacing import spacing_of
 from fastddpm.files import made_folder, replacing
 from fastddpm.plans.registry import formulas
@@ -58,7 +58,7 @@ def check_place(repository: Path, name: str) -> Path:
     return folder
 
 
-def described(model: onnx.ModelProto, settings: Settings) -> dict[str, str]:
+def described(model: onnx.ModelProto, settings: ExportSettings) -> dict[str, str]:
     """What is said of a model, in its file and in its configuration: names and values, and written into it.
 
     Raises:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fastddpm.export.compose import NOISE_ELEMENTS
 from fastddpm.export.errors import ExportError
 from fastddpm.export.network import Whole
-from fastddpm.export.settings import Settings
+from fastddpm.export.settings import ExportSettings
 from fastddpm.export.table import ROW_COLUMNS
 from fastddpm.plans import METHODS, Plan
 from fastddpm.plans.method_options import MethodName
@@ -57,7 +57,7 @@ FULL_ROW = (1.1, -0.4, 0.9, 0.7, 0.3, 0.2, -0.25, 0.5, -2.0, -1.0)
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def verified(folder: Path, settings: Settings) -> dict[str, dict[str, float]]:
+def verified(folder: Path, settings: ExportSettings) -> dict[str, dict[str, float]]:
     """Runs every model of a folder and gives its error and its limit.
 
     Raises:
@@ -118,7 +118,7 @@ def relative_error(given: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> float:
     return float(np.abs(given - wanted).max() / max(1.0, float(np.abs(wanted).max())))
 
 
-def random_inputs(settings: Settings, batch: int, sizes: Sequence[int]) -> dict[str, Tensor]:
+def random_inputs(settings: ExportSettings, batch: int, sizes: Sequence[int]) -> dict[str, Tensor]:
     """Inputs of a step: x, noise, x0_prev and what else the network takes; of these sizes behind channels."""
     call, generator = settings.call, torch.Generator().manual_seed(0)
     image = (batch, call.channels, *sizes)
@@ -133,7 +133,7 @@ def random_inputs(settings: Settings, batch: int, sizes: Sequence[int]) -> dict[
     return tensors
 
 
-def named(settings: Settings, given: dict[str, Tensor], *, without: bool = False) -> dict[str, Tensor]:
+def named(settings: ExportSettings, given: dict[str, Tensor], *, without: bool = False) -> dict[str, Tensor]:
     """Of the inputs of a step, labels and conditions by the names that the network has for them."""
     labels = {name: given[name] for name in ("class_labels",) if name in given}
     return labels | {one.name: given[one.without if without else one.input] for one in settings.call.cond}
@@ -144,14 +144,14 @@ def fed(names: Sequence[str], tensors: dict[str, Tensor]) -> Arrays:
     return {name: tensor.numpy() for name, tensor in tensors.items() if name in names}
 
 
-def _network(settings: Settings, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+def _network(settings: ExportSettings, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         model = Whole(settings.sampler.model, list(cond))  # type: ignore[arg-type]
         output: Tensor = model(x, t, *cond.values())
         return output.float()
 
 
-def _sizes(settings: Settings) -> Iterator[tuple[int, ...]]:
+def _sizes(settings: ExportSettings) -> Iterator[tuple[int, ...]]:
     """The sizes exported, behind the channels, and others where they may vary."""
     exported = settings.call.shape[1:]
     yield exported
@@ -160,7 +160,7 @@ def _sizes(settings: Settings) -> Iterator[tuple[int, ...]]:
         yield height + settings.sizes[0], width + 2 * settings.sizes[0]
 
 
-def _denoiser_error(folder: Path, settings: Settings) -> float:
+def _denoiser_error(folder: Path, settings: ExportSettings) -> float:
     run = session(folder / "denoiser.onnx")
     errors = []
     for batch, sizes in enumerate(_sizes(settings), start=3):
@@ -177,7 +177,7 @@ def _denoiser_error(folder: Path, settings: Settings) -> float:
     return max(errors)
 
 
-def _step_error(path: Path, settings: Settings, guided: bool) -> float:
+def _step_error(path: Path, settings: ExportSettings, guided: bool) -> float:
     run, plan = session(path), settings.sampler.plan
     given = random_inputs(settings, 2, settings.call.shape[1:])
     full = np.pad(np.array(FULL_ROW, np.float32), (0, N_COLUMNS - len(FULL_ROW)))
@@ -202,7 +202,7 @@ def _step_error(path: Path, settings: Settings, guided: bool) -> float:
 
 
 def _torch_step(
-    settings: Settings, given: dict[str, Tensor], row: Tensor, time: Tensor, guided: bool
+    settings: ExportSettings, given: dict[str, Tensor], row: Tensor, time: Tensor, guided: bool
 ) -> tuple[Tensor, Tensor]:
     """(x_next, x0) of `reverse_step` around the network."""
     x, x0, cond = given["x"].clone(), given["x0_prev"].clone(), named(settings, given)
@@ -234,7 +234,7 @@ def tells_between(run: Any) -> bool:
     return "time_offset" in {one.name for one in run.get_overridable_initializers()}
 
 
-def _chains(settings: Settings, *, between: bool) -> Iterator[tuple[Plan, float, float]]:
+def _chains(settings: ExportSettings, *, between: bool) -> Iterator[tuple[Plan, float, float]]:
     """(plan, eta, guidance scale) of the chains that are run: the default one, and a short one per formula,
     and by some solvers."""
     guidance = GUIDANCE if settings.call.guides else 1.0
@@ -252,7 +252,7 @@ def _chains(settings: Settings, *, between: bool) -> Iterator[tuple[Plan, float,
         yield plan, eta, guidance
 
 
-def _sampler_error(folder: Path, settings: Settings) -> float:
+def _sampler_error(folder: Path, settings: ExportSettings) -> float:
     run, call = session(folder / "sampler.onnx"), settings.call
     given = random_inputs(settings, len(SEEDS), call.shape[1:])
     errors = []

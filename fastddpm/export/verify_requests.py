@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fastddpm.export.errors import ExportError
-from fastddpm.export.settings import Settings
+from fastddpm.export.settings import ExportSettings
 from fastddpm.export.spacing import spacing_of
 from fastddpm.export.verify import (
     FEW_STEPS,
@@ -32,7 +32,7 @@ from fastddpm.sampler import Sampler
 _NUMBERS = ("seeds", "method", "steps", "eta", "class_labels", "guidance_scale")
 
 
-def verified_requests(model: Path, settings: Settings) -> float:
+def verified_requests(model: Path, settings: ExportSettings) -> float:
     """Runs a batch, one image of each method that the file has, and gives the largest error.
 
     Raises:
@@ -66,7 +66,7 @@ def verified_requests(model: Path, settings: Settings) -> float:
     return error
 
 
-def _requests(settings: Settings) -> Iterator[tuple[int, Method]]:
+def _requests(settings: ExportSettings) -> Iterator[tuple[int, Method]]:
     """(number, method) for each that the file has, of unlike lengths."""
     for number, name in enumerate(formulas()):
         method = settings.method.adapted(
@@ -84,7 +84,9 @@ def _requests(settings: Settings) -> Iterator[tuple[int, Method]]:
         yield len(formulas()), settings.method
 
 
-def _alone(settings: Settings, method: Method, given: dict[str, Tensor], place: int, scale: float) -> Tensor:
+def _alone(
+    settings: ExportSettings, method: Method, given: dict[str, Tensor], place: int, scale: float
+) -> Tensor:
     """The image of one request, by PyTorch."""
     own = {name: tensor[place : place + 1] for name, tensor in given.items()}
     cond, without = named(settings, own), named(settings, own, without=True)

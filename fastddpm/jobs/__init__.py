@@ -11,8 +11,9 @@ what, on which cluster `ray_cluster`; `merging` makes one file of all. See docs/
 """
 
 from fastddpm.jobs.blocks import Blocks
-from fastddpm.jobs.drawers import Drawer, OnnxDrawer, TorchDrawer
+from fastddpm.jobs.drawers import Drawer, TorchDrawer
 from fastddpm.jobs.errors import JobStopped, OtherSettingsError
 from fastddpm.jobs.job import Job
+from fastddpm.jobs.onnx_drawer import OnnxDrawer
 
 __all__ = ["Blocks", "Drawer", "Job", "JobStopped", "OnnxDrawer", "OtherSettingsError", "TorchDrawer"]

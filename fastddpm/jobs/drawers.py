@@ -1,16 +1,15 @@
-"""What makes images, or other states, of seeds: a sampler of PyTorch, or an export run by ONNX Runtime, with
-its threads fixed.
+"""What makes images, or other states, of seeds, with its threads fixed: any drawer, and a sampler of PyTorch.
 
-A drawer can be sent to another process (pickled), and says everything that its pixels depend on.
+A drawer can be sent to another process (pickled), and says everything that its pixels depend on. An export
+run by ONNX Runtime is the one of `fastddpm.jobs.onnx_drawer`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +30,6 @@ from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked
 from fastddpm.transfer import device_of
-
-if TYPE_CHECKING:
-    from fastddpm.onnx.request import PlanOptions
 
 Int64 = npt.NDArray[np.int64]
 
@@ -142,7 +138,7 @@ class TorchDrawer:
             **options,
             "method": sampler.plan.method,
             "num_inference_steps": len(sampler.plan),
-            "plan": _digest_of_plan(sampler.plan),
+            "plan": digest_of_plan(sampler.plan),
             "guidance_scale": float(self._guidance_scale),
             "device": self.device,
             "engine": self._engine,
@@ -208,114 +204,6 @@ def _rebuilt(
     return TorchDrawer(sampler, guidance_scale=guidance_scale, threads=threads, device=device, engine=engine)
 
 
-class OnnxDrawer:
-    """An export of `fastddpm export`, run by ONNX Runtime.
-
-    Args:
-        folder: the export; every process reads it there.
-        provider: as of `fastddpm.onnx.OnnxSampler`.
-        guidance_scale: w of classifier-free guidance; 1 is none.
-        threads: of one process on a CPU.
-        options: ``method``, ``num_inference_steps``, ``timestep_spacing``, ``timesteps``, ``sigmas``,
-            ``eta`` and ``solver_order`` of `OnnxSampler.sample`, where they are not to be the exported ones.
-        provider_options: as of `OnnxSampler`.
-    """
-
-    @checked
-    def __init__(
-        self,
-        folder: str | Path,
-        provider: str = "auto",
-        *,
-        guidance_scale: float = 1.0,
-        threads: int = 1,
-        options: PlanOptions | None = None,
-        provider_options: Mapping[str, str] | None = None,
-    ) -> None:
-        # Here and not above: without the extra `onnx` there is still TorchDrawer.
-        from fastddpm.onnx import OnnxSampler
-
-        self.threads = checked_threads(threads)
-        self._guidance_scale = guidance_scale
-        self._options: PlanOptions = {**(options or {})}
-        self._provider_options = provider_options
-        self._sampler = OnnxSampler(folder, provider, threads=threads, provider_options=provider_options)
-        self.image_shape = self._sampler.image_shape
-        self.num_classes = self._sampler.folder.num_classes
-        self.class_names = self._sampler.folder.class_names
-        self.condition_channels = self._sampler.folder.condition_channels
-        self.plan = self._sampler.plan(**self._options)
-
-    def __reduce__(self) -> tuple[Callable[..., OnnxDrawer], tuple[object, ...]]:
-        """What another process needs: the folder and the options."""
-        settings = {"guidance_scale": self._guidance_scale, "threads": self.threads, "options": self._options}
-        settings["provider_options"] = self._provider_options
-        return _reopened, (self._sampler.folder.path.absolute(), self._sampler.provider, settings)
-
-    @property
-    def device(self) -> str:
-        """``cpu`` or ``cuda``."""
-        return "cuda" if self._sampler.provider == "CUDAExecutionProvider" else "cpu"
-
-    def describe(self) -> Json:
-        """Everything but seeds, labels and batch size that the pixels depend on, as JSON values."""
-        import onnxruntime  # type: ignore[import-untyped, unused-ignore]
-
-        sampler = self._sampler
-        eta = self._options.get("eta")
-        return {
-            "backend": f"onnxruntime {onnxruntime.__version__}",
-            # export.json lists the SHA-256 of every other file.
-            "model": hashlib.sha256(sampler.folder.file("export.json").read_bytes()).hexdigest(),
-            "eta": float(sampler.options["eta"] if eta is None else eta),
-            "shape": list(self.image_shape),
-            "method": self.plan.method,
-            "num_inference_steps": len(self.plan),
-            "plan": _digest_of_plan(self.plan),
-            "guidance_scale": float(self._guidance_scale),
-            "device": self.device,
-            "engine": f"{sampler.provider}, loop {sampler.loop}",
-            "threads": self.threads,
-        }
-
-    def made_on(self) -> str:
-        """The processor and engine that draw here."""
-        return f"{platform.machine()}, {self._sampler.provider}"
-
-    def check(self, labels: Int64 | None, given: Given | None = None) -> None:
-        """ValueError where the model does not know these labels or conditions, or the guidance."""
-        from fastddpm.onnx.request import make_batch
-
-        some = None if labels is None else np.unique(labels).tolist()
-        make_batch(
-            self._sampler.folder,
-            batch_size=None,
-            seeds=range(1 if some is None else len(some)),
-            class_labels=some,
-            guidance_scale=self._guidance_scale,
-            condition=None,
-            **({} if given is None else given.arrays(first=True)),
-        )
-
-    def draw(self, seeds: Int64, labels: Int64 | None, given: Given | None = None) -> Samples:
-        """uint8 ``(B, H, W, C)``, or float32 ``(B, ...)`` of states that are no images, for ``(B,)`` seeds
-        and labels, and conditions where a job has some."""
-        samples: Samples = self._sampler.sample(
-            seeds=seeds,
-            class_labels=labels,
-            guidance_scale=self._guidance_scale,
-            output="uint8" if len(self.image_shape) == 3 else "float",
-            progress=False,
-            **({} if given is None else given.arrays()),
-            **self._options,
-        )
-        return samples
-
-
-def _reopened(folder: Path, provider: str, settings: Json) -> OnnxDrawer:
-    return OnnxDrawer(folder, provider, **settings)
-
-
 def _digest_of_model(model: object) -> str:
     """SHA-256 over the tensors of a network by name, and the code's name where there are none."""
     digest = hashlib.sha256(getattr(model, "__qualname__", type(model).__qualname__).encode())
@@ -328,7 +216,7 @@ def _digest_of_model(model: object) -> str:
     return digest.hexdigest()
 
 
-def _digest_of_plan(plan: Plan) -> str:
+def digest_of_plan(plan: Plan) -> str:
     """SHA-256 over the rows, and what else of a plan the chain depends on."""
     cases = (plan.prediction_type, plan.clip, plan.kept > 0, plan.learned_range, plan.thresholding)
     digest = hashlib.sha256(repr(cases).encode())

@@ -52,7 +52,7 @@ class PlanOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Batch:
+class Request:
     """Images to draw in one run.
 
     Attributes:
@@ -72,13 +72,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def rows(self, start: int, stop: int) -> Batch:
+    def rows(self, start: int, stop: int) -> Request:
         """Some of the images; past the last one, the last one again."""
         index = np.minimum(np.arange(start, stop), len(self) - 1)
         labels = None if self.labels is None else self.labels[index]
         condition = None if self.condition is None else self.condition[index]
         named = {name: np.ascontiguousarray(array[index]) for name, array in self.named.items()}
-        return Batch(self.seeds[index], labels, self.guidance_scale, condition, named)
+        return Request(self.seeds[index], labels, self.guidance_scale, condition, named)
 
 
 def resolved_plan(folder: ModelFolder, given: PlanOptions) -> tuple[Method, Plan]:
@@ -106,7 +106,7 @@ def resolved_plan(folder: ModelFolder, given: PlanOptions) -> tuple[Method, Plan
     return method, plan
 
 
-def make_batch(
+def make_request(
     folder: ModelFolder,
     *,
     batch_size: int | None,
@@ -116,7 +116,7 @@ def make_batch(
     condition: Float32 | None,
     cond: Mapping[str, Numbers] | None = None,
     uncond: Mapping[str, Numbers] | None = None,
-) -> Batch:
+) -> Request:
     """All images asked for; arguments as of `OnnxSampler.sample`.
 
     Raises:
@@ -132,7 +132,7 @@ def make_batch(
     scale = _guidance(folder, guidance_scale)
     labels = _labels(folder, class_labels, len(drawn), guided=scale != 1.0)
     named = named_inputs(folder, cond, uncond, len(drawn), guided=scale != 1.0)
-    return Batch(drawn, labels, scale, _condition(folder, condition, len(drawn)), named)
+    return Request(drawn, labels, scale, _condition(folder, condition, len(drawn)), named)
 
 
 def check_output(folder: ModelFolder, output: str) -> None:

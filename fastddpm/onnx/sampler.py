@@ -18,11 +18,11 @@ from fastddpm.onnx.folder import read_folder
 from fastddpm.onnx.named import Numbers
 from fastddpm.onnx.providers import CPU, CUDA, Session, choose_provider
 from fastddpm.onnx.request import (
-    Batch,
     Float32,
     PlanOptions,
+    Request,
     check_output,
-    make_batch,
+    make_request,
     resolved_plan,
     to_uint8,
 )
@@ -200,7 +200,7 @@ class OnnxSampler:
         if self.loop == "file":
             check_rows(self._file_session, self.folder, plan)
         chosen.warn_if_late(self.folder.schedule, plan)
-        every = make_batch(
+        every = make_request(
             self.folder,
             batch_size=batch_size,
             seeds=seeds,
@@ -224,7 +224,7 @@ class OnnxSampler:
         images = np.concatenate(pieces)
         return images if output == "float" else to_uint8(images)
 
-    def _run_file(self, plan: Plan, eta: float, batch: Batch) -> Float32:
+    def _run_file(self, plan: Plan, eta: float, batch: Request) -> Float32:
         """One run of sampler.onnx, which makes the rows or is given them, and draws the noise itself."""
         feeds: dict[str, Numbers] = {**batch.named, "seeds": batch.seeds}
         feeds |= walked(self._file_session, self.folder, plan, eta)
@@ -237,7 +237,7 @@ class OnnxSampler:
         images: Float32 = self._file_session.run(["images"], feeds)[0]
         return images
 
-    def _run_steps(self, plan: Plan, batch: Batch, advance: Callable[[int], None]) -> Float32:
+    def _run_steps(self, plan: Plan, batch: Request, advance: Callable[[int], None]) -> Float32:
         """The plan walked step by step, by one thread at a time: buffers are shared."""
         guided, size = batch.guidance_scale != 1.0, buffer_size(len(batch))
         with self._lock:
@@ -294,7 +294,7 @@ class OnnxSampler:
         last = len(folder.schedule) - 1
         plan = self.plan(method="ddpm", timesteps=sorted({last, last // 2}, reverse=True))
         shape = (1, *folder.condition_shape)
-        batch = make_batch(
+        batch = make_request(
             folder,
             batch_size=None,
             seeds=(5, 2**40 + 3),

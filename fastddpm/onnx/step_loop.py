@@ -22,7 +22,7 @@ import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
 from fastddpm.onnx.kept import Kept, keeps_more
 from fastddpm.onnx.providers import Session
-from fastddpm.onnx.request import Batch, Float32
+from fastddpm.onnx.request import Float32, Request
 from fastddpm.plans import Plan
 from fastddpm_kernels.noise.reference import normal
 from fastddpm_kernels.table import Column
@@ -94,7 +94,7 @@ class StepLoop:
         self._bindings = [self._binding(slot) for slot in range(SLOTS)]
         self._run_options = [_run_options(first_graph, slot) for slot in range(SLOTS)]
 
-    def run(self, plan: Plan, batch: Batch, advance: Callable[[int], None]) -> Float32:
+    def run(self, plan: Plan, batch: Request, advance: Callable[[int], None]) -> Float32:
         """Draws one batch of this size, float32 [B, ...]; calls ``advance(1)`` after each step."""
         given = {
             **batch.named,
@@ -132,7 +132,7 @@ class StepLoop:
         result: Float32 = self._states[len(plan) % 2].numpy().copy()
         return result
 
-    def _chunk(self, plan: Plan, batch: Batch, start: int) -> Chunk:
+    def _chunk(self, plan: Plan, batch: Request, start: int) -> Chunk:
         stop = min(start + SLOTS, len(plan))
         noise = np.zeros((SLOTS, self._stride), dtype=np.float32)
         rows = np.zeros((SLOTS, self._columns), dtype=np.float32)

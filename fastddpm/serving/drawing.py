@@ -131,22 +131,22 @@ class Chain:
         batch: of one image; its noise and conditions.
         plan: what to do.
         kind: whom it can share steps with.
-        turn: when it is admitted: the lower the earlier, and the first of equals.
         deadline: by `time.monotonic`, or None.
         preview: called with (steps done, x0 ``(C, H, W)``), or None.
         every: steps between two previews.
-        base: the row of its lane's arena where its plan begins.
+        base: the row of its lane's arena where its plan begins, while it has a slot.
+        has_begun: whether it has been in a step, so that it has a state.
     """
 
     drawing: Drawing
     batch: Batch
     plan: Plan
     kind: Kind
-    turn: int
     deadline: float | None = None
     preview: Preview | None = None
     every: int = 1
     base: int = 0
+    has_begun: bool = False
 
     def has_ended(self) -> bool:
         """Whether there is nothing left to do: cancelled, failed, or too late, which it is told."""
@@ -164,6 +164,11 @@ class Chain:
     def left(self) -> int:
         """Steps that are left."""
         return self.drawing.steps - self.drawing.done_steps
+
+    @property
+    def work(self) -> int:
+        """Image-steps that are left: those of the network without its condition count too."""
+        return self.left * self.slots
 
     def next_stop(self) -> int:
         """Steps until it ends or is to be shown."""

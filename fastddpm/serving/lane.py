@@ -1,12 +1,13 @@
 """A lane: slots whose chains share their steps, on loops of a few batch sizes.
 
 The host knows from the plans when a chain ends, so nothing is read from the device between two steps. What
-changes in the slots goes there in one parcel.
+changes in the slots goes there in one parcel. A chain that is left out keeps its state (`parked`), and goes
+on from it in any other slot, wherever in the arena its plan is then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,14 +16,9 @@ from fastddpm.copies import Copies
 from fastddpm.engine import Loop
 from fastddpm.plans.arena import IDLE, Arena
 from fastddpm.serving.drawing import Chain, Kind
+from fastddpm.serving.parked import Parked
 
 MakeLoop = Callable[[Kind, int, Chain, bool], Loop]
-
-
-def buckets(most: int) -> list[int]:
-    """Batch sizes: powers of 2, the number of chains, and twice that, which as many with guidance need."""
-    powers = (2**power for power in range((2 * most).bit_length()))
-    return sorted({*powers, most, 2 * most})
 
 
 class Lane:
@@ -30,7 +26,6 @@ class Lane:
 
     Args:
         kind: of all of them.
-        most: chains at most, each in one slot, or in two with guidance.
         rows: of the arena.
         make: gives the loop for a number of slots, with guided chains in some or not, and a chain as an
             example.
@@ -38,66 +33,49 @@ class Lane:
 
     Attributes:
         slots: the batch size of the steps.
+        is_new: whether the loop has not run yet, so that its next step prepares the network too.
     """
 
-    def __init__(self, kind: Kind, most: int, rows: int, make: MakeLoop, copies: Copies | None) -> None:
-        self.kind, self._most, self._make, self._copies = kind, most, make, copies
+    def __init__(self, kind: Kind, rows: int, make: MakeLoop, copies: Copies | None) -> None:
+        self.kind, self._make, self._copies = kind, make, copies
         self._arena = Arena(rows, kind.time_dtype, kind.rows)
-        self.slots = 0
+        self.slots, self.is_new = 0, True
         # Of each chain its slot, and of a guided one the slot of its half without the condition.
         self._places: dict[Chain, list[int]] = {}
+        self._parked = Parked()
         self._is_mixed = False
         self._loop: Loop | None = None
-        # Chains that have a slot to come, and loops whose tables hold the arena as it is.
-        self._begun: list[Chain] = []
+        self._asked: tuple[list[Chain], int] | None = None
+        # Loops that have run, and those whose tables hold the arena as it is.
+        self._ran: list[Loop] = []
         self._current: list[Loop] = []
-        self._is_changed = False
 
     @property
     def chains(self) -> list[Chain]:
-        """Those that are here."""
-        return [*self._places, *self._begun]
-
-    @property
-    def filled(self) -> int:
-        """Slots in use."""
-        return sum(chain.slots for chain in self.chains)
-
-    def enter(self, chain: Chain) -> bool:
-        """Takes a chain in, from its first step on; False while there is no slot, or no room for its rows."""
-        if len(self.chains) >= self._most:
-            return False
-        known = chain.plan in self._arena
-        base = self._arena.enter(chain.plan)
-        if base is None:
-            return False
-        if not known:
-            self._current.clear()
-        chain.base = base
-        self._begun.append(chain)
-        self._is_changed = True
-        return True
+        """Those that share the steps."""
+        return list(self._places)
 
     def leave(self, chain: Chain) -> None:
         """Lets a chain go, wherever it is; the others go on."""
-        if chain in self._begun:
-            self._begun.remove(chain)
-        else:
+        if chain in self._places:
             del self._places[chain]
-        self._arena.leave(chain.plan)
-        self._is_changed = True
+            self._arena.leave(chain.plan)
+            self._asked = None
+        elif chain in self._parked:
+            self._parked.drop(chain)
 
     def stride(self, most: int) -> int:
         """Steps until something is to be done for one of the chains, ``most`` at most."""
-        return min([most, *(chain.next_stop() for chain in self.chains)])
+        return min([most, *(chain.next_stop() for chain in self._places)])
 
     def run(self, steps: int) -> None:
-        """Runs so many steps of all chains."""
-        if self._is_changed:
-            self._arrange()
+        """Runs so many steps of those that share them."""
         assert self._loop is not None
         self._loop.run(steps)
-        for chain in self.chains:
+        if self.is_new:
+            self._ran.append(self._loop)
+            self.is_new = False
+        for chain in self._places:
             chain.drawing.done_steps += steps
 
     def image(self, chain: Chain) -> Tensor:
@@ -114,35 +92,71 @@ class Lane:
         values: Tensor = getattr(self._loop.buffers, name)
         return values[place : place + 1]
 
-    def _arrange(self) -> None:
-        """Gives every chain its slots, in a loop of as few as are enough, and tells the device."""
-        chains, before, moved = self.chains, self._loop, list[tuple[int, int]]()
-        size = next(size for size in buckets(self._most) if size >= max(1, self.filled))
+    def arrange(self, chains: Sequence[Chain], size: int) -> None:
+        """Has chains share the steps from here on, and sets aside all others.
+
+        Args:
+            chains: the first of them for certain; others as far as there is room for the rows of their plans.
+            size: slots; as many as they need, or more.
+        """
+        if self._asked == (chains, size):
+            return
+        self._asked = list(chains), size
+        before, there = self._loop, self._places
+        chains = self._entered(chains)
         mixed = any(chain.slots > 1 for chain in chains)
-        self._is_changed = False
         if before is None or (size, mixed) != (self.slots, self._is_mixed):
-            there, free = self._places, iter(range(size))
-            self.slots, self._is_mixed = size, mixed
-            self._places = {chain: [next(free) for _ in range(chain.slots)] for chain in chains}
-            moved = [(there[chain][0], self._places[chain][0]) for chain in there]
             self._loop = self._make(self.kind, size, chains[0], mixed)
-        else:
-            taken = {place for places in self._places.values() for place in places}
-            free = (place for place in range(size) if place not in taken)
-            for chain in self._begun:
-                self._places[chain] = [next(free) for _ in range(chain.slots)]
-        places = [self._places[chain][0] for chain in self._begun]
-        self._begun = []
+            self.slots, self._is_mixed = size, mixed
         loop = self._loop
         assert loop is not None
+        self.is_new = loop not in self._ran
+        staying = {one: places for one, places in there.items() if one in chains and loop is before}
+        if before is not None:
+            self._parked.put({one: places[0] for one, places in there.items() if one not in staying}, before)
+        self._places = {**staying, **self._seats([one for one in chains if one not in staying], staying)}
+        back = {one: self._places[one][0] for one in chains if one in self._parked}
+        begun = [self._places[one][0] for one in chains if one not in staying and one not in back]
+        self._tell(loop, begun, list(back.values()))
+        self._parked.take(back, loop)
+        for chain in chains:
+            chain.has_begun = True
+
+    def _entered(self, chains: Sequence[Chain]) -> list[Chain]:
+        """Those of the chains whose plans are in the arena now, each told where.
+
+        What nobody walks there is given up in the order in which it was left: of the chains that go on, the
+        last to be drawn first.
+        """
+        for chain in [one for one in self._places if one not in chains]:
+            self._arena.leave(chain.plan)
+        for chain in reversed([one for one in chains if one in self._places]):
+            self._arena.leave(chain.plan)
+        entered = []
+        for chain in chains:
+            known = chain.plan in self._arena
+            base = self._arena.enter(chain.plan)
+            if base is not None:
+                chain.base = base
+                entered.append(chain)
+                if not known:
+                    self._current.clear()
+        return entered
+
+    def _seats(self, chains: Sequence[Chain], staying: Mapping[Chain, list[int]]) -> dict[Chain, list[int]]:
+        """Slots for chains, of those that are free."""
+        taken = {place for places in staying.values() for place in places}
+        free = (place for place in range(self.slots) if place not in taken)
+        return {chain: [next(free) for _ in range(chain.slots)] for chain in chains}
+
+    def _tell(self, loop: Loop, begun: Sequence[int], back: Collection[int]) -> None:
+        """Tells the device of the slots: of those in which chains begin, or go on."""
         if loop not in self._current:
             filled = slice(len(self._arena))
             table, told = (torch.tensor(rows[filled]) for rows in (self._arena.table, self._arena.model_time))
             loop.hold_arena(table, told, learned_range=self.kind.learned_range, copies=self._copies)
             self._current.append(loop)
-        loop.admit(self._values(), places, self._conditions(), anew=[there for _, there in moved])
-        if before is not None and moved:
-            carry(before, loop, moved)
+        loop.admit(self._values(), begun, self._conditions(), anew=list(back))
 
     def _values(self) -> dict[str, Tensor]:
         """The small values of all slots; one without a chain rests at the row that changes nothing."""
@@ -184,13 +198,3 @@ class Lane:
             places = self._places[chain]
             spread[places] = value.flip(0)[: len(places)]
         return spread
-
-
-def carry(before: Loop, after: Loop, moved: Sequence[tuple[int, int]]) -> None:
-    """Brings the states of some samples from one loop into another: (place there, place here) of each."""
-    device = before.buffers.x.device
-    there, here = (torch.tensor(places, device=device) for places in zip(*moved, strict=True))
-    for name, dim in (("x", 0), ("x0", 0), ("kept", 1)):
-        source, target = getattr(before.buffers, name), getattr(after.buffers, name)
-        if source is not None:
-            target.index_copy_(dim, here, source.index_select(dim, there))

@@ -10,8 +10,9 @@ class Stats(TypedDict):
 
     Attributes:
         waiting: requests that wait.
-        running: those in a batch.
-        slots: of all batches that run.
+        running: those in the step that runs.
+        parked: those that are on their way and in no step just now.
+        slots: of that step.
         filled: those of them that have somebody: a guided request fills two.
         submitted: requests that were accepted.
         steps: of batches.
@@ -20,6 +21,7 @@ class Stats(TypedDict):
 
     waiting: int
     running: int
+    parked: int
     slots: int
     filled: int
     submitted: int

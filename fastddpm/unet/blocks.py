@@ -101,12 +101,17 @@ class Attention(nn.Module):
 
     def mixed(self, normed: Tensor) -> Tensor:
         """What attention makes of ``normed (B, C, H, W)``, before its projection: likewise."""
-        batch, channels, height, width = normed.shape
-        # (B, heads, H*W, C/heads) each: views of channels_last data; a head's channels are consecutive
-        qkv = per_pixel(self.qkv, normed).reshape(batch, height * width, 3 * self.heads, -1)
-        q, k, v = torch.split(qkv.transpose(1, 2), self.heads, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return out.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return attended(per_pixel(self.qkv, normed), self.heads, normed.shape)
+
+
+def attended(qkv: Tensor, heads: int, shape: torch.Size) -> Tensor:
+    """Attention of queries, keys and values ``(B, H*W, 3C)``: a map of this shape, ``(B, C, H, W)``."""
+    batch, channels, height, width = shape
+    # (B, heads, H*W, C/heads) each: views of channels_last data; a head's channels are consecutive
+    qkv = qkv.reshape(batch, height * width, 3 * heads, -1)
+    q, k, v = torch.split(qkv.transpose(1, 2), heads, dim=1)
+    out = F.scaled_dot_product_attention(q, k, v)
+    return out.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def per_pixel(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastddpm.unet.blocks import activate, normalize
 from fastddpm.unet.config import Activation
-from fastddpm_kernels import add_group_norm_silu, cat_group_norm_silu, group_norm_silu
+from fastddpm_kernels import add_group_norm_silu, cat_group_norm_silu, group_norm_silu, pad_sum
 
 
 class Map:
@@ -35,8 +36,20 @@ class Map:
 
     def whole(self, owed: Tensor) -> Tensor:
         """With what it owes, a vector ``(C,)``, too."""
-        x = self.settled()
-        return x + (owed if owed.dtype == x.dtype else owed.to(x.dtype))[:, None, None]
+        return self.padded(owed, 0)
+
+    def padded(self, owed: Tensor, pad: int) -> Tensor:
+        """The same with rows and columns of zeros below and to the right; one pass where kernels run.
+
+        Compiled, Inductor makes one of these operators itself.
+        """
+        if torch.compiler.is_compiling() or self._other is not None:
+            x = self.settled()
+            whole = x + (owed if owed.dtype == x.dtype else owed.to(x.dtype))[:, None, None]
+            return F.pad(whole, (0, pad, 0, pad)) if pad else whole
+        padded, self._x = pad_sum(self._x, self._residual, owed, pad=pad)
+        self._residual = None
+        return padded
 
     def normed(self, norm: nn.Module, activation: Activation | None, owed: Tensor) -> Tensor:
         """The norm of the whole map and the activation after it; what it lacks is added in passing."""
@@ -55,6 +68,10 @@ class Map:
             y = group_norm_silu(self._x, *given, pre_bias=pre_bias, activation=fused)
         self._residual = self._other = None
         return y if activation in ("silu", None) else activate(y, activation)
+
+    def plus(self, residual: Tensor) -> Map:
+        """With another map to be added, at the next norm."""
+        return Map(self.settled(), residual)
 
     def plus_product(self, weight: Tensor, pixels: Tensor) -> Map:
         """With a 1x1 convolution of another map added: in the product, or, compiled, at the next norm.

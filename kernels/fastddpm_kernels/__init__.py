@@ -7,6 +7,7 @@
     group_norm_silu  GroupNorm and SiLU, with the time embedding's bias or scale and shift
     add_group_norm_silu  the same of a sum, which it returns too
     cat_group_norm_silu  the same of a concatenation
+    pad_sum       maps and a bias added, with the zeros that a strided convolution wants behind
     Column        the columns of such a table, N_COLUMNS wide
 
 Importing this package imports neither triton nor torch: torch is loaded when an operator is first asked for,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .group_norm_silu import add_group_norm_silu, cat_group_norm_silu, group_norm_silu
     from .noise import normal
     from .noise_mse import noise_mse
+    from .pad_sum import pad_sum
     from .q_sample import q_sample
     from .reverse_step import reverse_step
 
@@ -37,6 +39,7 @@ __all__ = [
     "group_norm_silu",
     "noise_mse",
     "normal",
+    "pad_sum",
     "q_sample",
     "reverse_step",
 ]
@@ -60,6 +63,7 @@ class _Package(ModuleType):
     group_norm_silu = _operator(".group_norm_silu.op", "group_norm_silu")
     normal = _operator(".noise.torch_twin", "normal")
     noise_mse = _operator(".noise_mse.op", "noise_mse")
+    pad_sum = _operator(".pad_sum.op", "pad_sum")
     q_sample = _operator(".q_sample.op", "q_sample")
     reverse_step = _operator(".reverse_step.op", "reverse_step")
 

@@ -18,15 +18,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from job_cases import COUNT, contents, tiny_job
-from onnx_exports import exported, tiny_sampler
 
-from fastddpm import Sampler
 from fastddpm.finite import NonFiniteSamples
 from fastddpm.jobs import JobStopped, TorchDrawer
 from fastddpm.jobs.manifest import open_manifest
 from fastddpm.jobs.ray_cluster import connected
 from fastddpm.jobs.ray_workers import STOPS, _Worker
-from fastddpm.onnx import OnnxSampler
 
 psutil = pytest.importorskip("psutil")
 ray = pytest.importorskip("ray")
@@ -249,22 +246,6 @@ def test_a_cluster_without_room_for_a_worker_is_refused(cluster, tmp_path):
     job.drawer.threads = 3
     with pytest.raises(ValueError, match=r"workers: 'ray', to a cluster without 3 CPU .* given, .* fewer"):
         job.run(workers="ray", progress=False)
-
-
-def test_samplers_themselves_are_actors(cluster):
-    """Made there of a model and options, or of an export's folder; given to a task they are pickled."""
-    sampler = tiny_sampler("classes")
-    export = OnnxSampler(exported("classes"))
-    request = {"seeds": [3, 2**40], "class_labels": [1, 2], "progress": False}
-    draw = ray.remote(lambda one: one.sample(**request))
-    made = ray.remote(Sampler).remote(sampler.model, sampler.schedule, **sampler.options)
-    opened = ray.remote(OnnxSampler).remote(export.folder.path)
-    calls = [draw.remote(sampler), made.sample.remote(**request), draw.remote(export)]
-    calls.append(opened.sample.remote(**request))
-    expected = [sampler.sample(**request)] * 2 + [export.sample(**request)] * 2
-    for ours, theirs in zip(expected, ray.get(calls), strict=True):
-        assert type(ours) is type(theirs)
-        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
 
 
 def test_without_ray_it_says_what_to_install(tmp_path, monkeypatch):

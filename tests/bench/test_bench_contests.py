@@ -9,7 +9,7 @@ import torch
 
 from fastddpm.timing import Effort
 from fastddpm_bench import runner
-from fastddpm_bench.contest import Contest, Contestant, LeftOut, ParityError, Settings, assemble
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant, LeftOut, ParityError, assemble
 from fastddpm_bench.costs import OpCost
 from fastddpm_bench.limits import Limits
 from fastddpm_bench.results import Document
@@ -41,7 +41,7 @@ def contest(*contestants, workload="w", **options):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(runner.limits, "measure", lambda device, quick: LIMITS)
-    return Settings(CPU, quick=True)
+    return BenchSettings(CPU, quick=True)
 
 
 def run(planned, settings, path):
@@ -169,7 +169,7 @@ def test_returned_bytes_are_the_samples(quick, tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_subject_lists_its_contests(quick, device):
     """Without setting one up: also what only a GPU runs."""
-    found = contests(Settings(torch.device(device), quick=quick))
+    found = contests(BenchSettings(torch.device(device), quick=quick))
     on_a_cpu = {"precisions"} if device == "cuda" else set()
     assert {one.subject for one in found} == set(SUBJECTS) - on_a_cpu
     assert len({(one.subject, one.workload) for one in found}) == len(found)
@@ -185,7 +185,7 @@ def test_every_subject_lists_its_contests(quick, device):
 
 
 def test_large_contests_say_that_they_need_a_card():
-    large = [one for one in contests(Settings(CPU)) if one.needs_gpu]
+    large = [one for one in contests(BenchSettings(CPU)) if one.needs_gpu]
     assert {one.subject for one in large} == {"unet", "pipelines", "restated", "training"}
     with pytest.raises(LeftOut, match="needs a CUDA or ROCm card"):
         large[0].check_runs_on(CPU)
@@ -217,7 +217,7 @@ def test_on_a_card_outputs_are_compared_with_tf32_off_and_timed_as_asked(monkeyp
     monkeypatch.setattr(
         runner, "interleaved", lambda calls, clock, effort: read.append(conv.fp32_precision) or {}
     )
-    settings = Settings(torch.device("cuda"), precision=precision)
+    settings = BenchSettings(torch.device("cuda"), precision=precision)
     field = runner.exactly(contest, None, settings)
     assert field.differences == {"one": 0.0}
     with runner.forced(settings.precision):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fastddpm.timing import Effort, interleaved
-from fastddpm_bench.contest import LeftOut, ParityError, Settings
+from fastddpm_bench.contest import BenchSettings, LeftOut, ParityError
 from fastddpm_bench.isolation import Worker, WorkersClock, assemble_isolated, close
 from fastddpm_bench.subjects import contests
 
-QUICK = Settings(torch.device("cpu"), quick=True)
+QUICK = BenchSettings(torch.device("cpu"), quick=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from fastddpm.data import open_dataset
 from fastddpm.evaluation import load_digit_classifier
 from fastddpm.unet import UNet
 from fastddpm.unet import diffusers as dialect
-from fastddpm_bench.contest import Settings, assemble
+from fastddpm_bench.contest import BenchSettings, assemble
 from fastddpm_bench.costs import watched
 from fastddpm_bench.subjects import pipelines, restated, variants
 from fastddpm_bench.subjects.training import Batch
@@ -76,7 +76,7 @@ def test_names_say_the_parameters(workload):
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_every_way_of_sampling_gives_the_same_images(method):
-    settings = Settings(CPU, quick=True)
+    settings = BenchSettings(CPU, quick=True)
     contest = pipelines.chain_contest("pipelines", TINY, method, 2, 6, settings)
     field = assemble(contest, contest.setup())
     names = set(field.calls)
@@ -89,7 +89,7 @@ def test_first_losses_agree():
     shared = Batch(TINY, 3, CPU)
     from fastddpm_bench.subjects import training
 
-    contest = training.contests(Settings(CPU, quick=True))[0]
+    contest = training.contests(BenchSettings(CPU, quick=True))[0]
     field = assemble(contest, shared)
     assert set(field.calls) == {"plain", "plain, channels_last", "diffusers", "fastddpm, channels_last"}
     before = field.calls["plain"]()
@@ -147,7 +147,7 @@ def test_sr3s_step_is_its_published_formula():
 
 
 def test_compiled_contestants_give_the_same_images(traced):
-    contest = pipelines.chain_contest("pipelines", TINY, "ddpm", 2, 3, Settings(CPU))
+    contest = pipelines.chain_contest("pipelines", TINY, "ddpm", 2, 3, BenchSettings(CPU))
     field = assemble(contest, contest.setup())
     compiled = {name for name in field.calls if "compile" in name}
     assert len(compiled) == 4
@@ -156,7 +156,9 @@ def test_compiled_contestants_give_the_same_images(traced):
 
 def test_chains_in_bfloat16_are_those_of_everybody():
     """A network in bfloat16 inside a chain in float32, by every contestant that a quick run on a CPU has."""
-    contest = pipelines.chain_contest("pipelines", MNIST, "ddim", 2, 3, Settings(CPU, quick=True), "bf16")
+    contest = pipelines.chain_contest(
+        "pipelines", MNIST, "ddim", 2, 3, BenchSettings(CPU, quick=True), "bf16"
+    )
     assert contest.workload.endswith(", bf16")
     chain = contest.setup()
     field = assemble(contest, chain)
@@ -170,10 +172,10 @@ def test_chains_in_bfloat16_are_those_of_everybody():
 
 def test_torch_s_own_graphs_are_among_the_contestants_on_a_gpu(monkeypatch):
     """With the time moved to the card, without which Inductor captures nothing."""
-    cuda = Settings(torch.device("cuda"))
+    cuda = BenchSettings(torch.device("cuda"))
     names = {contestant.name for contestant in pipelines.contestants(cuda)}
     assert {"diffusers, channels_last, reduce-overhead", "Sampler, compile", "Sampler, max"} <= names
-    first, *_ = pipelines.contests(Settings(torch.device("cuda"), quick=True))
+    first, *_ = pipelines.contests(BenchSettings(torch.device("cuda"), quick=True))
     assert first.workload == "cifar10 32x32, 35.7 M, ddim, 10 steps, batch 64, bf16"
     batches = [contest.workload for contest in pipelines.contests(cuda) if "bf16" in contest.workload]
     assert len(batches) == 5
@@ -191,7 +193,7 @@ def test_torch_s_own_graphs_are_among_the_contestants_on_a_gpu(monkeypatch):
 
 
 def test_sweeps_have_everybody_s_fastest():
-    names = [contestant.name for contestant in pipelines.few_contestants(Settings(CPU))]
+    names = [contestant.name for contestant in pipelines.few_contestants(BenchSettings(CPU))]
     assert names == [
         "diffusers",
         "diffusers, channels_last, compiled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -164,6 +165,19 @@ def test_the_last_of_several_threads_puts_a_network_back():
         order.append(network.training)
     order.append(network.training)
     assert order == [False, False, True]
+
+
+def test_a_network_that_a_chain_found_in_eval_mode_is_put_into_it_by_the_next():
+    """Chains whose ends are in the order of their beginnings, as generators' may be."""
+    network = torch.nn.Dropout(0.5).eval()
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(in_eval_mode(network))
+        network.train()
+        second.enter_context(in_eval_mode(network))
+        assert not network.training
+        first.close()
+        assert not network.training
+    assert network.training
 
 
 def trained_meanwhile(network, work):

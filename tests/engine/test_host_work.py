@@ -210,6 +210,16 @@ def by_pointer(module):
         parameter.data = parameter.data * 1.2
 
 
+def by_part(module):
+    """Every layer with weights put in the place of the one that was there."""
+    for part in list(module.modules()):
+        for name, layer in list(part.named_children()):
+            if next(layer.children(), None) is None and next(layer.parameters(), None) is not None:
+                other = copy.deepcopy(layer)
+                scaled(other.parameters())
+                setattr(part, name, other)
+
+
 CHANGES = {
     "in place": lambda module: scaled(module.parameters()),
     "data": by_data,
@@ -218,6 +228,7 @@ CHANGES = {
     "assigned": lambda module: module.load_state_dict(
         {k: v * 1.2 for k, v in module.state_dict().items()}, assign=True
     ),
+    "parts exchanged": by_part,
 }
 
 

@@ -155,6 +155,7 @@ def test_a_sample_too_large_for_a_grid_is_an_error():
         "reverse_step": ["reverse_step_kernel"],
         "q_sample": ["q_sample_kernel"],
         "noise_mse": ["loss_kernel"],
+        "pad_sum": ["pad_sum_kernel"],
         "noise_mse_backward": ["gradient_kernel"],
         "group_norm_silu": ["group_norm_silu_kernel", "statistics_kernel"],
         "group_norm_mish": ["group_norm_silu_kernel", "statistics_kernel"],
@@ -167,6 +168,7 @@ def test_torch_knows_the_kernels_of_an_operator(operator, kernels):
     """It keeps compiled code by their source, and finds them by name when the operator is registered."""
     import fastddpm_kernels.group_norm_silu.launches
     import fastddpm_kernels.noise_mse.kernel
+    import fastddpm_kernels.pad_sum.kernel
     import fastddpm_kernels.q_sample.kernel
     import fastddpm_kernels.reverse_step.kernel  # noqa: F401
 

@@ -18,6 +18,7 @@ from fastddpm_kernels.group_norm_silu.launches import (
     group_norm_silu_op,
 )
 from fastddpm_kernels.noise_mse.kernel import noise_mse_backward_op, noise_mse_op
+from fastddpm_kernels.pad_sum.kernel import pad_sum_op
 from fastddpm_kernels.q_sample.kernel import q_sample_op
 from fastddpm_kernels.reverse_step.kernel import reverse_step_op
 
@@ -91,6 +92,16 @@ def mish_point() -> Point:
     return run
 
 
+def pad_point(dtype: str = "bfloat16", residual: bool = True) -> Point:
+    """A launch of `pad_sum`, of a map that is halved."""
+
+    def run() -> None:
+        x = torch.zeros(4, 128, 32, 32, dtype=DTYPES[dtype]).to(memory_format=torch.channels_last)
+        pad_sum_op(x, x if residual else None, torch.zeros(128), 1)
+
+    return run
+
+
 def loss_point(
     loss: str = "l2",
     dtype: str = "bfloat16",
@@ -136,6 +147,7 @@ POINTS: dict[str, Point] = {
     "group_norm_silu backward": norm_point(MAPS["one pass"], backward=True),
     "group_norm_silu backward split": norm_point(MAPS["split"], backward=True),
     "group_norm_mish trajectories": mish_point(),
+    "pad_sum": pad_point(),
     "noise_mse float32": loss_point("l2", "float32", "contiguous"),
     "noise_mse backward float32": loss_point("l2", "float32", "contiguous", backward=True),
 }
@@ -160,6 +172,10 @@ def every_point() -> dict[str, Point]:
         for (name, shape), dtype, layout, direction, vectors in itertools.product(
             MAPS.items(), DTYPES, LAYOUTS, ("forward", "backward"), ("bias", "scale and shift")
         )
+    }
+    points |= {
+        f"pad_sum {dtype} {'of two' if residual else 'of one'}": pad_point(dtype, residual)
+        for dtype, residual in itertools.product(DTYPES, (True, False))
     }
     points |= {
         f"noise_mse {loss} {dtype} {layout} {direction} {target}": loss_point(

@@ -52,6 +52,7 @@ def cifar10():
             layers_per_block=2,
             block_out_channels=(128, 256, 256, 256),
             norm_num_groups=32,
+            attention_head_dim=None,
             downsample_padding=0,
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),

@@ -12,6 +12,7 @@ from torch import nn
 import fastddpm
 from fastddpm import fusion
 from fastddpm_bench.peers import sr3 as peers_sr3
+from fastddpm_bench.peers.guided_unet import UNetModel
 from fastddpm_kernels import group_norm_silu as reference
 
 diffusers = pytest.importorskip("diffusers")
@@ -149,3 +150,18 @@ def test_what_has_hooks_or_serves_twice_is_left_alone():
         assert fastddpm.fuse_norms(hooked).replaced == []
     other = nn.Sequential(nn.GroupNorm(2, 4), nn.GELU())
     assert fastddpm.fuse_norms(other).replaced == ["0"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale_shift", [True, False])
+def test_a_norm_that_is_called_without_its_silu_keeps_it(scale_shift):
+    """guided-diffusion's blocks scale and shift between the two, which lie in one Sequential all the same."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNetModel(width=32, scale_shift=scale_shift).eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        x, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 9])
+    expected = network(x, t)
+    assert fusion.fuse_norms(network).replaced
+    torch.testing.assert_close(network(x, t), expected, rtol=0, atol=1e-5)

@@ -15,8 +15,9 @@ from networks import TINY, make_unet
 from tolerances import BF16_PASS, FP16_PASS, SAME_OPS, TF32_PASS
 
 import fastddpm
-from fastddpm import NoiseSchedule, Sampler, precision
-from fastddpm.precision import computing_in, described, dtype_of, forced
+from fastddpm import NoiseSchedule, Sampler
+from fastddpm.precision import DTYPES, described, dtype_of, forced
+from fastddpm.turn import Turns, computing_in
 from fastddpm_bench.emulation import EmulatedTF32, rounded
 
 CPU = torch.device("cpu")
@@ -203,7 +204,7 @@ def test_a_loop_for_each_precision_and_the_same_images_where_nothing_differs():
 
 
 def test_two_threads_with_different_precisions_take_turns():
-    turns, errors, inside, before = precision.Turns(), [], [], settings()
+    turns, errors, inside, before = Turns(), [], [], settings()
 
     def run(name, wanted):
         for _ in range(50):
@@ -235,7 +236,7 @@ def test_two_threads_with_different_precisions_take_turns():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_of_a_fork_has_no_other_thread_to_wait_for():
-    turns, before = precision.Turns(), settings()
+    turns, before = Turns(), settings()
     inside, done = threading.Event(), threading.Event()
 
     def hold():
@@ -284,7 +285,7 @@ def test_a_copy_in_the_dtype_and_the_original_untouched(name, limit):
     assert all(torch.equal(weights[key], value) for key, value in unet.state_dict().items())
     assert {value.dtype for value in unet.state_dict().values()} == {torch.float32}
     # The same as a network whose weights were cast by hand.
-    cast = sampler(copy.deepcopy(unet).to(precision.DTYPES[name]), **ONE)
+    cast = sampler(copy.deepcopy(unet).to(DTYPES[name]), **ONE)
     assert torch.equal(cast.sample(**REQUEST), found)
 
 

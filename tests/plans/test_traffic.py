@@ -7,6 +7,7 @@ import torch
 
 from fastddpm_kernels.group_norm_silu import reference as norm
 from fastddpm_kernels.noise_mse import reference as loss
+from fastddpm_kernels.pad_sum import reference as pad_sum
 from fastddpm_kernels.q_sample import reference as q_sample
 from fastddpm_kernels.reverse_step import reference as step
 
@@ -64,6 +65,13 @@ def test_reverse_step(m, options, n_bytes, operations):
 )
 def test_q_sample(options, tensors):
     assert q_sample.Arguments(X, SEEDS, BOUNDS, BOUNDS, **options).traffic() == (tensors * 480, 3 * 120)
+
+
+def test_pad_sum():
+    """2 x 3 x 5 x 6 are 180 elements."""
+    bias = torch.empty(3, device="meta")
+    assert pad_sum.Arguments(X, None, bias, 1).traffic() == (480 + 720, 120)
+    assert pad_sum.Arguments(X, X, bias, 1).traffic() == (3 * 480 + 720, 240)
 
 
 def test_noise_mse():

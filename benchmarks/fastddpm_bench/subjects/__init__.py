@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 
 from fastddpm.checks import check_choice
-from fastddpm_bench.contest import Contest, Settings
+from fastddpm_bench.contest import BenchSettings, Contest
 
 SUBJECTS = (
     "reverse_step",
@@ -24,7 +24,7 @@ SUBJECTS = (
 )
 
 
-def contests(settings: Settings, subjects: Sequence[str] = SUBJECTS) -> list[Contest]:
+def contests(settings: BenchSettings, subjects: Sequence[str] = SUBJECTS) -> list[Contest]:
     """The contests of some subjects, none of them set up.
 
     Raises:

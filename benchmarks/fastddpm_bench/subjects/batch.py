@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fastddpm.timing import Effort
-from fastddpm_bench.contest import Contest, Settings
+from fastddpm_bench.contest import BenchSettings, Contest
 from fastddpm_bench.subjects import pipelines
 from fastddpm_bench.workloads import MNIST
 
@@ -13,7 +13,7 @@ STEPS = 10
 EFFORT = Effort(seconds=10.0, least=5, most=30, warm_up=1)
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """A few DDIM steps of each batch size."""
     if settings.quick:
         sizes = [1, 4]

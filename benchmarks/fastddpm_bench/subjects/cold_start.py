@@ -15,7 +15,7 @@ from fastddpm.options import SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.timing import Call, Effort
 from fastddpm_bench import exported, processes
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.subjects.variants import engines
 from fastddpm_bench.workloads import MNIST
 
@@ -62,7 +62,7 @@ class Programs:
         return processes.run(program, self.out, **self.variables, **variables)
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """One image, fifty steps."""
     steps = 10 if settings.quick else 50
     return [
@@ -79,7 +79,7 @@ def contests(settings: Settings) -> list[Contest]:
     ]
 
 
-def entrants(settings: Settings, measure: Any) -> list[Contestant]:
+def entrants(settings: BenchSettings, measure: Any) -> list[Contestant]:
     """diffusers, ours by engine, and ONNX Runtime; ``measure(shared, program, **variables) -> call``."""
     found = [Contestant("diffusers DDIMPipeline", functools.partial(measure, "diffusers DDIMPipeline"))]
     for engine in engines(settings):

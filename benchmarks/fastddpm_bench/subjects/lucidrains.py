@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fastddpm
 from fastddpm.timing import Call
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost, watched
 from fastddpm_bench.subjects.variants import Layout, arranged, engines, layouts
 
@@ -40,7 +40,7 @@ class Chain:
         return watched(lambda: self.diffusion.model(x, t)) * self.steps
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """One network of 32x32 colour images."""
     dim, batch, steps = (128, 64, 50) if settings.is_cuda else (24, 8, 10)
     if settings.quick:
@@ -60,7 +60,7 @@ def contests(settings: Settings) -> list[Contest]:
     ]
 
 
-def _contestants(settings: Settings) -> list[Contestant]:
+def _contestants(settings: BenchSettings) -> list[Contestant]:
     theirs = [
         Contestant(f"lucidrains{layout.name}", functools.partial(_theirs, layout=layout))
         for layout in layouts(settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastddpm.timing import Call, Effort
 from fastddpm_bench import processes
-from fastddpm_bench.contest import Contest, ParityError, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, ParityError
 from fastddpm_bench.subjects.cold_start import Programs, entrants
 from fastddpm_bench.workloads import MNIST
 
@@ -15,7 +15,7 @@ EFFORT = Effort(seconds=0.0, least=3, most=3, warm_up=0)
 QUICK = Effort(seconds=0.0, least=1, most=1, warm_up=0)
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """A batch of images in a few steps, a process each."""
     batch, steps = (4, 2) if settings.quick else (64, 5)
     return [

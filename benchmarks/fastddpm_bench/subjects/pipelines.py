@@ -21,7 +21,7 @@ from fastddpm.plans import Plan, ddim_plan, ddpm_plan
 from fastddpm.sampler import Sampler
 from fastddpm.timing import Call
 from fastddpm_bench import exported
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost, watched
 from fastddpm_bench.subjects.variants import Layout, arranged, engines, in_bfloat16, layouts
 from fastddpm_bench.workloads import CIFAR10, MNIST, PIXELS_64, PIXELS_256, Workload
@@ -95,7 +95,7 @@ class Chain:
         return watched(lambda: unet(x.to(unet.dtype), t.long())) * self.steps
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """The model in the box by DDIM, and each DDPM checkpoint's architecture by DDPM, a few of its steps.
 
     On a GPU the CIFAR-10 network comes first, by DDIM, in bfloat16 and in float32, in batches of 1 to 256.
@@ -124,7 +124,7 @@ def chain_contest(
     method: Any,
     batch: int,
     steps: int,
-    settings: Settings,
+    settings: BenchSettings,
     precision: Literal["bf16"] | None = None,
 ) -> Contest:
     """Everybody's chain of some steps, in float32 or with the network in bfloat16."""
@@ -150,7 +150,9 @@ def chain_contest(
     )
 
 
-def contestants(settings: Settings, *, with_onnx: bool = False, in_float32: bool = True) -> list[Contestant]:
+def contestants(
+    settings: BenchSettings, *, with_onnx: bool = False, in_float32: bool = True
+) -> list[Contestant]:
     """The pipelines, plain loops, ONNX Runtime on a CPU, and ours."""
     found = [
         Contestant(f"diffusers{layout.name}", functools.partial(theirs, layout=layout))
@@ -300,7 +302,7 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(SEED)
 
 
-def few_contestants(settings: Settings) -> list[Contestant]:
+def few_contestants(settings: BenchSettings) -> list[Contestant]:
     """The pipeline and the plain loop, as they come and at their fastest, and `Sampler`: for sweeps."""
     fastest = layouts(settings)[-1].name
     theirs = [f"{who}{how}" for who in ("diffusers", "plain loop") for how in ("", fastest)]

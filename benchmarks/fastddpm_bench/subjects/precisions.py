@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastddpm.engine.sessions import missing
 from fastddpm.timing import Call
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.subjects import pipelines
 from fastddpm_bench.subjects.pipelines import Chain
 from fastddpm_bench.subjects.variants import layouts
@@ -25,7 +25,7 @@ TOLERANCE = 0.15
 SQUARE = 7
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """The model in the box by DDIM; nothing on a GPU, whose precisions are contests of `pipelines`."""
     if settings.is_cuda:
         return []
@@ -46,7 +46,7 @@ def contests(settings: Settings) -> list[Contest]:
     ]
 
 
-def contestants(settings: Settings) -> list[Contestant]:
+def contestants(settings: BenchSettings) -> list[Contestant]:
     """The pipeline as it comes, everybody at their fastest in each precision, and ours in each engine."""
     fastest = layouts(settings)[-1]
 
@@ -67,7 +67,7 @@ def contestants(settings: Settings) -> list[Contestant]:
     return found
 
 
-def ours(settings: Settings) -> list[tuple[str, Any]]:
+def ours(settings: BenchSettings) -> list[tuple[str, Any]]:
     """Engine and precision of each of ours; what compiles takes a minute to begin."""
     found: list[tuple[str, Any]] = [("eager", None), ("eager", "bf16")]
     if not settings.quick:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.timing import Call
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost
 from fastddpm_bench.subjects.reverse_step import SHAPES, T
 from fastddpm_bench.subjects.variants import replayed_too
@@ -21,7 +21,7 @@ from fastddpm_kernels.q_sample.reference import Arguments
 TRAINING_STREAM = 1
 
 
-class Batch:
+class CleanImages:
     """x_t = sqrt(abar_t)*x_0 + sqrt(1-abar_t)*z for a batch."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
@@ -47,14 +47,14 @@ class Batch:
         return self.formula(z.to(self.device))
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """Each shape with the noise given and drawn."""
     shapes = {"mnist": SHAPES["mnist"], "cifar10": SHAPES["cifar10"]} if settings.quick else SHAPES
     return [
         Contest(
             subject="q_sample",
             workload=f"{name} {'x'.join(map(str, shape))}, noise {kind}",
-            setup=functools.partial(Batch, shape, settings.device),
+            setup=functools.partial(CleanImages, shape, settings.device),
             contestants=entrants,
             tolerance=1e-5,
             costs=functools.partial(_traffic, kind == "drawn"),
@@ -64,14 +64,14 @@ def contests(settings: Settings) -> list[Contest]:
     ]
 
 
-def _traffic(drawn: bool, batch: Batch) -> list[OpCost]:
+def _traffic(drawn: bool, batch: CleanImages) -> list[OpCost]:
     """x_0 (and z) read, x_t written."""
     signal, sigma = batch.tables
     given = Arguments(batch.x_0, batch.t, signal, sigma, None if drawn else batch.z)
     return [OpCost("q_sample", 0, given.traffic().bytes, tuple(batch.x_0.shape))]
 
 
-def _given(settings: Settings) -> list[Contestant]:
+def _given(settings: BenchSettings) -> list[Contestant]:
     ours = Contestant("fastddpm", lambda b: lambda: q_sample(b.x_0, b.t, *b.tables, noise=b.z), ours=True)
     return [
         Contestant("formula", lambda batch: functools.partial(batch.formula, batch.z)),
@@ -81,39 +81,39 @@ def _given(settings: Settings) -> list[Contestant]:
     ]
 
 
-def _drawn(settings: Settings) -> list[Contestant]:
-    ours = Contestant("fastddpm", _ours_drawn, ours=True, expected=Batch.from_seeds)
+def _drawn(settings: BenchSettings) -> list[Contestant]:
+    ours = Contestant("fastddpm", _ours_drawn, ours=True, expected=CleanImages.from_seeds)
     return [
         Contestant("formula", _formula_drawn, expected=_expected_of_generator),
         *replayed_too(ours, settings),
     ]
 
 
-def _compiled(batch: Batch) -> Call:
+def _compiled(batch: CleanImages) -> Call:
     formula = torch.compile(batch.formula, dynamic=False)
     return lambda: formula(batch.z)
 
 
-def _ours_drawn(b: Batch) -> Call:
+def _ours_drawn(b: CleanImages) -> Call:
     return lambda: q_sample(b.x_0, b.t, *b.tables, seeds=b.seeds, ordinals=b.ordinals)
 
 
-def _diffusers(batch: Batch) -> Call:
+def _diffusers(batch: CleanImages) -> Call:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     scheduler = DDPMScheduler(T, beta_schedule="linear")
     return lambda: scheduler.add_noise(batch.x_0, batch.z, batch.t)
 
 
-def _generator(batch: Batch) -> torch.Generator:
+def _generator(batch: CleanImages) -> torch.Generator:
     return torch.Generator(batch.device).manual_seed(3)
 
 
-def _formula_drawn(batch: Batch) -> Call:
+def _formula_drawn(batch: CleanImages) -> Call:
     generator, shape = _generator(batch), batch.x_0.shape
     return lambda: batch.formula(torch.randn(shape, generator=generator, device=batch.device))
 
 
-def _expected_of_generator(batch: Batch) -> Tensor:
+def _expected_of_generator(batch: CleanImages) -> Tensor:
     z = torch.randn(batch.x_0.shape, generator=_generator(batch), device=batch.device)
     return batch.formula(z)

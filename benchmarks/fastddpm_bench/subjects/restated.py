@@ -18,7 +18,7 @@ from torch import Tensor
 
 import fastddpm
 from fastddpm.timing import Call
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost, watched
 from fastddpm_bench.peers import abarankab as peers_abarankab
 from fastddpm_bench.peers import sr3 as peers_sr3
@@ -42,7 +42,7 @@ class Chain:
         return self.costs_of_step(self.diffusion) * self.steps
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """abarankab with classes, SR3 with a condition, and SR3's published 16 -> 128 network on a GPU."""
     steps = 3 if settings.quick else 10
     small = 64 if settings.is_cuda else 8
@@ -125,7 +125,7 @@ def sr3(batch: int, steps: int, device: torch.device, *, published: bool = False
     return Chain(diffusion, "denoise_fn", draw, costs, steps)
 
 
-def _contestants(settings: Settings) -> list[Contestant]:
+def _contestants(settings: BenchSettings) -> list[Contestant]:
     theirs = [
         Contestant(f"original{layout.name}", functools.partial(_theirs, layout=layout))
         for layout in layouts(settings)

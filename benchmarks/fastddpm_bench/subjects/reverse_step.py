@@ -13,7 +13,7 @@ from torch import Tensor
 from fastddpm.plans import ddpm_plan
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.timing import Call, replayed
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost
 from fastddpm_bench.subjects.variants import replayed_too
 from fastddpm_bench.workloads import noise
@@ -61,7 +61,7 @@ class Step:
         return self.formula(torch.as_tensor(z, device=self.device).reshape(self.x.shape))
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """Each shape with the noise given and drawn."""
     shapes = {"mnist": SHAPES["mnist"], "cifar10": SHAPES["cifar10"]} if settings.quick else SHAPES
     return [
@@ -85,7 +85,7 @@ def _traffic(drawn: bool, step: Step) -> list[OpCost]:
     return [OpCost("reverse_step", 0, given.traffic().bytes, tuple(step.x.shape))]
 
 
-def _given(settings: Settings) -> list[Contestant]:
+def _given(settings: BenchSettings) -> list[Contestant]:
     return [
         *replayed_too(Contestant("formula", lambda step: functools.partial(step.formula, step.z)), settings),
         *([] if settings.quick else [Contestant("formula, compiled", _compiled_formula)]),
@@ -93,7 +93,7 @@ def _given(settings: Settings) -> list[Contestant]:
     ]
 
 
-def _drawn(settings: Settings) -> list[Contestant]:
+def _drawn(settings: BenchSettings) -> list[Contestant]:
     return [
         Contestant("diffusers DDPMScheduler.step", _diffusers, expected=_expected_of_generator),
         Contestant("formula", _formula_drawn, expected=_expected_of_generator),
@@ -101,7 +101,7 @@ def _drawn(settings: Settings) -> list[Contestant]:
     ]
 
 
-def _entrants(name: str, settings: Settings, *, drawn: bool) -> list[Contestant]:
+def _entrants(name: str, settings: BenchSettings, *, drawn: bool) -> list[Contestant]:
     """The operator, and on a GPU replays of a graph of it."""
     expected = Step.from_seeds if drawn else None
     ways = [(name, False), (f"{name}, replayed", True)] if settings.is_cuda else [(name, False)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fastddpm.timing import Effort
-from fastddpm_bench.contest import Contest, Settings
+from fastddpm_bench.contest import BenchSettings, Contest
 from fastddpm_bench.subjects import pipelines
 from fastddpm_bench.workloads import MNIST
 
@@ -13,7 +13,7 @@ from fastddpm_bench.workloads import MNIST
 EFFORT = Effort(seconds=15.0, least=5, most=30, warm_up=0)
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """Chains of several lengths, measured whole."""
     lengths = [2, 5] if settings.quick else [10, 20, 50, 100, 250]
     if settings.is_cuda:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastddpm.timing import Call
 from fastddpm.training.objective import Noiser, Objective
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost, Watch
 from fastddpm_bench.subjects.variants import Layout, arranged, layouts
 from fastddpm_bench.workloads import CIFAR10, MNIST, Workload, noise, schedule
@@ -23,7 +23,7 @@ LEARNING_RATE = 2e-4
 TRAINING_STREAM = 1
 
 
-class Batch:
+class TrainingBatch:
     """A network with its weights before training, and clean images."""
 
     def __init__(self, workload: Workload, size: int, device: torch.device) -> None:
@@ -64,7 +64,7 @@ class Batch:
         return costs
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """The model in the box, and on a GPU the CIFAR-10 network."""
     small = 128 if settings.is_cuda else 4 if settings.quick else 32
     sizes = [(MNIST, small, False), (CIFAR10, 128, True)]
@@ -72,18 +72,18 @@ def contests(settings: Settings) -> list[Contest]:
         Contest(
             subject="training",
             workload=f"{workload.name}, batch {size}",
-            setup=functools.partial(Batch, workload, size, settings.device),
+            setup=functools.partial(TrainingBatch, workload, size, settings.device),
             contestants=_contestants(settings),
             tolerance=1e-4,
             per_name="optimiser step",
-            costs=Batch.costs,
+            costs=TrainingBatch.costs,
             needs_gpu=needs_gpu,
         )
         for workload, size, needs_gpu in sizes
     ]
 
 
-def _contestants(settings: Settings) -> list[Contestant]:
+def _contestants(settings: BenchSettings) -> list[Contestant]:
     found = [
         Contestant(f"plain{layout.name}", functools.partial(_plain, layout=layout))
         for layout in layouts(settings)
@@ -91,7 +91,7 @@ def _contestants(settings: Settings) -> list[Contestant]:
     found.append(Contestant("diffusers", _diffusers))
     for layout in layouts(settings)[1:]:
         build = functools.partial(_ours, layout=layout)
-        found.append(Contestant(f"fastddpm{layout.name}", build, True, Batch.loss_of_seeds))
+        found.append(Contestant(f"fastddpm{layout.name}", build, True, TrainingBatch.loss_of_seeds))
     return found
 
 
@@ -108,14 +108,14 @@ def _optimised(network: Any) -> Any:
     return step
 
 
-def _drawn(batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _drawn(batch: TrainingBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random timesteps and noise as plain training code draws them."""
     device = batch.device
     t = torch.randint(0, len(batch.schedule), (batch.size,), generator=generator, device=device)
     return t, torch.randn(batch.x_0.shape, generator=generator, device=device)
 
 
-def _plain(batch: Batch, layout: Layout) -> Call:
+def _plain(batch: TrainingBatch, layout: Layout) -> Call:
     network = arranged(batch.unet, layout).train()
     step = _optimised(network)
     generator = torch.Generator(batch.device).manual_seed(SEED)
@@ -128,7 +128,7 @@ def _plain(batch: Batch, layout: Layout) -> Call:
     return call
 
 
-def _diffusers(batch: Batch) -> Call:
+def _diffusers(batch: TrainingBatch) -> Call:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     scheduler = DDPMScheduler(len(batch.schedule), beta_start=1e-4, beta_end=0.02)
@@ -144,7 +144,7 @@ def _diffusers(batch: Batch) -> Call:
     return call
 
 
-def _ours(batch: Batch, layout: Layout) -> Call:
+def _ours(batch: TrainingBatch, layout: Layout) -> Call:
     network = arranged(batch.unet, layout).train()
     step = _optimised(network)
     noiser = batch.noiser()

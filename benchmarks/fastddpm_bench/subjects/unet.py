@@ -14,7 +14,7 @@ from torch import Tensor
 from fastddpm.timing import Call
 from fastddpm.unet.deferred import Deferred
 from fastddpm_bench import exported
-from fastddpm_bench.contest import Contest, Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost, watched
 from fastddpm_bench.subjects.variants import Layout, arranged, layouts, replayed_too
 from fastddpm_bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload, noise
@@ -32,7 +32,7 @@ class Pass:
         self.t = torch.full((batch,), STEP, device=device)
 
 
-def contests(settings: Settings) -> list[Contest]:
+def contests(settings: BenchSettings) -> list[Contest]:
     """One for each network."""
     if settings.quick:
         sizes = {MNIST: 8, CIFAR10: 1}
@@ -58,7 +58,7 @@ def _costs(shared: Pass) -> list[OpCost]:
     return watched(lambda: shared.unet(shared.x, shared.t))
 
 
-def _contestants(settings: Settings) -> list[Contestant]:
+def _contestants(settings: BenchSettings) -> list[Contestant]:
     found = []
     for layout in layouts(settings):
         theirs = Contestant(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastddpm.engine.sessions import missing
 from fastddpm.network import unwrapped
 from fastddpm.timing import Call, replayed
-from fastddpm_bench.contest import Contestant, Settings
+from fastddpm_bench.contest import BenchSettings, Contestant
 
 
 class Layout(NamedTuple):
@@ -29,7 +29,7 @@ COMPILED = Layout(", channels_last, compiled", True, "default")
 REDUCED = Layout(", channels_last, reduce-overhead", True, "reduce-overhead")
 
 
-def layouts(settings: Settings) -> list[Layout]:
+def layouts(settings: BenchSettings) -> list[Layout]:
     """How other people's networks are run: as they come, in channels_last, and compiled in channels_last.
 
     On a GPU as torch's own CUDA graphs of compiled code too.
@@ -108,7 +108,7 @@ def in_bfloat16(module: nn.Module, layout: Layout) -> AsSample:
     return AsSample(arranged(InDtype(copy.deepcopy(module), torch.bfloat16), layout))
 
 
-def engines(settings: Settings, *, in_float32: bool = True) -> tuple[str, ...]:
+def engines(settings: BenchSettings, *, in_float32: bool = True) -> tuple[str, ...]:
     """The engines of ours that run on the device; those that compile take minutes to begin.
 
     ONNX Runtime is among them on a CPU, where it is installed and the network is in float32.
@@ -119,7 +119,7 @@ def engines(settings: Settings, *, in_float32: bool = True) -> tuple[str, ...]:
     return ("eager", *runtimes) if settings.quick else ("eager", *runtimes, "compile")
 
 
-def replayed_too(contestant: Contestant, settings: Settings) -> list[Contestant]:
+def replayed_too(contestant: Contestant, settings: BenchSettings) -> list[Contestant]:
     """A contestant, and on a GPU its call as replays of one CUDA graph too: without the launches.
 
     Its call must change nothing in place, since warm-up calls come before its first.

@@ -5,30 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastddpm.dropin.peer import Peer
 
 
-def finished(
-    pipeline: Peer, x: Tensor, dtype: torch.dtype, output_type: str | None, return_dict: bool
-) -> Any:
-    """A chain's last state as the pipelines of diffusers return it.
+def handed_out(pipeline: Peer, images: Any, output_type: str | None, return_dict: bool) -> Any:
+    """Images as the pipelines of diffusers return them.
 
     Args:
         pipeline: the original, for its conversion to PIL.
-        x: float32 ``(B, C, H, W)`` in [-1, 1].
-        dtype: of the original's images. bfloat16, which NumPy does not have, becomes float32 there; the
-            original raises a TypeError.
+        images: ``(B, C, H, W)`` in [0, 1], in the dtype of the original's. bfloat16, which NumPy does not
+            have, becomes float32 there; the original raises a TypeError.
         output_type: ``pt``: ``(B, C, H, W)`` on the device; ``pil``: a list; anything else: NumPy
             ``(B, H, W, C)``.
         return_dict: an ImagePipelineOutput, else a tuple of one.
     """
-    return handed_out(pipeline, (x / 2).add_(0.5).clamp_(0, 1).to(dtype), output_type, return_dict)
-
-
-def handed_out(pipeline: Peer, images: Any, output_type: str | None, return_dict: bool) -> Any:
-    """Images in [0, 1], ``(B, C, H, W)`` of any dtype, as `finished` returns them."""
     dtype = images.dtype
     if output_type != "pt":
         if dtype == torch.bfloat16:

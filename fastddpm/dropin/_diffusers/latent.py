@@ -133,11 +133,14 @@ class LatentPipeline(FastPipeline):
     def _finished(self, chain: Chain, latents: Tensor, asked: Asked) -> Any:
         """What the original returns for its last latents."""
 
-    def _states(
-        self, chain: Chain, *, every_step: bool, keep_x0: bool = False
-    ) -> Any:  # of `FastPipeline._walk`
-        return self._walk(
-            chain.plan, chain.runner, chain.batch, every_step=every_step, keep_x0=keep_x0, row=chain.row
+    def _states(self, chain: Chain, *, every_step: bool, keep_x0: bool = False) -> Any:  # of `Runner.walk`
+        return chain.runner.walk(
+            chain.plan,
+            chain.batch,
+            row=chain.row,
+            every_step=every_step,
+            keep_x0=keep_x0,
+            progress=self._bar(len(chain.plan) - chain.row),
         )
 
     def _last(self, chain: Chain, asked: Asked) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from fastddpm.batch import Batch
 from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin._diffusers.network import (
     Translation,
@@ -30,6 +29,7 @@ from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
+from fastddpm.plans.diffusers.solvers import SOLVERS
 from fastddpm.runner import Runner
 from fastddpm.unet import UNet
 
@@ -44,12 +44,16 @@ class FastPipeline(DropIn):
 
     Attributes:
         peer: the original's class.
+        only: the scheduler that it takes; None for any.
         unscaled: what the original does wrong with schedulers of `SIGMA_SPACE`, which are refused then; empty
             where it scales their state for the network and nothing else.
+        looks_up: the scheduler finds its first row by its timestep, and is not told it.
     """
 
     peer: str
+    only: str | None = None
     unscaled = "whose state the original gives to its network as it is"
+    looks_up = True
 
     def __init__(self, original: Peer, settings: Settings, options: Options) -> None:
         super().__init__(original)
@@ -99,7 +103,12 @@ class FastPipeline(DropIn):
         if self.unscaled and kind in SIGMA_SPACE:
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
             raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
+        if self.only not in (None, kind):
+            accepted = f"a {self.only} by a {self.peer}"
+            raise BadArgument("scheduler", type(self.scheduler).__name__, accepted)
         self._check_variance(plan)
+        if self.looks_up and kind in SOLVERS and kind != "PNDMScheduler":
+            check_first(plan, num_inference_steps)
         return plan
 
     def _check_variance(self, plan: Plan) -> None:
@@ -162,26 +171,6 @@ class FastPipeline(DropIn):
         """
         compiles = resolve_engine(self.settings.engine, device) == "compile"
         return device.type == "cuda" or (compiles and self.settings.dtype in (None, dtype))
-
-    def _walk(
-        self,
-        plan: Plan,
-        runner: Runner,
-        batch: Batch,
-        *,
-        every_step: bool,
-        keep_x0: bool = False,
-        row: int = 0,
-    ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Walks a chain from a row under the progress bar that the original would show."""
-        with self._bar(len(plan) - row) as advance:
-            done = row
-            for k, x, x0 in runner.walk(
-                plan, batch, row=row, every_step=every_step, keep_x0=keep_x0, progress=False
-            ):
-                advance(k - done)
-                done = k
-                yield k, x, x0
 
     @contextlib.contextmanager
     def _bar(self, total: int) -> Iterator[Callable[[int], None]]:
@@ -248,6 +237,15 @@ class FastPipeline(DropIn):
     def _not_fused(self) -> list[str]:
         """What of this pipeline runs as it is."""
         return []
+
+
+def check_first(plan: Plan, num_inference_steps: int) -> None:
+    """ValueError where the first timestep comes again: the original begins at its second place, as for
+    an image, and has no row left for the last step."""
+    times = plan.model_time
+    if (times == times[0]).sum() > 1:
+        given = f"{num_inference_steps}, of which the first timestep, {times[0]:g}, comes twice,"
+        raise BadArgument("num_inference_steps", given, "fewer")
 
 
 def _is_first_rank() -> bool:

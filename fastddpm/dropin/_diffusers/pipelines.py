@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.generators import Generators
-from fastddpm.dropin._diffusers.images import finished
 from fastddpm.dropin._diffusers.pixels import Extras, PixelPipeline
-from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
-from fastddpm.network import model_device_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,23 +43,14 @@ class FastDDPMPipeline(PixelPipeline):
             ValueError: naming the argument, what was given and what is accepted.
         """
         plan = self._plan(num_inference_steps)
-        x = self._images(plan, batch_size, generator, extras)
-        return finished(self.original, x, model_device_dtype(self.unet)[1], output_type, return_dict)
+        return self._images(plan, batch_size, generator, output_type, return_dict, extras)
 
 
 class FastDDIMPipeline(PixelPipeline):
     """In the place of a DDIMPipeline."""
 
     peer = "DDIMPipeline"
-
-    def check(self) -> None:
-        """ValueError for a pipeline that cannot be reproduced, before any image is asked for."""
-        super().check()
-        self._check_kind()
-
-    def _check_kind(self) -> None:
-        if scheduler_kind(self.scheduler) != "DDIMScheduler":
-            raise BadArgument("scheduler", type(self.scheduler).__name__, "a DDIMScheduler by a DDIMPipeline")
+    only = "DDIMScheduler"
 
     def __call__(
         self,
@@ -91,9 +78,7 @@ class FastDDIMPipeline(PixelPipeline):
         Raises:
             ValueError: naming the argument, what was given and what is accepted.
         """
-        self._check_kind()
         plan = self._plan(
             num_inference_steps, eta=eta, use_clipped_model_output=bool(use_clipped_model_output)
         )
-        x = self._images(plan, batch_size, generator, extras)
-        return finished(self.original, x, model_device_dtype(self.unet)[1], output_type, return_dict)
+        return self._images(plan, batch_size, generator, output_type, return_dict, extras)

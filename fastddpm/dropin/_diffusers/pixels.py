@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
 from fastddpm.batch import Batch, make_batch
 from fastddpm.checks import whole
 from fastddpm.dropin._diffusers.generators import Generators, one_each
+from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.network import image_shape, label_tensors
 from fastddpm.dropin._diffusers.pipeline import FastPipeline
 from fastddpm.network import model_device_dtype
@@ -56,18 +57,28 @@ class PixelPipeline(FastPipeline):
         labels = label_tensors(self.unet, extras.get("class_labels"), count)
         return make_batch((count, *image_shape(self.unet)), source, cond=labels)
 
-    def _images(self, plan: Plan, batch_size: int, generator: Generators, extras: Extras) -> Tensor:
-        """The last state, float32 ``(B, C, H, W)``, a tensor of its own."""
+    def _images(
+        self,
+        plan: Plan,
+        batch_size: int,
+        generator: Generators,
+        output_type: str | None,
+        return_dict: bool,
+        extras: Extras,
+    ) -> Any:
+        """What the original returns for the last state of a chain."""
         runner = self._ready()
         batch = self._batch(runner, batch_size, generator, extras)
         callback = extras.get("callback")
         last: Tensor | None = None
-        for k, x, _ in self._walk(plan, runner, batch, every_step=callback is not None):
+        every_step, bar = callback is not None, self._bar(len(plan))
+        for k, x, _ in runner.walk(plan, batch, every_step=every_step, progress=bar):
             if callback is not None and k > 0:
                 callback(k - 1, int(plan.model_time[k - 1]), x)
             last = x
         assert last is not None
-        return last
+        images = (last / 2).add_(0.5).clamp_(0, 1).to(model_device_dtype(self.unet)[1])
+        return handed_out(self.original, images, output_type, return_dict)
 
     def sample_trajectory(
         self,
@@ -102,6 +113,6 @@ class PixelPipeline(FastPipeline):
         trajectory = Trajectory(len(plan), frames, predicted)
         runner = self._ready()
         batch = self._batch(runner, batch_size, generator, extras)
-        for k, x, x0 in self._walk(plan, runner, batch, every_step=True, keep_x0=predicted):
+        for k, x, x0 in runner.walk(plan, batch, keep_x0=predicted, progress=self._bar(len(plan))):
             trajectory.look(k, x, x0)
         return trajectory.taken()

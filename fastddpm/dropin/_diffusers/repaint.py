@@ -21,8 +21,8 @@ from fastddpm.engine import Loop
 from fastddpm.network import model_device_dtype, without_grad
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import from_ddim_scheduler
-from fastddpm.precision import computing_in
 from fastddpm.transfer import to_device
+from fastddpm.turn import computing_in
 
 
 class FastRePaintPipeline(LatentPipeline):

@@ -5,10 +5,11 @@ Neither its class's name nor its module is looked at, and diffusers is not impor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
-
-from fastddpm.dropin._diffusers.signature import parameters_of
 
 if TYPE_CHECKING:
     from fastddpm.dropin.peer import Peer
@@ -155,3 +156,22 @@ def scheduler_kind(obj: Peer) -> str | None:
     except Exception:  # an unknown object's properties may raise anything
         pass
     return None
+
+
+def parameters_of(function: Callable[..., object]) -> tuple[frozenset[str], bool]:
+    """Names of a function's parameters, without self and the starred ones; and whether there are starred.
+
+    Chains ask before each call, and `inspect` takes a tenth of a millisecond.
+    """
+    if inspect.ismethod(function):
+        return _parameters_of(function.__func__, is_method=True)
+    return _parameters_of(function, is_method=False)
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters_of(function: Callable[..., object], *, is_method: bool) -> tuple[frozenset[str], bool]:
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    called: Callable[..., object] = types.MethodType(function, object()) if is_method else function
+    parameters = inspect.signature(called).parameters.values()
+    named = frozenset(p.name for p in parameters if p.kind not in starred and p.name != "self")
+    return named, any(p.kind in starred for p in parameters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
@@ -26,11 +27,12 @@ from fastddpm.dropin._diffusers.walk import Walk
 from fastddpm.dropin.settings import Report
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers.solvers import SOLVERS
-from fastddpm_kernels.table import Column
 
 OWN = ("_walk", "_options", "original")
 # Arguments of steps with the only values that a plan has.
 _PLAIN = {"s_churn": 0.0, "order": 4}
+# Of those that compute in float32 and return the network's dtype; the first two an x0 of their own besides.
+_IN_FLOAT32 = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
 # Where the originals keep predictions; those that a caller puts there are for the original's step.
 _HISTORIES = ("model_outputs", "derivatives", "ets")
 # Of those whose second result is x0; of consistency models it is what is noised anew.
@@ -87,9 +89,16 @@ class FastSolver:
             noise = given.get("variance_noise")
             if noise is None:
                 noise = _noise(given.get("generator"), self.kind, model_output, sample)
-        x_next, x0 = walk.take(row, model_output, sample, noise)
+        state = sample.to(torch.float32) if self.kind in _IN_FLOAT32 else sample
+        x_next, x0 = walk.take(row, model_output, state, noise)
+        if self.kind in _IN_FLOAT32:
+            x_next = x_next.to(model_output.dtype)
+            x0 = x0 if walk.plan.prediction_type != "sample" else x0.to(model_output.dtype)
         self._advance(walk.plan, row, sample)
-        return self._results(walk.plan, row, x_next, x0, sample, return_dict=given["return_dict"])
+        second = x0
+        if self.kind in _SECOND:
+            second = self._before_noise(walk.plan, row, x0, sample, given.get("eta"))
+        return self._results(x_next, second, return_dict=given["return_dict"])
 
     def _walk_for(self, given: dict[str, Any]) -> Walk | None:
         """The chain that a step goes on with, or begins; None where the original's step takes it.
@@ -138,7 +147,8 @@ class FastSolver:
         if sample.dim() < 2:
             return f"{sample.dim()} dimensions"
         learned = self.config.get("variance_type") in ("learned", "learned_range")
-        if learned and model_output.shape[1] == sample.shape[1]:
+        splits = learned and SOLVERS[self.kind].splits and self.config["prediction_type"] == "epsilon"
+        if splits and (sample.shape[1] != 3 or model_output.shape[1] == 3):  # it takes the first three
             return "a variance_type that the network does not have"
         return None
 
@@ -176,26 +186,32 @@ class FastSolver:
         elif self.kind == "HeunDiscreteScheduler":
             scheduler.dt = 0.0 if is_within else None
 
-    def _results(
-        self, plan: Plan, row: int, x_next: Tensor, x0: Tensor, sample: Tensor, *, return_dict: bool
-    ) -> Any:
+    def _before_noise(self, plan: Plan, row: int, x0: Tensor, sample: Tensor, eta: float | None) -> Tensor:
+        """Of a consistency model: the state without the noise that takes it to the next level.
+
+        Not from the row, which has it times a factor that vanishes at high levels.
+        """
+        scheduler = cast("Any", self)
+        before: Tensor
+        if eta is None:  # LCM
+            skip, out = scheduler.get_scalings_for_boundary_condition_discrete(int(plan.timesteps[row]))
+            before = out * x0 + skip * sample
+        else:
+            abar = plan.alphas_cumprod
+            assert abar is not None
+            reached = int(plan.timesteps[row + 1]) if row + 1 < len(plan) else 0
+            level = float(scheduler.alphas_cumprod[math.floor((1 - eta) * reached)])
+            weight = math.sqrt((1 - level) / (1 - float(abar[row])))
+            before = (math.sqrt(level) - weight * math.sqrt(float(abar[row]))) * x0 + weight * sample
+        return before.to(x0.dtype)
+
+    def _results(self, x_next: Tensor, second: Tensor, *, return_dict: bool) -> Any:
         module = sys.modules[_ORIGINALS[self.kind].__module__]
         made = getattr(module, f"{self.kind}Output", SchedulerOutput)
         if made is SchedulerOutput:
             return SchedulerOutput(prev_sample=x_next) if return_dict else (x_next,)
-        name, second = _SECOND.get(self.kind, "pred_original_sample"), x0
-        if self.kind in _SECOND:
-            second = _before_noise(plan, row, x0, sample)
+        name = _SECOND.get(self.kind, "pred_original_sample")
         return made(prev_sample=x_next, **{name: second}) if return_dict else (x_next, second)
-
-
-def _before_noise(plan: Plan, row: int, x0: Tensor, sample: Tensor) -> Tensor:
-    """Of a consistency model: the state without the noise that takes it to the next level."""
-    columns = (Column.FROM_X0, Column.FROM_X, Column.FROM_NOISE)
-    from_x0, from_x, noise = (float(plan.table[row, column]) for column in columns)
-    scale = (1 - noise**2) ** 0.5
-    before: Tensor = from_x0 / scale * x0 + from_x / scale * sample
-    return before.to(x0.dtype)
 
 
 def _step(original: type) -> Callable[..., Any]:

@@ -56,6 +56,7 @@ class FastStableDiffusionImg2ImgPipeline(TextPipeline):
     """In the place of a StableDiffusionImg2ImgPipeline; its call and extras are `LatentPipeline`'s."""
 
     peer = "StableDiffusionImg2ImgPipeline"
+    looks_up = False
 
     def check(self) -> None:
         """ValueError for a pipeline that cannot be reproduced, before any image is asked for."""

@@ -18,7 +18,7 @@ ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
 def multistep(chain: Chain) -> Tableau:
     """DPMSolverMultistepScheduler of order 1 to 3, in its four algorithms and two solver types."""
     config = chain.config
-    step = _Step(str(config["algorithm_type"]), str(config["solver_type"]), int(config["solver_order"]))
+    step = _Step(str(config["algorithm_type"]), str(config["solver_type"]))
     few = bool(config["lower_order_final"]) and chain.steps < FEW_STEPS
     first_at_end = config["euler_at_final"] or few or config["final_sigmas_type"] == "zero"
     tableau, state, noise = Tableau(step.prediction), None, 0.0
@@ -42,7 +42,7 @@ def singlestep(chain: Chain) -> Tableau:
     Of a random one 1 or 2, which needs the state from before the noise of its first row: that row keeps it.
     """
     config = chain.config
-    step = _Step(str(config["algorithm_type"]), str(config["solver_type"]), int(config["solver_order"]))
+    step = _Step(str(config["algorithm_type"]), str(config["solver_type"]))
     if step.is_random and max(chain.scheduler.order_list) > 2:
         given = "3 with an algorithm with noise, whose rows need two sums of what the first one keeps,"
         raise BadArgument("solver_order", given, "1 or 2")
@@ -115,16 +115,12 @@ class _Step:
     ``levels`` are the end of the step and then the predictions', newest first.
     """
 
-    def __init__(self, algorithm: str, solver_type: str, order: int) -> None:
+    def __init__(self, algorithm: str, solver_type: str) -> None:
         check_choice("algorithm_type", algorithm, ALGORITHMS)
         check_choice("solver_type", solver_type, ("midpoint", "heun"))
         self.is_midpoint = solver_type == "midpoint"
         self.is_random = algorithm.startswith("sde")
         self.prediction: Prediction = "x0" if algorithm.endswith("++") else "eps"
-        if algorithm == "sde-dpmsolver" and order == 3:
-            raise BadArgument(
-                "solver_order", "3 with algorithm_type 'sde-dpmsolver', which has none,", "1 or 2"
-            )
 
     def multi(self, x: Sum, known: list[Sum], levels: list[Level]) -> tuple[Sum, float]:
         """From the newest level on, and the noise added."""
@@ -136,6 +132,10 @@ class _Step:
             slope = (known[0] - known[1]) * (1.0 / r[0])
             state = state + self._second(s, t) * slope
         elif len(known) == 3:
+            if self.is_random and self.prediction == "eps":
+                raise BadArgument(
+                    "solver_order", "3 with algorithm_type 'sde-dpmsolver', which has none,", "1 or 2"
+                )
             newer, older = (known[0] - known[1]) * (1.0 / r[0]), (known[1] - known[2]) * (1.0 / r[1])
             slope = newer + (newer - older) * (r[0] / (r[0] + r[1]))
             curve = (newer - older) * (1.0 / (r[0] + r[1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastddpm.checks import check_choice
+from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.chain import Chain, Level
 from fastddpm.plans.solver import basis
 from fastddpm.plans.tableau import Sum, Tableau
@@ -22,6 +22,9 @@ def sasolver(chain: Chain) -> Tableau:
     config = chain.config
     check_choice("algorithm_type", config["algorithm_type"], ALGORITHMS)
     predicts_x0 = config["algorithm_type"] == "data_prediction"
+    if config["thresholding"] and not predicts_x0:
+        given = "True with algorithm_type 'noise_prediction', which fails in the original,"
+        raise BadArgument("thresholding", given, "False")
     timesteps = chain.scheduler.timesteps.cpu()
     most = max(int(config["predictor_order"]), int(config["corrector_order"]) - 1)
     tableau, state, noise = Tableau("x0" if predicts_x0 else "eps"), None, 0.0

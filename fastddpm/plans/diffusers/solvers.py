@@ -46,6 +46,8 @@ class Solver:
         eta: that its step takes unless told otherwise; None where it takes none.
         clips: whether ``clip_sample`` bounds x0.
         thresholds: whether ``thresholding`` does.
+        predictions: what its network may predict; of another the class raises in its first step.
+        splits: whether it cuts learned variances off, which it does of epsilon alone.
     """
 
     method: str
@@ -56,6 +58,8 @@ class Solver:
     eta: float | None = None
     clips: bool = False
     thresholds: bool = False
+    predictions: tuple[str, ...] = PREDICTION_TYPES
+    splits: bool = False
 
 
 def _always(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -66,32 +70,50 @@ def _if_random(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
     return np.full(len(plan), str(chain.config["algorithm_type"]).startswith("sde"))
 
 
+def _all_but_last(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
+    """Also where the next timestep is at the level reached: TCD draws there, times 0."""
+    is_random = chain.eta is None or chain.eta > 0
+    return np.array([is_random and row + 1 < chain.steps for row in chain.rows], dtype=bool)
+
+
 def _second_rows(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
     return ~np.asarray(plan.starts)
 
 
+_NO_SAMPLE = ("epsilon", "v_prediction")
+
 SOLVERS: dict[str, Solver] = {
-    "PNDMScheduler": Solver("pndm", looked_up.pndm, reads="alphas_cumprod"),
-    "LCMScheduler": Solver("lcm", looked_up.lcm, reads="alphas_cumprod", clips=True, thresholds=True),
-    "TCDScheduler": Solver("tcd", looked_up.tcd, reads="alphas_cumprod", eta=0.3),
+    "PNDMScheduler": Solver("pndm", looked_up.pndm, reads="alphas_cumprod", predictions=_NO_SAMPLE),
+    "LCMScheduler": Solver(
+        "lcm", looked_up.lcm, reads="alphas_cumprod", draws=_all_but_last, clips=True, thresholds=True
+    ),
+    "TCDScheduler": Solver("tcd", looked_up.tcd, reads="alphas_cumprod", draws=_all_but_last, eta=0.3),
     "DPMSolverMultistepScheduler": Solver(
-        "dpm_solver", exponential.multistep, draws=_if_random, thresholds=True
+        "dpm_solver", exponential.multistep, draws=_if_random, thresholds=True, splits=True
     ),
     "DPMSolverSinglestepScheduler": Solver(
-        "dpm_solver", exponential.singlestep, draws=_if_random, thresholds=True
+        "dpm_solver", exponential.singlestep, draws=_if_random, thresholds=True, splits=True
     ),
     "DEISMultistepScheduler": Solver("deis", exponential.deis, thresholds=True),
     "UniPCMultistepScheduler": Solver("unipc", unipc, thresholds=True),
     "SASolverScheduler": Solver("sa_solver", sasolver, draws=_always, thresholds=True),
     "EulerDiscreteScheduler": Solver("euler", karras.euler, in_sigmas=True),
     "EulerAncestralDiscreteScheduler": Solver(
-        "euler_ancestral", karras.euler_ancestral, draws=_always, in_sigmas=True
+        "euler_ancestral",
+        karras.euler_ancestral,
+        draws=_always,
+        in_sigmas=True,
+        predictions=_NO_SAMPLE,
     ),
     "HeunDiscreteScheduler": Solver("heun", karras.heun, in_sigmas=True, clips=True),
     "LMSDiscreteScheduler": Solver("lms", karras.lms, in_sigmas=True),
-    "KDPM2DiscreteScheduler": Solver("dpm2", karras.kdpm2, in_sigmas=True),
+    "KDPM2DiscreteScheduler": Solver("dpm2", karras.kdpm2, in_sigmas=True, predictions=_NO_SAMPLE),
     "KDPM2AncestralDiscreteScheduler": Solver(
-        "dpm2_ancestral", karras.kdpm2_ancestral, draws=_second_rows, in_sigmas=True
+        "dpm2_ancestral",
+        karras.kdpm2_ancestral,
+        draws=_second_rows,
+        in_sigmas=True,
+        predictions=_NO_SAMPLE,
     ),
 }
 
@@ -145,34 +167,37 @@ def set_rows(
     solver, config = SOLVERS[name], scheduler.config
     if config.get("use_flow_sigmas"):
         raise BadArgument("use_flow_sigmas", "True: flow matching, another process than a DDPM's", "False")
-    if solver.eta is not None:
-        eta = solver.eta if eta is None else float(eta)
-    if solver.reads == "sigmas":
-        chain = Chain.of_sigmas(scheduler, start=start)
+    if solver.eta is None:
+        eta = None
     else:
-        chain = Chain.of_alphas(scheduler, start=start, eta=eta)
-    try:
-        tableau = solver.rows(chain)
-    except BadArgument:
-        raise
-    except (ValueError, ZeroDivisionError) as error:
-        given = f"{name} at {chain.steps} timesteps, which cannot be repeated ({error}),"
-        raise BadArgument("scheduler", given, "another number of steps or configuration") from error
+        eta = solver.eta if eta is None else float(eta)
+    prediction_type = config["prediction_type"]
+    if prediction_type == "original_sample" and name == "EulerDiscreteScheduler":
+        prediction_type = "sample"
+    check_choice("prediction_type", prediction_type, solver.predictions)
     thresholding = None
     if solver.thresholds and config.get("predict_x0", True):
         thresholding = thresholding_of(cast("SchedulerConfig", config))
     clips = solver.clips and thresholding is None and bool(config["clip_sample"])
-    prediction_type = config["prediction_type"]
-    if prediction_type == "original_sample":
-        prediction_type = "sample"
-    check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-    plan = tableau.plan(
-        solver.method,
-        prediction_type,
-        check_clip_range(config["clip_sample_range"]) if clips else math.inf,
-        learned_range=config.get("variance_type") in ("learned", "learned_range"),
-        thresholding=thresholding,
-    )
+    learns = config.get("variance_type") in ("learned", "learned_range")
+    try:
+        if solver.reads == "sigmas":
+            chain = Chain.of_sigmas(scheduler, start=start)
+        else:
+            chain = Chain.of_alphas(scheduler, start=start, eta=eta)
+        tableau = solver.rows(chain)
+        plan = tableau.plan(
+            solver.method,
+            prediction_type,
+            check_clip_range(config["clip_sample_range"]) if clips else math.inf,
+            learned_range=learns and solver.splits and prediction_type == "epsilon",
+            thresholding=thresholding,
+        )
+    except BadArgument:
+        raise
+    except (ValueError, ZeroDivisionError, IndexError) as error:
+        given = f"{name} at {len(scheduler.timesteps)} timesteps, which cannot be repeated ({error}),"
+        raise BadArgument("scheduler", given, "another number of steps or configuration") from error
     plan = dataclasses.replace(
         plan,
         draws=solver.draws(chain, plan),

@@ -14,9 +14,10 @@ KIND = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Bounds of the buckets of what a request takes."""
 GAUGES: dict[str, tuple[str, Callable[[Stats], float]]] = {
-    "fastddpm_waiting": ("Images that wait for a slot.", lambda stats: stats["waiting"]),
-    "fastddpm_running": ("Images on their way.", lambda stats: stats["running"]),
-    "fastddpm_slots": ("Slots of the batches that run.", lambda stats: stats["slots"]),
+    "fastddpm_waiting": ("Images that have not begun.", lambda stats: stats["waiting"]),
+    "fastddpm_running": ("Images in the step that runs.", lambda stats: stats["running"]),
+    "fastddpm_parked": ("Images set aside on their way.", lambda stats: stats["parked"]),
+    "fastddpm_slots": ("Slots of the step that runs.", lambda stats: stats["slots"]),
     "fastddpm_slots_used": ("Slots with an image; a guided one takes two.", lambda stats: stats["filled"]),
 }
 """By model: what it is, and where it stands in its `fastddpm.serving.stats.Stats`."""

@@ -126,6 +126,7 @@ class ServedModel:
                         eta=one.eta,
                         guidance_scale=one.guidance_scale,
                         condition=one.condition,
+                        beside=drawings[0] if drawings else None,
                         deadline=self.limits.deadline,
                         preview=None if watch is None else watch(index),
                         preview_every=every,

@@ -126,6 +126,7 @@ async def _cut(service: Service, stopping: asyncio.Event, grace: float) -> None:
     left = {name: model.scheduler.stats() for name, model in service.models.items()}
     fields = {"waiting": sum(one["waiting"] for one in left.values())}
     fields["running"] = sum(one["running"] for one in left.values())
+    fields["parked"] = sum(one["parked"] for one in left.values())
     LOGGER.info("stopping", extra={"fields": {**fields, "grace": grace}})
     await asyncio.sleep(grace)
     LOGGER.warning("the grace is over; what is left is cancelled")

@@ -24,9 +24,9 @@ export function plotLoad(name) {
 function gaugesOf(text, model) {
   const label = model.replace(/[\\"]/g, "\\$&").replace(/\n/g, "\\n");
   const found = [...text.matchAll(LINE)].filter(([, , of]) => of === label).map(([, gauge, , value]) => [gauge, value]);
-  const { fastddpm_waiting: waiting = 0, fastddpm_slots: slots = 0, fastddpm_slots_used: used = 0 } =
-    Object.fromEntries(found);
-  return { waiting: Number(waiting), slots: Number(slots), used: Number(used) };
+  const of = Object.fromEntries(found);
+  const [waiting, parked, slots, used] = ["waiting", "parked", "slots", "slots_used"].map((one) => Number(of[`fastddpm_${one}`] ?? 0));
+  return { waiting: waiting + parked, slots, used };
 }
 
 function drawn(rows) {
