@@ -43,6 +43,23 @@ def read_array(path: Path, name: str) -> Numbers:
             raise InputError(f"{path}: no {name} can be read from it ({reason})") from error
 
 
+def array_names(path: Path) -> set[str]:
+    """Names of the arrays of an npz file, none of which is read.
+
+    Raises:
+        InputError: no such file; damaged.
+    """
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile raises whatever a damaged file trips it over
+            reason = shortened(str(error), 160) or type(error).__name__
+            raise InputError(f"{path}: not readable as npz ({reason})") from error
+
+
 def _array(archive: zipfile.ZipFile, name: str, size: int) -> Numbers:
     entry = archive.getinfo(name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

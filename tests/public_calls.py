@@ -625,6 +625,7 @@ def picture_calls(schedule: NoiseSchedule, folder: Path) -> list[Call]:
     x, ordinals = torch.zeros(1, 1, 8, 8), torch.arange(1)
     features = np.random.default_rng(0).normal(size=(5, 2))
     pair = {"a": features, "b": features}
+    np.savez(folder / "statistics.npz", mu=np.zeros(2), sigma=np.eye(2))
     restored = {"picture": picture, "seeds": [1], "mask": None, "progress": False}
     return [
         Call("SuperResolve", tasks.SuperResolve, {"gain": 1.0, "factor": 2}),
@@ -649,6 +650,7 @@ def picture_calls(schedule: NoiseSchedule, folder: Path) -> list[Call]:
         Call("load_restorer", restoration.load_restorer, {"source": folder / "sr", "device": "cpu"}),
         Call("TiledModel", restoration.TiledModel, {"network": sampler.model, "tile": 8, "overlap": 2}),
         Call("frechet_distance", evaluation.frechet_distance, pair),
+        Call("read_statistics", evaluation.read_statistics, {"path": folder / "statistics.npz"}),
         Call("nearest_distances", evaluation.nearest_distances, pair),
         Call("mean_pairwise_distance", evaluation.mean_pairwise_distance, {"a": features}),
         Call(

@@ -23,6 +23,7 @@ from fastddpm.restoration import Picture, Restorer, load_restorer, read_picture
 from fastddpm.restoration.digits import check_digits
 from fastddpm.restoration.files import Pair, in_and_out, read_mask, sample_paths
 from fastddpm.restoration.restorer import task_of
+from fastddpm.restoration.streamed import can_stream, is_large, restore_to_files
 from fastddpm.restoration.zero_shot import ZeroShotInpainter
 from fastddpm.tasks import TASKS
 
@@ -205,21 +206,25 @@ def _restore(
 ) -> None:
     """Checks everything that can be checked first, then restores one picture after the other."""
     drawing.check()
-    pairs: list[Pair] = in_and_out(source, out, restorer.factor)
+    streams = isinstance(restorer, Restorer) and can_stream(restorer)
+    pairs: list[Pair] = in_and_out(source, out, restorer.factor, streams=streams)
     if named is not None:
         check_digits(named, [pair.source for pair in pairs])
     hidden = None if mask is None else read_mask(mask)
     seeds = drawing.seeds
     for pair in pairs:
         began = time.perf_counter()
-        picture = read_picture(pair.source, restorer.factor)
-        if drawing.mean:
-            results = [restorer.restore_mean(picture, seeds=seeds, mask=hidden, progress=True)]
+        picture = read_picture(pair.source)
+        paths = sample_paths(pair.out, 1 if drawing.mean else len(seeds))
+        if isinstance(restorer, Restorer) and streams and is_large(restorer, picture, pair.out):
+            restore_to_files(restorer, picture, paths, seeds=seeds, mask=hidden, progress=True)
         else:
-            results = restorer.restore(picture, seeds=seeds, mask=hidden, progress=True)
-        paths = sample_paths(pair.out, len(results))
-        for path, result in zip(paths, results, strict=True):
-            result.write(path)
-        height, width = results[0].size
+            if drawing.mean:
+                results = [restorer.restore_mean(picture, seeds=seeds, mask=hidden, progress=True)]
+            else:
+                results = restorer.restore(picture, seeds=seeds, mask=hidden, progress=True)
+            for path, result in zip(paths, results, strict=True):
+                result.write(path)
+        height, width = (restorer.factor * side for side in picture.size)
         written = f"{paths[0]}" if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
         print(f"{pair.source} -> {written} ({width}x{height}, {time.perf_counter() - began:.1f} s)")

@@ -7,6 +7,7 @@ from fastddpm.evaluation.metrics import (
     nearest_distances,
     precision_recall,
 )
+from fastddpm.evaluation.statistics import read_statistics
 
 __all__ = [
     "DigitClassifier",
@@ -15,4 +16,5 @@ __all__ = [
     "mean_pairwise_distance",
     "nearest_distances",
     "precision_recall",
+    "read_statistics",
 ]

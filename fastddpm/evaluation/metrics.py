@@ -1,17 +1,27 @@
 """Distances between two sets of images or features: Frechet, precision and recall, nearest neighbours.
 
-Every function takes arrays whose first axis is the sample and flattens the rest; all arithmetic is float64.
+The public functions take arrays whose first axis is the sample and flatten the rest, in float64.
+What has a name in papers is computed by torch-fidelity, whose figures others compare with.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from fastddpm.checks import BadArgument, whole
+from fastddpm.extras import needed
 from fastddpm.signatures import in_words
 
 Array = NDArray[np.float64]
+Normal = tuple[Array, Array]
+"""Mean ``(d,)`` and covariance ``(d, d)``."""
+
+# KID is the mean over random subsets of this size, or of all samples where there are fewer.
+KID_SUBSET = 1000
+NEIGHBOUR = 3
 
 
 def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
@@ -30,16 +40,10 @@ def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
 
     Raises:
         ValueError: too few samples, or another number of features.
+        MissingExtra: torch-fidelity is not there.
     """
     a, b = _pair(a, b, least=2)
-    covariance_a, covariance_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
-    # tr (C_a C_b)^0.5 = tr (R C_b R)^0.5 with R = C_a^0.5: symmetric, so the square root is that of the
-    # eigenvalues, also where a covariance is singular.
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(0)).sum()
-    distance = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(covariance_a) + np.trace(covariance_b)
-    return max(0.0, float(distance - 2 * cross))
+    return distance_of(normal_of(a), normal_of(b))
 
 
 def precision_recall(generated: ArrayLike, real: ArrayLike, k: int = 3) -> tuple[float, float]:
@@ -58,15 +62,11 @@ def precision_recall(generated: ArrayLike, real: ArrayLike, k: int = 3) -> tuple
 
     Raises:
         ValueError: not more than k samples, or another number of features.
+        MissingExtra: torch-fidelity is not there.
     """
     k = whole("k", k, least=1)
     generated, real = _pair(generated, real, least=k + 1, names=("generated", "real"))
-    between = _distances(generated, real)
-    real_radius = np.sort(_distances(real, real), axis=1)[:, k]
-    generated_radius = np.sort(_distances(generated, generated), axis=1)[:, k]
-    precision = (between <= real_radius[None, :]).any(axis=1).mean()
-    recall = (between <= generated_radius[:, None]).any(axis=0).mean()
-    return float(precision), float(recall)
+    return overlap(torch.from_numpy(generated), torch.from_numpy(real), k)
 
 
 def nearest_distances(a: ArrayLike, b: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
@@ -94,6 +94,37 @@ def mean_pairwise_distance(a: ArrayLike) -> float:
     a, _ = _pair(a, a, least=2)
     n = len(a)
     return float(_distances(a, a).sum() / (n * (n - 1)))
+
+
+def normal_of(features: Array) -> Normal:
+    """Mean and covariance, with n - 1, of features float64 ``(n, d)``, n >= 2."""
+    fid = needed("torch_fidelity.metric_fid", by="a Frechet distance")
+    found = fid.fid_features_to_statistics(torch.from_numpy(features))
+    return found["mu"], np.atleast_2d(found["sigma"])
+
+
+def distance_of(a: Normal, b: Normal) -> float:
+    """Frechet distance of two normal distributions of the same number of features."""
+    fid = needed("torch_fidelity.metric_fid", by="a Frechet distance")
+    both = [{"mu": mean, "sigma": covariance} for mean, covariance in (a, b)]
+    # Of a set and itself rounding may leave it below 0.
+    return max(0.0, float(fid.fid_statistics_to_metric(*both, verbose=False)[fid.KEY_METRIC_FID]))
+
+
+def kernel_distance(generated: Tensor, real: Tensor) -> tuple[float, float]:
+    """KID of Binkowski et al. 2018, of features ``(n, d)``: mean and standard deviation over 100 subsets."""
+    kid = needed("torch_fidelity.metric_kid", by="a kernel distance")
+    size = min(KID_SUBSET, len(generated), len(real))
+    found = kid.kid_features_to_metric(generated, real, kid_subset_size=size, verbose=False)
+    return found[kid.KEY_METRIC_KID_MEAN], found[kid.KEY_METRIC_KID_STD]
+
+
+def overlap(generated: Tensor, real: Tensor, k: int) -> tuple[float, float]:
+    """Precision and recall of features ``(n, d)``, as `precision_recall` has them; n > k."""
+    prc = needed("torch_fidelity.metric_prc", by="precision and recall")
+    settings = {"prc_neighborhood": k, "save_cpu_ram": True, "verbose": False}
+    found = prc.prc_features_to_metric(generated, real, **settings)
+    return found[prc.KEY_METRIC_PRECISION], found[prc.KEY_METRIC_RECALL]
 
 
 def _pair(a: ArrayLike, b: ArrayLike, least: int, names: tuple[str, str] = ("a", "b")) -> tuple[Array, Array]:

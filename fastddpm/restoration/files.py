@@ -11,7 +11,14 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.data.folder import SUFFIXES
-from fastddpm.restoration.picture import HOLDS_ALPHA, check_size, check_target, read_picture
+from fastddpm.restoration.picture import (
+    HOLDS_ALPHA,
+    MAX_PIXELS,
+    MOST_PIXELS,
+    check_size,
+    check_target,
+    read_picture,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Pair:
     out: Path
 
 
-def in_and_out(source: Path, out: Path, factor: int = 1) -> list[Pair]:
+def in_and_out(source: Path, out: Path, factor: int = 1, *, streams: bool = False) -> list[Pair]:
     """The files to read and to write.
 
     Args:
@@ -30,13 +37,16 @@ def in_and_out(source: Path, out: Path, factor: int = 1) -> list[Pair]:
         out: a file for a file. For a folder a folder, made if need be, where each result has its source's
             name and the suffix .png.
         factor: how much larger a result is.
+        streams: results that are PNG files may be as large as `MOST_PIXELS`.
 
     Raises:
         ValueError: nothing to read; no image, or a too large one; an out that cannot be written, or that is
             the source; two files of a folder that would give one result.
     """
     if not source.is_dir():
-        check_target(out, has_alpha=read_picture(source, factor).alpha is not None)
+        most = MOST_PIXELS if streams and out.suffix.lower() == ".png" else MAX_PIXELS
+        check_size(source, factor, most)
+        check_target(out, has_alpha=read_picture(source).alpha is not None)
         if out.resolve() == source.resolve():
             raise BadArgument("out", f"{str(out)!r}, the source,", "another file")
         return [Pair(source, out)]
@@ -48,7 +58,7 @@ def in_and_out(source: Path, out: Path, factor: int = 1) -> list[Pair]:
     if out.resolve() == source.resolve():
         raise BadArgument("out", f"{str(out)!r}, the source,", "another folder")
     for path in files:
-        check_size(path, factor)
+        check_size(path, factor, MOST_PIXELS if streams else MAX_PIXELS)
     pairs = [Pair(path, out / f"{path.stem}.png") for path in files]
     for first, second in pairwise(pairs):
         if first.out == second.out:

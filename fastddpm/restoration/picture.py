@@ -19,6 +19,8 @@ from fastddpm.signatures import checked
 
 MAX_PIXELS = 2**24
 """Of a picture and of what is made of it: 4096 x 4096. The state of 8 samples of it takes 1.6 GB."""
+MOST_PIXELS = 16 * MAX_PIXELS
+"""Of a result that is written from the top down: what a factor of 4 makes of the largest picture."""
 HOLDS_ALPHA = {".png": True, ".webp": True, ".tif": True, ".tiff": True, ".jpg": False, ".jpeg": False}
 """Suffixes that can be written, and whether the format has an alpha channel."""
 
@@ -98,25 +100,26 @@ def check_target(path: Path, *, has_alpha: bool = False) -> None:
         raise BadArgument("out", repr(str(path)), "a file in a folder that is there")
 
 
-def check_size(path: Path, factor: int = 1) -> tuple[int, int]:
+def check_size(path: Path, factor: int = 1, most: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of a file, from its header alone, upright or not.
 
     Args:
         path: of the file.
         factor: how much larger the result will be.
+        most: pixels of the result.
 
     Raises:
-        ValueError: no image, or one whose result would have more than `MAX_PIXELS`.
+        ValueError: no image, one of more than `MAX_PIXELS`, or one whose result has more than ``most``.
     """
     factor = whole("factor", factor, least=1)
     if not path.exists():
         raise ValueError(f"{path}: not a file; an image file accepted")
     with opened(path, most=MAX_PIXELS) as image:
         width, height = image.size
-    if factor**2 * width * height > MAX_PIXELS:
+    if factor**2 * width * height > most:
         result = "" if factor == 1 else f", which would become {factor * width}x{factor * height}"
         raise ValueError(
-            f"{path}: {width}x{height} pixels{result}; up to {MAX_PIXELS:,} pixels accepted in the result "
+            f"{path}: {width}x{height} pixels{result}; up to {most:,} pixels accepted in the result "
             "(cut the image or scale it down first)"
         )
     return height, width

@@ -50,7 +50,7 @@ class TiledModel:
             for top in tile_starts(height, self.tile, self.overlap)
             for left in tile_starts(width, self.tile, self.overlap)
         ]
-        window = self._window(x)
+        window = blend_window(self.tile, self.overlap, x)
         total: Tensor | None = None
         weight = torch.zeros(1, 1, height, width, dtype=x.dtype, device=x.device)
         at_once = max(1, TILES_AT_ONCE // len(x))
@@ -72,11 +72,12 @@ class TiledModel:
     def _cut(self, images: Tensor, top: int, left: int) -> Tensor:
         return images[:, :, top : top + self.tile, left : left + self.tile]
 
-    def _window(self, x: Tensor) -> Tensor:
-        """Weights ``(tile, tile)`` that rise linearly over the overlap from each edge."""
-        places = torch.arange(self.tile, dtype=x.dtype, device=x.device)
-        ramp = torch.minimum(places + 1, self.tile - places).clamp(max=self.overlap + 1)
-        return ramp[:, None] * ramp[None, :] / (self.overlap + 1) ** 2
+
+def blend_window(tile: int, overlap: int, like: Tensor) -> Tensor:
+    """Weights ``(tile, tile)`` that rise linearly over the overlap from each edge."""
+    places = torch.arange(tile, dtype=like.dtype, device=like.device)
+    ramp = torch.minimum(places + 1, tile - places).clamp(max=overlap + 1)
+    return ramp[:, None] * ramp[None, :] / (overlap + 1) ** 2
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

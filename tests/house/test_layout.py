@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -43,29 +44,44 @@ def test_diffusers_imports_from_the_repository_root():
     )
 
 
+def source_names() -> list[str]:
+    """The files of the project: what git tracks, or in an unpacked sdist all that it holds."""
+    if (ROOT / ".git").exists():
+        done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+        return [name for name in done.stdout.split("\0") if name]
+    made = re.compile(r"__pycache__|\.egg-info|^PKG-INFO$|^setup\.cfg$|^build/|^dist/|^\.venv|_cache/")
+    names = [file.relative_to(ROOT).as_posix() for file in ROOT.rglob("*") if file.is_file()]
+    return [name for name in names if not made.search(name)]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of the tracked files."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory):
+    """A folder with the wheel and the sdist of the project's files."""
+    folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in filter(None, files.stdout.split("\0")):
+    for name in source_names():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(source),
-    ]
-    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "build", "--sdist", "--wheel", "--no-isolation", "--outdir"]
+    done = subprocess.run([*command, folder, source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = folder.glob("*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (wheel,) = built.glob("*.whl")
     return wheel
+
+
+def test_sdist_holds_what_its_tests_need(built):
+    """All that is tracked: tests, documents and scripts that they read; beside it what setuptools adds."""
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
+    assert set(source_names()) - names == set()
+    added = {name for name in names - set(source_names()) if ".egg-info/" not in name}
+    assert added <= {"PKG-INFO", "setup.cfg"}
 
 
 def test_wheel_holds_two_packages_with_their_data(wheel):

@@ -92,6 +92,20 @@ def test_another_process_draws_the_same_images():
         np.testing.assert_allclose(theirs.result(), drawn(export, request), rtol=0, atol=1e-5)
 
 
+def test_joblib_draws_the_same_images():
+    """By loky, its own processes and its own pickle; methods of the samplers are what is called."""
+    joblib = pytest.importorskip("joblib")
+    sampler, export = with_method(make_unet(), NoiseSchedule.linear(20)), OnnxSampler(exported("classes"))
+    requests = [{"seeds": [seed], "class_labels": [seed % 4], "progress": False} for seed in (3, 2**40)]
+    calls = [joblib.delayed(one.sample)(**request) for one in (sampler, export) for request in requests]
+    drawn_there = joblib.Parallel(n_jobs=2, backend="loky")(calls)
+    expected = [one.sample(**request) for one in (sampler, export) for request in requests]
+    for ours, theirs in zip(expected, drawn_there, strict=True):
+        assert type(ours) is type(theirs)
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
+    assert not np.allclose(expected[0], expected[1], atol=0.1)
+
+
 @pytest.mark.parametrize("loop", ["file", "steps"])
 @pytest.mark.parametrize("again", [lambda one: pickle.loads(pickle.dumps(one)), copy.deepcopy, copy.copy])
 def test_a_copy_of_an_export_draws_the_same_images(monkeypatch, loop, again):

@@ -17,16 +17,23 @@ from .reference import KEY_INCREMENTS, MASK, MULTIPLIERS, N_ROUNDS, plane_size
 
 
 def words(
-    seeds: Tensor, step: int | Tensor, n_elements: int, *, stream: int = 0, repeat: int | Tensor = 0
+    seeds: Tensor,
+    step: int | Tensor,
+    n_elements: int,
+    *,
+    stream: int = 0,
+    repeat: int | Tensor = 0,
+    blocks: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The raw words of lanes 0 to 3: four int64 tensors (B, q) with values in [0, 2**32).
 
     seeds is int64 (B,); step and repeat are an int, a tensor of one element (a counter on the device) or
-    int64 (B,).
+    int64 (B,). Of the blocks [first, last) alone where ``blocks`` says so.
     """
+    first, last = blocks or (0, plane_size(n_elements))
     k0 = (seeds & MASK).unsqueeze(1)
     k1 = ((seeds >> 32) & MASK).unsqueeze(1)
-    block = torch.arange(plane_size(n_elements), dtype=torch.int64, device=seeds.device).unsqueeze(0)
+    block = torch.arange(first, last, dtype=torch.int64, device=seeds.device).unsqueeze(0)
 
     # Round 1 by hand: stream is a Python number, and step and repeat are the same for a whole row.
     product0 = block * MULTIPLIERS[0]
@@ -77,6 +84,26 @@ def normal(
     w0, w1, w2, w3 = words(seeds, step, n_elements, stream=stream, repeat=repeat)
     planes = torch.cat((*_box_muller(w0, w1), *_box_muller(w2, w3)), dim=1)
     return planes[:, :n_elements].reshape(seeds.shape[0], *shape)
+
+
+def normal_part(
+    seeds: Tensor, step: int, n_elements: int, first: int, last: int, *, stream: int = 0, repeat: int = 0
+) -> Tensor:
+    """Elements [first, last) of `normal` of a sample of ``n_elements``, float32 (B, last - first).
+
+    Nothing is drawn of the others but what shares their words: three normals for each one asked for.
+    """
+    plane, parts = plane_size(n_elements), []
+    while first < last:
+        lane, block = divmod(first, plane)
+        end = min(last, (lane + 1) * plane)
+        found = words(
+            seeds, step, n_elements, stream=stream, repeat=repeat, blocks=(block, block + end - first)
+        )
+        radius, angle = found[lane // 2 * 2 : lane // 2 * 2 + 2]
+        parts.append(_box_muller(radius, angle)[lane % 2])
+        first = end
+    return torch.cat(parts, dim=1)
 
 
 def _uniform(word: Tensor) -> Tensor:
