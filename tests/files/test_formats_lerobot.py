@@ -277,9 +277,11 @@ def test_observations_that_do_not_fit(written):
 def test_seeds_of_another_number(written):
     ours = fastddpm.load_policy(written)
     given = observed(policy("a camera, cropped"))
-    with pytest.raises(ValueError, match="^seeds: 3 rows given, 2, one for each of the observations accepted"):
+    with pytest.raises(
+        ValueError, match=r"^seeds: 3 rows given, 2, one for each of the observations accepted"
+    ):
         ours.act(given, seeds=[1, 2, 3])
-    with pytest.raises(ValueError, match="^x_T: 1 rows given, 2, one for each"):
+    with pytest.raises(ValueError, match=r"^x_T: 1 rows given, 2, one for each"):
         ours.act(given, x_T=torch.zeros(1, 16, 2))
 
 
