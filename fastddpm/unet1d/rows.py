@@ -1,8 +1,9 @@
 """`UNet1D` on a card: places as a map of height 1 whose channels are neighbours in memory.
 
-cuDNN convolves such maps, ``(B, C, 1, T)`` in channels_last order, without changing their layout, and the norm
-with its Mish reads and writes them as they are; a trajectory ``(B, T, A)`` is one without being copied. The
-weights are another network's, shared where they lie so and copied where not, and follow it by `Rows.refresh`.
+cuDNN convolves such maps, ``(B, C, 1, T)`` in channels_last order, without changing their layout, and the
+norm with its Mish reads and writes them as they are; a trajectory ``(B, T, A)`` is one without being copied.
+The weights are another network's, shared where they lie so and copied where not, and follow it by
+`Rows.refresh`.
 """
 
 from __future__ import annotations
