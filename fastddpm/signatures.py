@@ -61,14 +61,21 @@ def checked(function: F) -> F:
     """The function with its arguments checked, under its name and signature.
 
     What is given as ``**options`` is for the functions that they are passed on to. The annotations are read
-    at the first call.
+    at the first call. Where there is ``cond``, a name that is no argument is told to go into it.
     """
     found: list[tuple[dict[str, Accepted], list[tuple[str, Accepted | None]]]] = []
+    takes = _names_beside_conditions(function)
 
     @functools.wraps(function)
     def held(*args: Any, **kwargs: Any) -> Any:
         if not found:
             found.append(_of_arguments(function))
+        if takes and not kwargs.keys() <= takes:
+            name = next(name for name in kwargs if name not in takes)
+            raise TypeError(
+                f"{function.__name__}() got an unexpected keyword argument {name!r}; "
+                f"what the model takes by that name is given as cond={{{name!r}: ...}}"
+            )
         by_name, by_place = found[0]
         for (name, accepted), value in zip(by_place, args, strict=False):
             if accepted is not None and not isinstance(value, accepted.kinds):
@@ -101,6 +108,12 @@ def in_words(value: object) -> str:
     if shape is not None and hasattr(value, "dtype"):
         return f"{type(value).__name__} of shape {tuple(shape)}"
     return type(value).__name__
+
+
+def _names_beside_conditions(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of arguments of a function that has ``cond`` among them, for what the model takes by name."""
+    names = frozenset(inspect.signature(function).parameters)
+    return names if "cond" in names else frozenset()
 
 
 def _of_arguments(

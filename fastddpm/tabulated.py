@@ -139,5 +139,5 @@ def bind(
             raise BadArgument(names, f"{', '.join(cond) or 'none'} to a network that is {kind}", accepted)
         return TabulatedUNet(model, class_labels=cond.get("class_labels"), form=form, **buffers)
     if isinstance(model, UNet1D):
-        return TabulatedUNet1D(model, cond=cond, **buffers)
+        return TabulatedUNet1D(model, cond=cond, in_rows=form == "deferred", **buffers)
     return Network(model, cond=cond, **buffers)

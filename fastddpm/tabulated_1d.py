@@ -11,6 +11,7 @@ from fastddpm.checks import BadArgument
 from fastddpm.network import Network
 from fastddpm.unet1d import UNet1D
 from fastddpm.unet1d.buffered import Buffered
+from fastddpm.unet1d.rows import Rows
 from fastddpm.unet1d.unfolded import MOST_PLACES, Unfolded, is_small
 from fastddpm.weights import Inventory
 
@@ -27,13 +28,21 @@ CONDITION = "global_cond"
 class TabulatedUNet1D(Network):
     """`UNet1D`, what FiLM gives every block computed once per chain.
 
+    With ``in_rows`` trajectories go through `fastddpm.unet1d.rows`, as on a card, where nothing is hooked.
     The part of the time has a row for each of the plan's, the part of the observations one for each
     trajectory. Both are derived by each `begin`, so that new weights are always in them.
     """
 
     model: UNet1D
 
-    def __init__(self, model: UNet1D, *, cond: Mapping[str, Tensor], **buffers: Unpack[Buffers]) -> None:
+    def __init__(
+        self,
+        model: UNet1D,
+        *,
+        cond: Mapping[str, Tensor],
+        in_rows: bool = False,
+        **buffers: Unpack[Buffers],
+    ) -> None:
         wanted = {CONDITION} if model.config.cond_dim else set()
         if set(cond) != wanted:
             given = (
@@ -47,6 +56,7 @@ class TabulatedUNet1D(Network):
             self.observed = self.table.new_zeros(len(cond[CONDITION]), model.bias_width)
         self._inventory = Inventory([model])
         self._unfolded = Unfolded(model)
+        self._in_rows = Rows(model) if in_rows and not self._inventory.look().is_hooked() else None
         self._buffered: tuple[tuple[int, ...], Buffered] | None = None
         self._unfolds = False
 
@@ -54,15 +64,21 @@ class TabulatedUNet1D(Network):
         """Computes the table, and what the observations add."""
         self.table[:rows].copy_(self.model.time_biases(self.time[:rows]))
         is_hooked, on_cpu = self._inventory.look().is_hooked(), self.time.device.type == "cpu"
-        self._unfolds = on_cpu and not is_hooked and is_small(self.model)
+        self._unfolds = on_cpu and not is_hooked and self._in_rows is None and is_small(self.model)
         if self._buffered is not None:
             self._buffered[1].refresh()
+        if self._in_rows is not None:
+            self._in_rows.refresh()
         self.begin_conditions()
 
     def begin_conditions(self) -> None:
         """Computes what the observations add."""
         if self.observed is not None:
             self.observed.copy_(self.model.condition_biases(self.given[CONDITION]))
+
+    def tensors(self) -> list[Tensor]:
+        """What it holds besides the model, the weights of its other form among them."""
+        return [*super().tensors(), *(self._in_rows.tensors() if self._in_rows is not None else ())]
 
     def __call__(self, x: Tensor, k: Tensor) -> Tensor:
         """Model output for state ``x (B, T, A)`` at rows ``k`` (int64 ``(B,)``, on the device)."""
@@ -88,4 +104,4 @@ class TabulatedUNet1D(Network):
 
     def core(self, x: Tensor, t: Tensor, *cond: Tensor) -> Tensor:
         """The output for FiLM's numbers in the place of the time."""
-        return self.model.forward_biased(x, t)
+        return (self._in_rows or self.model).forward_biased(x, t)

@@ -139,8 +139,13 @@ class Policy:
             ValueError: as of `encode` and `fastddpm.Sampler.sample`.
         """
         cond = {"global_cond": self.encode(observations)}
+        count = len(cond["global_cond"])
+        for name, rows in (("seeds", seeds), ("generator", generator), ("x_T", x_T)):
+            listed = isinstance(rows, Sequence) or (isinstance(rows, Tensor) and rows.ndim > 0)
+            if listed and len(rows) != count:  # type: ignore[arg-type]
+                raise BadArgument(name, f"{len(rows)} rows", f"{count}, one for each of the observations")  # type: ignore[arg-type]
         drawn = self.sampler.sample(
-            len(cond["global_cond"]),
+            count,
             seeds=seeds,
             cond=cond,
             noise=noise,

@@ -15,6 +15,7 @@ from tolerances import ACTIONS, DROP_IN
 
 import fastddpm
 from fastddpm.cli import app as cli
+from fastddpm.jobs import Job, TorchDrawer
 from fastddpm.onnx import OnnxSampler
 
 pytest.importorskip("torchvision")
@@ -273,6 +274,38 @@ def test_observations_that_do_not_fit(written):
         ours.act({**given, "observation.image": given["observation.image"][:1]})
 
 
+def test_seeds_of_another_number(written):
+    ours = fastddpm.load_policy(written)
+    given = observed(policy("a camera, cropped"))
+    with pytest.raises(
+        ValueError, match=r"^seeds: 3 rows given, 2, one for each of the observations accepted"
+    ):
+        ours.act(given, seeds=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"^x_T: 1 rows given, 2, one for each"):
+        ours.act(given, x_T=torch.zeros(1, 16, 2))
+
+
+def test_a_job_of_a_policy(tmp_path):
+    """A row of observations a seed, in whatever batches."""
+    made = policy("states", num_inference_steps=4)
+    ours = fastddpm.load_policy(peers.save(made, tmp_path / "policy", statistics(made)))
+    encoded = ours.encode(observed(made, 5))
+    job = Job(
+        TorchDrawer(ours.sampler),
+        range(5),
+        tmp_path / "drawn",
+        cond={"global_cond": encoded},
+        batch_size=2,
+        shard_size=2,
+        format="npz",
+    )
+    job.run(progress=False)
+    shards = sorted((tmp_path / "drawn").glob("*.npz"))
+    rows = np.concatenate([np.load(shard)["arr_0"] for shard in shards])
+    wanted = ours.sampler.sample(seeds=range(5), cond={"global_cond": encoded}, progress=False)
+    assert np.abs(rows - wanted.numpy()).max() <= DROP_IN
+
+
 def test_commands(tmp_path, monkeypatch, capsys):
     made = policy("states", num_inference_steps=4)
     folder = peers.save(made, tmp_path / "policy", statistics(made))
@@ -288,6 +321,9 @@ def test_commands(tmp_path, monkeypatch, capsys):
     code, error = run("sample", folder, "--seeds", "0-1", "--out", tmp_path / "drawn.npz")
     assert code == 2
     assert "a policy, whose actions depend on what it observes, given" in error
+    code, error = run("serve", f"pusht={folder}", "--port", "0")
+    assert code == 2
+    assert "MODEL: pusht, whose states are (16, 2), given, images (C, H, W)" in error
     assert run("export", folder, "--out", tmp_path / "files") == (0, "")
     given = {"global_cond": np.zeros((1, 16), dtype=np.float32)}
     drawn = OnnxSampler(tmp_path / "files").sample(seeds=[1], cond=given, progress=False)

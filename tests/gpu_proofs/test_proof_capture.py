@@ -99,18 +99,26 @@ def test_a_step_of_diffusers_network_stays_on_the_device(fake_cuda, name, proof)
 
 
 def test_a_step_of_the_network_of_actions_stays_on_the_device(fake_cuda, proof):
-    """With each norm and its Mish as one kernel."""
+    """With each norm and its Mish as one kernel, and no map copied into another layout."""
     case = StepCase((2, 8, 3), clip=True)
     with fake_cuda:
         model = UNet1D(UNet1DConfig(3, 6, (16, 32), num_groups=4, time_dim=8)).eval().requires_grad_(False)
         cond = {"global_cond": torch.zeros(2, 6)}
     devices = run_step(case, bound(model, case, cond))
+    plain = run_step(case, bind(model, guided=False, cond=cond, **{**BUFFERS, "dtype": model.dtype}))
     proof("d", "our UNet1D: ddpm", **figures(devices))
+    # FiLM's product and sum are one pass.
+    passes = [sum(name.split(".")[0] in PASSES for name in one.operators) for one in (plain, devices)]
+    assert passes[0] - passes[1] == len(model.blocks())
     assert devices.strays == []
     norms = sum(isinstance(part, torch.nn.GroupNorm) for part in model.modules())
     assert devices.operators.count("fastddpm::group_norm_mish") == norms
     assert "aten::native_group_norm" not in devices.operators
+    assert not {"aten::clone", "aten::_to_copy", "aten::copy_"} & set(devices.operators)
     assert devices.operators.count("fastddpm::reverse_step") == 1
+
+
+PASSES = {"aten::mul", "aten::add", "aten::addcmul"}
 
 
 def figures(devices):

@@ -7,9 +7,12 @@ import copy
 import pytest
 import torch
 from tolerances import EXACT_SPLIT
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastddpm.tabulated import bind
 from fastddpm.unet1d import UNet1DConfig, names
 from fastddpm.unet1d.buffered import Buffered
+from fastddpm.unet1d.rows import Rows
 from fastddpm.unet1d.unfolded import Unfolded, is_small
 from fastddpm_bench.peers import diffusion_policy, policy_unets
 
@@ -139,3 +142,44 @@ def test_products_are_for_small_networks():
     with torch.device("meta"):
         large = policy_unets.ConditionalUnet1D(3, global_cond_dim=11, down_dims=(512, 1024))
     assert not is_small(names.from_module(large))
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "lerobot"])
+def test_as_maps_of_height_1(name, in_float64):
+    """As on a card: the same outputs, and no map that a norm or convolution would have to copy first."""
+    theirs = published(name)
+    ours = names.from_module(theirs)
+    x, t, cond = given(ours)
+    buffers = {"device": torch.device("cpu"), "capacity": 100, "condition": None, "guided": False}
+    buffers |= {"dtype": torch.float64, "time_dtype": torch.int64}
+    network = bind(ours, cond=cond, form="deferred", **buffers)
+    assert isinstance(network._in_rows, Rows)
+    network.time[:3] = t
+    for key, value in cond.items():
+        network.given[key].copy_(value)
+    with torch.no_grad():
+        for _ in range(2):
+            network.begin(3)
+            with Convolved() as seen:
+                drawn = network(x, torch.arange(3))
+            wanted = theirs(x, t, **cond)
+            assert (drawn - wanted).abs().max() <= EXACT_SPLIT * wanted.abs().max()
+            assert len(seen.layouts) == sum(isinstance(part, CONVOLUTIONS) for part in ours.modules())
+            assert all(seen.layouts)
+            for weight in theirs.parameters():  # which are ours: the copies follow
+                weight.mul_(1.1)
+
+
+CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.ConvTranspose1d)
+
+
+class Convolved(TorchDispatchMode):
+    """Whether each convolution is of a map and a weight whose channels are neighbours; nothing is copied."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.layouts = getattr(self, "layouts", [])
+        assert func not in (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default), func
+        if func is torch.ops.aten.convolution.default:
+            in_order = [one.is_contiguous(memory_format=torch.channels_last) for one in args[:2]]
+            self.layouts.append(all(in_order) and args[0].stride(1) == 1)
+        return func(*args, **(kwargs or {}))

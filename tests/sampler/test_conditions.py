@@ -337,3 +337,10 @@ def test_the_python_of_the_document_runs(tmp_path, monkeypatch):
         exec(block, names)
     assert names["images"].shape == (3, 1, 8, 8)
     assert np.load("texts/00001.npz")["arr_0"].shape == (4, 8, 8, 1)
+
+
+def test_a_condition_by_its_own_name_is_told_where_it_goes():
+    sampler = Sampler(lambda x, t, y: x + y, NoiseSchedule.linear(10), shape=(2,), num_inference_steps=2)
+    with pytest.raises(TypeError, match=re.escape("is given as cond={'y': ...}")):
+        sampler.sample(seeds=[0], y=torch.zeros(1, 2), progress=False)
+    assert sampler.sample(seeds=[0], cond={"y": torch.zeros(1, 2)}, progress=False).shape == (1, 2)

@@ -56,8 +56,11 @@ class ServedModel:
             )
         if sampler.method is None:
             raise BadArgument("MODEL", f"{name}, a sampler of a given plan,", "one of a method")
-        if sampler.shape is None or len(sampler.shape) != 3:
+        if sampler.shape is None:
             raise BadArgument("MODEL", f"{name}, which says no shape (C, H, W) of images,", "one that does")
+        if len(sampler.shape) != 3:
+            accepted = "images (C, H, W) (a policy's actions: fastddpm.load_policy(folder).act(observations))"
+            raise BadArgument("MODEL", f"{name}, whose states are {tuple(sampler.shape)},", accepted)
         self.name, self.limits = name, limits
         self.scheduler = Scheduler(sampler, max_batch=limits.batch, max_waiting=limits.waiting)
         self.sampler: Sampler = self.scheduler.sampler
