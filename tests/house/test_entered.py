@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 # Functions and modules, as counted; a change that needs more says here why.
+# `weights.hooks`: hooks are part of a loop's key. `unet.blocks.attended`: attention, which two forms share.
 CEILINGS = {
-    "sample(), the first": (118, 27),
-    "sample(), again": (86, 24),
-    "optimize(pipeline), a call": (174, 43),
+    "sample(), the first": (120, 27),
+    "sample(), again": (88, 24),
+    "optimize(pipeline), a call": (175, 43),
 }
 
 
