@@ -81,10 +81,10 @@ class Loops:
         signature = tuple((k, tuple(v.shape), v.dtype) for k, v in sorted(conditioning.items()))
         # Where the weights lie: a captured graph reads those addresses, a compiled step that dtype.
         held = inventories or self.inventories(model)
-        places = [copies.model] if copies is not None else [inventory.places() for inventory in held]
+        places = [copies.model] if copies is not None else list(map(Inventory.places, held))
         form = form_for(device, held)
         # A graph, or compiled code, has the hooks in it that there were.
-        hooks = [inventory.hooks() for inventory in held]
+        hooks = list(map(Inventory.hooks, held))
         network_key = (form, id(model), *places, *hooks)
         key = (*network_key, case, device, dtype, capacity, time_dtype, signature, *_global_key())
         found = self._loops.get(key)

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # Functions and modules, as counted; a change that needs more says here why.
 CEILINGS = {
-    "sample(), the first": (140, 33),
-    "sample(), again": (108, 30),
-    "optimize(pipeline), a call": (189, 47),
+    # Two more than before: which hooks there are, and attention apart from its products.
+    "sample(), the first": (142, 33),
+    "sample(), again": (110, 30),
+    "optimize(pipeline), a call": (190, 47),
 }
 
 
