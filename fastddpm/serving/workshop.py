@@ -147,14 +147,10 @@ class Workshop:
                 lane.arrange(chains, size)
         except Exception as error:
             self._lanes.remove(lane)
-            self._fail(
-                [
-                    one
-                    for one in self._chains.values()
-                    if one in chains or (one.kind == lane.kind and one.has_begun)
-                ],
-                error,
-            )
+            with self._news:  # others may join meanwhile
+                here = list(self._chains.values())
+            lost = [one for one in here if one in chains or (one.kind == lane.kind and one.has_begun)]
+            self._fail(lost, error)
             return
         with self._news:
             self._now = lane.chains, size
