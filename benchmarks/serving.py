@@ -298,9 +298,10 @@ def main() -> None:
     given = parser.parse_args()
     sampler = fastddpm.load(engine=given.engine)
     rate = capacity(sampler)
-    found: dict[str, Any] = {}
+    found, counts = dict[str, Any](), dict[str, int]()
     for load in given.load:
         requests = arrivals(given.seconds, load * rate)
+        counts[f"load {load}"] = len(requests)
         ways: dict[str, Callable[[], Queued | InFlight]] = {
             "one at a time": lambda: Queued(sampler, given.max_batch, together=False),
             "static batches": lambda: Queued(sampler, given.max_batch, together=True),
@@ -319,6 +320,7 @@ def main() -> None:
         "max_batch": given.max_batch,
         "seconds of arrivals": given.seconds,
         "requests a second at load 1": round(rate, 3),
+        "requests": counts,
         "clock": "processor" if by_processor() else "wall",
         "ways": found,
     }
