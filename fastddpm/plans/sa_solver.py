@@ -1,4 +1,4 @@
-"""SA-Solver: a stochastic Adams predictor whose state is corrected by the next evaluation (Xue et al. 2023)."""
+"""SA-Solver: a stochastic Adams predictor, corrected by the next evaluation (Xue et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def sa_solver(points: list[Point], options: SolverOptions) -> Tableau:
     x_t = sigma_t/sigma_s e^(-tau^2 h) x_s + alpha_t (1 + tau^2) * integral over [0, h] of
           e^(-(1 + tau^2)(h - l)) x0(l) dl + sigma_t sqrt(1 - e^(-2 tau^2 h)) z
 
-    tau 0 solves the probability-flow ODE, 1 the diffusion SDE. The predictor's polynomial goes through as many
-    values as its order, the corrector's through the one at the end of the step too; both have the same noise,
-    so that the corrected state is the predicted one with another integral. With ``lower_order_final`` the last
-    k steps are of order k at most, however many there are, as in diffusers.
+    tau 0 solves the probability-flow ODE, 1 the diffusion SDE. The predictor's polynomial goes through as
+    many values as its order, the corrector's through the one at the end of the step too. Both have the same
+    noise, so that the corrected state is the predicted one with another integral. With ``lower_order_final``
+    the last k steps are of order k at most, however many there are, as in diffusers.
     """
     rate = 1 + options.eta**2
     tableau, state, noise = Tableau("x0"), None, 0.0
