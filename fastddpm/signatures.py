@@ -64,7 +64,8 @@ def checked(function: F) -> F:
     at the first call. Where there is ``cond``, a name that is no argument is told to go into it.
     """
     found: list[tuple[dict[str, Accepted], list[tuple[str, Accepted | None]]]] = []
-    takes = _names_beside_conditions(function)
+    names = frozenset(inspect.signature(function).parameters)
+    takes = names if "cond" in names else frozenset()
 
     @functools.wraps(function)
     def held(*args: Any, **kwargs: Any) -> Any:
@@ -108,12 +109,6 @@ def in_words(value: object) -> str:
     if shape is not None and hasattr(value, "dtype"):
         return f"{type(value).__name__} of shape {tuple(shape)}"
     return type(value).__name__
-
-
-def _names_beside_conditions(function: Callable[..., Any]) -> frozenset[str]:
-    """The names of arguments of a function that has ``cond`` among them, for what the model takes by name."""
-    names = frozenset(inspect.signature(function).parameters)
-    return names if "cond" in names else frozenset()
 
 
 def _of_arguments(

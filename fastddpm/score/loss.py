@@ -51,10 +51,10 @@ class DenoisingScoreMatching:
         check_ordinals(ordinals, len(x_0))
         sde = score.sde
         seeds = torch.full_like(ordinals, self.seed)
-        counter = {"step": ordinals & 0xFFFFFFFF, "repeat": ordinals >> 32}
-        word = words(seeds, **counter, n_elements=1, stream=TIME_STREAM)[0][:, 0]
+        step, repeat = ordinals & 0xFFFFFFFF, ordinals >> 32
+        word = words(seeds, step, repeat=repeat, n_elements=1, stream=TIME_STREAM)[0][:, 0]
         t = sde.t_min + (1 - sde.t_min) * (word.double() + 0.5) / 2**32
-        z = normal(seeds, **counter, shape=x_0.shape[1:], stream=NOISE_STREAM).to(x_0)
+        z = normal(seeds, step, repeat=repeat, shape=x_0.shape[1:], stream=NOISE_STREAM).to(x_0)
         sigma = sde.sigma(t)
         x_t = like(sde.signal(t), x_0) * x_0 + like(sigma, x_0) * z
         # sigma s + z: of order 1 at every t, where s alone is large.
