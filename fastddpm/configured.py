@@ -226,7 +226,7 @@ class Configured:
             raise BadArgument(unknown[0], "no option of Sampler", ", ".join(options))
         if self.method is not None and SCHEDULER in (self.method.method, changes.get("method")):
             of_it = cast("MethodOptions", {k: v for k, v in changes.items() if k in FIELDS})
-            options |= self.method.adapted(**of_it).to_dict()
+            options = {**options, **self.method.adapted(**of_it).to_dict()}
         options.update(changes)
         if self.method is None:
             given = cast("RunOptions", options)

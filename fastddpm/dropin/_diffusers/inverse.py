@@ -83,7 +83,8 @@ class FastDDIMInverseScheduler(Fast, DDIMInverseScheduler):  # type: ignore[misc
 
 
 def _restored() -> FastDDIMInverseScheduler:
-    return FastDDIMInverseScheduler.__new__(FastDDIMInverseScheduler)
+    made: FastDDIMInverseScheduler = FastDDIMInverseScheduler.__new__(FastDDIMInverseScheduler)
+    return made
 
 
 FastDDIMInverseScheduler.__name__ = FastDDIMInverseScheduler.__qualname__ = DDIMInverseScheduler.__name__
