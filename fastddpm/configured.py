@@ -20,9 +20,11 @@ from fastddpm.network import Model, model_device_dtype
 from fastddpm.options import RunOptions, SamplerOptions
 from fastddpm.plans import Method, Plan
 from fastddpm.plans.formula import VarianceType
+from fastddpm.plans.method import FIELDS
 from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.owned import MAX_VALUE, RATIO
 from fastddpm.plans.plan import PredictionType, TimeInput
+from fastddpm.plans.scheduler import SCHEDULER
 from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing
 from fastddpm.precision import DTYPES, Precision, described
 from fastddpm.progress import progress_bar
@@ -210,7 +212,10 @@ class Configured:
         )
 
     def replace(self, **changes: Unpack[SamplerOptions]) -> Self:
-        """A sampler on the same model with some arguments of the constructor changed."""
+        """A sampler on the same model with some arguments of the constructor changed.
+
+        A method of another name takes the place of a scheduler of diffusers, which takes that of a method.
+        """
         options = self.options
         unknown = sorted(set(changes) - set(options))
         if unknown and self.method is None:
@@ -219,6 +224,9 @@ class Configured:
             )
         if unknown:
             raise BadArgument(unknown[0], "no option of Sampler", ", ".join(options))
+        if self.method is not None and SCHEDULER in (self.method.method, changes.get("method")):
+            of_it = cast("MethodOptions", {k: v for k, v in changes.items() if k in FIELDS})
+            options = {**options, **self.method.adapted(**of_it).to_dict()}
         options.update(changes)
         if self.method is None:
             given = cast("RunOptions", options)

@@ -44,7 +44,7 @@ class Sampler(Variations):
             ``log_snr`` (also ``exponential``) or ``beta``. A UserWarning says where ``leading`` starts too
             far below T - 1 for a chain that begins with noise alone.
         timesteps: the timesteps themselves, strictly descending, instead of a spacing.
-        eta: of ddim: 0 deterministic, 1 as noisy as ddpm; of heun and tcd as of :class:`Method`.
+        eta: of ddim: 0 deterministic, 1 as noisy as ddpm; of heun, tcd and sa_solver as of :class:`Method`.
         time_input: what the model takes as t: ``timestep``, int64; or float32, ``noise_level``
             sqrt(alphas_cumprod[t]), as SR3 does, or ``alphas_cumprod``, as Palette does.
         solver_order: of solvers that can have several.

@@ -32,7 +32,9 @@ Sigmas: TypeAlias = Annotated[
 Order: TypeAlias = Annotated[
     int | None, typer.Option(help="Of a solver that can have several."), Sets("solver_order")
 ]
-Eta: TypeAlias = Annotated[float | None, typer.Option(help="Noise of ddim, heun, tcd: 0 none, 1 the most.")]
+Eta: TypeAlias = Annotated[
+    float | None, typer.Option(help="Noise of ddim, heun, tcd, sa_solver: 0 none, 1 the most.")
+]
 LowerOrderFinal: TypeAlias = Annotated[
     bool | None, typer.Option(help="Of a multistep solver: the last steps are of a lower order.")
 ]

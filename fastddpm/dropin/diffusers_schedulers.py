@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.options import Options
-from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
+from fastddpm.dropin._diffusers.scheduler_kinds import INVERSE, STEPS, scheduler_kind
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHECKED_STEPS = (10, 4, 1)
 """Chains of so many steps show whether a solver's configuration has rows: one that has some is enough."""
 
-DESCRIPTION = "diffusers DDPMScheduler, DDIMScheduler and its solvers"
+DESCRIPTION = "diffusers DDPMScheduler, DDIMScheduler, its inverse and its solvers"
 
 
 def recognises(obj: object) -> bool:
@@ -60,8 +60,10 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     name = scheduler_kind(obj)
     if name in SOLVERS:
         return _solver(obj, name, habits)
+    if name == INVERSE and habits != Options():
+        raise BadArgument("variance_type, previous_timestep", f"of a {INVERSE}", "neither")
     is_ddpm = name == "DDPMScheduler"
-    kind: Any = schedulers.FastDDPMScheduler if is_ddpm else schedulers.FastDDIMScheduler
+    kind: Any = __getattr__(f"Fast{name}")
     fast = kind.from_config(obj.config)
     kept = {name: value for name, value in vars(obj).items() if name not in schedulers.OWN}
     vars(fast).update(kept, original=obj, _options=habits)
@@ -110,8 +112,10 @@ def _check_rows(obj: Peer, kind: str) -> None:
 def __getattr__(name: str) -> Any:
     if not name.startswith("Fast"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from fastddpm.dropin._diffusers import schedulers, solvers
+    from fastddpm.dropin._diffusers import inverse, schedulers, solvers
 
+    if name == f"Fast{INVERSE}":
+        return inverse.FastDDIMInverseScheduler
     if name in ("FastDDPMScheduler", "FastDDIMScheduler"):
         return getattr(schedulers, name)
     kind = name.removeprefix("Fast")

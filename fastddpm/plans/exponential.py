@@ -77,7 +77,7 @@ def dpmpp_sde(points: list[Point], options: SolverOptions) -> Tableau:
     return tableau.ended(state, noise=noise)
 
 
-def extrapolated(known: list[Sum], points: list[Point], *, rate: float) -> Sum:
+def extrapolated(known: list[Sum], points: list[Point], *, rate: float, end: Sum | None = None) -> Sum:
     """The integral over the last step, of length h, of e^(rate (h - l)) times the polynomial through the
     predictions at the points before it.
 
@@ -85,10 +85,13 @@ def extrapolated(known: list[Sum], points: list[Point], *, rate: float) -> Sum:
         known: the predictions, the newest first.
         points: up to the end of the step.
         rate: of the exponential.
+        end: the prediction at the end of the step, for a corrector, whose polynomial goes through it too.
     """
     s = points[-2]
     h = points[-1].log_snr - s.log_snr
     nodes = [(point.log_snr - s.log_snr) / h for point in points[-2::-1][: len(known)]]
+    if end is not None:
+        nodes, known = [1.0, *nodes], [end, *known]
     moments = _moments(rate * h, len(known))
     total = Sum({})
     for own, value in zip(nodes, known, strict=True):

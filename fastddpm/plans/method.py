@@ -77,12 +77,13 @@ class Method:
         timesteps: the timesteps themselves instead, strictly descending integers in 0 .. T-1; held as a tuple
             of Python's integers.
         eta: of ddim, in [0, 1]: 0 deterministic, 1 as noisy as ddpm. Of heun the churn, 1 the most that
-            Karras et al. take; of tcd its gamma. 0 with another method.
+            Karras et al. take; of tcd its gamma, of sa_solver its tau. 0 with another method.
         time_input: what the network is told: "timestep" t, int64, or a level, float32: "noise_level"
             sqrt(alphas_cumprod[t]) (SR3), or "alphas_cumprod" (Palette).
         solver_order: of a solver that can have several; None for its own.
         lower_order_final: of a multistep solver in lambda: the last of fewer than 15 steps is of order 1, the
-            one before of order 2 at most. unipc: of any number of steps the last k are of order k at most.
+            one before of order 2 at most. unipc, sa_solver: of any number of steps the last k are of order k
+            at most.
         sigmas: of a solver, its noise levels sqrt((1 - abar)/abar) (the sigma of Karras et al. 2022) in the
             place of timesteps: strictly descending, above 0, a last 0 being the clean image, where chains end
             with or without it. Within those of the schedule, or 5% from its ends. Held as a tuple.

@@ -24,6 +24,7 @@ MethodName = Literal[
     "dpm_solver",
     "deis",
     "unipc",
+    "sa_solver",
     "pndm",
     "lms",
     "euler",

@@ -17,6 +17,7 @@ from fastddpm.plans.ddim import ddim_columns
 from fastddpm.plans.ddpm import ddpm_columns
 from fastddpm.plans.dpmpp import dpmpp_2m_columns
 from fastddpm.plans.formula import Formula
+from fastddpm.plans.sa_solver import sa_solver
 from fastddpm.plans.solver import Solver
 from fastddpm.plans.unipc import unipc
 from fastddpm.signatures import checked
@@ -68,6 +69,7 @@ METHODS: dict[str, Entry] = {
     "dpm_solver": _solver(exponential.dpm_solver, 2, 1, 3, takes=_LOWERS),
     "deis": _solver(exponential.dpm_solver, 3, 1, 2, takes=_LOWERS),
     "unipc": _solver(unipc, 2, 1, 3, takes=_LOWERS),
+    "sa_solver": _solver(sa_solver, 2, 1, 3, takes=frozenset({"eta", "lower_order_final"})),
     "pndm": _solver(multistep.pndm, 4, 1, 2, 3),
     "lms": _solver(multistep.lms, 4, 1, 2, 3),
     "euler": _solver(multistep.euler, 1),

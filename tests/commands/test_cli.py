@@ -196,7 +196,7 @@ BAD = {
     "eta is no number": (["--eta", "nan"], "--eta: nan given, a finite number in [0, 1] accepted"),
     "eta of another method": (
         ["--method", "ddpm", "--eta", "0.5"],
-        "--eta: 0.5, which belongs to ddim, heun and tcd, with method",
+        "--eta: 0.5, which belongs to ddim, sa_solver, heun and tcd, with method",
     ),
     "class out of range": (["--class", "4"], "0 to 3 accepted"),
     "reversed seeds": (["--seeds", "9-0"], "rising ranges such as 0-9,20"),

@@ -309,7 +309,7 @@ def test_errors_name_the_argument():
             lambda: fast.sample(2, "cpu", num_inference_steps=13),
             r"num_inference_steps: 13 given, .* \[1, 12\]",
         ),
-        (lambda: fast.sample(2, "cpu", eta=0.5), "eta: 0.5, .* ddim, heun and tcd, with method 'ddpm'"),
+        (lambda: fast.sample(2, "cpu", eta=0.5), "eta: 0.5, .* heun and tcd, with method 'ddpm'"),
         (lambda: fastddpm.optimize(diffusion, network="mine"), "network: .* given, one of"),
         (lambda: fastddpm.optimize(diffusion, noise="randn"), "noise: .* given, one of torch, philox"),
     ]

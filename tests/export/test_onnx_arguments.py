@@ -68,7 +68,10 @@ BAD = [
         {"timesteps": [5, 1], "num_inference_steps": 3},
         "num_inference_steps: 3 given, None or the number of timesteps given, 2,? accepted",
     ),
-    ({"eta": 0.5}, "eta: 0.5, which belongs to ddim, heun and tcd, with method 'ddpm' given, 0 accepted"),
+    (
+        {"eta": 0.5},
+        "eta: 0.5, which belongs to ddim, sa_solver, heun and tcd, with method 'ddpm' given, 0 accepted",
+    ),
     ({"method": "ddim", "eta": 1.5}, r"eta: 1.5 given, a finite number in \[0, 1\]"),
     ({"max_batch": 0}, "max_batch: 0 given, an integer of at least 1"),
     ({"output": "int"}, "output: 'int' given, one of float, uint8 accepted"),

@@ -243,6 +243,13 @@ def test_their_own_options_go_with_a_model(tmp_path):
     assert {name: kept.config[name] for name in theirs} == theirs
     other = sampler.replace(**sampler.method.adapted(method="ddim", num_inference_steps=5).to_dict())
     assert (other.plan.method, other.plan.prediction_type, len(other.plan)) == ("ddim", "v_prediction", 5)
+    for changed in (
+        load(tmp_path / "ours", method="ddim", num_inference_steps=5),
+        again.replace(method="ddim", num_inference_steps=5),
+    ):
+        assert changed.method == other.method
+    back = other.replace(eta=0.5).replace(method="diffusers", scheduler=diffusers.LMSDiscreteScheduler())
+    assert (back.method.fields["_class_name"], len(back.plan)) == ("LMSDiscreteScheduler", 5)
     with pytest.raises(ValueError, match=r"timestep_spacing: 'trailing' with method 'diffusers'"):
         load(tmp_path / "theirs", timestep_spacing="trailing")
 
@@ -268,7 +275,7 @@ def test_a_preconditioned_network(tmp_path, sigma_schedule):
     refused(tmp_path / "theirs", "told no timesteps; method='diffusers' accepted", method="ddim")
     with pytest.raises(ValueError, match="method: 'ddim' for a network of EDMDPMSolverMultistepScheduler"):
         sampler.method.adapted(method="ddim")
-    with pytest.raises(ValueError, match="scheduler: one with method 'ddim' given"):
+    with pytest.raises(ValueError, match="method: 'ddim' for a network of EDMDPMSolverMultistepScheduler"):
         load(tmp_path / "ours", method="ddim")
 
 

@@ -804,8 +804,8 @@ def test_values_are_checked_with_every_method(method, options, message):
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("ddpm", {"eta": 0.5}, "which belongs to ddim, heun and tcd, with method .* given, 0 accepted"),
-        ("dpmpp_2m", {"eta": 0.5}, "which belongs to ddim, heun and tcd, with method .* given, 0 accepted"),
+        ("ddpm", {"eta": 0.5}, "which belongs to ddim, sa_solver, .*, with method .* given, 0 accepted"),
+        ("dpmpp_2m", {"eta": 0.5}, "which belongs to ddim, sa_solver, .*, with method .* given, 0 accepted"),
         ("ddim", {"sigma_scale": 0.5}, "which belongs to ddpm, with method .* given, 1 accepted"),
         ("dpmpp_2m", {"sigma_scale": 0.5}, "which belongs to ddpm, with method .* given, 1 accepted"),
         (

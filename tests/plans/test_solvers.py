@@ -109,6 +109,9 @@ def exact_ends():
         ("unipc", 1, 2, 80),  # the corrector adds one
         ("unipc", 2, 3, 60),
         ("unipc", 3, 4, 30),
+        ("sa_solver", 1, 2, 80),  # likewise, without noise
+        ("sa_solver", 2, 3, 60),
+        ("sa_solver", 3, 4, 30),
         ("lms", 1, 1, 80),
         ("lms", 2, 2, 80),
         ("lms", 3, 3, 60),
@@ -164,18 +167,21 @@ def test_data_that_are_one_image_are_reached_exactly(name, bound, prediction_typ
     assert walk(plan, network, np.array([1.1, 0.4]), lambda k: numbers[k]) == pytest.approx(image, abs=2e-5)
 
 
-@pytest.mark.parametrize("name", NOISY)
-def test_noise_keeps_the_variance_of_standard_normal_data(name):
+@pytest.mark.parametrize(
+    ("name", "eta"), [*((name, 0.0) for name in NOISY), ("sa_solver", 0.5), ("sa_solver", 1.0)]
+)
+def test_noise_keeps_the_variance_of_standard_normal_data(name, eta):
     """x is N(0, 1) at every level, eps is sigma*x: the variance of a chain's end tends to 1, as 1/S."""
-    errors = [abs(variance_of_the_end(name, count) - 1) for count in (50, 200)]
+    errors = [abs(variance_of_the_end(name, count, eta) - 1) for count in (50, 200)]
     assert errors[1] < 0.05
     assert errors[1] < 0.4 * errors[0] or errors[0] < 1e-3
 
 
-def variance_of_the_end(name, count):
+def variance_of_the_end(name, count, eta):
     """For eps = sigma*x a chain is linear in its start and each row's noise."""
     ends = LEVELS.log_ratio[999], LEVELS.log_ratio[0]
-    plan = plan_of(name, [LEVELS.at_ratio(math.exp(value)) for value in np.linspace(*ends, count)])
+    points = [LEVELS.at_ratio(math.exp(value)) for value in np.linspace(*ends, count)]
+    plan = plan_of(name, points, eta=eta)
     assert plan.stochastic
     symbols = np.eye(len(plan) + 1)
 
@@ -324,6 +330,40 @@ def test_diffusers_dpm_solver_of_the_sde(order):
     drawn = [torch.randn(1, 9).numpy() for _ in times]
     given = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start, lambda k: drawn[k])
     assert given == pytest.approx(wanted, abs=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_diffusers_sa_solver(order, tau, lower):
+    """Whose orders count the values of a polynomial: the paper's corrector has one more than its predictor.
+
+    Of noise levels in float64, since it subtracts close exponentials of those that it has.
+    """
+    scheduler = diffusers.SASolverScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        predictor_order=order,
+        corrector_order=order + 1,
+        tau_func=lambda t: tau,
+        lower_order_final=lower,
+    )
+    scheduler.set_timesteps(12)
+    scheduler.sigmas = scheduler.sigmas.double()
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 9)
+    start, generator = x.numpy(), torch.Generator().manual_seed(4)
+    for t in scheduler.timesteps:
+        x = scheduler.step(toy(x, t), t, x, generator=generator).prev_sample
+    told = SolverOptions(order, LEVELS.at_ratio, LEVELS.at_timestep, tau, lower)
+    plan = METHODS["sa_solver"].solver(points_of(scheduler), told).plan("sa_solver", "epsilon", math.inf)
+    assert plan.stochastic == (tau > 0)
+    again = torch.Generator().manual_seed(4)
+    drawn = [torch.randn(1, 9, dtype=torch.float64, generator=again).numpy() for _ in scheduler.timesteps]
+    given = walk(plan, lambda x, time: toy(torch.tensor(x), time).numpy(), start, lambda k: drawn[k])
+    wanted = x.numpy()
+    assert np.abs(given - wanted).max() <= 1e-5 * max(1.0, np.abs(wanted).max())
 
 
 @pytest.mark.filterwarnings("ignore")

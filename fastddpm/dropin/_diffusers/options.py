@@ -85,7 +85,7 @@ def plan_of(
             use_clipped_model_output=use_clipped_model_output,
             previous_timestep=options.previous_timestep,
         )
-    if kind is None:
+    if kind not in KINDS:
         raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
     return from_solver_scheduler(scheduler, num_inference_steps, kind=kind, eta=eta, start=start)
 

@@ -28,6 +28,11 @@ _WORDS: dict[str, tuple[str, str, str]] = {
         "alphas_cumprod final_alpha_cumprod",
         "set_alpha_to_one clip_sample timestep_spacing steps_offset",
     ),
+    "DDIMInverseScheduler": (
+        "",
+        "alphas_cumprod initial_alpha_cumprod",
+        "set_alpha_to_one clip_sample timestep_spacing steps_offset",
+    ),
     "PNDMScheduler": ("", "alphas_cumprod final_alpha_cumprod ets step_plms", "skip_prk_steps steps_offset"),
     "LCMScheduler": (
         "generator",
@@ -111,7 +116,9 @@ _FOREIGN = {
     "original_inference_steps": "LCMScheduler TCDScheduler",
     "sigma_data": "EDMEulerScheduler EDMDPMSolverMultistepScheduler",  # or consistency models
 }
-KINDS = tuple(_WORDS)
+INVERSE = "DDIMInverseScheduler"
+KINDS = tuple(kind for kind in _WORDS if kind != INVERSE)
+"""Those that draw."""
 # Of each kind: the parameters of step(), its attributes, its keys.
 _KINDS = {
     kind: (frozenset((*_STEP.split(), *extra.split())), attributes.split(), keys.split())

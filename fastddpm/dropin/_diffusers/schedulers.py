@@ -25,14 +25,15 @@ from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler
 OWN = ("_planned", "_rows", "_refused", "_options", "_host", "original")
 
 
-class _Fast:
-    """What both schedulers share: the rows of the timesteps, kept until something they come from changes.
+class Fast:
+    """What these schedulers share: the rows of the timesteps, kept until something they come from changes.
 
     ``set_timesteps`` reads ``alphas_cumprod``; values assigned later are used from the next call of it on.
     """
 
     public_name: ClassVar[str]
     tables: ClassVar[tuple[str, ...]]
+    thresholds: ClassVar[bool] = True
     # The original's.
     config: Fields
     timesteps: Tensor
@@ -102,7 +103,7 @@ class _Fast:
         """What a step is made of."""
         config = self.config
         why = ["steps that need gradients: they go through the original's step"]
-        if config["thresholding"]:
+        if self.thresholds and config["thresholding"]:
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
         if config.get("variance_type") == "learned":
             why.append("variance_type learned: the logarithm of the model's variance is a pass of its own")
@@ -119,7 +120,7 @@ class _Fast:
         )
 
 
-class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
+class FastDDPMScheduler(Fast, DDPMScheduler):  # type: ignore[misc]
     """A DDPMScheduler with a fused step; see `step`."""
 
     public_name = "FastDDPMScheduler"
@@ -151,7 +152,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
                 variance_type, or variance_type "fixed_large_log", which is NaN in diffusers.
         """
         rows = None
-        if not _needs_gradient(model_output, sample):
+        if not needs_gradient(model_output, sample):
             rows = self._or_original((), lambda: self._rows_with(timestep))
         if rows is None:
             step: Callable[..., Any] = super().step  # which takes more than its annotations say
@@ -201,7 +202,7 @@ class FastDDPMScheduler(_Fast, DDPMScheduler):  # type: ignore[misc]
         return rows
 
 
-class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
+class FastDDIMScheduler(Fast, DDIMScheduler):  # type: ignore[misc]
     """A DDIMScheduler with a fused step; see `step`."""
 
     public_name = "FastDDIMScheduler"
@@ -241,7 +242,7 @@ class FastDDIMScheduler(_Fast, DDIMScheduler):  # type: ignore[misc]
         if self.num_inference_steps is None:
             raise BadArgument("num_inference_steps", "None", "a call of set_timesteps first")
         clipped, rows = bool(use_clipped_model_output), None
-        if not _needs_gradient(model_output, sample, variance_noise):
+        if not needs_gradient(model_output, sample, variance_noise):
             if eta > 0 and generator is not None and variance_noise is not None:
                 raise BadArgument("variance_noise", "one with a generator", "one of the two")
             key = (float(eta), clipped)
@@ -306,9 +307,10 @@ class _Held:
         self.config = config
         self.alphas_cumprod = tensors["alphas_cumprod"]
         self.final_alpha_cumprod = tensors.get("final_alpha_cumprod")
+        self.initial_alpha_cumprod = tensors.get("initial_alpha_cumprod")
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 

@@ -28,7 +28,7 @@ _BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREVIOUS_TIMESTEPS = ("original", "consistent")
 # Of a few float32 operations on numbers up to 1.
 _ROUNDING = 1e-6
-_DEFAULTS = {
+DEFAULTS = {
     **COMMON_DEFAULTS,
     "clip_sample": True,
     "clip_sample_range": 1.0,
@@ -65,7 +65,7 @@ def from_ddim_scheduler(
         ValueError: a bad argument; an eta for which 1 - abar_prev - sigma**2 is below 0 (NaN in diffusers);
             epsilon prediction at alphas_cumprod = 0 without clip or thresholding.
     """
-    config = read_config(scheduler, _DEFAULTS)
+    config = read_config(scheduler, DEFAULTS)
     total = config["num_train_timesteps"]
     check_steps(total, num_inference_steps)
     check_number("eta", abs(eta), low=0.0)
@@ -95,7 +95,7 @@ def from_ddim_scheduler(
     table = build_table(
         len(visited),
         **columns,
-        **_epsilon_columns(prediction_type, alpha_t, sigma_t, rederived=use_clipped_model_output),
+        **eps_columns(prediction_type, alpha_t, sigma_t, rederived=use_clipped_model_output),
         from_x0=(abar_prev**0.5).double(),
         from_m=direction.double(),
         from_noise=np.where(draws, sigma.double().numpy(), 0.0),
@@ -113,7 +113,7 @@ def from_ddim_scheduler(
     )
 
 
-def _epsilon_columns(
+def eps_columns(
     prediction_type: PredictionType, alpha: torch.Tensor, sigma: torch.Tensor, *, rederived: bool
 ) -> dict[str, torch.Tensor | float]:
     """b, f, g and w of eps = (b*x + f*x0 + g*m)/w, [S], as the step computes it; none where eps is m.
