@@ -64,8 +64,9 @@ def checked(function: F) -> F:
     at the first call. Where there is ``cond``, a name that is no argument is told to go into it.
     """
     found: list[tuple[dict[str, Accepted], list[tuple[str, Accepted | None]]]] = []
-    names = frozenset(inspect.signature(function).parameters)
-    takes = names if "cond" in names else frozenset()
+    parameters = inspect.signature(function).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    takes = frozenset(parameters) if "cond" in parameters and not takes_any else frozenset()
 
     @functools.wraps(function)
     def held(*args: Any, **kwargs: Any) -> Any:

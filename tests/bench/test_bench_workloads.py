@@ -14,7 +14,7 @@ from fastddpm.unet import diffusers as dialect
 from fastddpm_bench.contest import BenchSettings, assemble
 from fastddpm_bench.costs import watched
 from fastddpm_bench.subjects import pipelines, restated, variants
-from fastddpm_bench.subjects.training import Batch
+from fastddpm_bench.subjects.training import TrainingBatch
 from fastddpm_bench.workloads import CIFAR10, MNIST, WORKLOADS, Workload
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_every_way_of_sampling_gives_the_same_images(method):
 
 
 def test_first_losses_agree():
-    shared = Batch(TINY, 3, CPU)
+    shared = TrainingBatch(TINY, 3, CPU)
     from fastddpm_bench.subjects import training
 
     contest = training.contests(BenchSettings(CPU, quick=True))[0]

@@ -98,7 +98,8 @@ def test_it_has_every_option_that_the_other_command_takes_of_an_export():
     (commands,) = onnx_command.parser()._subparsers._group_actions
     ours = {word for action in commands.choices["sample"]._actions for word in action.option_strings}
     # Of torch alone, of shards, and of options in a file.
-    of_torch = "--backend --dtype --engine --precision --shape --trajectory"
+    of_torch = "--backend --dtype --engine --precision --shape --trajectory --lower-order-final"
+    of_torch += " --thresholding --dynamic-thresholding-ratio --sample-max-value"
     rest = {*of_torch.split(), *"--config --format --merge --shard-size --threads --workers".split()}  # noqa: SIM905
     assert {word for option in theirs for word in option.opts if word[:2] == "--"} - ours == rest
 

@@ -98,7 +98,7 @@ class FastSolver:
         self._advance(walk.plan, row, sample)
         second = x0
         if self.kind in _SECOND:
-            second = self._before_noise(walk.plan, row, x0, sample, given.get("eta"))
+            second = self._before_noise(walk, row, x0, sample, given.get("eta"))
         return self._results(x_next, second, return_dict=given["return_dict"])
 
     def _walk_for(self, given: dict[str, Any]) -> Walk | None:
@@ -195,21 +195,23 @@ class FastSolver:
         elif self.kind == "HeunDiscreteScheduler":
             scheduler.dt = 0.0 if is_within else None
 
-    def _before_noise(self, plan: Plan, row: int, x0: Tensor, sample: Tensor, eta: float | None) -> Tensor:
+    def _before_noise(self, walk: Walk, row: int, x0: Tensor, sample: Tensor, eta: float | None) -> Tensor:
         """Of a consistency model: the state without the noise that takes it to the next level.
 
         Not from the row, which has it times a factor that vanishes at high levels.
         """
-        scheduler = cast("Any", self)
-        before: Tensor
+        plan, before = walk.plan, sample
         if eta is None:  # LCM
-            skip, out = scheduler.get_scalings_for_boundary_condition_discrete(int(plan.timesteps[row]))
+            skip, out = cast("Any", self).get_scalings_for_boundary_condition_discrete(
+                int(plan.timesteps[row])
+            )
             before = out * x0 + skip * sample
         else:
-            abar = plan.alphas_cumprod
+            abar, levels = plan.alphas_cumprod, walk.levels
             assert abar is not None
+            assert levels is not None
             reached = int(plan.timesteps[row + 1]) if row + 1 < len(plan) else 0
-            level = float(scheduler.alphas_cumprod[math.floor((1 - eta) * reached)])
+            level = float(levels[math.floor((1 - eta) * reached)])
             weight = math.sqrt((1 - level) / (1 - float(abar[row])))
             before = (math.sqrt(level) - weight * math.sqrt(float(abar[row]))) * x0 + weight * sample
         return before.to(x0.dtype)

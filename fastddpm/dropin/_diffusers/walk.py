@@ -25,6 +25,8 @@ class Walk:
         borrowed: of each row, what weight of its sample stands for a state that the original has kept.
         noise_in_x0: of each row, the weight of its noise in x0.
         churn: arguments of the steps that the plan is made for.
+        levels: the scheduler's alphas_cumprod, float64, for steps with an eta: a host that reads its tensor
+            waits for it.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class Walk:
         borrowed: Float64,
         noise_in_x0: Float64,
         churn: Churn | None = None,
+        levels: Float64 | None = None,
     ) -> None:
         self.plan, self.start, self.borrowed = plan, start, borrowed
-        self.noise_in_x0, self.churn = noise_in_x0, churn
+        self.noise_in_x0, self.churn, self.levels = noise_in_x0, churn, levels
         self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._kept: Tensor | None = None
         # What the last step returned, and its values: the caller may change the first.
@@ -54,7 +57,9 @@ class Walk:
         """
         rows = set_rows(scheduler, kind=kind, eta=eta, churn=churn, start=start)
         plan, scale = rows.plan.scaled(rows.scale), rows.scale
-        return cls(plan, start, rows.borrowed * scale[1:] / scale[:-1], rows.noise_in_x0, churn)
+        levels = None if eta is None else scheduler.alphas_cumprod.numpy(force=True).astype(np.float64)
+        borrowed = rows.borrowed * scale[1:] / scale[:-1]
+        return cls(plan, start, borrowed, rows.noise_in_x0, churn, levels)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tables are made again where they are needed; what was kept goes with a copy.
