@@ -224,7 +224,10 @@ class Configured:
             )
         if unknown:
             raise BadArgument(unknown[0], "no option of Sampler", ", ".join(options))
-        if self.method is not None and SCHEDULER in (self.method.method, changes.get("method")):
+        asked = changes.get("method")
+        # By its kind first: an array is equal to nothing in one word.
+        is_scheduler = isinstance(asked, str) and asked == SCHEDULER
+        if self.method is not None and (is_scheduler or self.method.method == SCHEDULER):
             of_it = cast("MethodOptions", {k: v for k, v in changes.items() if k in FIELDS})
             options = {**options, **self.method.adapted(**of_it).to_dict()}
         options.update(changes)
