@@ -17,6 +17,7 @@ from fastddpm.dropin._diffusers import rows as rows_module
 
 diffusers = pytest.importorskip("diffusers")
 from fastddpm.dropin import FastDDIMScheduler, FastDDPMScheduler  # noqa: E402
+from fastddpm.dropin.diffusers_schedulers import FastDDIMInverseScheduler  # noqa: E402
 
 STEP = 1e-5
 """Largest difference of one step, relative to the step's largest value."""
@@ -362,12 +363,13 @@ def test_what_changes_is_seen():
 
 
 @pytest.mark.parametrize("where", ["number", "element", "elsewhere"])
-@pytest.mark.parametrize("kind", range(2), ids=["ddpm", "ddim"])
+@pytest.mark.parametrize("kind", [FastDDPMScheduler, FastDDIMScheduler, FastDDIMInverseScheduler])
 def test_a_step_on_a_gpu_reads_nothing(kind, where, monkeypatch):
     """On fake CUDA tensors, where a read raises: one kernel, and a look-up for an unknown GPU timestep."""
-    fast = PAIRS[kind][1](thresholding=kind == 1)
+    is_ddim = kind is FastDDIMScheduler
+    options = {"eta": 0.5} if is_ddim else {}
+    fast = kind(thresholding=True) if is_ddim else kind()
     fast.set_timesteps(10)
-    options = {"eta": 0.5} if kind else {}
     fast.step(torch.zeros(SHAPE), 500, torch.zeros(SHAPE), **options)
     (rows,) = fast._rows.values()
     made = [(t.shape, t.dtype) for t in rows.tensors(torch.device("cpu"))]
@@ -383,7 +385,7 @@ def test_a_step_on_a_gpu_reads_nothing(kind, where, monkeypatch):
     assert devices.strays == []
     assert devices.operators.count("fastddpm::reverse_step") == 1
     # The bound of thresholding reads its row too.
-    assert devices.operators.count("aten::index_select") == 2 * (where == "elsewhere") + kind
+    assert devices.operators.count("aten::index_select") == 2 * (where == "elsewhere") + is_ddim
     assert out.prev_sample.device.type == "cuda"
 
 
