@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler, DDIMSchedulerOutput
@@ -48,10 +49,11 @@ class FastDDIMInverseScheduler(Fast, DDIMInverseScheduler):  # type: ignore[misc
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+    def set_timesteps(self, *args: object, **kwargs: object) -> None:
         """As `DDIMInverseScheduler.set_timesteps`; with a device, the plan goes there at once."""
         self._forget()
-        super().set_timesteps(*args, **kwargs)
+        set_timesteps: Callable[..., None] = super().set_timesteps
+        set_timesteps(*args, **kwargs)
         self.hold_tables()
         if self.timesteps.device.type != "cpu":
             rows = self._or_original((), lambda: self._rows_at(self.timesteps[0]))
