@@ -92,8 +92,8 @@ PIXELS_256 = Workload(
     _ddpm_options((128, 128, 256, 256, 512, 512), attention=4, size=256),
     needs_gpu=True,
 )
-# The bundled super-resolution network's levels on one of its tiles, without the tile that it is given besides: an
-# unconditional chain, which diffusers' pipelines can run.
+# The levels of the bundled super-resolution network and the size of its tiles, unconditional,
+# so that diffusers' pipelines can run it.
 PHOTO = Workload(
     "photo 128x128, 0.6 M",
     (3, 128, 128),

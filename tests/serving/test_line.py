@@ -113,6 +113,11 @@ def constant(slots):
     return 1.0
 
 
+def nearly_constant(slots):
+    """As where launches and weights take most of a step: each image more is a twentieth of it."""
+    return 1.0 + 0.05 * slots
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_where_a_step_takes_as_long_as_it_has_images_p95_is_half_of_static_batches(seed):
     requests = arrivals(300, 0.8, proportional, seed)
@@ -129,6 +134,15 @@ def test_where_every_step_takes_as_long_p95_is_no_worse_than_static_batches(seed
         assert np.percentile(ours, share) <= np.percentile(theirs, share)
     # Nobody waits longer than the steps that find out what sizes are worth.
     assert all(took <= request.steps + 40 for took, request in zip(ours, requests, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_where_images_cost_a_twentieth_of_a_step_half_as_many_again_wait_no_longer(seed):
+    """1.5 times the requests, at no more of p95 than static batches have with fewer."""
+    crowd, few = (arrivals(300, load, nearly_constant, seed) for load in (1.2, 0.8))
+    ours, theirs = in_flight(crowd, nearly_constant), static(few, nearly_constant)
+    assert np.percentile(ours, 95) <= 0.9 * np.percentile(theirs, 95)
+    assert np.percentile(static(crowd, nearly_constant), 95) > np.percentile(theirs, 95)
 
 
 def test_by_arrival_those_who_came_first_end_first():
