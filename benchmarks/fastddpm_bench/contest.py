@@ -82,7 +82,8 @@ class Contest:
         axis: the number that a sweep varies, for its figure.
         needs_gpu: too large for a CPU.
         effort: how long to measure, where calls take seconds; None for what the run takes for all.
-        isolated: on a CPU each contestant has a process of its own (`fastddpm_bench.isolation`).
+        isolated: on a CPU each contestant has a process of its own (`fastddpm_bench.isolation`),
+            with ``--quick`` only for the headline: processes take longer to start than to measure.
     """
 
     subject: str

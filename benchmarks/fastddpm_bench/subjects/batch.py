@@ -28,6 +28,7 @@ def contests(settings: BenchSettings) -> list[Contest]:
             per_name="image",
             axis=float(size),
             effort=None if settings.quick else EFFORT,
+            isolated=not settings.quick,
         )
         for size in sizes
     ]

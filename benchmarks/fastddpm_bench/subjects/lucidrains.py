@@ -55,7 +55,7 @@ def contests(settings: BenchSettings) -> list[Contest]:
             per=steps,
             per_name="step",
             costs=Chain.costs,
-            isolated=True,
+            isolated=not settings.quick,
         )
     ]
 

@@ -40,7 +40,7 @@ def contests(settings: BenchSettings) -> list[Contest]:
             per=steps,
             per_name="step",
             costs=Chain.costs,
-            isolated=True,
+            isolated=not settings.quick,
         )
         for batch, steps in sizes
     ]

@@ -73,7 +73,7 @@ def contests(settings: BenchSettings) -> list[Contest]:
             per=int(workload.split(" steps")[0].split()[-1]),
             per_name="step",
             costs=Chain.costs,
-            isolated=True,
+            isolated=not settings.quick,
             needs_gpu=needs_gpu,
         )
         for workload, setup, needs_gpu in plans

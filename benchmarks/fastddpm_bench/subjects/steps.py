@@ -27,6 +27,7 @@ def contests(settings: BenchSettings) -> list[Contest]:
             per_name="image",
             axis=float(steps),
             effort=None if settings.quick else EFFORT,
+            isolated=not settings.quick,
         )
         for steps in lengths
     ]
