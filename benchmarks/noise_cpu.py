@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from fastddpm_bench.subjects.reverse_step import ROW, Step
-from fastddpm_kernels import machine_code, normal, reverse_step
+from fastddpm_bench.subjects.variants import by_numba
+from fastddpm_kernels import normal, reverse_step
 
 SHAPES = ((64, 3, 32, 32), (64, 1, 28, 28), (1, 1, 28, 28), (4, 3, 256, 256))
 PROCESSES = 5
@@ -45,16 +46,11 @@ def contestants(shape: tuple[int, ...]) -> Iterator[tuple[str, Call]]:
     }
     for name, call in ours.items():
         for by in ("torch", "numba"):
-            yield f"{name}, by {by}", lambda call=call, by=by: _by(by, call)
+            yield f"{name}, by {by}", lambda call=call, by=by: by_numba(call, by == "numba")
 
 
 def _step(step: Step, state: torch.Tensor, noise: torch.Tensor) -> None:
     reverse_step(state, step.m, step.table, step.counter, noise=noise, clip=True)
-
-
-def _by(kind: str, call: Call) -> None:
-    vars(machine_code)["PAYS_FROM"] = 0 if kind == "numba" else sys.maxsize
-    call()
 
 
 def measure(repetitions: int) -> dict[str, dict[str, dict[str, float]]]:
@@ -82,14 +78,14 @@ def start() -> dict[str, float]:
     """Milliseconds of a process's first step by numba, the import in it, and of its second."""
     step = Step(SHAPES[0], torch.device("cpu"))
     state = step.x.clone()
-    _by("torch", lambda: _step(step, state, step.seeds))
+    by_numba(lambda: _step(step, state, step.seeds), False)
     times = []
     began = time.thread_time()
     __import__("numba")
     times.append(time.thread_time() - began)
     for _ in range(2):
         began = time.thread_time()
-        _by("numba", lambda: _step(step, state, step.seeds))
+        by_numba(lambda: _step(step, state, step.seeds), True)
         times.append(time.thread_time() - began)
     return {name: 1e3 * t for name, t in zip(("import", "first step", "second step"), times, strict=True)}
 

@@ -12,7 +12,7 @@ from fastddpm.timing import Call
 from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost
 from fastddpm_bench.subjects.reverse_step import SHAPES, T
-from fastddpm_bench.subjects.variants import replayed_too
+from fastddpm_bench.subjects.variants import numba_too, replayed_too
 from fastddpm_bench.workloads import noise
 from fastddpm_kernels import q_sample
 from fastddpm_kernels.noise.reference import normal
@@ -85,7 +85,7 @@ def _drawn(settings: BenchSettings) -> list[Contestant]:
     ours = Contestant("fastddpm", _ours_drawn, ours=True, expected=CleanImages.from_seeds)
     return [
         Contestant("formula", _formula_drawn, expected=_expected_of_generator),
-        *replayed_too(ours, settings),
+        *numba_too(ours, settings),
     ]
 
 

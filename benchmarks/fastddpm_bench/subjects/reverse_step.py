@@ -15,7 +15,7 @@ from fastddpm.schedule import NoiseSchedule
 from fastddpm.timing import Call, replayed
 from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost
-from fastddpm_bench.subjects.variants import replayed_too
+from fastddpm_bench.subjects.variants import numba_too, replayed_too
 from fastddpm_bench.workloads import noise
 from fastddpm_kernels import reverse_step
 from fastddpm_kernels.noise.reference import normal
@@ -102,12 +102,14 @@ def _drawn(settings: BenchSettings) -> list[Contestant]:
 
 
 def _entrants(name: str, settings: BenchSettings, *, drawn: bool) -> list[Contestant]:
-    """The operator, and on a GPU replays of a graph of it."""
+    """The operator, on a CPU by numba too, and on a GPU replays of a graph of it."""
     expected = Step.from_seeds if drawn else None
-    ways = [(name, False), (f"{name}, replayed", True)] if settings.is_cuda else [(name, False)]
+    if not settings.is_cuda:
+        build = functools.partial(_ours, drawn=drawn, graph=False)
+        return numba_too(Contestant(name, build, ours=True, expected=expected), settings)
     return [
         Contestant(label, functools.partial(_ours, drawn=drawn, graph=graph), ours=True, expected=expected)
-        for label, graph in ways
+        for label, graph in ((name, False), (f"{name}, replayed", True))
     ]
 
 

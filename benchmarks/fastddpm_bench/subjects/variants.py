@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import sys
 import types
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 from fastddpm.engine.sessions import missing
 from fastddpm.network import unwrapped
 from fastddpm.timing import Call, replayed
-from fastddpm_bench.contest import BenchSettings, Contestant
+from fastddpm_bench.contest import BenchSettings, Contestant, LeftOut
+from fastddpm_kernels import machine_code
 
 
 class Layout(NamedTuple):
@@ -117,6 +120,36 @@ def engines(settings: BenchSettings, *, in_float32: bool = True) -> tuple[str, .
         return ("cudagraph", "compile") if settings.quick else ("eager", "cudagraph", "compile", "max")
     runtimes = ("onnxruntime",) if in_float32 and not missing() else ()
     return ("eager", *runtimes) if settings.quick else ("eager", *runtimes, "compile")
+
+
+def numba_too(contestant: Contestant, settings: BenchSettings) -> list[Contestant]:
+    """A call of our operators on a CPU by torch's operators and by numba's functions; on a GPU, replayed too.
+
+    A process takes the first until the second pay for their start, which would be within the measurement.
+    """
+    if settings.is_cuda:
+        return replayed_too(contestant, settings)
+    name = f"{contestant.name}, numba"
+    return [_by_numba(contestant, contestant.name, False), _by_numba(contestant, name, True)]
+
+
+def _by_numba(contestant: Contestant, name: str, is_wanted: bool) -> Contestant:
+    def build(shared: Any) -> Call:
+        if is_wanted and not machine_code.HAS_NUMBA:
+            raise LeftOut("numba is not installed")
+        call = contestant.build(shared)
+        return lambda: by_numba(call, is_wanted)
+
+    return dataclasses.replace(contestant, name=name, build=build)
+
+
+def by_numba(call: Call, is_wanted: bool) -> Any:
+    """One call by numba's functions, or by torch's operators, however much the process has drawn."""
+    before, machine_code.PAYS_FROM = machine_code.PAYS_FROM, 0 if is_wanted else sys.maxsize
+    try:
+        return call()
+    finally:
+        machine_code.PAYS_FROM = before
 
 
 def replayed_too(contestant: Contestant, settings: BenchSettings) -> list[Contestant]:
