@@ -85,7 +85,11 @@ def filled(text: str, document: Document) -> str:
     Raises:
         KeyError: a table of another name.
     """
-    return _BLOCK.sub(lambda found: found[1] + "\n".join(TABLES[found[2]](document)) + "\n" + found[3], text)
+
+    def table(found: re.Match[str]) -> str:
+        return "\n".join((found[1], *TABLES[found[2]](document), "", found[3]))
+
+    return _BLOCK.sub(table, text)
 
 
 def _result(document: Document, subject: str, workload: str) -> Result:

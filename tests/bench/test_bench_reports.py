@@ -14,7 +14,7 @@ import torch
 
 from fastddpm.cli import app as cli
 from fastddpm.timing import Effort
-from fastddpm_bench import figures, runner, tables
+from fastddpm_bench import excerpts, figures, runner, tables
 from fastddpm_bench.comparison import compare
 from fastddpm_bench.contest import Contest, Contestant, ParityError
 from fastddpm_bench.limits import Limits
@@ -345,3 +345,14 @@ def test_the_documented_report_is_of_the_committed_results():
     assert committed.complete
     assert committed.parity_failure is None
     assert (root / "docs" / "benchmarks_cpu.md").read_text() == tables.markdown(committed)
+
+
+def test_the_tables_of_documents_are_of_the_committed_results():
+    root = Path(__file__).parents[2]
+    committed = Document.load(root / "benchmarks" / "results" / "cpu.json")
+    made = 0
+    for path in sorted((root / "docs").glob("*.md")):
+        text = path.read_text()
+        made += text.count("<!-- measured: ")
+        assert excerpts.filled(text, committed) == text, path
+    assert made == len(excerpts.TABLES)
