@@ -63,10 +63,13 @@ class _Pass(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operator.name() == SEND and goes and given[0].device.type == "cpu":
             return self._sent(operator, given[0], arguments, options)
         result = operator(*arguments, **options)
-        if operator.name() == OF_NUMBERS or all(map(self._is_made, given)):
-            for made in tree_leaves(result):
-                if isinstance(made, Tensor) and made.device.type == "cpu":
+        of_numbers = operator.name() == OF_NUMBERS or all(map(self._is_made, given))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and made.device.type == "cpu":
+                if of_numbers:
                     self._made[made.untyped_storage()._cdata] = made
+                else:  # also where another tensor is written into one of them
+                    self._made.pop(made.untyped_storage()._cdata, None)
         return result
 
     def _is_made(self, value: Tensor) -> bool:

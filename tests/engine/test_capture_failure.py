@@ -246,6 +246,10 @@ def tables(x):
     return TABLE.to(x.device)[:, None, None]
 
 
+def filled(x):
+    return torch.empty(3).copy_(TABLE).to(x.device)[:, None, None]
+
+
 class Sending(nn.Module):
     """As guided-diffusion's network, which computes frequencies on the host in every pass."""
 
@@ -258,7 +262,7 @@ class Sending(nn.Module):
 
 
 @pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
-@pytest.mark.parametrize("what", [frequencies, tables])
+@pytest.mark.parametrize("what", [frequencies, tables, filled])
 def test_what_every_pass_sends_is_kept_on_the_card(what, monkeypatch):
     """Where the pass has made it of numbers; what it was given may be another in the next call."""
     monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
@@ -274,7 +278,7 @@ def test_what_every_pass_sends_is_kept_on_the_card(what, monkeypatch):
     for _ in range(4):
         with constants.passing():
             made.append(what(torch.empty(1, device="meta")))
-    assert constants.varies is (what is tables)
+    assert constants.varies is (what is not frequencies)
     assert len(constants.sent) == (what is frequencies)
     executor = GraphExecutor(lambda: what(torch.empty(1, device="meta")), [], RecordingBackend(None), 4)
     executor._constants = constants
