@@ -54,9 +54,11 @@ class HostCopies(TorchDispatchMode):
 def pretend_streams(monkeypatch):
     """Events and streams where there is no card; the device of launches is of no matter then."""
     stream = types.SimpleNamespace(wait_event=lambda event: None)
-    event = types.SimpleNamespace(record=lambda stream=None: None, synchronize=lambda: None)
+    event = types.SimpleNamespace(
+        record=lambda stream=None: None, synchronize=lambda: None, elapsed_time=lambda end: 1.0
+    )
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **options: event)
     monkeypatch.setattr(Loop, "current", lambda self: contextlib.nullcontext())
     # Of one number a fake tensor keeps the value, and would have it page-locked by a driver.
     monkeypatch.setattr(torch._subclasses.fake_tensor, "CONSTANT_NUMEL_LIMIT", 0)

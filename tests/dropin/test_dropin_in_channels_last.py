@@ -15,6 +15,7 @@ from tolerances import DROP_IN
 from torch import nn
 
 import fastddpm
+import fastddpm.dropin.guided_diffusion  # else not there yet when it is to take networks for a card's
 from fastddpm import fusion
 from fastddpm_bench.peers import guided_diffusion as peer
 from fastddpm_bench.peers.guided_unet import UNetModel

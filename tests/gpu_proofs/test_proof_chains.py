@@ -10,20 +10,22 @@ import contextlib
 import functools
 from typing import ClassVar
 
+import fake_gpu
 import pytest
 import torch
 from host_copies import HostCopies, pretend_streams
 from kernel_build import TARGETS, pretended
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-import fastddpm
-from fastddpm import NoiseSchedule, Sampler, UNet, UNetConfig
-from fastddpm.engine import executors
-from fastddpm.restoration.rows import Rows
-from fastddpm.serving import Scheduler
-from fastddpm.serving.lane import Lane
+fake_gpu.skip_unless_pinned()
 
-pytestmark = pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
+import fastddpm  # noqa: E402
+from fastddpm import NoiseSchedule, Sampler, UNet, UNetConfig  # noqa: E402
+from fastddpm.engine import executors  # noqa: E402
+from fastddpm.restoration.rows import Rows  # noqa: E402
+from fastddpm.serving import Scheduler  # noqa: E402
+from fastddpm.serving.lane import Lane  # noqa: E402
+
 SHAPE = (3, 8, 8)
 CONDITIONED = UNetConfig(in_channels=6, out_channels=3, base_channels=8, channel_mults=(1, 2), num_groups=4)
 
