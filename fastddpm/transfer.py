@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,11 @@ def to_device(values: Tensor, device: torch.device, dtype: torch.dtype | None = 
         return values.to(device, dtype)
     on_host = torch.empty_like(values, dtype=dtype, pin_memory=True).copy_(values)
     return on_host.to(device, non_blocking=True)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a device the current one: Triton launches there, wherever its tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def device_of(device: torch.device | str) -> torch.device:

@@ -11,15 +11,22 @@
 #   doctor        `fastddpm doctor`                               side by side with
 #   tests         `pytest -m gpu`; both with TF32 off
 #   speed         50 DDIM steps of the CIFAR-10 UNet, ours and others', line by line
+#   dropins       diffusers' exploding pipelines, lucidrains, guided-diffusion: parity, and a step's time
+#   policies      a chunk of actions, batch 1: p50 and p99, ours and the original
 #   bandwidth     every kernel beside a copy of as many bytes
 #   profile       the kernels of one step
+# and where --part names them:
+#   in_flight     requests that come at random: in flight, in static batches, one at a time
+#   precisions    highest, tf32, bf16 and fp16: times, and how far the images are apart
+#   pictures      large pictures by rows of tiles
 #
 # Other options: --out FOLDER, --seconds N for everything, --python PROGRAM. Nothing is fetched: a wheel that lies in
 # .whl/ (diffusers' is needed for its rows in `speed`) is unpacked into the folder of results.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 PARTS="" OUT=card-results BUDGET=410 PYTHON=python3 NAME="" TINY="" PATIENCE=1
-ALL="environment doctor tests speed bandwidth profile"
+USUAL="environment doctor tests speed dropins policies bandwidth profile"
+ALL="$USUAL in_flight precisions pictures"
 wrong() { echo "card.sh: $1" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case $1 in
@@ -36,7 +43,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-PARTS=${PARTS:-$ALL}
+PARTS=${PARTS:-$USUAL}
 mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 2
 KIT=$PWD/scripts/card
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:$PWD/kernels:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}"
@@ -86,15 +93,26 @@ for log in doctor tests; do
     [ -f "$OUT/$log.log" ] && grep -aE "^(FAILED|ERROR)|passed|failed" "$OUT/$log.log" | tail -15
 done
 if wants speed; then
-    limit=$(least 240 $(($(left) - 75)))
+    limit=$(least 240 $(($(left) - 145)))
     [ "$limit" -ge 20 ] || limit=20
     part speed $((limit + 15)) "$PYTHON" "$KIT/speed.py" "$OUT" --seconds "$limit" $TINY
     cat "$OUT/speed.log"
 fi
+# name, seconds: a part that ends by itself before its time is up, with what it measured.
+timed() {
+    wants "$1" || return 0
+    part "$1" $(($2 + 15)) "$PYTHON" "$KIT/$1.py" "$OUT" --seconds "$2" $TINY
+    cat "$OUT/$1.log"
+}
+timed dropins 30
+timed policies 30
 if wants bandwidth; then
     part bandwidth 45 "$PYTHON" "$KIT/bandwidth.py" "$OUT" $TINY
     cat "$OUT/bandwidth.log"
 fi
 wants profile && part profile 45 "$PYTHON" "$KIT/profile_step.py" "$OUT" $TINY
+timed in_flight 60
+timed precisions 90
+timed pictures 60
 "$PYTHON" "$KIT/results.py" end "$OUT" ${NAME:+--name "$NAME"}
 echo "all: $SECONDS s"

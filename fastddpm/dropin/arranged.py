@@ -39,9 +39,10 @@ class ForGpu(Copied):
         for part in module.modules():
             if isinstance(part, nn.Conv2d):
                 weight = part.weight
-                if not weight.is_contiguous(memory_format=torch.channels_last) and weight not in moved:
-                    own = weight.detach().contiguous(memory_format=torch.channels_last)
-                    moved[weight] = nn.Parameter(own, requires_grad=False)
+                # Of a kernel of 1x1 the strides alone tell cuDNN's choice of a layout for its output.
+                own = torch.empty_like(weight, memory_format=torch.channels_last)
+                if own.stride() != weight.stride() and weight not in moved:
+                    moved[weight] = nn.Parameter(own.copy_(weight.detach()), requires_grad=False)
                 part.weight = moved.get(weight, weight)
         self.words = "in channels_last, its norms fused"
         try:

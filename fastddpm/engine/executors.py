@@ -19,6 +19,7 @@ from fastddpm.checks import check_choice
 from fastddpm.engine.errors import EngineUnavailable
 from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
 from fastddpm.engine.int8 import QuantisedSession
+from fastddpm.engine.refusal import Refusal
 from fastddpm.engine.sessions import Session, missing
 from fastddpm.network import Network
 from fastddpm_kernels import compat
@@ -84,13 +85,18 @@ class FallbackExecutor:
         graph: tried first.
         eager: takes over.
         report: called when it takes over.
-        refusal: asked before the first capture; what a capture would refuse, or an empty text.
+        refusal: asked before the first capture: what it would refuse.
     """
 
     def __init__(
-        self, graph: Executor, eager: Executor, report: Run, refusal: Callable[[], str] | None = None
+        self,
+        graph: GraphExecutor,
+        eager: Executor,
+        report: Run,
+        refusal: Callable[[], Refusal] | None = None,
     ) -> None:
-        self._current, self._eager, self._report, self._refusal = graph, eager, report, refusal
+        self._current: Executor = graph
+        self._graph, self._eager, self._report, self._refusal = graph, eager, report, refusal
 
     def prepare(self, kind: Hashable, work: Run) -> None:
         """Does what comes before the steps."""
@@ -103,9 +109,11 @@ class FallbackExecutor:
     def run(self, n_steps: int) -> None:
         """Runs that many steps."""
         refusal, self._refusal = self._refusal, None
-        reason = "" if refusal is None else refusal()
-        if reason:
-            self._fall_back(reason)
+        found = Refusal() if refusal is None else refusal()
+        if found.reason:
+            self._fall_back(found.reason)
+        elif found.sends:
+            self._graph.keep_constants()
         try:
             self._current.run(n_steps)
         except CaptureFailed as failure:
@@ -216,7 +224,7 @@ class ExecutorOptions(TypedDict):
 
     steps_per_graph: int
     on_fallback: Run | None
-    refusal: Callable[[], str] | None
+    refusal: Callable[[], Refusal] | None
 
 
 def make_executor(
@@ -226,7 +234,7 @@ def make_executor(
     *,
     steps_per_graph: int,
     on_fallback: Run | None = None,
-    refusal: Callable[[], str] | None = None,
+    refusal: Callable[[], Refusal] | None = None,
 ) -> Executor:
     """The executor for a resolved engine.
 

@@ -7,14 +7,19 @@ buffer contents (new seeds, plan, labels, weights) is a new chain.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fastddpm.engine.constants import SEND, Constants
+from fastddpm.engine.watch import SENT
+from fastddpm.forks import ForkLock
 from fastddpm_kernels.compat import pool_segments
 
 Run = Callable[[], None]
@@ -25,6 +30,8 @@ WARM_UP_STEPS = 3
 MOST_GRAPHS = 6
 # Kinds of work before a chain: plans of so many lengths, each with and without a given x_T.
 MOST_PREPARED = 4
+# A capture empties torch's allocator first, which may not be while another stream is captured.
+_capturing = ForkLock()
 
 
 class CaptureFailed(RuntimeError):
@@ -64,8 +71,12 @@ class CudaGraphBackend:
     def capture(self, run: Run) -> Run:
         """Captures into a new graph in the shared pool; other threads may use the device meanwhile.
 
-        A capture that fails raises its first error and leaves nothing behind.
+        One capture at a time in a process. One that fails raises its first error and leaves nothing behind.
         """
+        with _capturing:
+            return self._captured(run)
+
+    def _captured(self, run: Run) -> Run:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         first: list[BaseException] = []
 
@@ -135,6 +146,14 @@ class GraphExecutor:
         self._replays: dict[int, Run] = {}
         self._asked = {1}
         self._prepared: OrderedDict[Hashable, Run | None] = OrderedDict()
+        self._constants: Constants | None = None
+        # Threads in which such work has run. cuBLAS and cuDNN make handles, and keep what cudnn.benchmark
+        # found, for each thread, and may not do so while it captures.
+        self._warm: dict[Hashable, weakref.WeakSet[threading.Thread]] = {}
+
+    def keep_constants(self) -> None:
+        """From here on tensors that every step sends from the host are kept on the card."""
+        self._constants = Constants()
 
     def prepare(self, kind: Hashable, work: Run) -> None:
         """Does the work that comes before a chain's steps; from the second time of a kind on, as one graph.
@@ -144,19 +163,17 @@ class GraphExecutor:
         Raises:
             CaptureFailed: nothing was lost.
         """
-        known, replay = kind in self._prepared, self._prepared.get(kind)
+        replay = self._prepared.get(kind)
         if replay is None:
             with uncached_autocast():
-                if known:
+                if not self._warmed_up(kind, work):
                     replay = self._attempt(work, steps_left=0)
-                else:
-                    self._backend.warm_up(work)
         if replay is not None:
             replay()
         self._prepared[kind] = replay
         self._prepared.move_to_end(kind)
         while len(self._prepared) > MOST_PREPARED:
-            self._prepared.popitem(last=False)
+            self._warm.pop(self._prepared.popitem(last=False)[0], None)
 
     def run(self, n_steps: int) -> None:
         """Advances the state by ``n_steps``: as many large graphs as fit, then what is left.
@@ -188,16 +205,26 @@ class GraphExecutor:
         saved = [tensor.clone() for tensor in self._state]
         try:
             with uncached_autocast():
-                if not self._replays:
-                    # Row numbers may pass the end of the plan here; tables have rows to spare for it.
-                    self._backend.warm_up(lambda: self._repeat(WARM_UP_STEPS))
+                # Row numbers may pass the end of the plan here; tables have rows to spare for it.
+                self._warmed_up(None, lambda: self._repeat(WARM_UP_STEPS))
                 return self._attempt(lambda: self._repeat(length), steps_left)
         finally:
             for tensor, value in zip(self._state, saved, strict=True):
                 tensor.copy_(value)
 
+    def _warmed_up(self, kind: Hashable, run: Run) -> bool:
+        """Runs work of a kind, None for steps, if this thread has run none of it yet; whether it did."""
+        here, warm = threading.current_thread(), self._warm.setdefault(kind, weakref.WeakSet())
+        if here in warm:
+            return False
+        self._backend.warm_up(run)
+        warm.add(here)
+        return True
+
     def _attempt(self, work: Run, steps_left: int) -> Run:
         try:
+            if self._constants is not None and self._constants.varies:
+                raise RuntimeError(f"{SEND}: {SENT}")
             return self._backend.capture(work)
         except torch.OutOfMemoryError:
             raise
@@ -208,7 +235,8 @@ class GraphExecutor:
 
     def _repeat(self, n_steps: int) -> None:
         for _ in range(n_steps):
-            self._step()
+            with nullcontext() if self._constants is None else self._constants.passing():
+                self._step()
 
 
 @contextmanager

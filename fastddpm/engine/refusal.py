@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastddpm.engine.capturable import run_on_fakes
-from fastddpm.engine.watch import UNKNOWN, Offence
+from fastddpm.engine.constants import SEND
+from fastddpm.engine.watch import SENT, UNKNOWN, Offence
 from fastddpm.network import Model, modules_of
 from fastddpm.tabulated import ModelInputs
 from fastddpm.weights import Inventory
@@ -32,8 +33,21 @@ class FakeRun(ModelInputs):
     condition: Tensor | None
 
 
-def refusal(model: Model, shape: Sequence[int], **options: Unpack[FakeRun]) -> str:
-    """What a capture would refuse, in words; an empty text for nothing, or where that cannot be told.
+class Refusal(NamedTuple):
+    """What a capture would refuse.
+
+    Attributes:
+        reason: in words; an empty text for nothing, or where that cannot be told.
+        sends: whether passes send tensors of the host, which may be constants (`fastddpm.engine.constants`).
+    """
+
+    reason: str = ""
+    sends: bool = False
+
+
+def refusal(model: Model, shape: Sequence[int], **options: Unpack[FakeRun]) -> Refusal:
+    """What a capture would refuse of a model.
+
 
     A copy of the model's structure is run, which shares its weights: the model itself is not touched, so that
     other threads may use it.
@@ -44,18 +58,20 @@ def refusal(model: Model, shape: Sequence[int], **options: Unpack[FakeRun]) -> s
         **options: of :func:`fastddpm.engine.capturable.run_on_fakes`.
     """
     if not torch.version.cuda:
-        return ""
+        return Refusal()
     try:
         modules = modules_of(model)
         shared = {id(tensor): tensor for tensor in Inventory(modules).tensors()}
         copied = copy.deepcopy(model, shared)
         # Functions are not copied, nor are the modules that they hold.
         if any(one is other for one in modules for other in modules_of(copied)):
-            return ""
+            return Refusal()
         found = run_on_fakes(copied, shape, passes=PASSES, device=torch.device("cuda"), **options)
     except Exception:  # a stranger's code on tensors without data may raise anything
-        return ""
-    return next((str(offence) for offence in found if _is_certain(offence)), "")
+        return Refusal()
+    certain = [offence for offence in found if _is_certain(offence)]
+    sent = [offence for offence in certain if offence.operator == SEND and offence.reason == SENT]
+    return Refusal(next((str(one) for one in certain if one not in sent), ""), bool(sent))
 
 
 def _is_certain(offence: Offence) -> bool:

@@ -27,6 +27,7 @@ LIBRARY = Path(torch.__file__).parent
 HERE = Path(__file__).parent
 READ = "a value is read on the host, which waits for the card"
 UNKNOWN = "a value of a tensor of the host is read: a graph would keep it as a constant, the check ends here"
+SENT = "a tensor of the host is copied to the card"
 COPIES = ("aten::_to_copy", "aten::copy_", "aten::_copy_from", "aten::lift_fresh")
 
 
@@ -118,7 +119,7 @@ def host_traffic(name: str, given: Sequence[object], made: Sequence[object]) -> 
     from_host = [value for value in inputs if not value.is_cuda and (value.dim() or name in COPIES)]
     if from_host and any(value.is_cuda for value in [*inputs, *outputs]):
         if name in COPIES:
-            return "a tensor of the host is copied to the card"
+            return SENT
         return "a tensor of the host is among those of the card"
     if any(value.is_cuda for value in inputs) and any(not value.is_cuda for value in outputs):
         return "a tensor is copied to the host, which waits for the card"

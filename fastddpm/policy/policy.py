@@ -21,6 +21,7 @@ from fastddpm.randomness import NoiseKind
 from fastddpm.sampler import Sampler
 from fastddpm.signatures import checked
 from fastddpm.sources import located
+from fastddpm.transfer import to_device
 from fastddpm.unet.inference import check_shapes
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Policy:
             if tuple(value.shape) != (count, *wanted) or not count:
                 accepted = f"(B, *{wanted}), B alike"
                 raise BadArgument(f"observations[{feature.name!r}]", f"shape {tuple(value.shape)}", accepted)
-            given[feature.name] = value.to(self.sampler.device, torch.float32)
+            given[feature.name] = to_device(value, self.sampler.device, torch.float32)
         encoded: Tensor = self._observations(given)
         return encoded
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastddpm.network import unwrapped
 from fastddpm.plans.plan import Plan
 from fastddpm.restoration.tiles import TILES_AT_ONCE, blend_window, tile_starts
+from fastddpm.transfer import to_device
 from fastddpm_kernels import Column, reverse_step
 from fastddpm_kernels.noise.torch_twin import normal_part
 
@@ -45,7 +48,9 @@ class Rows:
         shape: ``(C, H, W)`` of the whole; H and W are a tile's or more.
         tile: side of the network's images.
         overlap: pixels that neighbouring tiles share at least.
-        condition: of the network.
+        condition: of the network, on the host.
+
+    On a card nothing is waited for: the plan is sent once, the condition's rows from page-locked memory.
     """
 
     network: nn.Module
@@ -70,6 +75,15 @@ class Rows:
         """First rows of the tiles."""
         return tile_starts(self.shape[1], self.tile, self.overlap)
 
+    @cached_property
+    def _sent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The plan on the device: its table, a counter ``(S, B, 2)`` of each row, and its times ``(S,)``."""
+        counters = np.zeros((len(self.plan), len(self.seeds), 2), np.int64)
+        counters[..., 0] = np.arange(len(self.plan))[:, None]
+        values = (np.array(self.plan.table), counters, np.array(self.plan.model_time))
+        table, counter, times = (to_device(torch.from_numpy(one), self.seeds.device) for one in values)
+        return table, counter, times
+
     def _noise(self) -> Iterator[Band]:
         plan, (channels, height, width) = self.plan, self.shape
         for top, bottom in pairwise([*self.tops, height]):
@@ -80,8 +94,7 @@ class Rows:
     def _step(self, bands: Iterator[Band], k: int, advance: Callable[[int], None]) -> Iterator[Band]:
         """Bands of the state after row k of the plan, from those before it."""
         device, (_, height, width) = self.seeds.device, self.shape
-        table = torch.tensor(self.plan.table, device=device)
-        counter = torch.tensor([[k, 0]], device=device).repeat(len(self.seeds), 1)
+        table, counter, _ = self._sent
         is_noisy = bool(self.plan.table[k, Column.FROM_NOISE]) and self.plan.stochastic
         held = next(bands)
         total: Tensor | None = None
@@ -96,7 +109,7 @@ class Rows:
                 done.x,
                 (total[:, :, :rows] / weight[:, :, :rows]).contiguous(),
                 table,
-                counter,
+                counter[k],
                 noise=self._normal(k + 1, top, following)[None] if is_noisy else None,
                 kept=done.kept,
                 clip=self.plan.clip,
@@ -111,9 +124,10 @@ class Rows:
     def _tiles(self, x: Tensor, top: int, k: int, total: Tensor | None, weight: Tensor) -> Tensor:
         """Adds a row of tiles to the weighted sum of outputs, which it returns, and to that of weights."""
         batch, width = len(x), x.shape[3]
-        seen = torch.cat([self.condition(top, top + self.tile).to(x).expand(batch, -1, -1, -1), x], dim=1)
+        condition = to_device(self.condition(top, top + self.tile), x.device, x.dtype)
+        seen = torch.cat([condition.expand(batch, -1, -1, -1), x], dim=1)
         window = blend_window(self.tile, self.overlap, x)
-        time = torch.tensor(self.plan.model_time[k : k + 1], device=x.device)
+        time = self._sent[2][k : k + 1]
         lefts = tile_starts(width, self.tile, self.overlap)
         at_once = max(1, TILES_AT_ONCE // batch)
         for start in range(0, len(lefts), at_once):

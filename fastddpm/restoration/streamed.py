@@ -17,6 +17,7 @@ from fastddpm.restoration.picture import Picture
 from fastddpm.restoration.png import Pixels, png_rows
 from fastddpm.restoration.restorer import OVERLAP, Restorer
 from fastddpm.restoration.rows import Rows
+from fastddpm.transfer import current, to_device
 
 WHOLE_PIXELS = 2**22
 """Up to here the whole picture is in memory, and samples are drawn in batches."""
@@ -127,11 +128,12 @@ def _draw(
     sampler, factor = restorer.sampler, restorer.factor
     height, width = (factor * side for side in source.picture.size)
     shape = (restorer.channels, height, width)
-    on_device = torch.tensor(seeds, dtype=torch.int64, device=sampler.facts.device)
+    on_device = to_device(torch.tensor(seeds, dtype=torch.int64), sampler.facts.device)
     overlap = int(OVERLAP * restorer.tile)
     rows = Rows(sampler.model, sampler.plan, on_device, shape, restorer.tile, overlap, source.condition)  # type: ignore[arg-type]
     channels = len(source.pixels(torch.zeros(restorer.channels, factor, width), 0)[0, 0])
     with ExitStack() as stack:
+        stack.enter_context(current(on_device.device))
         advance = stack.enter_context(
             progress_bar(progress, len(rows.plan) * len(rows.tops), unit="rows of tiles")
         )

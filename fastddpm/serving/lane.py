@@ -195,6 +195,7 @@ class Lane:
         example = next(iter(given.values()))
         spread = example.new_zeros((self.slots, *example.shape[1:]))
         for chain, value in given.items():
-            places = self._places[chain]
-            spread[places] = value.flip(0)[: len(places)]
+            # One by one: a list of places would be an index that the host sends and waits for.
+            for place, row in zip(self._places[chain], value.flip(0), strict=False):
+                spread[place] = row
         return spread

@@ -72,9 +72,9 @@ class Lanes:
         """Gives a lane up with all that is in it."""
         self._lanes.pop(lane.kind, None)
 
-    def note(self, lane: Lane, seconds: float) -> None:
-        """A step of a lane took so long."""
-        self._pace(lane.kind).note(lane.slots, seconds)
+    def note(self, kind: Kind, slots: int, seconds: float) -> None:
+        """A step of a kind in so many slots took so long."""
+        self._pace(kind).note(slots, seconds)
 
     def _lane(self, kind: Kind, runner: Runner) -> Lane:
         if kind not in self._lanes:

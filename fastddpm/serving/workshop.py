@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-import time
 from collections.abc import Collection
 from contextlib import ExitStack
 
@@ -12,12 +12,13 @@ from fastddpm.finite import check_finite
 from fastddpm.network import in_eval_mode, without_grad
 from fastddpm.runner import Runner
 from fastddpm.sampler import Sampler
-from fastddpm.serving.drawing import Chain, Drawing
+from fastddpm.serving.drawing import Chain, Drawing, Kind
 from fastddpm.serving.errors import Busy, Closed
 from fastddpm.serving.lane import Lane
 from fastddpm.serving.lanes import CAPTURED_STRIDE, Lanes
 from fastddpm.serving.line import Line, Order
 from fastddpm.serving.stats import Stats
+from fastddpm.serving.stopwatch import Stopwatch
 from fastddpm.turn import computing_in
 
 
@@ -41,6 +42,7 @@ class Workshop:
         self._steps = 0  # run, of whatever lane
         self._seconds = 0.0  # that an image-step took, averaged
         self._spent = 0.0  # on all steps
+        self._watch = Stopwatch(sampler.device)
         self._submitted = 0
         self._is_closed = False
         self._news = threading.Condition()
@@ -126,6 +128,7 @@ class Workshop:
             stack.enter_context(in_eval_mode(runner.model, inventories))
             while (chosen := self._next(runner)) is not None:
                 self._step(runner, *chosen)
+            self._watch.finish()
 
     def _next(self, runner: Runner) -> tuple[Lane, list[Chain], int] | None:
         """The lane whose step is next, the chains in it and the batch size; None if nobody is here."""
@@ -155,29 +158,29 @@ class Workshop:
         with self._news:
             self._now = lane.chains, size
         stride, is_new = lane.stride(CAPTURED_STRIDE if captured else 1), lane.is_new
-        began = time.perf_counter()
+        drawn = sum(chain.slots for chain in lane.chains)
+        note = functools.partial(self._note, lane.kind, lane.slots, stride, drawn, is_new=is_new)
         try:
             with computing_in(runner.precision, runner.device):
-                lane.run(stride)
+                self._watch.time(functools.partial(lane.run, stride), note)
         except Exception as error:  # the model's own
             self._fail(lane.chains, error)
             return
-        self._count(lane, stride, time.perf_counter() - began, is_new=is_new)
+        with self._news:
+            self._steps += stride
+            self._line.drawn += stride * drawn
         for chain in lane.chains:
             if chain.preview is not None and chain.drawing.done_steps % chain.every == 0:
                 self._show(lane, chain)
             if not chain.left:
                 self._hand_out(lane, chain)
 
-    def _count(self, lane: Lane, stride: int, seconds: float, *, is_new: bool) -> None:
+    def _note(self, kind: Kind, slots: int, stride: int, drawn: int, seconds: float, *, is_new: bool) -> None:
         """Notes what some steps took; those of a new loop prepared the network too."""
-        drawn = sum(chain.slots for chain in lane.chains)
         with self._news:
-            self._steps += stride
-            self._line.drawn += stride * drawn
             self._spent += seconds
         if not is_new:
-            self._lanes.note(lane, seconds / stride)
+            self._lanes.note(kind, slots, seconds / stride)
         took = seconds / (stride * drawn)
         self._seconds = took if not self._seconds else 0.9 * self._seconds + 0.1 * took
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import goals
 import torch
+from tables import MORE
 
 from fastddpm.files import write_json
 from fastddpm_bench import machine
@@ -24,7 +25,7 @@ from fastddpm_bench.runner import now
 
 ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "benchmarks" / "results" / "cards"
-PARTS = ("environment", "doctor", "speed", "bandwidth", "profile")
+PARTS = ("environment", "doctor", "speed", "bandwidth", "profile", *MORE)
 FORMAT = 1
 
 

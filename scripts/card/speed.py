@@ -12,16 +12,14 @@ checks are the doctor's.
 from __future__ import annotations
 
 import dataclasses
-import signal
-import statistics
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from watch import Call, Watch, per_step
 from workload import Part, arguments, network, workload
 
 import fastddpm
@@ -40,11 +38,6 @@ from fastddpm_bench.workloads import unet2d
 
 GFLOP = 12.44  # of one evaluation for one image: scripts/roofline.py
 PEAK = 989.4e12  # dense bfloat16 of an H100 SXM, NVIDIA's data sheet
-Call = Callable[[], Any]
-
-
-class TimeIsUp(BaseException):
-    """No Exception, which torch.compile would wrap."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,35 +190,19 @@ class Stopwatch:
     """
 
     def __init__(self, field: Field, part: Part, seconds: float) -> None:
-        self.field, self.part = field, part
-        self.ends = time.perf_counter() + seconds
+        self.field, self.watch = field, Watch(part, seconds, field.device)
         self.references: dict[tuple[torch.dtype, int], Tensor] = {}
-        signal.signal(signal.SIGALRM, _ring)
 
     def measure(self, contestant: Contestant, dtype: torch.dtype, batch: int) -> None:
         """Adds a row: figures, or why there are none."""
         row: dict[str, Any] = {"name": contestant.name, "ours": contestant.ours, "batch": batch}
         row |= {"dtype": str(dtype).removeprefix("torch."), "steps": self.field.steps}
-        left = self.ends - time.perf_counter()
-        if left < 8 and not self.field.tiny:
-            self.part.add({**row, "error": "no time left"})
-            return
-        most = 70 if contestant.compiles else 40
-        limit = 300 if self.field.tiny else max(1, int(min(most, left)))
-        signal.alarm(limit)
         try:
-            row |= self._figures(contestant, dtype, batch)
-        except TimeIsUp:
-            row["error"] = f"stopped after {limit} s"
-        except Exception as error:
-            row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            traceback.print_exc(limit=8)
+            self.watch.measure(
+                row, lambda: self._figures(contestant, dtype, batch), 70 if contestant.compiles else 40
+            )
         finally:
-            signal.alarm(0)
             torch.backends.cudnn.benchmark = False
-        self.part.add(row)
-        if self.field.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     def _figures(self, contestant: Contestant, dtype: torch.dtype, batch: int) -> dict[str, Any]:
         began = time.perf_counter()
@@ -233,33 +210,21 @@ class Stopwatch:
         image = call()
         first = time.perf_counter() - began
         call()
-        taken: list[float] = []
-        while len(taken) < 3 or (sum(taken) < 1.0 and len(taken) < 20 and not self.field.tiny):
-            if self.field.device.type == "cuda":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            call()  # its images come to the host: it has ended
-            taken.append(time.perf_counter() - began)
-        seconds, steps = statistics.median(taken), self.field.steps
+        # Its images come to the host, so that it has ended.
+        taken, steps = self.watch.seconds_of(call), self.field.steps
         reference = self.references.setdefault((dtype, batch), image)
-        rate = GFLOP * 1e9 * batch * steps / seconds
+        figures = per_step(taken, steps)
+        rate = GFLOP * 1e12 * batch / figures["ms_per_step"]
         reserved = torch.cuda.memory_reserved() if self.field.device.type == "cuda" else 0
         return {
-            "ms_per_step": 1e3 * seconds / steps,
-            "least_ms": 1e3 * min(taken) / steps,
-            "most_ms": 1e3 * max(taken) / steps,
-            "calls": len(taken),
-            "images_per_s": batch / seconds,
+            **figures,
+            "images_per_s": 1e3 * batch / (figures["ms_per_step"] * steps),
             "percent_of_peak": None if self.field.tiny else 100 * rate / PEAK,
             "first_s": first,
             "largest_difference": float((image - reference).abs().max()),
             "mean_difference": float((image - reference).abs().mean()),
             "reserved_gib": reserved / 2**30,
         }
-
-
-def _ring(*_: Any) -> None:
-    raise TimeIsUp
 
 
 def main() -> None:

@@ -18,6 +18,14 @@ ROOT = Path(__file__).parents[2]
 CARDS = ROOT / "benchmarks" / "results" / "cards"
 PAGE = ROOT / "docs" / "gpu.md"
 BEGIN, END = "<!-- cards: begin -->", "<!-- cards: end -->"
+MORE = {
+    "dropins": "Drop-ins of other libraries, 32x32 pixels, a step",
+    "policies": "A chunk of a diffusion policy, batch 1",
+    "in_flight": "Requests that come at random, of the model in the box",
+    "precisions": "50 DDIM steps in each precision, a step",
+    "pictures": "Pictures restored by rows of tiles",
+}
+"""Parts whose rows are shown with all their figures."""
 NOBODY = "No card has run this yet: there is no file in `benchmarks/results/cards`."
 
 
@@ -62,7 +70,23 @@ def card(name: str, document: dict[str, Any]) -> list[str]:
             for r in rows
         ]
         lines += ["", *markdown_table(["kernel", "us", "GB/s", "of a copy"], body)]
+    for part, words in MORE.items():
+        rows = (document.get(part) or {}).get("rows", [])
+        if rows:
+            lines += ["", f"{words}:", "", *figures(rows)]
     return lines
+
+
+def figures(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows with every figure that one of them has; what could not be measured says why."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "ours"]
+    return markdown_table(names, [[_cell(row.get(name)) for name in names] for row in rows])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "/")[:80]
 
 
 def correct(document: dict[str, Any]) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "card.sh"
@@ -58,6 +62,54 @@ def test_the_kit_on_a_cpu_survives_a_part_that_fails(tmp_path):
     assert kernels >= {"reverse_step", "q_sample", "group_norm_silu", "noise_mse"}
     assert {goal["reached"] for goal in found["goals"] if goal["measured"] is None} == {None}
     assert tables.card("x.json", found)  # it can be shown
+
+
+NEEDED = {"dropins": ("diffusers", "denoising_diffusion_pytorch"), "policies": ("diffusers",)}
+
+
+@pytest.mark.parametrize("part", tables.MORE)
+def test_what_else_may_be_asked_for(part, tmp_path, monkeypatch):
+    """On a CPU, small, and here: five processes would import torch five times."""
+    for name in {"dropins": ("diffusers", "denoising_diffusion_pytorch"), "policies": ("diffusers",)}.get(
+        part, ()
+    ):
+        pytest.importorskip(name)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", [part, str(tmp_path), "--tiny", "--seconds", "300"])
+    for name in ("signal", "alarm"):
+        monkeypatch.setattr(signal, name, lambda *_: 0)
+    with torch.random.fork_rng():
+        importlib.import_module(part).main()
+    found = json.loads((tmp_path / f"{part}.json").read_text())["rows"]
+    assert [row["error"] for row in found if "error" in row] == []
+    ours = [row for row in found if row.get("ours")]
+    assert part == "precisions" or ours
+    # Float32 on a CPU is the same arithmetic, or nearly.
+    if part in ("dropins", "policies"):
+        assert len(found) == 2 * len(ours)
+        assert max(row["largest_difference"] for row in ours) < 1e-3
+    if part == "pictures":
+        assert [row["largest_difference"] for row in found if "largest_difference" in row] == [0.0]
+    shown = "\n".join(tables.card("x.json", document(**{part: {"rows": found}})))
+    assert tables.MORE[part] in shown
+    assert all(row["name"] in shown for row in found)
+
+
+def test_parts_are_asked_for_as_they_take_it(tmp_path):
+    """All but the slow ones are usual; each is told its seconds."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    for given, wanted in (([], ["dropins", "policies"]), (list(tables.MORE), list(tables.MORE))):
+        out = tmp_path / f"out{len(given)}"
+        words = [word for part in given for word in ("--part", part)]
+        done = run("--tiny", "--out", out, "--python", python, *words)
+        assert done.returncode == 0, done.stderr
+        assert {path.stem for path in out.glob("*.log")} & set(tables.MORE) == set(wanted)
+        for part in wanted:
+            assert re.search(
+                rf"{part}\.py \S+ --seconds \d+ --tiny$", (out / f"{part}.log").read_text().strip()
+            )
 
 
 def test_a_time_limit_ends_a_part_and_not_the_kit(tmp_path):

@@ -146,7 +146,7 @@ def test_a_copy_runs_in_channels_last_with_its_norms_fused(library, ran):
 
 
 def test_all_but_the_weights_of_convolutions_is_shared(library, ran):
-    """Also where a convolution's weight has the order anyway: a 1x1 one, and one with a single channel."""
+    """Those too that lie so anyway. Of a kernel of 1x1 the strides are of the one order or the other."""
     diffusion = library.make()
     network = getattr(diffusion, library.name)
     fast = fastddpm.optimize(diffusion)
@@ -159,7 +159,8 @@ def test_all_but_the_weights_of_convolutions_is_shared(library, ran):
     moved = [
         part
         for part in network.modules()
-        if isinstance(part, nn.Conv2d) and not part.weight.is_contiguous(memory_format=torch.channels_last)
+        if isinstance(part, nn.Conv2d)
+        and part.weight.stride() != torch.empty_like(part.weight, memory_format=torch.channels_last).stride()
     ]
     assert len(own) == len(moved) > 3
 

@@ -373,7 +373,7 @@ def test_a_step_on_a_gpu_reads_nothing(kind, where, monkeypatch):
     fast.step(torch.zeros(SHAPE), 500, torch.zeros(SHAPE), **options)
     (rows,) = fast._rows.values()
     made = [(t.shape, t.dtype) for t in rows.tensors(torch.device("cpu"))]
-    monkeypatch.setattr(rows_module, "_current", lambda device: torch.no_grad())
+    monkeypatch.setattr(rows_module, "current", lambda device: torch.no_grad())
     with pretended(TARGETS["sm_90"]), FakeTensorMode(), torch.no_grad():
         x, m = torch.empty((2, *SHAPE), device="cuda").unbind()
         rows._tensors[x.device] = tuple(torch.empty(s, dtype=d, device="cuda") for s, d in made)

@@ -20,7 +20,8 @@ from torch import nn
 
 from fastddpm import NoiseSchedule, Sampler
 from fastddpm.engine import Loops, executors
-from fastddpm.engine.graph import CudaGraphBackend
+from fastddpm.engine.constants import Constants
+from fastddpm.engine.graph import CaptureFailed, CudaGraphBackend, GraphExecutor
 from fastddpm.engine.refusal import refusal
 from fastddpm.turn import Turn
 
@@ -104,6 +105,68 @@ def test_a_failed_capture_is_mended_and_names_its_first_error(card, error):
     assert card.captured == before + 1
 
 
+def test_one_capture_at_a_time(card):
+    """The card of these tests, as torch's allocator, refuses a capture while another is under way."""
+    both, seen = threading.Barrier(2, timeout=0.3), []
+
+    def run():
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait()  # for the other thread, if it comes in here meanwhile
+
+    def capture():
+        backend = CudaGraphBackend(torch.device("cpu"))
+        try:
+            seen.append(backend.capture(run))
+        except BaseException as error:
+            seen.append(error)
+
+    threads = [threading.Thread(target=capture) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [Graph.replay] * 2
+
+
+def test_each_thread_that_captures_has_run_the_steps_before(monkeypatch):
+    """Libraries make handles, and keep what cudnn.benchmark found, for each thread, and may not do so in a
+    capture."""
+    done = []
+
+    class Backend(RecordingBackend):
+        def warm_up(self, run):
+            done.append(("warm-up", threading.current_thread().name, self.is_of_steps(run)))
+            run()
+
+        def capture(self, run):
+            name, of_steps = threading.current_thread().name, self.is_of_steps(run)
+            assert ("warm-up", name, of_steps) in done
+            done.append(("capture", name, of_steps))
+            return super().capture(run)
+
+    monkeypatch.setattr("fastddpm.runner.resolve_engine", lambda engine, device: "cudagraph")
+    monkeypatch.setattr(executors, "CudaGraphBackend", Backend)
+    eager = Sampler(make_unet(), NoiseSchedule.linear(), engine="eager", **SETTING)
+    sampler = Sampler(make_unet(), NoiseSchedule.linear(), engine="cudagraph", **SETTING)
+    images = []
+
+    def draw():
+        images.append(sampler.sample(seeds=[3], class_labels=1, progress=False))
+        # Other lengths: a graph of their own, captured here.
+        images.append(sampler.sample_trajectory(seeds=[3], class_labels=1, frames=3, progress=False)[-1])
+
+    for name in ("first", "second"):
+        for _ in range(2):
+            thread = threading.Thread(target=draw, name=name)
+            thread.start()
+            thread.join()
+    expected = eager.sample(seeds=[3], class_labels=1, progress=False)
+    assert len(images) == 8
+    assert all(torch.equal(image, expected) for image in images)
+    captured = [thread for what, thread, of_steps in done if what == "capture" and of_steps]
+    assert captured
+
+
 def test_a_capture_that_only_its_end_refuses_raises_that(card, monkeypatch):
     def run():
         card.broken = True
@@ -172,6 +235,81 @@ def test_auto_asks_before_it_captures_a_strangers_model(monkeypatch):
         assert type(model.table) is torch.Tensor
 
 
+def frequencies(x):
+    return torch.exp(-torch.arange(3) / 3.0).to(x.device)[:, None, None]
+
+
+TABLE = torch.tensor([0.5, 0.25, 1.0])
+
+
+def tables(x):
+    return TABLE.to(x.device)[:, None, None]
+
+
+def filled(x):
+    return torch.empty(3).copy_(TABLE).to(x.device)[:, None, None]
+
+
+class Sending(nn.Module):
+    """As guided-diffusion's network, which computes frequencies on the host in every pass."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.conv, self.what = nn.Conv2d(3, 3, 3, padding=1), what
+
+    def forward(self, x, t):
+        return self.conv(x) * self.what(x)
+
+
+@pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
+@pytest.mark.parametrize("what", [frequencies, tables, filled])
+def test_what_every_pass_sends_is_kept_on_the_card(what, monkeypatch):
+    """Where the pass has made it of numbers; what it was given may be another in the next call."""
+    monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
+    monkeypatch.setattr(RecordingBackend, "captures", 0)
+    asked = []
+    monkeypatch.setattr(GraphExecutor, "keep_constants", lambda self: asked.append(self))
+    auto = Sampler(Sending(what), NoiseSchedule.linear(), **SETTING)
+    auto.runner.loops = Loops("cudagraph", may_fall_back=True)
+    auto.sample(seeds=[3], progress=False)
+    assert len(asked) == RecordingBackend.captures == 1
+    # Another kind of device stands for the card here.
+    constants, made = Constants("meta"), []
+    for _ in range(4):
+        with constants.passing():
+            made.append(what(torch.empty(1, device="meta")))
+    assert constants.varies is (what is not frequencies)
+    assert len(constants.sent) == (what is frequencies)
+    executor = GraphExecutor(lambda: what(torch.empty(1, device="meta")), [], RecordingBackend(None), 4)
+    executor._constants = constants
+    if what is frequencies:
+        executor.run(4)
+    else:
+        with pytest.raises(CaptureFailed, match="a tensor of the host is copied to the card"):
+            executor.run(4)
+
+
+def test_constants_are_the_same_to_the_bit():
+    """On a device that has values: the CPU stands for both."""
+    number, drawn = [1.0], []
+
+    def sent():
+        values = torch.full((2,), number[0])
+        return values.to(torch.device("cpu"), torch.float64, copy=True)
+
+    constants = Constants("cpu")
+    for _ in range(3):
+        with constants.passing():
+            drawn.append(sent())
+        drawn[-1].mul_(2)  # by the model: what is kept stays
+    assert [one.tolist() for one in drawn] == [[2.0, 2.0]] * 3
+    assert (len(constants.sent), constants.varies) == (1, False)
+    number[0] = -0.0
+    with constants.passing():
+        assert str(sent().tolist()) == "[-0.0, -0.0]"
+    assert constants.varies
+
+
 @pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")
 def test_what_cannot_be_told_is_captured():
     options = {
@@ -187,10 +325,10 @@ def test_what_cannot_be_told_is_captured():
             raise KeyError("only on real tensors")
 
     offender = Inner(True)
-    assert refusal(Strange(), (1, 3, 8, 8), **options) == ""
-    assert refusal(lambda x, t: offender(x, t), (1, 3, 8, 8), **options) == ""
+    assert refusal(Strange(), (1, 3, 8, 8), **options) == ("", False)
+    assert refusal(lambda x, t: offender(x, t), (1, 3, 8, 8), **options) == ("", False)
     assert offender.passes == 0
-    assert refusal(offender, (1, 3, 8, 8), **options) != ""
+    assert refusal(offender, (1, 3, 8, 8), **options).reason != ""
 
 
 def test_turns_on_two_streams_are_ordered_by_events(monkeypatch):

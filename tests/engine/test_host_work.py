@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import types
 
 import pytest
 import torch
+from host_copies import HostCopies, pretend_streams
 from networks import TINY, make_unet
 from replay import RecordingBackend
 from tolerances import SAME_OPS
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import fastddpm
 from fastddpm import NoiseSchedule, Sampler, UNet
@@ -95,43 +93,11 @@ def test_a_call_dispatches_few_operators(sampler, pipeline, monkeypatch):
         assert "aten::_foreach_copy_" not in operators.names
 
 
-class HostCopies(TorchDispatchMode):
-    """Copies from the host to the device, and whether each could go on while the host does."""
-
-    def __init__(self):
-        super().__init__()
-        self.locked = []
-        self.sent = []
-
-    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
-        options = options or {}
-        result = operator(*arguments, **options)
-        if options.get("pin_memory"):
-            self.locked.append(result.untyped_storage()._cdata)
-        name = operator.name()
-        if name in ("aten::copy_", "aten::_to_copy"):
-            source = arguments[1] if name == "aten::copy_" else arguments[0]
-            if source.device.type == "cpu" and result.device.type == "cuda":
-                is_async = options.get("non_blocking") or True in arguments[2:3]
-                self.sent.append(source.untyped_storage()._cdata in self.locked and bool(is_async))
-        reads = [v for v in tree_leaves((arguments, options)) if isinstance(v, torch.Tensor)]
-        made = [v for v in tree_leaves(result) if isinstance(v, torch.Tensor)]
-        if any(v.is_cuda for v in reads):
-            assert all(v.is_cuda for v in made), f"{name} brings values to the host"
-        return result
-
-
 @pytest.fixture
 def pretended_streams(monkeypatch):
-    """Events and streams where there is no card; the device of launches is of no matter then."""
-    stream = types.SimpleNamespace(wait_event=lambda event: None)
-    event = types.SimpleNamespace(record=lambda stream=None: None, synchronize=lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
-    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
-    monkeypatch.setattr(Loop, "current", lambda self: contextlib.nullcontext())
+    """No card, and steps that are left out."""
+    pretend_streams(monkeypatch)
     monkeypatch.setattr(Loop, "run", lambda self, n_steps: None)
-    # Fake tensors lie nowhere.
-    monkeypatch.setattr(Inventory, "places", lambda self: 0)
 
 
 @pytest.mark.skipif(not torch.version.cuda, reason="fake CUDA tensors need a CUDA build of torch")

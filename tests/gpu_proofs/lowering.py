@@ -20,6 +20,7 @@ from torch._inductor.compile_fx import inductor_metrics_log
 from torch._inductor.utils import get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastddpm.engine.step import StepBuffers, StepCase
 from fastddpm.network import Network
@@ -159,12 +160,23 @@ VIEWS = re.compile(
 )
 
 
+LIBRARY = re.compile(r"convolution|mm\b|attention")
+"""Operators whose bytes nobody can do without: each reads and writes its maps, and its weights once."""
+
+
 class Operators(TorchDispatchMode):
-    """Names of the operators that launch something."""
+    """Names of the operators that launch something, and the bytes that each reads and writes once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launched: list[str] = []
+        self.n_bytes: Counter[str] = Counter()
+
+    @property
+    def over_least(self) -> float:
+        """All bytes, in those of the libraries' operators."""
+        least = sum(count for name, count in self.n_bytes.items() if LIBRARY.search(name))
+        return self.n_bytes.total() / least
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         name = operator.name()
@@ -172,10 +184,13 @@ class Operators(TorchDispatchMode):
         same = name.startswith("aten::_to_copy") and arguments[0].dtype == result.dtype
         if not VIEWS.search(name) or same:
             self.launched.append(name)
+            moved = [v for v in tree_leaves((arguments, options, result)) if isinstance(v, Tensor)]
+            places = {(v.untyped_storage()._cdata, v.storage_offset(), v.shape): v for v in moved}
+            self.n_bytes[name] += sum(v.numel() * v.element_size() for v in places.values())
         return result
 
 
-def captured_operators(make: Callable[[], nn.Module], monkeypatch: Any, target: str = "sm_90") -> list[str]:
+def captured_operators(make: Callable[[], nn.Module], monkeypatch: Any, target: str = "sm_90") -> Operators:
     """The operators of a step's network as engine `cudagraph` captures it, a launch each.
 
     A convolution's bias is one more; the last has one.
@@ -189,7 +204,7 @@ def captured_operators(make: Callable[[], nn.Module], monkeypatch: Any, target: 
             buffers, network = StepBuffers(CASE, 10, device), bound(model, device)
             with Operators() as operators:
                 network(buffers.x, buffers.counter[:, 0])
-    return operators.launched
+    return operators
 
 
 def compile_kernel(name: str, source: str, folder: Path) -> Any:

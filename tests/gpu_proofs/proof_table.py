@@ -15,6 +15,8 @@ TITLES = {
     "g": "Kernels that Inductor generates for it, compiled to cubins",
     "h": "Recorded steps replayed with other seeds, labels, plan and weights",
     "i": "A step of a scheduler's twin, alone, after the first of its chain",
+    "j": "Whole chains: what is sent to the card, from pageable memory, and read back before the end",
+    "k": "Maps of a step of the networks of other libraries, by their order in memory",
 }
 BEGIN, END = "<!-- proofs: begin -->", "<!-- proofs: end -->"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"

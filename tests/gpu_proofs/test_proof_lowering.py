@@ -111,14 +111,18 @@ def test_launches_of_a_step(name, lowered, proof, ceilings):
 @pytest.mark.parametrize(("name", "make"), [("ours", ours), ("CIFAR-10", cifar10)])
 def test_launches_of_a_captured_step(name, make, proof, ceilings, monkeypatch):
     """Biases and residuals are operators of their own only before halving, doubling and concatenation."""
-    operators = captured_operators(make, monkeypatch)
+    counts = captured_operators(make, monkeypatch)
+    operators = counts.launched
     # The last convolution has its bias with it, which cuDNN leaves to another kernel.
     launches, most = len(operators) + 1 + STEP_LAUNCHES - 1, ceilings["captured"][name]
     library = sum("convolution" in name or "mm" in name or "attention" in name for name in operators)
     norms = sum("group_norm_silu" in name for name in operators)
     counted = {"launches": f"{launches} of {most}", "library": library, "group_norm_silu": norms}
+    bytes_over_least, most_over = counts.over_least, ceilings["bytes_over_least"][name]
+    counted["bytes over the library's"] = f"{bytes_over_least:.2f} of {most_over}"
     proof("e", f"{name}, captured as it is", **counted)
     assert launches <= most
+    assert bytes_over_least <= most_over
 
 
 @pytest.mark.parametrize("name", ["diffusers", "ours"])

@@ -62,7 +62,7 @@ def step(twin, timestep, device):
 def on_the_card(walk, monkeypatch):
     """The walk as the first step of a chain leaves it, with all of it on a card."""
     made = [(values.shape, values.dtype) for values in walk._on(torch.device("cpu"))]
-    monkeypatch.setattr(rows_module, "_current", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(rows_module, "current", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(walk_module, "to_device", lambda *arguments: pytest.fail("sent once more"))
     # Not by the fixture: what begins a chain has to be real.
     with pretended(TARGETS["sm_90"]), FakeTensorMode(), torch.no_grad():

@@ -123,6 +123,12 @@ def test_multiprocessors_are_asked_of_the_card(monkeypatch):
 def test_groups_that_no_program_could_combine_take_the_plain_path():
     assert tiles.fits(torch.empty(1, 128, 256, 256, device="meta"), 1)
     assert not tiles.fits(torch.empty(1, 512, 256, 256, device="meta"), 1)
+    # Places in a sample are int32, however small its groups are.
+    assert tiles.fits(torch.empty(1, 128, 4096, 4095, device="meta"), 128)
+    for channels in (128, 256):
+        shape = torch.Size((1, channels, 4096, 4096))
+        assert not tiles.fits(torch.empty(shape, device="meta"), channels)
+        assert not tiles.surely_fits(shape, channels)
 
 
 @pytest.mark.parametrize("size", [1, 4, 12, 65, 1000])

@@ -20,6 +20,7 @@ from fastddpm.network import without_grad
 from fastddpm.serving import Busy, Closed, DeadlinePassed, Scheduler, line
 from fastddpm.serving.pace import Pace
 from fastddpm.serving.parked import Parked
+from fastddpm.serving.stopwatch import AHEAD, Stopwatch
 
 SCHEDULE = NoiseSchedule.linear(100)
 SHAPE = (3, 8, 8)
@@ -478,3 +479,42 @@ def test_the_document_does_what_it_shows():
         )
         wanted = one.sample(seeds=[seed], class_labels=label, progress=False)[0]
         assert (image - wanted).abs().max() <= ACROSS_BATCHES
+
+
+def test_a_cards_steps_are_timed_by_events(monkeypatch):
+    """A call returns before its work is done: the host is one ahead, and waits for no later one."""
+    card = {"sent": 0.0, "done": 0.0}
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            assert stream == "the current"
+            self.at = card["sent"]
+
+        def synchronize(self):
+            card["done"] = max(card["done"], self.at)
+
+        def elapsed_time(self, end):
+            assert card["done"] >= end.at
+            return 1000 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the current")
+    watch, noted, behind = Stopwatch(torch.device("cuda")), [], []
+    for seconds in (3.0, 1.0, 2.0):
+
+        def call(seconds=seconds):
+            card["sent"] += seconds
+            behind.append(card["sent"] - card["done"])
+
+        watch.time(call, noted.append)
+    assert noted == [3.0, 1.0]
+    assert behind == [3.0, 4.0, 3.0]  # of at most two calls
+    assert AHEAD == 1
+    watch.finish()
+    assert noted == [3.0, 1.0, 2.0]
+    on_cpu = []
+    Stopwatch(torch.device("cpu")).time(lambda: time.sleep(0.01), on_cpu.append)
+    assert 0.01 <= on_cpu[0] < 1.0

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 def embedding(t: Tensor, width: int) -> Tensor:
     """Cosines, then sines, of t times 10000**(-i/half)."""
     half = width // 2
-    angles = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half) / half).to(device=t.device)
+    angles = t[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

@@ -28,6 +28,7 @@ from fastddpm.plans.diffusers.exploding import (
     from_score_sde_ve_scheduler,
 )
 from fastddpm.randomness import TorchNoise
+from fastddpm.transfer import to_device
 
 
 class _Exploding(LatentPipeline):
@@ -172,7 +173,7 @@ class FastScoreSdeVePipeline(_Exploding):
         device = model_device_dtype(self.unet)[0]
         self.settings.source(1, device, seeds=asked["seeds"])  # which are refused
         shape, noise = self._begin(asked, None)
-        x = noise.to(device) * float(self.scheduler.init_noise_sigma)
+        x = to_device(noise, device) * float(self.scheduler.init_noise_sigma)
         generator = one_each(asked["generator"], shape[0])
         source = TorchNoise(generator, device)
         if generator is None and plan.langevin is not None:

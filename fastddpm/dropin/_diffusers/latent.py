@@ -27,6 +27,7 @@ from fastddpm.plans.plan import Float64
 from fastddpm.randomness import Generators, PhiloxNoise, TorchNoise
 from fastddpm.runner import Runner
 from fastddpm.trajectory import Trajectory
+from fastddpm.transfer import to_device
 
 EXTRAS = ("seeds", "callback", "callback_steps")
 """What a call takes beyond the original's arguments."""
@@ -209,8 +210,10 @@ class LatentPipeline(FastPipeline):
         from diffusers.utils.torch_utils import randn_tensor
 
         generator = one_each(asked["generator"], shape[0])
-        noise: Tensor = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
-        return noise
+        first = generator[0] if isinstance(generator, list) else generator
+        place = device if first is None else first.device  # where it draws in any case
+        noise: Tensor = randn_tensor(tuple(shape), generator=generator, device=place, dtype=dtype)
+        return noise if device is None else to_device(noise, device)
 
 
 def callback_every(asked: Asked) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ from fastddpm.dropin._diffusers.network import with_log_variance
 from fastddpm.engine.step import predicted_x0
 from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise
-from fastddpm.transfer import to_device
+from fastddpm.transfer import current, to_device
 from fastddpm_kernels import N_COLUMNS, reverse_step
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def take_row(
     x = torch.empty(sample.shape, dtype=torch.float32, device=sample.device).copy_(sample)
     x0 = torch.empty_like(x)
     counter = counter.expand(len(x), 2)  # all samples are at one row
-    with _current(x.device):
+    with current(x.device):
         reverse_step(
             x,
             m,
@@ -181,8 +180,3 @@ def _threshold(plan: Plan, m: Tensor, x: Tensor, table: Tensor, counter: Tensor)
 
 def is_on_device(timestep: object) -> TypeGuard[Tensor]:
     return isinstance(timestep, Tensor) and timestep.device.type != "cpu"
-
-
-def _current(device: torch.device) -> AbstractContextManager[object]:
-    """Triton launches on the current device, wherever its tensors are."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

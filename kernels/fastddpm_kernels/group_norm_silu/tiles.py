@@ -58,6 +58,9 @@ sectors: 0.3 us, where a launch is 1.3."""
 MAX_CHUNKS = 4096
 """Partial statistics per group that a program combines."""
 
+MOST_ELEMENTS = 2**31 - 1
+"""Of a sample, whose places in it are numbers of 32 bits."""
+
 SECTOR = 32
 """Bytes that memory moves at least."""
 
@@ -214,6 +217,8 @@ def _can_double(groups: int, num_groups: int, block: int, largest: int) -> bool:
 
 def fits(x: Tensor, num_groups: int) -> bool:
     """Whether the kernels take this map."""
+    if math.prod(x.shape[1:]) > MOST_ELEMENTS:
+        return False
     return one_pass(x, num_groups) is not None or split(x, num_groups) is not None
 
 
@@ -223,4 +228,6 @@ def surely_fits(shape: torch.Size, num_groups: int) -> bool:
     The tiles of `split` hold at least 64 pixels of 64 channels, or as many elements, up to masked ones.
     """
     size, pixels = shape[1] // num_groups, math.prod(shape[2:])
+    if shape[1] * pixels > MOST_ELEMENTS:
+        return False
     return -(-size // 64) * -(-pixels // 64) <= MAX_CHUNKS // 4
