@@ -73,11 +73,7 @@ def checked(function: F) -> F:
         if not found:
             found.append(_of_arguments(function))
         if takes and not kwargs.keys() <= takes:
-            name = next(name for name in kwargs if name not in takes)
-            raise TypeError(
-                f"{function.__name__}() got an unexpected keyword argument {name!r}; "
-                f"what the model takes by that name is given as cond={{{name!r}: ...}}"
-            )
+            raise unexpected(function.__name__, next(name for name in kwargs if name not in takes))
         by_name, by_place = found[0]
         for (name, accepted), value in zip(by_place, args, strict=False):
             if accepted is not None and not isinstance(value, accepted.kinds):
@@ -88,6 +84,14 @@ def checked(function: F) -> F:
         return function(*args, **kwargs)
 
     return cast("F", held)
+
+
+def unexpected(function: str, name: str) -> TypeError:
+    """The error for a keyword argument that is none of a function with ``cond``."""
+    return TypeError(
+        f"{function}() got an unexpected keyword argument {name!r}; "
+        f"what the model takes by that name is given as cond={{{name!r}: ...}}"
+    )
 
 
 def check_fields(record: object) -> None:

@@ -90,6 +90,7 @@ class TabulatedUNet1D(Network):
     def predict(self, x: Tensor, time: Tensor) -> Tensor:
         """Model output for x and FiLM's numbers, ``(N, bias_width)``."""
         x, bias = self.arguments(x, time)
+        self.model.check_shape("x", x.shape)
         if not self._unfolds or len(x) * x.shape[1] > MOST_PLACES:
             return self.core(x, bias)
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from fastddpm.options import ConditionArguments, SampleArguments
 from fastddpm.plans.inversion import inverse_plan
 from fastddpm.progress import progress_bar
 from fastddpm.request import make_batches
-from fastddpm.signatures import checked
+from fastddpm.signatures import checked, unexpected
 from fastddpm.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ SHARED_ARGUMENTS = (
     "generator",
     "max_batch",
 )
+# What `invert` and `interpolate` do.
+CONDITION_ARGUMENTS = ("class_labels", "guidance_scale", "condition", "cond", "uncond", "max_batch")
+# Of `sample` besides: some of these are arguments of some of the others.
+OTHER_ARGUMENTS = ("x_T", "callback", "callback_every", "progress", "timestep", "images")
 
 
 class Variations(Configured):
@@ -71,6 +76,7 @@ class Variations(Configured):
         Returns:
             float32 ``(F, B, ...)``; the last frame is what `Sampler.sample` returns.
         """
+        _check_names("sample_trajectory", request, SHARED_ARGUMENTS)
         batches = self._batches(request, batch_size=batch_size, x=x_T)
         trajectory = Trajectory(len(self.plan), frames, predicted)
         pieces: list[Tensor] = []
@@ -117,6 +123,7 @@ class Variations(Configured):
         Returns:
             float32 ``(B, ...)``.
         """
+        _check_names("sample_from", request, SHARED_ARGUMENTS)
         row = self._row_of(timestep)
         batches = self._batches_of(images, request, batch_size=batch_size)
         # q(x_t | x_0): Ho et al. 2020, eq. 4
@@ -155,6 +162,7 @@ class Variations(Configured):
         Raises:
             ValueError: a sampler of another method than ddim with eta 0; otherwise as of `Sampler.sample`.
         """
+        _check_names("invert", request, CONDITION_ARGUMENTS)
         plan = inverse_plan(self.plan, self.schedule)
         drawn: SampleArguments = {**request}  # type: ignore[typeddict-item]  # more keys may be left out
         drawn["seeds"] = [0] * (len(images) if images.ndim else 0)
@@ -196,6 +204,7 @@ class Variations(Configured):
         Returns:
             float32 ``(steps, ...)``.
         """
+        _check_names("interpolate", request, CONDITION_ARGUMENTS)
         if not first.ndim or first.shape != second.shape:
             raise BadArgument(
                 "first, second",
@@ -223,16 +232,24 @@ class Variations(Configured):
         try:
             return self._batches(request, batch_size=batch_size, x=images)
         except BadArgument as error:
-            if "x_T" in request:
-                raise
             raise BadArgument(error.argument.replace("x_T", "images"), error.given, error.accepted) from None
 
     def _batches(self, request: SampleArguments, *, batch_size: int | None, x: Tensor | None) -> list[Batch]:
         """The batches for keyword arguments of `Sampler.sample`, given to another method."""
-        unknown = sorted(set(request) - set(SHARED_ARGUMENTS))
-        if unknown:
-            raise BadArgument(unknown[0], "an argument that is none here", ", ".join(SHARED_ARGUMENTS))
         return make_batches(self.facts, batch_size=batch_size, x=x, **request)
 
     def _row_of(self, timestep: int) -> int:
         return self.plan.row_of(whole("timestep", timestep, least=0, most=len(self.schedule) - 1))
+
+
+def _check_names(method: str, request: Mapping[str, object], accepted: Sequence[str]) -> None:
+    """What a method passes on, held to the names that it has.
+
+    Raises:
+        ValueError: an argument of another way to draw.
+        TypeError: any other, which is to be told where what a model takes goes.
+    """
+    for name in sorted(set(request) - set(accepted)):
+        if name in SHARED_ARGUMENTS or name in OTHER_ARGUMENTS:
+            raise BadArgument(name, "an argument that is none here", ", ".join(accepted))
+        raise unexpected(method, name)

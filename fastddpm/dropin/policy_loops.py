@@ -75,16 +75,23 @@ class ActionLoop:
         plan = self._plan(given.pop("kwargs", {}))
         generator = given.pop("generator", None)
         x, known, mask = (given.pop(name, None) for name in ("noise", "condition_data", "condition_mask"))
-        if known is not None and mask is not None:
+        if "condition_data" in bound.arguments:
+            check_given(known, mask)
             shape, dtype = known.shape, known.dtype
             known = known.detach().to(runner.device, torch.float32)
-            mask = mask.to(runner.device).expand(shape)
+            mask = mask.to(runner.device)[(..., *[None] * (len(shape) - mask.ndim))].expand(shape)
         else:
             dtype = model_device_dtype(self._module())[1]
             shape = self._shape(given["batch_size"]) if x is None else x.shape
-        source = self.settings.source(shape[0], runner.device, generator=generator, dtype=dtype)
         given.pop("batch_size", None)
-        batch = make_batch(shape, source, x=x, cond=_tensors(given), known=known, known_mask=mask)
+        cond = _tensors(given)
+        if isinstance(runner.model, UNet1D):
+            runner.model.check_shape("noise" if known is None else "condition_data", shape)
+            check_rows(cond, shape[0])
+        if not shape[0]:
+            return torch.zeros(shape, dtype=dtype, device=runner.device)
+        source = self.settings.source(shape[0], runner.device, generator=generator, dtype=dtype)
+        batch = make_batch(shape, source, x=x, cond=cond, known=known, known_mask=mask)
         return runner.run(plan, batch, progress=False).to(dtype)
 
     def report(self) -> Report:
@@ -195,6 +202,27 @@ def _tensors(given: dict[str, object]) -> dict[str, Tensor]:
         if value is not None and not isinstance(value, Tensor):
             raise BadArgument(name, shown(value), "a tensor or None")
     return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+
+
+def check_given(data: object, mask: object) -> None:
+    """BadArgument unless data and mask are what a part of the trajectory is given by.
+
+    As the loops that index with the mask take it: of the first axes of the data, or of all.
+    """
+    if not isinstance(data, Tensor) or not data.ndim:
+        raise BadArgument("condition_data", shown(data), "a tensor (B, T, A)")
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != data.shape[: mask.ndim]:
+        is_other = isinstance(mask, Tensor)
+        given = f"{mask.dtype} of shape {tuple(mask.shape)}" if is_other else shown(mask)
+        raise BadArgument("condition_mask", given, f"a bool tensor {tuple(data.shape)}")
+
+
+def check_rows(cond: dict[str, Tensor], count: int) -> None:
+    """BadArgument for conditions with a row for each of another number of trajectories."""
+    for name, value in cond.items():
+        if not value.ndim or value.shape[0] not in (1, count):
+            accepted = f"a tensor ({count} or 1, ...)"
+            raise BadArgument(name, f"shape {tuple(value.shape)}", accepted)
 
 
 def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastddpm.checks import BadArgument
 from fastddpm.unet1d.unet1d import Block, Pair, UNet1D, parts
 
 
@@ -158,6 +159,18 @@ class BufferedBlock:
         torch.add(h.transpose(1, 2), added, out=target)
 
 
+def _check_groups(model: UNet1D, batch: int, places: int) -> None:
+    """BadArgument where a group of a norm has one number in all trajectories together."""
+    config, lowest = model.config, places // model.config.length_multiple
+    last = config.down_dims[-1] // config.num_groups * batch * lowest
+    if last == 1 or config.down_dims[0] // config.final_groups * batch * places == 1:
+        raise BadArgument(
+            "x",
+            f"{batch} of {places} places, so that groups of a norm have one number each,",
+            f"more than {config.length_multiple} places, or trajectories drawn together",
+        )
+
+
 class BufferedPair:
     """A `Pair`: as of `BufferedBlock`, with FiLM's numbers of both."""
 
@@ -180,9 +193,13 @@ class Buffered:
         model: whose weights it reads.
         batch: trajectories.
         places: of each, a multiple of the network's.
+
+    Raises:
+        ValueError: a norm would have groups of one number alone, which torch's modules refuse too.
     """
 
     def __init__(self, model: UNet1D, batch: int, places: int) -> None:
+        _check_groups(model, batch, places)
         weight, self._channels = model.conv_out.weight, model.config.down_dims
         self._film = weight.new_zeros(batch, model.bias_width)
         films = list(torch.split(self._film, [block.film.out_features for block in model.blocks()], dim=1))

@@ -8,7 +8,7 @@ which a chain has one for each row of its plan, and one of the observations, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -134,6 +134,14 @@ class UNet1D(nn.Module):
             bias = bias + self.condition_biases(global_cond)
         return self.forward_biased(x, bias)
 
+    def check_shape(self, name: str, shape: Sequence[int]) -> None:
+        """BadArgument unless a shape is that of trajectories that the levels can halve."""
+        width, multiple = self.config.action_dim, self.config.length_multiple
+        if len(shape) != 3 or shape[2] != width or not shape[1] or shape[1] % multiple:
+            raise BadArgument(
+                name, f"shape {tuple(shape)}", f"(B, T, {width}) with T a multiple of {multiple}"
+            )
+
     def time_biases(self, t: Tensor) -> Tensor:
         """The part of every block's FiLM that times ``(N,)`` give, its bias with it: ``(N, bias_width)``."""
         half = self.config.time_dim // 2
@@ -143,7 +151,14 @@ class UNet1D(nn.Module):
         return self._projected(F.mish(self.time_mlp(embedded)), 0)
 
     def condition_biases(self, global_cond: Tensor) -> Tensor:
-        """The part that observations ``(B, cond_dim)`` give: ``(B, bias_width)``."""
+        """The part that observations ``(B, cond_dim)`` give: ``(B, bias_width)``.
+
+        Raises:
+            ValueError: observations of another shape.
+        """
+        if global_cond.ndim != 2 or global_cond.shape[1] != self.config.cond_dim:
+            given = f"shape {tuple(global_cond.shape)}"
+            raise BadArgument("global_cond", given, f"(B, {self.config.cond_dim})")
         return self._projected(F.mish(global_cond.to(self.dtype)), self.config.time_dim)
 
     def _projected(self, features: Tensor, first: int) -> Tensor:
@@ -158,10 +173,7 @@ class UNet1D(nn.Module):
     def forward_biased(self, x: Tensor, bias: Tensor) -> Tensor:
         """As `forward`, given FiLM's numbers of all blocks, ``(B, bias_width)``, in place of time and
         observations."""
-        multiple = self.config.length_multiple
-        if x.ndim != 3 or x.shape[2] != self.config.action_dim or x.shape[1] % multiple:
-            accepted = f"(B, T, {self.config.action_dim}) with T a multiple of {multiple}"
-            raise BadArgument("x", f"shape {tuple(x.shape)}", accepted)
+        self.check_shape("x", x.shape)
         films = iter(torch.split(bias, [block.film.out_features for block in self.blocks()], dim=1))
         h, kept = x.transpose(1, 2), []
         for i, pair in enumerate(self.down):

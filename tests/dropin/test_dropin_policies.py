@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from dropin_checks import fingerprint
+from policy_cases import random_case
 from replay import RecordingBackend
-from tolerances import SAME_KERNELS, SAME_OPS
+from tolerances import ACTIONS, SAME_KERNELS, SAME_OPS
 from torch import nn
 
 import fastddpm
@@ -112,59 +113,42 @@ def test_a_generator_of_the_callers():
     theirs = lowdim("known", steps=5)
     ours = fastddpm.optimize(theirs)
     data, mask = torch.zeros(2, 16, 7), torch.zeros(2, 16, 7, dtype=torch.bool)
-    drawn = []
-    for policy in (theirs, ours):
-        generator = torch.Generator().manual_seed(5)
-        with torch.no_grad():
-            drawn.append(policy.conditional_sample(data, mask, generator=generator))
-    assert (drawn[1] - drawn[0]).abs().max() <= SAME_KERNELS
+    of_places = torch.arange(16).expand(2, 16) < 3  # whole places, as indexing takes it
+    for given in (mask, of_places):
+        drawn = []
+        for policy in (theirs, ours):
+            generator = torch.Generator().manual_seed(5)
+            with torch.no_grad():
+                drawn.append(policy.conditional_sample(data, given, generator=generator))
+        assert (drawn[1] - drawn[0]).abs().max() <= SAME_KERNELS
+    nobody = ours.conditional_sample(data[:0], mask[:0])
+    assert nobody.shape == theirs.conditional_sample(data[:0], mask[:0]).shape == (0, 16, 7)
 
 
-class TransformerPolicy(peers.LowdimPolicy):
-    """``DiffusionTransformerLowdimPolicy``: its network takes the condition by place."""
-
-    __module__ = "diffusion_policy"
-
-    def predict_action(self, obs_dict):
-        data = torch.zeros(len(obs_dict["obs"]), self.horizon, self.action_dim)
-        mask = torch.zeros_like(data, dtype=torch.bool)
-        return {"action": self.conditional_sample(data, mask, cond=obs_dict["obs"], **self.kwargs)}
-
-
-def by_place(self, condition_data, condition_mask, cond=None, generator=None, **kwargs):
-    trajectory = torch.randn(size=condition_data.shape, generator=generator)
-    self.noise_scheduler.set_timesteps(self.num_inference_steps)
-    for t in self.noise_scheduler.timesteps:
-        trajectory[condition_mask] = condition_data[condition_mask]
-        output = self.model(trajectory, t, cond)
-        step = self.noise_scheduler.step(output, t, trajectory, generator=generator, **kwargs)
-        trajectory = step.prev_sample
-    trajectory[condition_mask] = condition_data[condition_mask]
-    return trajectory
+# Of a U-Net: kernels of 7 and 3 unequal levels; 4 levels with a known part; one level and a kernel of 1;
+# conditions of each place. Of a transformer: causal, its conditions encoded or not, the time a place.
+HARD = {
+    9: "unet",
+    14: "unet",
+    52: "unet",
+    33: "unet",
+    18: "transformer",
+    19: "transformer",
+    34: "transformer",
+}
 
 
-class Attending(nn.Module):
-    """Of a trajectory and observations ``(B, To, Do)``."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 3)
-        self.attention = nn.MultiheadAttention(8, 2, kdim=4, vdim=4, batch_first=True)
-
-    def forward(self, sample, timestep, cond=None, **kwargs):
-        time = timestep.reshape(-1).expand(len(sample)) / 100
-        hidden = self.embed(sample) + time[:, None, None]
-        return self.head(hidden + self.attention(hidden, cond, cond)[0])
+@pytest.mark.parametrize(("seed", "network"), HARD.items())
+def test_random_configurations(seed, network):
+    case = random_case(seed)
+    assert ("transformer" in case.words) == (network == "transformer")
+    assert case.difference() <= ACTIONS, case.words
 
 
-def test_the_policy_with_a_transformer(monkeypatch):
-    monkeypatch.setattr(peers.LowdimPolicy, "conditional_sample", by_place)
-    torch.manual_seed(0)
-    options = {"horizon": 16, "obs_dim": 4, "action_dim": 3, "n_obs_steps": 2}
-    theirs = TransformerPolicy(Attending(), SCHEDULERS["ddpm"](), num_inference_steps=20, **options).eval()
-    ours = fastddpm.optimize(theirs)
-    batch = {"obs": observed()}
-    same(lambda: theirs.predict_action(batch)["action"], lambda: ours.predict_action(batch)["action"])
+def test_a_network_that_passes_rounding_on_is_no_further_from_float64():
+    theirs, ours = random_case(110).from_exact()
+    assert ACTIONS < theirs < 1e-3
+    assert ours <= 3 * theirs
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -263,6 +247,15 @@ def test_what_is_refused():
         fastddpm.optimize(solver)
     with pytest.raises(ValueError, match="global_cond: list given, a tensor or None accepted"):
         fastddpm.optimize(lerobot()).diffusion.conditional_sample(1, global_cond=[1.0])
+    loop, zeros = fastddpm.optimize(lowdim("known")).conditional_sample, torch.zeros(2, 16, 7)
+    for data, mask, words in (
+        (None, zeros.bool(), "condition_data: None given, a tensor (B, T, A) accepted"),
+        (zeros, None, "condition_mask: None given, a bool tensor (2, 16, 7) accepted"),
+        (zeros, zeros, "condition_mask: torch.float32 of shape (2, 16, 7) given, a bool tensor"),
+        (zeros, zeros.bool()[..., :1], "condition_mask: torch.bool of shape (2, 16, 1) given, a bool tensor"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            loop(data, mask)
     overridden = lowdim()
     overridden.__class__ = Other
     with pytest.raises(ValueError, match="Other, whose conditional_sample takes the place of LowdimPolicy's"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -157,6 +159,45 @@ def test_a_network_that_only_looks_like_it_runs_as_it_is():
     ours = fastddpm.optimize(theirs)
     assert "our UNet's outputs differ by" in str(ours.report())
     check_same(theirs, ours, observed())
+
+
+def test_what_the_network_refuses_is_named():
+    theirs = lowdim("ddim", 2, down_dims=(8, 16, 8), n_groups=4)
+    ours = fastddpm.optimize(theirs)
+
+    def drawn(policy, places=16, width=3, **cond):
+        data = torch.zeros(2, places, width)
+        with torch.no_grad():
+            return policy.conditional_sample(data, data.bool(), **cond)
+
+    vector = torch.ones(2, 8)
+    for words, call in {
+        "condition_data: shape (2, 18, 3) given, (B, T, 3) with T a multiple of 4": {"places": 18},
+        "condition_data: shape (2, 0, 3) given": {"places": 0},
+        "condition_data: shape (2, 16, 4) given": {"width": 4},
+        "global_cond: shape (2, 7) given, (B, 8) accepted": {"global_cond": vector[:, :7]},
+        "global_cond: shape (2, 2, 4) given, (B, 8) accepted": {"global_cond": vector.view(2, 2, 4)},
+        "global_cond: shape (3, 8) given, a tensor (2 or 1, ...)": {"global_cond": torch.ones(3, 8)},
+        "cond: local_cond, global_cond to a network of 8": {"local_cond": torch.ones(2, 16, 4)},
+    }.items():
+        given = {"global_cond": vector} | call
+        with pytest.raises((RuntimeError, TypeError)):
+            drawn(theirs, **given)
+        with pytest.raises(ValueError, match=re.escape(words)):
+            drawn(ours, **given)
+    sampler = ours.sampler()
+    with pytest.raises(ValueError, match=r"global_cond: shape \(1, 7\) given, \(B, 8\) accepted"):
+        sampler.sample(seeds=[1], cond={"global_cond": vector[:1, :7]}, progress=False)
+    with pytest.raises(ValueError, match=r"x: shape \(1, 18, 3\) given, \(B, T, 3\) with T a multiple of 4"):
+        sampler.sample(seeds=[1], shape=(18, 3), cond={"global_cond": vector[:1]}, progress=False)
+    # Eight groups of the last norm, of a channel each: one place and trajectory leave one number.
+    single = lowdim("ddim", 2, down_dims=(8,), n_groups=8)
+    single.horizon = 1
+    for policy in (single, fastddpm.optimize(single)):
+        with pytest.raises(
+            ValueError, match=r"more than 1 value per channel|groups of a norm have one number"
+        ):
+            acted(policy, observed())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -344,3 +344,18 @@ def test_a_condition_by_its_own_name_is_told_where_it_goes():
     with pytest.raises(TypeError, match=re.escape("is given as cond={'y': ...}")):
         sampler.sample(seeds=[0], y=torch.zeros(1, 2), progress=False)
     assert sampler.sample(seeds=[0], cond={"y": torch.zeros(1, 2)}, progress=False).shape == (1, 2)
+    inverse, y = sampler.replace(method="ddim"), torch.zeros(2, 2)
+    for name, call in {
+        "sample_trajectory": lambda **given: sampler.sample_trajectory(seeds=[0, 1], **given),
+        "sample_from": lambda **given: sampler.sample_from(y, 5, **given),
+        "interpolate": lambda **given: sampler.interpolate(y[0], y[1], 5, steps=2, **given),
+        "invert": lambda **given: inverse.invert(y, **given),
+    }.items():
+        words = (
+            f"{name}() got an unexpected keyword argument 'y'; what the model takes by that name is given as"
+        )
+        with pytest.raises(TypeError, match=re.escape(words)):
+            call(y=y, progress=False)
+        assert call(cond={"y": y}, progress=False).shape[-2:] == (2, 2)
+        with pytest.raises(ValueError, match=r"(x_T|images): an argument that is none here"):
+            call(**({"images": y} if name == "sample_trajectory" else {"x_T": y}))

@@ -115,12 +115,8 @@ class ConditionalUnet1D(nn.Module):
         return out
 
 
-class LowdimPolicy(nn.Module):
-    """``DiffusionUnetLowdimPolicy``: actions of observations ``(B, T, Do)``, nothing normalised.
-
-    Observations are a vector for all (``obs_as_global_cond``), one of each place (``obs_as_local_cond``), or
-    the known part of the trajectory ``(B, T, Da + Do)``.
-    """
+class BasePolicy(nn.Module):
+    """What a policy of low-dimensional observations holds."""
 
     def __init__(
         self,
@@ -139,6 +135,14 @@ class LowdimPolicy(nn.Module):
         self.horizon, self.obs_dim, self.action_dim = horizon, obs_dim, action_dim
         self.n_obs_steps, self.num_inference_steps = n_obs_steps, num_inference_steps
         self.obs_as = obs_as
+
+
+class LowdimPolicy(BasePolicy):
+    """``DiffusionUnetLowdimPolicy``: actions of observations ``(B, T, Do)``, nothing normalised.
+
+    Observations are a vector for all (``obs_as_global_cond``), one of each place (``obs_as_local_cond``), or
+    the known part of the trajectory ``(B, T, Da + Do)``.
+    """
 
     def conditional_sample(
         self,

@@ -146,7 +146,9 @@ class ConditionalUnet1D(nn.Module):
         if global_cond is not None:
             cond = torch.cat((cond, global_cond), dim=-1)
         local: list[Tensor] = []
-        if local_cond is not None and self.local_cond_encoder is not None:
+        if local_cond is not None:
+            if self.local_cond_encoder is None:
+                raise TypeError("cannot unpack non-iterable NoneType object")
             local = [block(local_cond.moveaxis(-1, -2), cond) for block in self.local_cond_encoder]
         kept = []
         for i, level in enumerate(self.down_modules):
@@ -157,10 +159,10 @@ class ConditionalUnet1D(nn.Module):
             x = halve(kept[-1])
         for block in self.mid_modules:
             x = block(x, cond)
-        for i, level in enumerate(self.up_modules):
+        for level in self.up_modules:
+            # The second of the local ones is never added there: the level that it is for is not reached.
             first, second, double = level.children()
             x = first(torch.cat((x, kept.pop()), dim=1), cond)
-            x = x + local[1] if local and i == len(self.up_modules) - 1 else x
             x = double(second(x, cond))
         out: Tensor = self.final_conv(x).moveaxis(-1, -2)
         return out
