@@ -141,7 +141,7 @@ def load(
             the box; a file that a training script wrote, with a network of a library in docs/formats.md in
             it; a folder of diffusers or accelerate, or of a policy of LeRobot; a state dict or other document
             of any of them; or ``organisation/name`` of the Hugging Face Hub (extra ``hub``), if need be with
-            ``@revision``.
+            a folder or file in it, ``organisation/name/model.pt``, and ``@revision``.
         format: whose network it is, one of `FORMATS`; ``auto`` tells them apart by their names of tensors
             and files.
         config: what a checkpoint of another library does not say, as a mapping or a JSON file (with or

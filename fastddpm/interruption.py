@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,13 +18,18 @@ RESUMABLE = (*NAMES, "SIGUSR1")
 GIVE_AGAIN = 75
 """Exit code of a training that one of these ended: EX_TEMPFAIL, try again later (BSD's sysexits.h)."""
 
+_commands: list[list[int]] = []
+"""What those that run in `as_interrupts` have received."""
+
 
 @contextmanager
 def as_interrupts(names: tuple[str, ...] = NAMES) -> Iterator[list[int]]:
     """Ctrl-C and signals of these names raise KeyboardInterrupt in the body. Yields a list that gets their
     numbers.
 
-    By the list it is known of an interrupt that a library made something else of.
+    By the list it is known of an interrupt that a library made something else of, and `raise_again` of one
+    that was dropped: Python does so, with words on standard error that are left out here, where it calls
+    ``__del__`` and the like.
 
     A signal that is ignored, as nohup does with SIGHUP, stays so. In another than the main thread nothing
     changes: signals are not its to take.
@@ -34,11 +40,26 @@ def as_interrupts(names: tuple[str, ...] = NAMES) -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt
 
+    def unraisable(dropped: sys.UnraisableHookArgs) -> None:
+        if not (received and isinstance(dropped.exc_value, KeyboardInterrupt)):
+            hook(dropped)
+
+    hook = sys.unraisablehook
     before = taken(interrupt, ("SIGINT", *names))
+    sys.unraisablehook = unraisable
+    _commands.append(received)
     try:
         yield received
     finally:
+        _commands.pop()
+        sys.unraisablehook = hook
         put_back(before)
+
+
+def raise_again() -> None:
+    """KeyboardInterrupt where a signal has come in `as_interrupts` and its body goes on all the same."""
+    if any(_commands):
+        raise KeyboardInterrupt
 
 
 @contextmanager

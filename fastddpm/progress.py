@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fastddpm.interruption import raise_again
+
 FIRST_LINE = 10
 """Steps after which the first line says how long it will take."""
 LINES_EVERY = 60.0
@@ -32,7 +34,21 @@ def progress_bar(
         total: what the steps add up to.
         description: what is going on.
         unit: what is counted, such as "images"; "steps" in lines, if left out.
+
+    Raises:
+        KeyboardInterrupt: (by ``advance``) a signal that should have ended the command was dropped.
     """
+    with _shown(show, total, description, unit) as shown:
+
+        def advance(n: int) -> None:
+            raise_again()
+            shown(n)
+
+        yield advance
+
+
+@contextmanager
+def _shown(show: bool, total: int, description: str, unit: str | None) -> Iterator[Callable[[int], None]]:
     if not show or _rank() != 0:
         yield lambda n: None
     elif sys.stderr.isatty() and _has("rich"):

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from fastddpm.interruption import RESUMABLE, put_back, taken
+from fastddpm.interruption import RESUMABLE, put_back, raise_again, taken
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,6 +28,7 @@ def stop_on_interrupt() -> Iterator[list[int]]:
 
     The other signals may come again and again from a scheduler that waits for the end: the first counts.
     """
+    raise_again()  # nothing has begun
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from hub_cases import add
 from huggingface_hub import errors
 from huggingface_hub.utils import filter_repo_objects
 from networks import make_unet
@@ -31,21 +30,6 @@ def save(folder: Path, bias: float = 0.0) -> Path:
     with torch.no_grad():
         network.conv_out.bias.add_(bias)
     return fastddpm.save_folder(folder, network, NoiseSchedule.linear(20), OPTIONS)
-
-
-def add(cache: Path, repository: str, source: Path, commit: str, branch: str | None = "main") -> None:
-    """Puts a folder into a cache as one commit: blobs by their hash, links to them, and refs."""
-    place = cache / f"models--{repository.replace('/', '--')}"
-    for file in (path for path in source.rglob("*") if path.is_file()):
-        blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        blob.write_bytes(file.read_bytes())
-        link = place / "snapshots" / commit / file.relative_to(source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(blob, link.parent))
-    if branch is not None:
-        (place / "refs").mkdir(exist_ok=True)
-        (place / "refs" / branch).write_text(commit)
 
 
 @pytest.fixture
@@ -101,8 +85,18 @@ def test_a_path_is_no_repository(cache, tmp_path, monkeypatch):
     assert fastddpm.load("runs/model").shape == (3, 8, 8)
     with pytest.raises(CheckpointError, match="model folder 'runs/modle': not found"):
         fastddpm.load("runs/modle")
-    for name in ("a", "a/b/c", "/a/b", "../a", "a/.b", "a b/c", f"a/{'b' * 200}", "https://x/y"):
-        assert not names_repository(name)
+    for name in (
+        "a",
+        "runs/b/c",
+        "runs/b@c/d",
+        "/a/b",
+        "../a",
+        "a/.b",
+        "a/b/../c",
+        "a b/c",
+        f"a/{'b' * 200}",
+    ):
+        assert not names_repository(name), name
     assert asked == []
     for option in ({"revision": "v1"}, {"token": "secret"}, {"cache_dir": "x"}, {"local_files_only": True}):
         with pytest.raises(BadArgument, match="which is not on the Hub, given, None accepted") as error:
@@ -129,7 +123,12 @@ def served(tmp_path, monkeypatch):
         (tmp_path / "snapshot").mkdir(exist_ok=True)
         return str(tmp_path / "snapshot")
 
+    def list_repo_files(self, repo_id, *, revision):
+        remote = tmp_path / "remote"
+        return [str(path.relative_to(remote)) for path in remote.rglob("*") if path.is_file()]
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
     return fetched
 
 
@@ -190,7 +189,8 @@ U = "unet/diffusion_pytorch_model"
     [
         ([f"{U}.safetensors", f"{U}.bin", f"{U}.fp16.safetensors"], None, [f"{U}.safetensors"]),
         ([f"{U}.safetensors", f"{U}.fp16.safetensors"], "fp16", [f"{U}.fp16.safetensors"]),
-        ([f"{U}.fp16.safetensors", f"{U}.bin"], None, [f"{U}.fp16.safetensors"]),
+        ([f"{U}.fp16.safetensors", f"{U}.bin"], None, [f"{U}.bin"]),
+        ([f"{U}.fp16.safetensors", f"{U}.fp16.bin"], None, [f"{U}.fp16.safetensors"]),
         ([f"{U}.bin", "unet/other.bin"], None, [f"{U}.bin"]),
     ],
 )
@@ -206,6 +206,37 @@ def test_of_a_pipeline_one_network_is_fetched_as_safetensors_if_there(
     assert same(sampler, fastddpm.load(tmp_path / "snapshot", variant=variant))
 
 
+def test_a_pipeline_whose_parts_lie_at_the_root(served, tmp_path):
+    """As google's ddpm-cifar10-32 has them."""
+    remote = tmp_path / "remote"
+    diffusers_folder(remote, [f"{U}.safetensors"])
+    for file in (*(remote / "unet").iterdir(), remote / "scheduler" / "scheduler_config.json"):
+        file.rename(remote / file.name)
+    for part in ("unet", "scheduler", "unet_ema"):
+        (remote / part).rmdir()
+    sampler = fastddpm.load("some-lab/pipeline")
+    assert len(sampler.schedule.betas) == 20
+    assert "scheduler_config.json" in served
+    assert same(sampler, fastddpm.load(remote))
+
+
+def test_of_a_folder_in_a_repository_nothing_else_is_fetched(served, tmp_path):
+    remote = tmp_path / "remote"
+    diffusers_folder(remote / "runs" / "first", [f"{U}.safetensors"])
+    (remote / "runs" / "first" / "unet_ema").rmdir()
+    save(remote / "runs" / "second")
+    (remote / "ema.pt").write_bytes(b"x")
+    one, other = fastddpm.load("some-lab/runs/runs/first"), fastddpm.load("some-lab/runs/runs/second@main")
+    assert same(one, fastddpm.load(remote / "runs/first"))
+    assert same(other, fastddpm.load(remote / "runs/second"))
+    weights = [name for name in served if not name.endswith(".json")]
+    assert weights == [f"runs/first/{U}.safetensors", "runs/second/model.safetensors"]
+    with pytest.raises(
+        CheckpointError, match=r"several models in it \(ema\.pt, runs/first, runs/second\); one of"
+    ):
+        fastddpm.load("some-lab/runs")
+
+
 def test_a_pipeline_of_latents_is_refused_before_its_weights_are_fetched(served, tmp_path):
     diffusers_folder(tmp_path / "remote", [f"{U}.safetensors"])
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
@@ -217,7 +248,7 @@ def test_a_pipeline_of_latents_is_refused_before_its_weights_are_fetched(served,
 
 def test_a_repository_without_a_model_is_said(served, tmp_path):
     (tmp_path / "remote" / "README.md").write_text("nothing")
-    with pytest.raises(CheckpointError, match="some-lab/text: no weights of a model in this repository"):
+    with pytest.raises(CheckpointError, match="some-lab/text: no weights of a model in this repository,"):
         fastddpm.load("some-lab/text")
 
 

@@ -17,12 +17,13 @@ import pytest
 from job_cases import contents, start
 from networks import make_unet
 
-from fastddpm import NoiseSchedule, UNetConfig, export, load, save_folder
+from fastddpm import NoiseSchedule, Sampler, UNetConfig, export, load, save_folder
 from fastddpm.cli import app, terminal
 from fastddpm.export.settings import resolve
 from fastddpm.files import replacing
 from fastddpm.interruption import GIVE_AGAIN, as_interrupts
 from fastddpm.training import checkpoints
+from fastddpm.training.interruption import stop_on_interrupt
 
 MOMENTS = 10
 Event = get_context("fork").Event
@@ -180,6 +181,32 @@ def test_what_a_library_makes_of_an_interrupt_is_one_all_the_same(monkeypatch, c
     with pytest.raises(SystemExit) as end:
         app.main()
     assert (end.value.code, capsys.readouterr().err) == (128 + number, f"fastddpm: {said}\n")
+
+
+def test_one_that_python_drops_ends_the_command_all_the_same(monkeypatch, capsys, tmp_path):
+    """As it does, with lines of its own on standard error, with what is raised where an object is deleted."""
+    steps = []
+
+    class Deleted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def sample(self, **request):
+        Deleted()
+        return drawn(self, **{**request, "callback": lambda *step: steps.append(step)})
+
+    drawn = Sampler.sample
+    monkeypatch.setattr("fastddpm.Sampler.sample", sample)
+    words = ["sample", "--seeds", "0", "--steps", "4", "--method", "ddim", "--out", str(tmp_path / "a.png")]
+    monkeypatch.setattr(sys, "argv", ["fastddpm", *words])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    assert (end.value.code, capsys.readouterr().err) == (TERMINATED, "fastddpm: terminated\n")
+    assert (steps, list(tmp_path.iterdir())) == ([], [])
+    with as_interrupts():
+        Deleted()
+        with pytest.raises(KeyboardInterrupt):
+            stop_on_interrupt().__enter__()
 
 
 def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
