@@ -102,6 +102,14 @@ def test_a_broken_link_and_a_name_that_is_not_there_fail(tmp_path):
         assert message in done.stderr
     (tmp_path / "docs" / "index.md").write_text("# A page\n\n[the hooks](../scripts/docs_hooks.py)\n")
     assert build(tmp_path, tmp_path / "site").returncode == 0
+    assert "Edit this page" not in (tmp_path / "site" / "index.html").read_text()
+    # Of a checkout that says where it is from.
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    origin = ["remote", "add", "origin", "git@github.com:some/body.git"]
+    subprocess.run(["git", "-C", str(tmp_path), *origin], check=True)
+    assert build(tmp_path, tmp_path / "site").returncode == 0
+    html = (tmp_path / "site" / "index.html").read_text()
+    assert '"https://github.com/some/body/edit/main/docs/index.md" title="Edit this page"' in html
 
 
 def test_links_out_of_the_pages_are_named():
@@ -123,6 +131,22 @@ def test_links_out_of_the_pages_are_named():
         "[a](b.md)",
     ):
         assert named(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("address", "repository"),
+    [
+        ("git@github.com:some/body.git", "https://github.com/some/body"),
+        ("https://name:word@github.com/some/body", "https://github.com/some/body"),
+        ("ssh://git@gitlab.com/some/group/body.git", "https://gitlab.com/some/group/body"),
+        ("https://example.org/some/body.git", None),
+        ("/srv/github.com/some/body", None),
+        ("", None),
+    ],
+)
+def test_pages_are_edited_where_the_checkout_is_from(address, repository):
+    found = hooks("docs_hooks").edited(address)
+    assert (found and found[0]) == repository
 
 
 def test_formulas_are_mathml():
