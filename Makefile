@@ -53,8 +53,9 @@ SHARE ?= 0/1
 mutations: $(VENV)/.dev
 	$(BIN)/python tests/mutations/run.py --share $(SHARE)
 
-# The site, in build/site; a broken link or reference fails it.
+# The site, in build/site; a broken link or reference fails it. npm brings what its page that draws runs on.
 docs: $(VENV)/.dev
+	if command -v npm >/dev/null; then npm ci --prefix examples/browser --no-audit --no-fund; fi
 	$(BIN)/mkdocs build --strict
 
 $(VENV)/.core: pyproject.toml

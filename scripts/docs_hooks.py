@@ -1,18 +1,41 @@
 """Hooks of mkdocs.yml.
 
 What pages link to outside docs/ is named, since the site holds docs/ alone; the commands stand where a page
-wants them.
+wants them; pages have a link to be edited by, where the checkout says which repository it is of.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = "<!-- commands -->"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((\.\./[^)#\s]+)(?:#[^)\s]*)?\)")
+
+ORIGIN = re.compile(r"(?:https://|ssh://|git@)(?:[^@/]+@)?([\w.-]+)[:/]([\w./-]+?)(?:\.git)?/?$")
+EDITED_AT = {"github.com": "edit/main/docs/", "gitlab.com": "-/edit/main/docs/"}
+
+
+def on_config(config: Any) -> Any:
+    """Where the repository is and its pages are edited, of the remote `origin`; nothing where it has none."""
+    if config.repo_url is None and (ROOT / ".git").exists():
+        asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+        address = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        if found := edited(address):
+            config.repo_url, config.edit_uri = found
+            config.repo_name = config.repo_url.partition("://")[2].partition("/")[2]
+    return config
+
+
+def edited(address: str) -> tuple[str, str] | None:
+    """Of a remote's address: that of the repository for people, and what is put after it to edit a page."""
+    match = ORIGIN.match(address)
+    if match is None or match[1] not in EDITED_AT:
+        return None
+    return f"https://{match[1]}/{match[2]}", EDITED_AT[match[1]]
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -3,7 +3,7 @@
 import { labelsInTurn, methods, ranges } from "./sampler.mjs";
 
 const at = (id) => document.getElementById(id);
-const worker = new Worker("worker.mjs", { type: "module" });
+const worker = new Worker(new URL("worker.mjs", import.meta.url), { type: "module" });
 const waiting = new Map();
 let asked = 0;
 let about;

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import javascript
@@ -139,21 +141,51 @@ def test_node_refuses_another_file_than_the_exported_one(folder, tmp_path):
 
 
 @pytest.fixture
-def served():
-    """Starts examples/browser's server for an export: the page's address."""
+def served(tmp_path):
+    """Starts the server of examples/browser, or one of the documentation: the address of a page for it."""
     started = []
 
-    def serve(model: Path) -> str:
-        script = javascript.installed("examples/browser") / "server.mjs"
-        command = [javascript.program("node"), str(script), str(model), "0"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    def serve(*command: object) -> str:
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True)
         started.append(process)
-        return process.stdout.readline().strip()
+        return re.search("http://.*/", process.stdout.readline())[0]
 
-    yield serve
+    def example(model: Path) -> str:
+        script = javascript.installed("examples/browser") / "server.mjs"
+        return serve(javascript.program("node"), script, model, "0")
+
+    def documentation(model: Path) -> str:
+        pytest.importorskip("mkdocs")
+        pytest.importorskip("mkdocstrings")
+        site = built_site(tmp_path, model)
+        return serve(sys.executable, "-um", "http.server", "0", "-b", "127.0.0.1", "-d", site) + "try.html"
+
+    yield {"example": example, "documentation": documentation}
     for process in started:
         process.kill()
         process.wait()
+
+
+def built_site(root: Path, model: Path) -> Path:
+    """The documentation's page that draws, alone, built where npm's packages and an export are."""
+    text = (javascript.ROOT / "mkdocs.yml").read_text()
+    (root / "mkdocs.yml").write_text(re.sub(r"(?m)^nav:\n(?: .*\n)+", "", text))
+    (root / "docs").mkdir()
+    (root / "docs" / "index.md").write_text("# Nothing\n")
+    page = (javascript.ROOT / "docs" / "try.md").read_text()
+    (root / "docs" / "try.md").write_text(page.replace("(onnx.md)", "(index.md)"))
+    shutil.copy(javascript.ROOT / "docs" / "site.css", root / "docs")
+    shutil.copytree(javascript.ROOT / "scripts", root / "scripts")
+    packages = javascript.installed("examples/browser")
+    (root / "examples").mkdir()
+    (root / "examples" / "browser").symlink_to(packages)
+    shutil.copy(packages.parent / "sampler.mjs", root / "examples")
+    shutil.copytree(javascript.ROOT / "examples" / "node", root / "examples" / "node")
+    shutil.copytree(model, root / "build" / "try" / "model")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return root / "build" / "site"
 
 
 STATUS = "document.querySelector('#status').textContent"
@@ -164,9 +196,10 @@ PIXELS = """(() => {
 })()"""
 
 
-def test_a_browser_draws_what_python_draws(folder, served):
+@pytest.mark.parametrize("page", ["example", "documentation"])
+def test_a_browser_draws_what_python_draws(folder, served, page):
     javascript.chromium()
-    address = served(folder)
+    address = served[page](folder)
     visit = javascript.visited(
         address,
         [
@@ -195,4 +228,5 @@ def test_a_browser_draws_what_python_draws(folder, served):
     assert differences(tiles(drawn[..., :3], 3, 3), folder, **call) <= 1
     assert visit.results[-1].startswith("seeds: '9-7' given")
     assert visit.said == []
-    assert {one for one in visit.asked if not one.startswith((address, "data:"))} == set()
+    own = (address.removesuffix("try.html"), "data:")
+    assert {one for one in visit.asked if not one.startswith(own)} == set()
