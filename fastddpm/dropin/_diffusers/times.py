@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -23,10 +24,10 @@ class Times:
     """
 
     values: tuple[tuple[float, ...] | None, ...]
-    given: Mapping[str, object] = dataclasses.field(compare=False)
+    given: Mapping[str, Any] = dataclasses.field(compare=False)
 
     @classmethod
-    def of(cls, asked: Mapping[str, object]) -> Times | None:
+    def of(cls, asked: Mapping[str, Any]) -> Times | None:
         """Those of a call's arguments; None where it has a number of steps.
 
         Raises:
@@ -57,7 +58,7 @@ class Times:
             raise BadArgument(self.names, given, "those that it takes") from error
 
 
-def _numbers(name: str, given: object) -> tuple[float, ...] | None:
+def _numbers(name: str, given: Any) -> tuple[float, ...] | None:
     if given is None:
         return None
     values: tuple[float, ...] = ()
