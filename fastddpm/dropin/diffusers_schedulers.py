@@ -14,7 +14,7 @@ from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
 from fastddpm.plans.diffusers import from_solver_scheduler
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solvers import STEPPED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 CHECKED_STEPS = (10, 4, 1)
 """Chains of so many steps show whether a solver's configuration has rows: one that has some is enough."""
 
-DESCRIPTION = "diffusers DDPMScheduler, DDIMScheduler, its inverse and its solvers"
+DESCRIPTION = (
+    "diffusers DDPMScheduler, DDIMScheduler, its solvers, and the inverses of DDIM and DPMSolverMultistep"
+)
 
 
 def recognises(obj: object) -> bool:
@@ -58,7 +60,7 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     if habits.network != "auto":
         raise BadArgument("network", f"{habits.network!r} for a scheduler alone", "none")
     name = scheduler_kind(obj)
-    if name in SOLVERS:
+    if name in STEPPED:
         return _solver(obj, name, habits)
     if name == INVERSE and habits != Options():
         raise BadArgument("variance_type, previous_timestep", f"of a {INVERSE}", "neither")
@@ -119,6 +121,6 @@ def __getattr__(name: str) -> Any:
     if name in ("FastDDPMScheduler", "FastDDIMScheduler"):
         return getattr(schedulers, name)
     kind = name.removeprefix("Fast")
-    if kind in SOLVERS:
+    if kind in STEPPED:
         return solvers.TWINS[kind]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

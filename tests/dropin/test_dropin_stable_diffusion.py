@@ -291,8 +291,6 @@ def test_a_callback_of_diffusers_names_what_it_sees(pipeline, fast):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ({"timesteps": [900, 400]}, "timesteps"),
-        ({"sigmas": [9.0, 1.0]}, "sigmas"),
         ({"ip_adapter_image": 3}, "ip_adapter_image"),
         ({"ip_adapter_image_embeds": [torch.zeros(2, 1, 32)]}, "ip_adapter_image_embeds"),
         ({"cross_attention_kwargs": {"scale": 0.5}}, "cross_attention_kwargs"),

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 import fastddpm
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solvers import STEPPED
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SHAPE = (2, 3, 4, 4)
 STEPS = 5
 CONFIGURATIONS = {
-    **{name: {} for name in sorted(SOLVERS)},
+    **{name: {} for name in sorted(STEPPED)},
     "UniPCMultistepScheduler, order 3": {"solver_order": 3},
     "DPMSolverMultistepScheduler, SDE": {"algorithm_type": "sde-dpmsolver++"},
     "DPMSolverSinglestepScheduler, thresholds": {"thresholding": True},

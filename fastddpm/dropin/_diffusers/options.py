@@ -10,11 +10,14 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice, check_known
 from fastddpm.dropin._diffusers.scheduler_kinds import KINDS, scheduler_kind
+from fastddpm.dropin._diffusers.times import Times
+from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, PeerOptions
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_solver_scheduler
 from fastddpm.plans.diffusers.config import Scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
+from fastddpm.plans.diffusers.solvers import set_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +65,19 @@ def plan_of(
     eta: float | None = None,
     use_clipped_model_output: bool = False,
     start: int = 0,
+    times: Times | None = None,
 ) -> Plan:
     """The steps of a scheduler after ``set_timesteps(num_inference_steps)``; it is not touched.
 
     ``eta`` is None where the pipeline's step is not told it. ``start`` is the row at which a chain of a
-    solver begins; its plan has the rows from there on.
+    solver begins; its plan has the rows from there on. ``times`` are set instead of a number of steps.
 
     Raises:
-        ValueError: another scheduler, or a configuration that cannot be reproduced.
+        ValueError: another scheduler, or a configuration or times that cannot be reproduced.
     """
     kind = scheduler_kind(scheduler)
+    if times is not None and kind in KINDS:
+        return _plan_at(times, scheduler, options, kind=kind, eta=eta, start=start)
     if kind == "DDPMScheduler":
         variance_type = variance_type_of(scheduler, options)
         return from_ddpm_scheduler(
@@ -88,6 +94,21 @@ def plan_of(
     if kind not in KINDS:
         raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
     return from_solver_scheduler(scheduler, num_inference_steps, kind=kind, eta=eta, start=start)
+
+
+def _plan_at(
+    times: Times, scheduler: Peer, options: Options, *, kind: str | None, eta: float | None, start: int
+) -> Plan:
+    ready = copy.copy(scheduler)
+    times.set(ready)
+    if kind == "DDPMScheduler":  # DDIM's takes none
+        return from_ddpm_scheduler(
+            ready,
+            timesteps=ready.timesteps.tolist(),
+            variance_type=variance_type_of(scheduler, options),
+            log_variance=True,
+        )
+    return set_plan(ready, kind=kind, eta=eta, start=start)
 
 
 # Of tensors that a scheduler holds and plans are made from.
@@ -114,9 +135,10 @@ class Plans:
         eta: float | None = None,
         use_clipped_model_output: bool = False,
         start: int = 0,
+        times: Times | None = None,
     ) -> Plan:
         """The plan of :func:`plan_of`, with its arguments and errors; ``kind`` is the scheduler's."""
-        request = (kind, num_inference_steps, options, eta, use_clipped_model_output, start)
+        request = (kind, num_inference_steps, options, eta, use_clipped_model_output, start, times)
         config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
         for kept in self._kept:
             if kept[0] == request and _same(kept[1], config) and _equal(kept[2], tensors):
@@ -128,6 +150,7 @@ class Plans:
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
             start=start,
+            times=times,
         )
         held = {name: value.clone() for name, value in tensors.items()}
         self._kept = [(request, copy.deepcopy(config), held, plan), *self._kept[: _KEPT_PLANS - 1]]

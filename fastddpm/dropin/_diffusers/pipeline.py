@@ -22,6 +22,7 @@ from fastddpm.dropin._diffusers.network import (
 from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
 from fastddpm.dropin._diffusers.states import SIGMA_SPACE
+from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import DropIn, Peer
@@ -89,7 +90,21 @@ class FastPipeline(DropIn):
     def _plan(
         self, num_inference_steps: int, *, eta: float | None = None, use_clipped_model_output: bool = False
     ) -> Plan:
-        whole("num_inference_steps", num_inference_steps, least=1)
+        return self._plan_at(
+            None, num_inference_steps, eta=eta, use_clipped_model_output=use_clipped_model_output
+        )
+
+    def _plan_at(
+        self,
+        times: Times | None,
+        num_inference_steps: int,
+        *,
+        eta: float | None = None,
+        use_clipped_model_output: bool = False,
+    ) -> Plan:
+        """The plan of a number of steps, which is not looked at where times are given."""
+        if times is None:
+            whole("num_inference_steps", num_inference_steps, least=1)
         check_published(self.scheduler, STEPS, "scheduler")
         kind = scheduler_kind(self.scheduler)
         plan = self._plans.get(
@@ -99,6 +114,7 @@ class FastPipeline(DropIn):
             kind=kind,
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
+            times=times,
         )
         if self.unscaled and kind in SIGMA_SPACE:
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
@@ -108,7 +124,7 @@ class FastPipeline(DropIn):
             raise BadArgument("scheduler", type(self.scheduler).__name__, accepted)
         self._check_variance(plan)
         if self.looks_up and kind in SOLVERS and kind != "PNDMScheduler":
-            check_first(plan, num_inference_steps)
+            check_first(plan, num_inference_steps, times)
         return plan
 
     def _check_variance(self, plan: Plan) -> None:
@@ -239,11 +255,13 @@ class FastPipeline(DropIn):
         return []
 
 
-def check_first(plan: Plan, num_inference_steps: int) -> None:
+def check_first(plan: Plan, num_inference_steps: int, given_times: Times | None = None) -> None:
     """ValueError where the first timestep comes again: the original begins at its second place, as for
     an image, and has no row left for the last step."""
     times = plan.model_time
     if (times == times[0]).sum() > 1:
+        if given_times is not None:
+            raise BadArgument(given_times.names, f"the timestep {times[0]:g} first and again", "others")
         given = f"{num_inference_steps}, of which the first timestep, {times[0]:g}, comes twice,"
         raise BadArgument("num_inference_steps", given, "fewer")
 

@@ -46,8 +46,14 @@ _WORDS: dict[str, tuple[str, str, str]] = {
     ),
     "DPMSolverMultistepScheduler": (
         "generator variance_noise",
-        "lambda_t model_outputs lower_order_nums",
+        "lambda_t model_outputs lower_order_nums set_begin_index",
         "solver_order algorithm_type euler_at_final final_sigmas_type",
+    ),
+    # Behind the one above, whose configuration it may have been made from.
+    "DPMSolverMultistepInverseScheduler": (
+        "generator variance_noise",
+        "lambda_t model_outputs lower_order_nums",
+        "solver_order algorithm_type euler_at_final lambda_min_clipped",
     ),
     "DPMSolverSinglestepScheduler": (
         "generator",
@@ -117,7 +123,7 @@ _FOREIGN = {
     "sigma_data": "EDMEulerScheduler EDMDPMSolverMultistepScheduler",  # or consistency models
 }
 INVERSE = "DDIMInverseScheduler"
-KINDS = tuple(kind for kind in _WORDS if kind != INVERSE)
+KINDS = tuple(kind for kind in _WORDS if "Inverse" not in kind)
 """Those that draw."""
 # Of each kind: the parameters of step(), its attributes, its keys.
 _KINDS = {

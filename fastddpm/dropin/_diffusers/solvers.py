@@ -27,7 +27,7 @@ from fastddpm.dropin._diffusers.walk import Walk
 from fastddpm.dropin.settings import Report
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers.churn import Churn
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solvers import STEPPED
 
 OWN = ("_walk", "_options", "original")
 # Arguments of steps with the only values that a plan has.
@@ -106,7 +106,7 @@ class FastSolver:
 
         A chain that remembers is one or the other to its end, since each keeps its own memory.
         """
-        scheduler, solver = cast("Any", self), SOLVERS[self.kind]
+        scheduler, solver = cast("Any", self), STEPPED[self.kind]
         if scheduler.num_inference_steps is None and not solver.in_sigmas:
             raise BadArgument("num_inference_steps", "None", "a call of set_timesteps first")
         if "Euler" in self.kind and isinstance(given["timestep"], (int, torch.IntTensor, torch.LongTensor)):
@@ -156,7 +156,7 @@ class FastSolver:
         if sample.dim() < 2:
             return f"{sample.dim()} dimensions"
         learned = self.config.get("variance_type") in ("learned", "learned_range")
-        splits = learned and SOLVERS[self.kind].splits and self.config["prediction_type"] == "epsilon"
+        splits = learned and STEPPED[self.kind].splits and self.config["prediction_type"] == "epsilon"
         if splits and (sample.shape[1] != 3 or model_output.shape[1] == 3):  # it takes the first three
             return "a variance_type that the network does not have"
         return None
@@ -276,6 +276,6 @@ def _restored(kind: str) -> Any:
     return twin.__new__(twin)
 
 
-_ORIGINALS: dict[str, type] = {kind: getattr(diffusers, kind) for kind in SOLVERS}
-TWINS: dict[str, type] = {kind: _twin(kind) for kind in SOLVERS}
+_ORIGINALS: dict[str, type] = {kind: getattr(diffusers, kind) for kind in STEPPED}
+TWINS: dict[str, type] = {kind: _twin(kind) for kind in STEPPED}
 """The subclasses, by the names of the originals, which are also their own: they are what diffusers writes."""

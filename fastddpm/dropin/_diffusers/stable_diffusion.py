@@ -12,6 +12,7 @@ from fastddpm.dropin._diffusers.latent import Asked
 from fastddpm.dropin._diffusers.options import plan_of
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin._diffusers.text import TextPipeline, Texts, common_inputs, prompts
+from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.peer import Peer
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers.solvers import SOLVERS
@@ -81,6 +82,8 @@ class FastStableDiffusionImg2ImgPipeline(TextPipeline):
         image = stand.image_processor.preprocess(asked["image"])
         total = len(stand.scheduler.timesteps)
         left, _ = stand.get_timesteps(asked["num_inference_steps"], asked["strength"], device)
+        if len(left) == 0:  # a solver that evaluates twice skips as many rows for each of its timesteps
+            raise BadArgument("strength", f"{asked['strength']} of these timesteps, which is none,", "1")
         latents: Tensor = stand.prepare_latents(
             image,
             left[:1].repeat(count),
@@ -103,9 +106,8 @@ class FastStableDiffusionImg2ImgPipeline(TextPipeline):
             return plan
         last = self._last_begun
         if last is None or last[0] is not plan or last[1] != row:
-            rest = plan_of(
-                self.scheduler, asked["num_inference_steps"], self.options, eta=asked["eta"], start=row
-            )
+            steps, times = asked["num_inference_steps"], Times.of(asked)
+            rest = plan_of(self.scheduler, steps, self.options, eta=asked["eta"], start=row, times=times)
             table = np.concatenate((plan.table[:row], rest.table))
             starts = np.concatenate((np.asarray(plan.starts)[:row], np.asarray(rest.starts)))
             begun = dataclasses.replace(plan, table=table, starts=starts)

@@ -20,12 +20,13 @@ from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, Look
 from fastddpm.dropin._diffusers.network import Way, call, check_call
 from fastddpm.dropin._diffusers.standin import stand_in
 from fastddpm.dropin._diffusers.states import state_scale
+from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.peer import Peer
 from fastddpm.network import unwrapped
 from fastddpm.plans import Plan
 from fastddpm.randomness import PhiloxNoise, TorchNoise
 
-_REFUSED = ("timesteps", "sigmas", "ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs")
+_REFUSED = ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +84,13 @@ class TextPipeline(LatentPipeline):
         return Way("texts", call, False)
 
     def _chain(self, asked: Asked) -> Chain:
-        steps = asked["num_inference_steps"]
+        times, steps = Times.of(asked), asked["num_inference_steps"]
         self._check_network()
-        plan = self._plan(steps, eta=check_number("eta", asked["eta"]))
+        plan = self._plan_at(times, steps, eta=check_number("eta", asked["eta"]))
         _check(asked)
-        stand = stand_in(self.original, steps, device=self.original._execution_device)
+        stand = stand_in(self.original, steps, device=self.original._execution_device, times=times)
+        if times is not None:  # as of a solver that has more of them than steps: the original counts all
+            asked["num_inference_steps"] = len(stand.scheduler.timesteps)
         _prepare(stand, asked)
         self._check_inputs(stand, asked)
         texts = _texts(stand, asked)
@@ -96,6 +99,7 @@ class TextPipeline(LatentPipeline):
         source = self._source(asked, count, generator=one_each(generator, count))
         scale = state_scale(self.scheduler, plan)
         latents, row = self._start(stand, asked, source, texts)
+        stand._num_timesteps = len(plan) - row
         rescaled = (
             Way("rescaled", _call_rescaled, False)
             if texts.guidance is not None and texts.rescale > 0
@@ -196,7 +200,6 @@ def _prepare(stand: Peer, asked: Asked) -> None:
     stand._clip_skip = asked["clip_skip"]
     stand._cross_attention_kwargs = None
     stand._interrupt = False
-    stand._num_timesteps = len(stand.scheduler.timesteps)
 
 
 def _texts(stand: Peer, asked: Asked) -> Texts:

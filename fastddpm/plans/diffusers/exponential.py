@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.plans.diffusers.chain import Chain, Level
+from fastddpm.plans.plan import Plan
 from fastddpm.plans.solver import FEW_STEPS
 from fastddpm.plans.tableau import Prediction, Sum, Tableau
+from fastddpm_kernels.table import Column
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
 
@@ -34,6 +37,24 @@ def multistep(chain: Chain) -> Tableau:
         levels = [chain.levels[row + 1], *chain.levels[row::-1][:order]]
         state, noise = step.multi(x, known[:order], levels)
     return tableau.ended(state, noise=noise)
+
+
+def multistep_inverse(chain: Chain) -> Tableau:
+    """DPMSolverMultistepInverseScheduler: the same steps from one noise level to the next higher one."""
+    return multistep(dataclasses.replace(chain, config={**chain.config, "final_sigmas_type": "sigma_min"}))
+
+
+def of_output(plan: Plan) -> Plan:
+    """The plan with what its rows have of x0 multiplied out, of x and the network's output; where x0 is bent, as it is.
+
+    A first step from a clean image to a level far above is the difference of large multiples of x0 and x.
+    """
+    if plan.clip or plan.thresholding is not None:
+        return plan
+    table = plan.table.copy()
+    table[:, [Column.FROM_X, Column.FROM_M]] = table[:, [Column.LINEAR_X, Column.LINEAR_M]]
+    table[:, Column.FROM_X0] = 0.0
+    return dataclasses.replace(plan, table=table)
 
 
 def singlestep(chain: Chain) -> Tableau:

@@ -51,6 +51,7 @@ class Solver:
         predictions: what its network may predict; of another the class raises in its first step.
         splits: whether it cuts learned variances off, which it does of epsilon alone.
         is_preconditioned: whether its networks are those of Karras et al. 2022 (`edm`).
+        rises: whether its steps go to higher levels.
     """
 
     method: str
@@ -64,6 +65,7 @@ class Solver:
     predictions: tuple[str, ...] = PREDICTION_TYPES
     splits: bool = False
     is_preconditioned: bool = False
+    rises: bool = False
 
 
 def _always(chain: Chain, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -133,6 +135,14 @@ SOLVERS: dict[str, Solver] = {
     ),
 }
 
+STEPPED = {
+    **SOLVERS,
+    "DPMSolverMultistepInverseScheduler": Solver(
+        "dpm_solver", exponential.multistep_inverse, thresholds=True, splits=True, rises=True
+    ),
+}
+"""Those, and the one whose steps go from an image to noise: no sampler, but a scheduler for a caller's loop."""
+
 
 def from_solver_scheduler(
     scheduler: SchedulerOrConfig,
@@ -147,7 +157,7 @@ def from_solver_scheduler(
     Args:
         scheduler: the scheduler, which is not changed; or its configuration, for which diffusers is imported.
         num_inference_steps: S; solvers that evaluate twice in a step have more rows.
-        kind: which of `SOLVERS` it is; None for what its class is called.
+        kind: which of `STEPPED` it is; None for what its class is called.
         eta: of TCD, in [0, 1]; None for its own 0.3.
         start: the row at which the chain begins, as in image-to-image.
 
@@ -184,7 +194,7 @@ def _kind_of(scheduler: SchedulerOrConfig, kind: str | None) -> str:
     if kind is None and isinstance(scheduler, Mapping):
         kind = str(scheduler.get("_class_name"))
     name = type(scheduler).__name__ if kind is None else kind
-    check_choice("scheduler", name, tuple(SOLVERS))
+    check_choice("scheduler", name, tuple(SOLVERS if kind is None else STEPPED))
     return name
 
 
@@ -221,7 +231,7 @@ def set_rows(
 ) -> Rows:
     """The same, with what steps need that are taken one by one; ``churn`` is of the two Euler schedulers."""
     name = _kind_of(scheduler, kind)
-    solver, config = SOLVERS[name], scheduler.config
+    solver, config = STEPPED[name], scheduler.config
     prediction_type = _prediction_of(name, solver, config)
     try:
         chain = _chain_of(scheduler, solver, eta=eta, start=start)
@@ -300,6 +310,8 @@ def _plan_of(
         alphas_cumprod=np.array([row.point.alpha**2 for row in tableau.rows]),
         final_alpha_cumprod=chain.points[-1].alpha ** 2 if solver.reads == "sigmas" else 1.0,
     )
+    if solver.rises:
+        plan = exponential.of_output(plan)
     if churn is not None:
         plan = churned.with_x0(plan, chain, churn)
     return plan if times is None else edm.of_x0(plan, config, times)
