@@ -12,9 +12,11 @@ from fastddpm.checks import BadArgument, check_choice, check_known
 from fastddpm.dropin._diffusers.scheduler_kinds import KINDS, scheduler_kind
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, PeerOptions
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_solver_scheduler
+from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler
+from fastddpm.plans.diffusers.chain import with_timesteps
 from fastddpm.plans.diffusers.config import Scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
+from fastddpm.plans.diffusers.solvers import set_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +64,12 @@ def plan_of(
     eta: float | None = None,
     use_clipped_model_output: bool = False,
     start: int = 0,
+    as_written: bool = False,
 ) -> Plan:
     """The steps of a scheduler after ``set_timesteps(num_inference_steps)``; it is not touched.
 
     ``eta`` is None where the pipeline's step is not told it. ``start`` is the row at which a chain of a
-    solver begins; its plan has the rows from there on.
+    solver begins; its plan has the rows from there on. ``as_written`` is as of `set_rows`.
 
     Raises:
         ValueError: another scheduler, or a configuration that cannot be reproduced.
@@ -87,7 +90,8 @@ def plan_of(
         )
     if kind not in KINDS:
         raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
-    return from_solver_scheduler(scheduler, num_inference_steps, kind=kind, eta=eta, start=start)
+    ready = with_timesteps(scheduler, num_inference_steps)
+    return set_rows(ready, kind=kind, eta=eta, start=start, as_written=as_written).plan
 
 
 # Of tensors that a scheduler holds and plans are made from.
@@ -114,9 +118,10 @@ class Plans:
         eta: float | None = None,
         use_clipped_model_output: bool = False,
         start: int = 0,
+        as_written: bool = False,
     ) -> Plan:
         """The plan of :func:`plan_of`, with its arguments and errors; ``kind`` is the scheduler's."""
-        request = (kind, num_inference_steps, options, eta, use_clipped_model_output, start)
+        request = (kind, num_inference_steps, options, eta, use_clipped_model_output, start, as_written)
         config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
         for kept in self._kept:
             if kept[0] == request and _same(kept[1], config) and _equal(kept[2], tensors):
@@ -128,6 +133,7 @@ class Plans:
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
             start=start,
+            as_written=as_written,
         )
         held = {name: value.clone() for name, value in tensors.items()}
         self._kept = [(request, copy.deepcopy(config), held, plan), *self._kept[: _KEPT_PLANS - 1]]

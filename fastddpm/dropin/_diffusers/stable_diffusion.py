@@ -104,7 +104,12 @@ class FastStableDiffusionImg2ImgPipeline(TextPipeline):
         last = self._last_begun
         if last is None or last[0] is not plan or last[1] != row:
             rest = plan_of(
-                self.scheduler, asked["num_inference_steps"], self.options, eta=asked["eta"], start=row
+                self.scheduler,
+                asked["num_inference_steps"],
+                self.options,
+                eta=asked["eta"],
+                start=row,
+                as_written=self._as_written,
             )
             table = np.concatenate((plan.table[:row], rest.table))
             starts = np.concatenate((np.asarray(plan.starts)[:row], np.asarray(rest.starts)))
