@@ -174,6 +174,7 @@ class Runner:
             rederive=plan.rederives,
             known=batch.known is not None,
             langevin=plan.langevin,
+            in_sigmas=plan.in_sigmas,
         )
 
     def _calibration(self, plan: Plan, batch: Batch, self_condition: bool) -> CalibrationChain:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.engine import in_sigmas
 from fastddpm.engine.ahead import DrawnAhead
 from fastddpm.engine.langevin import langevin
 from fastddpm_kernels import N_COLUMNS, Column, reverse_step
@@ -50,6 +51,7 @@ class StepCase:
             in the place of another sample.
         known: part of the state is given, and stands in it whenever the network sees it.
         langevin: as of `Plan`, or None; the noise is torch's.
+        in_sigmas: as of `Plan`; the noise is torch's.
     """
 
     shape: tuple[int, ...]
@@ -69,6 +71,7 @@ class StepCase:
     mixed: bool = False
     known: bool = False
     langevin: tuple[float, int] | None = None
+    in_sigmas: bool = False
 
 
 class StepBuffers:
@@ -142,6 +145,10 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
     """
     noise = buffers.noise if ahead is None else ahead.noise_of(buffers.counter, buffers.base)
     k = buffers.counter[:, 0]
+    if case.in_sigmas:
+        _step_in_sigmas(predict, buffers, case, noise)
+        k.add_(1)
+        return
     # m = model(x_k, t_k)
     if buffers.source is None or buffers.halves is None:
         m = predict(buffers.x, k)
@@ -179,6 +186,19 @@ def step(predict: Predict, buffers: StepBuffers, case: StepCase, ahead: DrawnAhe
     if case.known:
         buffers.put_known()
     k.add_(1 if buffers.advance is None else buffers.advance)
+
+
+def _step_in_sigmas(predict: Predict, buffers: StepBuffers, case: StepCase, ring: Tensor | None) -> None:
+    """The same of a plan in sigmas, but for the counter; ``ring`` has the noise of K rows."""
+    k = buffers.counter[:, 0]
+    row = in_sigmas.coefficients(buffers.table, k, buffers.x)
+    m = predict(in_sigmas.seen(buffers.x, row), k)
+    m, _ = split_output(m, case.shape[1], buffers.guidance)
+    z = None if ring is None else ring.index_select(0, k[:1] % len(ring))[0]
+    u_next, x0 = in_sigmas.following(buffers.x, m, row, z, buffers.kept, clip=case.clip)
+    if buffers.x0 is not None:
+        buffers.x0.copy_(x0)
+    buffers.x.copy_(u_next)
 
 
 def dynamic_threshold(

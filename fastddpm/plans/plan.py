@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.checks import BadArgument, check_choice, check_number, falling, is_whole, quoted
+from fastddpm.plans.in_sigmas import places
 from fastddpm.signatures import check_fields, checked
 from fastddpm_kernels.table import EPS, FROM_KEPT, KEPT, N_COLUMNS, X0, X_NEXT, Column
 
@@ -70,6 +71,7 @@ class Plan:
         langevin: (r, passes) of a predictor and corrector (Song et al. 2021, algorithm 4), or None: each row
             of the predictor comes after so many along the score m, of eps m + sqrt(2 eps) z with
             eps = 2 (r |z|/|m|)^2, where norms are means over the batch. Their columns e and c are 1.
+        in_sigmas: the state is x0 + sigma eps, and the rows are those of `fastddpm.plans.in_sigmas`.
     """
 
     method: str
@@ -87,6 +89,7 @@ class Plan:
     rises: bool = False
     final_alpha_cumprod: float = 1.0
     langevin: tuple[float, int] | None = None
+    in_sigmas: bool = False
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses timesteps, shapes and numbers that no chain can walk."""
@@ -149,6 +152,8 @@ class Plan:
     @functools.cached_property
     def kept(self) -> int:
         """Places for predictions of earlier rows: 0, where no row uses one, to 5."""
+        if self.in_sigmas:
+            return places(self.table)
         if not np.any(self.table[:, FROM_KEPT]):
             return 0
         return 1 + int(self.table[:, Column.KEPT_SLOT].max())

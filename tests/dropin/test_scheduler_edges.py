@@ -12,8 +12,22 @@ from fastddpm.checks import BadArgument
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
-from diffusers import DDIMPipeline, DDIMScheduler, LDMPipeline  # noqa: E402
-from latent_pipelines import drawn, embeds, hold, pixel_unet, quantizer, quiet, text_pipeline  # noqa: E402
+from diffusers import (  # noqa: E402
+    DDIMPipeline,
+    DDIMScheduler,
+    LDMPipeline,
+    StableDiffusionImg2ImgPipeline,
+)
+from latent_pipelines import (  # noqa: E402
+    drawn,
+    embeds,
+    forbid_steps,
+    hold,
+    pixel_unet,
+    quantizer,
+    quiet,
+    text_pipeline,
+)
 
 # NumPy's, of how diffusers makes arrays of tensors: hundreds of thousands.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -70,6 +84,14 @@ def test_a_prediction_that_the_class_does_not_take(name):
         fastddpm.optimize(scheduler)
 
 
+def test_an_order_that_is_none():
+    scheduler = diffusers.SASolverScheduler(corrector_order=0)
+    with pytest.raises(AssertionError):
+        chain(scheduler)
+    with pytest.raises(BadArgument, match="corrector_order: 0 given"):
+        fastddpm.optimize(scheduler)
+
+
 def test_a_threshold_in_the_other_algorithm():
     scheduler = diffusers.SASolverScheduler(thresholding=True, algorithm_type="noise_prediction")
     with pytest.raises(RuntimeError):
@@ -113,7 +135,8 @@ def test_the_second_result_where_nothing_of_the_image_is_left(name):
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 def test_dtypes_of_the_second_result(dtype, prediction):
     names = ["EulerDiscreteScheduler", "HeunDiscreteScheduler"]
-    names += ["EulerAncestralDiscreteScheduler"] if prediction == "epsilon" else []
+    if prediction == "epsilon":
+        names += ["EulerAncestralDiscreteScheduler", "EDMEulerScheduler"]
     for name in names:
         rounding = 0.1 if dtype == torch.bfloat16 else 1e-4
         same(name, tolerance=rounding, config={"prediction_type": prediction}, dtype=dtype)
@@ -156,3 +179,69 @@ def test_networks_in_float64():
     hold(texts, num_inference_steps=4, output_type="latent", **given)
     images, _ = drawn(fastddpm.optimize(texts), num_inference_steps=2, output_type="latent", **given)
     assert images.dtype == torch.float64
+
+
+IN_SIGMAS = {
+    "EulerDiscreteScheduler": ["epsilon", "v_prediction", "sample"],
+    "EulerAncestralDiscreteScheduler": ["epsilon", "v_prediction"],
+    "HeunDiscreteScheduler": ["epsilon", "v_prediction", "sample"],
+    "LMSDiscreteScheduler": ["epsilon", "v_prediction", "sample"],
+    "KDPM2DiscreteScheduler": ["epsilon", "v_prediction"],
+    "KDPM2AncestralDiscreteScheduler": ["epsilon", "v_prediction"],
+}
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 200}
+
+
+def walked(twin):
+    return twin.__dict__["_walk"].plan
+
+
+@pytest.mark.parametrize("name", IN_SIGMAS)
+def test_from_a_level_of_thousands_results_are_the_originals_to_the_last_bit(name):
+    """A unit in the last place of a state is 2e-4 there, which slopes are taken of and images keep."""
+    for prediction in IN_SIGMAS[name]:
+        config = {**COSINE, "prediction_type": prediction}
+        same(name, {"num_inference_steps": 10}, tolerance=0.0, config=config)
+        if not name.startswith("Euler"):  # which computes in float32; a plan has LMS's weights in that
+            near = 1e-4 if name.startswith("LMS") else 1e-7
+            same(name, {"num_inference_steps": 6}, tolerance=near, config=config, dtype=torch.float64)
+    if name.startswith("Heun"):
+        config = {**COSINE, "prediction_type": "v_prediction", "clip_sample": True}
+        same(name, {"num_inference_steps": 6}, tolerance=0.0, config=config)
+    if name == "EulerDiscreteScheduler":
+        same(name, tolerance=0.0, config=COSINE, s_churn=3.0, s_noise=1.1, s_tmax=1e4)
+
+
+def test_rows_of_the_scale_without_noise_where_they_do():
+    for name, twice in (("EulerDiscreteScheduler", False), ("HeunDiscreteScheduler", True)):
+        twin = fastddpm.optimize(getattr(diffusers, name)())
+        chain(twin, {"num_inference_steps": 10})
+        assert not walked(twin).in_sigmas, "sigma is 157"
+        # A second slope far below the first takes the rounding there times both: 14.6 to 0.03 in one step.
+        twin = fastddpm.optimize(getattr(diffusers, name)(beta_start=0.00085, beta_end=0.012))
+        chain(twin, {"num_inference_steps": 2})
+        assert walked(twin).in_sigmas == twice
+
+
+@pytest.mark.parametrize("name", ["LMSDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])
+def test_pipelines_from_such_a_level(name, monkeypatch):
+    """Also from a row where the level is low."""
+    scheduler = getattr(diffusers, name)(**COSINE, prediction_type="v_prediction")
+    pipeline = text_pipeline(scheduler=scheduler)
+    call = {"num_inference_steps": 10, "output_type": "latent", **embeds()}
+    hold(pipeline, guidance_scale=3.0, **call)
+    fast = fastddpm.optimize(pipeline)
+    assert fast.report().fused == ()
+    assert "one by one" in fast.report().not_fused[0]
+    states = fast.sample_trajectory(generator=torch.Generator().manual_seed(1), **call)
+    forbid_steps(monkeypatch, scheduler)
+    generator = torch.Generator().manual_seed(1)
+    assert states[-1].equal(fast(generator=generator, **call).images), "the trajectory is of the same states"
+    monkeypatch.undo()
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    hold(text_pipeline(StableDiffusionImg2ImgPipeline, scheduler), image=picture, strength=0.9, **call)
+    hold(
+        quiet(LDMPipeline(quantizer(), pixel_unet(), getattr(diffusers, name)(**COSINE))),
+        num_inference_steps=6,
+        output_type="np",
+    )

@@ -14,10 +14,11 @@ from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, PeerOptions
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler, from_solver_scheduler
+from fastddpm.plans.diffusers import from_ddim_scheduler, from_ddpm_scheduler
+from fastddpm.plans.diffusers.chain import with_timesteps
 from fastddpm.plans.diffusers.config import Scheduler
 from fastddpm.plans.diffusers.ddim import PREVIOUS_TIMESTEPS
-from fastddpm.plans.diffusers.solvers import set_plan
+from fastddpm.plans.diffusers.solvers import set_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,18 +67,20 @@ def plan_of(
     use_clipped_model_output: bool = False,
     start: int = 0,
     times: Times | None = None,
+    as_written: bool = False,
 ) -> Plan:
     """The steps of a scheduler after ``set_timesteps(num_inference_steps)``; it is not touched.
 
     ``eta`` is None where the pipeline's step is not told it. ``start`` is the row at which a chain of a
     solver begins; its plan has the rows from there on. ``times`` are set instead of a number of steps.
+    ``as_written`` is as of `set_rows`.
 
     Raises:
         ValueError: another scheduler, or a configuration or times that cannot be reproduced.
     """
     kind = scheduler_kind(scheduler)
     if times is not None and kind in KINDS:
-        return _plan_at(times, scheduler, options, kind=kind, eta=eta, start=start)
+        return _plan_at(times, scheduler, options, kind, eta, start, as_written=as_written)
     if kind == "DDPMScheduler":
         variance_type = variance_type_of(scheduler, options)
         return from_ddpm_scheduler(
@@ -93,11 +96,19 @@ def plan_of(
         )
     if kind not in KINDS:
         raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
-    return from_solver_scheduler(scheduler, num_inference_steps, kind=kind, eta=eta, start=start)
+    ready = with_timesteps(scheduler, num_inference_steps)
+    return set_rows(ready, kind=kind, eta=eta, start=start, as_written=as_written).plan
 
 
 def _plan_at(
-    times: Times, scheduler: Peer, options: Options, *, kind: str | None, eta: float | None, start: int
+    times: Times,
+    scheduler: Peer,
+    options: Options,
+    kind: str,
+    eta: float | None,
+    start: int,
+    *,
+    as_written: bool,
 ) -> Plan:
     ready = copy.copy(scheduler)
     times.set(ready)
@@ -108,7 +119,7 @@ def _plan_at(
             variance_type=variance_type_of(scheduler, options),
             log_variance=True,
         )
-    return set_plan(ready, kind=kind, eta=eta, start=start)
+    return set_rows(ready, kind=kind, eta=eta, start=start, as_written=as_written).plan
 
 
 # Of tensors that a scheduler holds and plans are made from.
@@ -136,9 +147,11 @@ class Plans:
         use_clipped_model_output: bool = False,
         start: int = 0,
         times: Times | None = None,
+        as_written: bool = False,
     ) -> Plan:
         """The plan of :func:`plan_of`, with its arguments and errors; ``kind`` is the scheduler's."""
-        request = (kind, num_inference_steps, options, eta, use_clipped_model_output, start, times)
+        how = (eta, use_clipped_model_output, start, times, as_written)
+        request = (kind, num_inference_steps, options, how)
         config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
         for kept in self._kept:
             if kept[0] == request and _same(kept[1], config) and _equal(kept[2], tensors):
@@ -151,6 +164,7 @@ class Plans:
             use_clipped_model_output=use_clipped_model_output,
             start=start,
             times=times,
+            as_written=as_written,
         )
         held = {name: value.clone() for name, value in tensors.items()}
         self._kept = [(request, copy.deepcopy(config), held, plan), *self._kept[: _KEPT_PLANS - 1]]

@@ -95,14 +95,15 @@ _WORDS: dict[str, tuple[str, str, str]] = {
         "sigmas alphas_cumprod derivatives get_lms_coefficient init_noise_sigma",
         "timestep_spacing steps_offset",
     ),
-    "KDPM2DiscreteScheduler": (
-        "",
-        "sigmas alphas_cumprod sigmas_interpol state_in_first_order init_noise_sigma",
-        "timestep_spacing steps_offset",
-    ),
+    # Before the other, which has no sigmas_up: a step that someone counts tells the two apart no more.
     "KDPM2AncestralDiscreteScheduler": (
         "generator",
         "sigmas alphas_cumprod sigmas_interpol sigmas_up sigmas_down state_in_first_order",
+        "timestep_spacing steps_offset",
+    ),
+    "KDPM2DiscreteScheduler": (
+        "",
+        "sigmas alphas_cumprod sigmas_interpol state_in_first_order init_noise_sigma",
         "timestep_spacing steps_offset",
     ),
     "EDMEulerScheduler": (

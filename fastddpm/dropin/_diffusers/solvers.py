@@ -32,8 +32,13 @@ from fastddpm.plans.diffusers.solvers import STEPPED
 OWN = ("_walk", "_options", "original")
 # Arguments of steps with the only values that a plan has.
 _PLAIN: dict[str, object] = {"order": 4, "pred_original_sample": None}
-# Of those that compute in float32 and return the network's dtype; the first two an x0 of their own besides.
-_IN_FLOAT32 = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
+# Of those that compute in float32 and return the network's dtype; the first three an x0 of their own besides.
+_IN_FLOAT32 = (
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EDMEulerScheduler",
+    "DPMSolverMultistepScheduler",
+)
 # Where the originals keep predictions; those that a caller puts there are for the original's step.
 _HISTORIES = ("model_outputs", "derivatives", "ets")
 # Of those whose second result is x0; of consistency models it is what is noised anew.

@@ -106,8 +106,15 @@ class FastStableDiffusionImg2ImgPipeline(TextPipeline):
             return plan
         last = self._last_begun
         if last is None or last[0] is not plan or last[1] != row:
-            steps, times = asked["num_inference_steps"], Times.of(asked)
-            rest = plan_of(self.scheduler, steps, self.options, eta=asked["eta"], start=row, times=times)
+            rest = plan_of(
+                self.scheduler,
+                asked["num_inference_steps"],
+                self.options,
+                eta=asked["eta"],
+                start=row,
+                times=Times.of(asked),
+                as_written=self._as_written,
+            )
             table = np.concatenate((plan.table[:row], rest.table))
             starts = np.concatenate((np.asarray(plan.starts)[:row], np.asarray(rest.starts)))
             begun = dataclasses.replace(plan, table=table, starts=starts)

@@ -7,8 +7,6 @@ back for the network, which sees x with both.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
@@ -34,9 +32,10 @@ def unset_noise_sigma(scheduler: Peer) -> float:
     """
     if not in_sigma_space(scheduler) or SOLVERS[str(scheduler_kind(scheduler))].is_preconditioned:
         return float(scheduler.init_noise_sigma)
-    abar = float(scheduler.alphas_cumprod[-1])
-    highest = math.sqrt((1 - abar) / abar)
-    return math.hypot(highest, 1.0) if scheduler.config["timestep_spacing"] == "leading" else highest
+    abar = scheduler.alphas_cumprod[-1]
+    highest = ((1 - abar) / abar) ** 0.5  # in float32, as there
+    is_leading = scheduler.config["timestep_spacing"] == "leading"
+    return float((highest**2 + 1) ** 0.5 if is_leading else highest)
 
 
 def state_scale(scheduler: Peer, plan: Plan) -> Float64:
@@ -48,7 +47,7 @@ def state_scale(scheduler: Peer, plan: Plan) -> Float64:
 
     Returns:
         float64 ``[S + 1]``: 1, or for the kinds of `SIGMA_SPACE` 1 / sqrt(alphas_cumprod), of EDM times
-        sigma_data.
+        sigma_data; of a plan in sigmas 1 as well.
     """
     kind = scheduler_kind(scheduler)
     if kind not in SIGMA_SPACE:

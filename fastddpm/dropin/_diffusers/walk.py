@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastddpm.dropin._diffusers.rows import take_row
+from fastddpm.dropin._diffusers.rows import check_channels, take_row
+from fastddpm.engine import in_sigmas
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers.churn import Churn
 from fastddpm.plans.diffusers.solvers import set_rows
+from fastddpm.plans.in_sigmas import Level
 from fastddpm.plans.plan import Float64
 from fastddpm.transfer import to_device
 
@@ -55,8 +57,10 @@ class Walk:
         Raises:
             ValueError: no rows express its configuration, or two of its timesteps are at one noise level.
         """
-        rows = set_rows(scheduler, kind=kind, eta=eta, churn=churn, start=start)
-        plan, scale = rows.plan.scaled(rows.scale), rows.scale
+        rows = set_rows(scheduler, kind=kind, eta=eta, churn=churn, start=start, as_written=True)
+        plan, scale = rows.plan, rows.scale
+        if not plan.in_sigmas:
+            plan = plan.scaled(scale)
         levels = None if eta is None else scheduler.alphas_cumprod.numpy(force=True).astype(np.float64)
         borrowed = rows.borrowed * scale[1:] / scale[:-1]
         return cls(plan, start, borrowed, rows.noise_in_x0, churn, levels)
@@ -74,6 +78,8 @@ class Walk:
         self, row: int, model_output: Tensor, sample: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(x_next, x0) of a row, new tensors."""
+        if self.plan.in_sigmas:
+            return self._take_written(row, model_output, sample, noise)
         table, counters = self._on(sample.device)
         kept = self._room(sample)
         x_next, x0 = take_row(self.plan, table, counters[row], model_output, sample, noise, kept=kept)
@@ -88,6 +94,24 @@ class Walk:
             self._returned, self._reached = x_next, x_next.to(torch.float32, copy=True)
             self._version = 0 if x_next.is_inference() else x_next._version
         return x_next, x0
+
+    def _take_written(
+        self, row: int, model_output: Tensor, sample: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same in the scheduler's own operations, and of float64 in that."""
+        check_channels(self.plan, model_output, sample)
+        dtype = torch.promote_types(sample.dtype, model_output.dtype)
+        u = sample.to(torch.promote_types(dtype, torch.float32))
+        table, counters = self._on(sample.device)
+        numbers = in_sigmas.coefficients(table, counters[row : row + 1, 0], u)
+        if noise is not None:
+            noise = noise.to(u.device)
+            if self.churn is not None:
+                u, noise = u + noise * self.churn.s_noise * numbers[Level.CHURN], None
+        u_next, x0 = in_sigmas.following(
+            u, model_output.to(u.dtype), numbers, noise, self._room(u), clip=self.plan.clip
+        )
+        return u_next.to(dtype), x0.to(dtype)
 
     def _is_what_was_returned(self, sample: Tensor) -> bool:
         # Tensors of inference mode do not say whether they were changed.
@@ -110,6 +134,9 @@ class Walk:
         if not self.plan.kept:
             return None
         shape = (self.plan.kept, *sample.shape)
-        if self._kept is None or self._kept.shape != shape or self._kept.device != sample.device:
-            self._kept = torch.zeros(shape, device=sample.device)
+        # Of float64 where rows are in sigmas.
+        dtype = sample.dtype if self.plan.in_sigmas else torch.float32
+        kept = self._kept
+        if kept is None or (kept.shape, kept.device, kept.dtype) != (shape, sample.device, dtype):
+            self._kept = torch.zeros(shape, dtype=dtype, device=sample.device)
         return self._kept

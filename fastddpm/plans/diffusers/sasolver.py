@@ -21,6 +21,9 @@ def sasolver(chain: Chain) -> Tableau:
     """
     config = chain.config
     check_choice("algorithm_type", config["algorithm_type"], ALGORITHMS)
+    for name in ("predictor_order", "corrector_order"):
+        if int(config[name]) < 1:  # which fails in the original
+            raise BadArgument(name, str(config[name]), "1 or more")
     predicts_x0 = config["algorithm_type"] == "data_prediction"
     if config["thresholding"] and not predicts_x0:
         given = "True with algorithm_type 'noise_prediction', which fails in the original,"

@@ -27,6 +27,7 @@ from fastddpm.plans.diffusers.config import (
 )
 from fastddpm.plans.diffusers.sasolver import sasolver
 from fastddpm.plans.diffusers.unipc import unipc
+from fastddpm.plans.diffusers.written import written
 from fastddpm.plans.plan import PREDICTION_TYPES, Float64, Plan, PredictionType, check_clip_range
 from fastddpm.plans.tableau import Tableau
 
@@ -208,8 +209,9 @@ class Rows:
     """A scheduler's plan, and what a caller of its steps needs besides.
 
     Attributes:
-        plan: in our state x.
-        scale: the scheduler's state over ours where each row begins, and behind the last, float64 [S + 1].
+        plan: in our state x, or in sigmas.
+        scale: the scheduler's state over the plan's where each row begins, and behind the last, float64
+            [S + 1].
         borrowed: of each row what weight of its state stands for an earlier one, float64 [S]. Where that is
             not 0 the original has kept a state, and goes on from it whatever sample it is given.
         noise_in_x0: of each row the weight of its noise in the x0 that its step returns, float64 [S].
@@ -228,8 +230,19 @@ def set_rows(
     eta: float | None = None,
     churn: churned.Churn | None = None,
     start: int = 0,
+    as_written: bool = False,
 ) -> Rows:
-    """The same, with what steps need that are taken one by one; ``churn`` is of the two Euler schedulers."""
+    """The same, with what steps need that are taken one by one.
+
+    Args:
+        scheduler: as of `set_plan`, as are kind, eta and start.
+        kind: which of `SOLVERS`.
+        eta: of TCD.
+        churn: of the two Euler schedulers.
+        start: the first row.
+        as_written: where levels are so high that the rounding of the scheduler's own state is seen, the plan
+            is in that (`Plan.in_sigmas`).
+    """
     name = _kind_of(scheduler, kind)
     solver, config = STEPPED[name], scheduler.config
     prediction_type = _prediction_of(name, solver, config)
@@ -237,11 +250,15 @@ def set_rows(
         chain = _chain_of(scheduler, solver, eta=eta, start=start)
         tableau = solver.rows(chain) if churn is None else churned.euler(chain, churn)
         plan = _plan_of(tableau, chain, solver, prediction_type, churn)
+        exact = written(plan, chain, name, churn) if as_written else None
     except BadArgument:
         raise
     except (ValueError, ZeroDivisionError, IndexError) as error:
         given = f"{name} at {len(scheduler.timesteps)} timesteps, which cannot be repeated ({error}),"
         raise BadArgument("scheduler", given, "another number of steps or configuration") from error
+    if exact is not None:
+        zeros = np.zeros(len(plan))
+        return Rows(plan=exact, scale=np.ones(len(plan) + 1), borrowed=zeros, noise_in_x0=zeros)
     noise = np.zeros(len(plan)) if churn is None else churned.noise_in_x0(chain, churn)
     return Rows(
         plan=plan,
@@ -253,7 +270,7 @@ def set_rows(
 
 def state_scale(plan: Plan, solver: Solver, config: Fields) -> Float64:
     """The state of a scheduler over x, where each row of its plan begins and behind the last."""
-    if not solver.in_sigmas:
+    if not solver.in_sigmas or plan.in_sigmas:
         return np.ones(len(plan) + 1)
     assert plan.alphas_cumprod is not None
     data = float(config["sigma_data"]) if solver.is_preconditioned else 1.0
