@@ -49,8 +49,8 @@ def looks(monkeypatch):
     return seen
 
 
-def held(proof, subject, copies, **figures):
-    proof("j", subject, uploads=len(copies.sent), pageable=copies.sent.count(False), reads=0, **figures)
+def held(proof, subject, copies, reads=0, **figures):
+    proof("j", subject, uploads=len(copies.sent), pageable=copies.sent.count(False), reads=reads, **figures)
     assert copies.sent
     assert all(copies.sent)
 
@@ -170,7 +170,7 @@ def test_a_policys_chunk(looks, tmp_path, proof):
                 actions = policy.act(seen, seeds=[3])
             assert actions.is_cuda
             counts.append(len(copies.sent))
-            held(proof, "a policy's chunk", copies)
+            held(proof, "a policy's chunk", copies, reads=1)
     assert counts[1] == len(inputs) + 1
     assert looks == ["cond['global_cond']", (1, 16, 2)] * 2
 
