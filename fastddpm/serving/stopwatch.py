@@ -5,21 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
 AHEAD = 1
 """Calls that a card may still be at when the next one is made: with none it would wait for the host in
 between, with more whoever comes meanwhile would wait for all of them."""
-
-
-class Event(Protocol):
-    """CUDA's, or what stands for it."""
-
-    def record(self, stream: torch.cuda.Stream) -> None: ...
-    def synchronize(self) -> None: ...
-    def elapsed_time(self, end_event: Event) -> float: ...
 
 
 class Stopwatch:
@@ -31,7 +22,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device if device.type == "cuda" else None
-        self._running: deque[tuple[Event, Event, Callable[[float], None]]] = deque()
+        self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event, Callable[[float], None]]] = deque()
 
     def time(self, call: Callable[[], None], note: Callable[[float], None]) -> None:
         """Makes a call; its seconds are noted now, or in a later call or `finish`."""

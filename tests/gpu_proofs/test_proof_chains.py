@@ -49,8 +49,8 @@ def looks(monkeypatch):
     return seen
 
 
-def held(proof, subject, copies, **figures):
-    proof("j", subject, uploads=len(copies.sent), pageable=copies.sent.count(False), reads=0, **figures)
+def held(proof, subject, copies, reads=0, **figures):
+    proof("j", subject, uploads=len(copies.sent), pageable=copies.sent.count(False), reads=reads, **figures)
     assert copies.sent
     assert all(copies.sent)
 
@@ -108,6 +108,8 @@ def test_requests_in_flight(looks, monkeypatch, proof):
     monkeypatch.setattr(executors, "CudaGraphBackend", Repeating)
     monkeypatch.setattr(Repeating, "captured", [])
     monkeypatch.setattr("fastddpm.serving.workshop.threading.Thread.start", lambda thread: None)
+    for place in ("workshop", "lanes"):
+        monkeypatch.setattr(f"fastddpm.serving.{place}.CAPTURED_STRIDE", 2)
     parked, run, put = [], Lane.run, fastddpm.serving.lane.Parked.put
     monkeypatch.setattr(
         fastddpm.serving.lane.Parked,
@@ -117,7 +119,7 @@ def test_requests_in_flight(looks, monkeypatch, proof):
     with card() as device:
         with device:
             unet = UNet(CONDITIONED).eval()
-        sampler = Sampler(unet, NoiseSchedule.linear(), num_inference_steps=24, shape=SHAPE)
+        sampler = Sampler(unet, NoiseSchedule.linear(), num_inference_steps=6, shape=SHAPE)
         assert sampler.runner.engine == "cudagraph"
         scheduler = Scheduler(sampler, max_batch=1)
         given = {"condition": torch.zeros(1, *SHAPE, device=device)}
@@ -126,7 +128,7 @@ def test_requests_in_flight(looks, monkeypatch, proof):
         def run_and_submit(self, steps):
             run(self, steps)
             if len(drawings) == 1:
-                drawings.append(scheduler.submit(2, num_inference_steps=8, **given))
+                drawings.append(scheduler.submit(2, num_inference_steps=2, **given))
 
         monkeypatch.setattr(Lane, "run", run_and_submit)
         with HostCopies() as copies:
@@ -148,7 +150,7 @@ def test_a_policys_chunk(looks, tmp_path, proof):
     from fastddpm_bench.peers import lerobot_policy as peers
 
     inputs = {"observation.state": ("STATE", (3,)), "observation.image": ("VISUAL", (3, 40, 48))}
-    made = peers.DiffusionPolicy(peers.config(inputs, 2, num_inference_steps=4, crop_shape=(33, 35)))
+    made = peers.DiffusionPolicy(peers.config(inputs, 2, num_inference_steps=2, crop_shape=(33, 35)))
     shapes = {"observation.state": (3,), "observation.image": (3, 1, 1), "action": (2,)}
     statistics = {
         name: {"min": torch.zeros(s), "max": torch.ones(s), "mean": torch.zeros(s), "std": torch.ones(s)}
@@ -168,7 +170,7 @@ def test_a_policys_chunk(looks, tmp_path, proof):
                 actions = policy.act(seen, seeds=[3])
             assert actions.is_cuda
             counts.append(len(copies.sent))
-            held(proof, "a policy's chunk", copies)
+            held(proof, "a policy's chunk", copies, reads=1)
     assert counts[1] == len(inputs) + 1
     assert looks == ["cond['global_cond']", (1, 16, 2)] * 2
 

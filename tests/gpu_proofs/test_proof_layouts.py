@@ -76,27 +76,20 @@ def guided():
 
 
 @pytest.mark.parametrize("library", [lucidrains, guided])
-@pytest.mark.parametrize("arranged", [True, False])
-def test_maps_of_a_step(library, arranged, proof):
+def test_maps_of_a_step(library, proof):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network, most = library()
-    network = network.eval().requires_grad_(False)
-    module = network
-    if arranged:
-        module = ForGpu(network).module
+    module = ForGpu(network.eval().requires_grad_(False)).module
     with fake_gpu.fake_card("sm_90"), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         module = module.to("cuda:0")
         x, t = torch.zeros(SHAPE, device="cuda:0"), torch.zeros(2, dtype=torch.int64, device="cuda:0")
         with Layouts() as layouts:
             module(x, t)
-    words = "in channels_last" if arranged else "as it is"
     figures = {"convolutions": layouts.convolutions, "contiguous": layouts.contiguous}
     counts = {"maps copied": len(layouts.copied), "sums of two orders": len(layouts.mixed)}
-    proof("k", f"{library.__name__}, {words}", **figures, **counts)
-    if not arranged:
-        assert layouts.contiguous == layouts.convolutions
-        return
+    proof("k", library.__name__, **figures, **counts)
+    assert layouts.convolutions > 20
     assert layouts.contiguous == 0
     assert layouts.mixed == []
     assert len(layouts.copied) == most
