@@ -1,4 +1,4 @@
-"""FastDPMSolverMultistepInverseScheduler against diffusers': steps, chains, there and back, what it refuses."""
+"""FastDPMSolverMultistepInverseScheduler against diffusers': steps, chains, there and back, refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def begun(steps=10, **config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 def test_steps_and_chains(config):
-    original, fast = begun(12, **config)
+    steps = 12 if config else 16  # from 15 on the last step is of the full order
+    original, fast = begun(steps, **config)
     assert fast.timesteps.equal(original.timesteps)
     x = y = start = torch.randn(SHAPE, generator=torch.Generator().manual_seed(7))
     for k, t in enumerate(fast.timesteps):
@@ -63,7 +64,7 @@ def test_steps_and_chains(config):
         assert fast.step_index == original.step_index == k + 1
     ends = []
     for scheduler in (original, fast):
-        scheduler.set_timesteps(12)
+        scheduler.set_timesteps(steps)
         x = start
         for t in scheduler.timesteps:
             x = scheduler.step(network(x, t), t, x, return_dict=False)[0]
@@ -73,7 +74,7 @@ def test_steps_and_chains(config):
 
 
 def test_nearer_to_float64_than_the_original():
-    """A first step far up, of which the original's is the difference of two numbers a thousand times as large."""
+    """The original's first step far up is the difference of numbers a thousand times as large."""
     original, fast = begun(4, use_beta_sigmas=True)
     exact = diffusers.DPMSolverMultistepInverseScheduler(use_beta_sigmas=True)
     exact.set_timesteps(4)

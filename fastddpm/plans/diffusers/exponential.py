@@ -45,7 +45,7 @@ def multistep_inverse(chain: Chain) -> Tableau:
 
 
 def of_output(plan: Plan) -> Plan:
-    """The plan with what its rows have of x0 multiplied out, of x and the network's output; where x0 is bent, as it is.
+    """Rows of x and the network's output, with x0 multiplied out; where it is bent, as they are.
 
     A first step from a clean image to a level far above is the difference of large multiples of x0 and x.
     """

@@ -142,7 +142,7 @@ STEPPED = {
         "dpm_solver", exponential.multistep_inverse, thresholds=True, splits=True, rises=True
     ),
 }
-"""Those, and the one whose steps go from an image to noise: no sampler, but a scheduler for a caller's loop."""
+"""Those, and one whose steps go from an image to noise: no sampler, a scheduler for a caller's loop."""
 
 
 def from_solver_scheduler(
