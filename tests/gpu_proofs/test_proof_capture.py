@@ -36,6 +36,7 @@ CASES = {
     "three kept": StepCase(SHAPE, noise="none", kept=3, combine=True),
     "torch noise": StepCase(SHAPE, noise="torch", ring=4, clip=True),
     "predictor and corrector": StepCase(SHAPE, noise="torch", ring=4, langevin=(0.15, 1)),
+    "in sigmas": StepCase(SHAPE, noise="torch", ring=4, kept=2, guided=True, clip=True, in_sigmas=True),
     "trajectory": StepCase(SHAPE, clip=True, keep_x0=True),
     "thresholded": StepCase(SHAPE, thresholding=(0.99, 2.0), guided=True),
     "in flight": StepCase(SHAPE, clip=True, kept=1, arena=True),
