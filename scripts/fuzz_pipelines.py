@@ -113,10 +113,11 @@ def _compared(expected: Any, got: Any) -> tuple[str, str]:
         return "IMAGES OF ANOTHER SHAPE", str(second.shape)
     if not all(x.equal(y) for x, y in zip(theirs, ours, strict=True)):
         return "ANOTHER RANDOM STREAM", ""
-    off = float((first - second).abs().max() / first.abs().max().clamp(min=1))
-    # Of pictures one level.
-    within = off <= (1.01 / 255 if isinstance(a, list) else TOLERANCE)
-    return ("same", "") if within else ("DIFFERS", f"by {off:.2g}")
+    off = float((first - second).abs().max())
+    is_pictures = isinstance(a, list)
+    largest = float(first.abs().max().clamp(min=1))
+    within = off <= (1 if is_pictures else TOLERANCE * largest)
+    return ("same", "") if within else ("DIFFERS", f"by {off:.2g} of {largest:.2g}")
 
 
 def _described(call: dict[str, Any]) -> dict[str, Any]:

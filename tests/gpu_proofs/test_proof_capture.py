@@ -36,7 +36,6 @@ CASES = {
     "three kept": StepCase(SHAPE, noise="none", kept=3, combine=True),
     "torch noise": StepCase(SHAPE, noise="torch", ring=4, clip=True),
     "predictor and corrector": StepCase(SHAPE, noise="torch", ring=4, langevin=(0.15, 1)),
-    "in sigmas": StepCase(SHAPE, noise="torch", ring=4, kept=2, guided=True, clip=True, in_sigmas=True),
     "trajectory": StepCase(SHAPE, clip=True, keep_x0=True),
     "thresholded": StepCase(SHAPE, thresholding=(0.99, 2.0), guided=True),
     "in flight": StepCase(SHAPE, clip=True, kept=1, arena=True),
@@ -97,6 +96,16 @@ def test_a_step_of_diffusers_network_stays_on_the_device(fake_cuda, name, proof)
     proof("d", f"diffusers' UNet2DModel: {name}", **figures(devices))
     assert devices.strays == []
     assert devices.operators.count("fastddpm::reverse_step") == 1
+
+
+def test_a_step_in_sigmas_stays_on_the_device(fake_cuda):
+    case = StepCase(SHAPE, noise="torch", ring=4, kept=2, guided=True, clip=True, in_sigmas=True)
+    with fake_cuda, parameters_of(torch.float32):
+        model = UNet2DModel(**DIFFUSERS).eval()
+        cond = {"class_labels": torch.zeros(4, dtype=torch.int64)}
+    devices = run_step(case, bound(model, case, cond))
+    assert devices.strays == []
+    assert "fastddpm::reverse_step" not in devices.operators
 
 
 def test_a_step_of_the_network_of_actions_stays_on_the_device(fake_cuda, proof):
