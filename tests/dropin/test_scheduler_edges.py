@@ -116,6 +116,22 @@ def test_learned_variances_that_the_class_does_not_cut_off(name, config):
     same(name, config={"variance_type": "learned_range", **config})
 
 
+def test_learned_variances_of_four_channels_are_cut_to_three():
+    """By SA-Solver, which then fails over the fourth."""
+    config = {"variance_type": "learned_range"}
+    original, twin = pair("SASolverScheduler", **config)
+    x, t = torch.ones(1, 4, 2, 2), 999
+    for scheduler in (original, twin):
+        scheduler.set_timesteps(2)
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            scheduler.step(x, t, x)
+    pipeline = text_pipeline(scheduler=original)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        pipeline(num_inference_steps=2, output_type="latent", **embeds())
+    with pytest.raises(BadArgument, match="first 3 of 4 channels"):
+        fastddpm.optimize(pipeline)
+
+
 def test_noise_that_counts_for_nothing_is_drawn():
     """By TCD in a step to timestep 0, where it is multiplied by 0."""
     config = {"num_train_timesteps": 10, "timestep_spacing": "linspace", "original_inference_steps": 10}
@@ -140,6 +156,26 @@ def test_dtypes_of_the_second_result(dtype, prediction):
     for name in names:
         rounding = 0.1 if dtype == torch.bfloat16 else 1e-4
         same(name, tolerance=rounding, config={"prediction_type": prediction}, dtype=dtype)
+
+
+def test_deis_where_its_weights_are_what_is_left_of_logarithms():
+    """By NumPy's logarithm: with torch's they are others."""
+    config = {"num_train_timesteps": 500, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+    config |= {"steps_offset": 5, "solver_order": 3}
+    same("DEISMultistepScheduler", {"num_inference_steps": 50}, tolerance=2e-5, config=config)
+
+
+@pytest.mark.parametrize("begin", [1, 2])
+def test_pndm_from_the_timestep_that_comes_twice(begin):
+    """Where a chain begins is known from its second step: the first has the same timestep at both places."""
+    states = []
+    for scheduler in pair("PNDMScheduler", skip_prk_steps=True):
+        scheduler.set_timesteps(7)
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+        for t in scheduler.timesteps[begin:]:
+            x = scheduler.step(torch.tanh(x + 1e-3 * float(t)), t, x).prev_sample
+        states.append(x)
+    assert (states[0] - states[1]).abs().max() <= 1e-5
 
 
 def test_a_few_steps_where_more_have_no_rows():

@@ -98,6 +98,16 @@ def test_a_step_of_diffusers_network_stays_on_the_device(fake_cuda, name, proof)
     assert devices.operators.count("fastddpm::reverse_step") == 1
 
 
+def test_a_step_in_sigmas_stays_on_the_device(fake_cuda):
+    case = StepCase(SHAPE, noise="torch", ring=4, kept=2, guided=True, clip=True, in_sigmas=True)
+    with fake_cuda, parameters_of(torch.float32):
+        model = UNet2DModel(**DIFFUSERS).eval()
+        cond = {"class_labels": torch.zeros(4, dtype=torch.int64)}
+    devices = run_step(case, bound(model, case, cond))
+    assert devices.strays == []
+    assert "fastddpm::reverse_step" not in devices.operators
+
+
 def test_a_step_of_the_network_of_actions_stays_on_the_device(fake_cuda, proof):
     """With each norm and its Mish as one kernel, and no map copied into another layout."""
     case = StepCase((2, 8, 3), clip=True)

@@ -131,6 +131,8 @@ class FastPipeline(DropIn):
             accepted = f"a {self.only} by a {self.peer}"
             raise BadArgument("scheduler", type(self.scheduler).__name__, accepted)
         self._check_variance(plan)
+        if kind == "SASolverScheduler":
+            check_cut(self.scheduler, self.unet)
         if self.looks_up and kind in SOLVERS and kind != "PNDMScheduler":
             check_first(plan, num_inference_steps, times)
         return plan
@@ -267,6 +269,17 @@ class FastPipeline(DropIn):
     def _not_fused(self) -> list[str]:
         """What of this pipeline runs as it is."""
         return []
+
+
+def check_cut(scheduler: Peer, unet: Peer) -> None:
+    """ValueError where SA-Solver, of learned variances, takes the first three channels and needs more."""
+    variance_type, prediction_type = scheduler.config.variance_type, scheduler.config.prediction_type
+    channels = int(unet.config.out_channels)
+    if channels == 2 * unet.config.in_channels:
+        channels //= 2
+    if variance_type in ("learned", "learned_range") and prediction_type == "epsilon" and channels > 3:
+        given = f"{variance_type!r} with a SASolverScheduler, which takes the first 3 of {channels} channels,"
+        raise BadArgument("variance_type", given, "None")
 
 
 def check_first(plan: Plan, num_inference_steps: int, given_times: Times | None = None) -> None:

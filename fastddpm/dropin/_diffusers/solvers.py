@@ -122,7 +122,7 @@ class FastSolver:
         why = self._why_original(given)
         if held is not None:
             if why is None:
-                return self._churned(cast("Walk", held), given)
+                return self._placed(self._churned(cast("Walk", held), given), given["timestep"])
             if held.remembers:
                 raise BadArgument("step", f"one with {why} in a chain begun without,", "all steps with it")
             return None
@@ -148,6 +148,18 @@ class FastSolver:
             self.__dict__["_walk"] = held
         return held
 
+    def _placed(self, held: Walk, timestep: Any) -> Walk:
+        """The walk for where a chain began: PNDM's second timestep comes twice, and a chain that begins there
+        says with its next one at which of the two."""
+        times = held.plan.model_time
+        is_first = self.kind == "PNDMScheduler" and cast("Any", self).counter == 1
+        if not is_first or len(times) < 2 or times[0] != times[1] or int(timestep) == times[1]:
+            return held
+        later = Walk.of(self, self.kind, eta=None, start=held.start + 1)
+        later.go_on_from(held)
+        self.__dict__["_walk"] = later
+        return later
+
     def _why_original(self, given: dict[str, Any]) -> str | None:
         """What of a step's arguments only the original's step knows, or None."""
         sample, model_output = given["sample"], given["model_output"]
@@ -161,9 +173,12 @@ class FastSolver:
         if sample.dim() < 2:
             return f"{sample.dim()} dimensions"
         learned = self.config.get("variance_type") in ("learned", "learned_range")
-        splits = learned and STEPPED[self.kind].splits and self.config["prediction_type"] == "epsilon"
-        if splits and (sample.shape[1] != 3 or model_output.shape[1] == 3):  # it takes the first three
+        cuts = learned and self.config["prediction_type"] == "epsilon"  # takes the first three channels
+        splits = cuts and STEPPED[self.kind].splits
+        if splits and (sample.shape[1] != 3 or model_output.shape[1] == 3):
             return "a variance_type that the network does not have"
+        if cuts and self.kind == "SASolverScheduler" and model_output.shape[1] > 3:
+            return "a variance_type for more than three channels"
         return None
 
     def _has_history(self) -> bool:

@@ -47,6 +47,7 @@ class Walk:
         # What the last step returned, and its values: the caller may change the first.
         self._returned: Tensor | None = None
         self._reached: Tensor | None = None
+        self._version = 0
 
     @classmethod
     def of(
@@ -94,6 +95,15 @@ class Walk:
             self._returned, self._reached = x_next, x_next.to(torch.float32, copy=True)
             self._version = 0 if x_next.is_inference() else x_next._version
         return x_next, x0
+
+    def go_on_from(self, other: Walk) -> None:
+        """Takes over what another walk has kept, whose first row is the same and the only one taken."""
+        if other._kept is not None and self.plan.kept:
+            self._kept = other._kept.new_zeros((self.plan.kept, *other._kept.shape[1:]))
+            places = min(len(self._kept), len(other._kept))
+            self._kept[:places] = other._kept[:places]
+        self._returned, self._reached = other._returned, other._reached
+        self._version = other._version
 
     def _take_written(
         self, row: int, model_output: Tensor, sample: Tensor, noise: Tensor | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,14 +121,19 @@ def _deis_weights(t: Level, nodes: list[Level]) -> tuple[float, list[float]]:
 
 
 def _second_primitive(t: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    return t * (-c.log() + t.log() - 1) / (b.log() - c.log())
+    return t * (-_log(c) + _log(t) - 1) / (_log(b) - _log(c))
 
 
 def _third_primitive(t: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     above = t * (
-        c.log() * (d.log() - t.log() + 1) - d.log() * t.log() + d.log() + t.log() ** 2 - 2 * t.log() + 2
+        _log(c) * (_log(d) - _log(t) + 1) - _log(d) * _log(t) + _log(d) + _log(t) ** 2 - 2 * _log(t) + 2
     )
-    return above / ((b.log() - c.log()) * (b.log() - d.log()))
+    return above / ((_log(b) - _log(c)) * (_log(b) - _log(d)))
+
+
+def _log(value: Tensor) -> Tensor:
+    """NumPy's, as there: torch's is now and then another in the last place."""
+    return torch.from_numpy(np.asarray(np.log(value.numpy())))
 
 
 class _Step:

@@ -91,7 +91,7 @@ _FROM: dict[str, Callable[[Tensor, Tensor], tuple[float, Any, Any]]] = {
 
 
 def _is_coarse(name: str, chain: Chain) -> bool:
-    """Whether rounding in u is seen, wherever a chain begins: how far rows hand on that of their step's start."""
+    """Whether rounding in u is seen, wherever a chain begins: how far rows hand on that of a step's start."""
     reach = float(_sigmas(chain).max())
     if name not in _TWICE or reach > HIGHEST:
         return reach > HIGHEST
