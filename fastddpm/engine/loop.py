@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +26,7 @@ from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm.network import Network
 from fastddpm.plans import Plan
 from fastddpm.randomness import TorchNoise
-from fastddpm.transfer import current, to_device
+from fastddpm.transfer import to_device
 from fastddpm_kernels import normal
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class Loop:
 
     def current(self) -> AbstractContextManager[object]:
         """Makes the loop's device the current one: Triton launches there, wherever its tensors are."""
-        return current(self.device)
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def memory(self) -> int:
         """Bytes in the loop's buffers and in the memory pool of its graphs."""
