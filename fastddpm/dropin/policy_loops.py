@@ -76,13 +76,13 @@ class ActionLoop:
         generator = given.pop("generator", None)
         x, known, mask = (given.pop(name, None) for name in ("noise", "condition_data", "condition_mask"))
         if "condition_data" in bound.arguments:
-            check_given(known, mask)
-            shape, dtype = known.shape, known.dtype
-            known = known.detach().to(runner.device, torch.float32)
-            mask = mask.to(runner.device)[(..., *[None] * (len(shape) - mask.ndim))].expand(shape)
+            data, of = given_part(known, mask)
+            shape, dtype = tuple(data.shape), data.dtype
+            known = data.detach().to(runner.device, torch.float32)
+            mask = of.to(runner.device).reshape(*of.shape, *(1,) * (data.ndim - of.ndim)).expand(shape)
         else:
             dtype = model_device_dtype(self._module())[1]
-            shape = self._shape(given["batch_size"]) if x is None else x.shape
+            shape = self._shape(given["batch_size"]) if x is None else tuple(x.shape)
         given.pop("batch_size", None)
         cond = _tensors(given)
         if isinstance(runner.model, UNet1D):
@@ -204,17 +204,19 @@ def _tensors(given: dict[str, object]) -> dict[str, Tensor]:
     return {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
 
-def check_given(data: object, mask: object) -> None:
-    """BadArgument unless data and mask are what a part of the trajectory is given by.
+def given_part(data: object, mask: object) -> tuple[Tensor, Tensor]:
+    """The data and mask by which a part of the trajectory is given; BadArgument for anything else.
 
     As the loops that index with the mask take it: of the first axes of the data, or of all.
     """
     if not isinstance(data, Tensor) or not data.ndim:
         raise BadArgument("condition_data", shown(data), "a tensor (B, T, A)")
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != data.shape[: mask.ndim]:
-        is_other = isinstance(mask, Tensor)
-        given = f"{mask.dtype} of shape {tuple(mask.shape)}" if is_other else shown(mask)
-        raise BadArgument("condition_mask", given, f"a bool tensor {tuple(data.shape)}")
+    accepted = f"a bool tensor {tuple(data.shape)}"
+    if not isinstance(mask, Tensor):
+        raise BadArgument("condition_mask", shown(mask), accepted)
+    if mask.dtype != torch.bool or mask.shape != data.shape[: mask.ndim]:
+        raise BadArgument("condition_mask", f"{mask.dtype} of shape {tuple(mask.shape)}", accepted)
+    return data, mask
 
 
 def check_rows(cond: dict[str, Tensor], count: int) -> None:

@@ -105,13 +105,14 @@ class Policy:
         for feature in self.config.inputs:
             value = observations.get(feature.name)
             wanted = (self.config.n_obs_steps, *feature.shape)
+            accepted = f"a tensor (B, {', '.join(map(str, wanted))})"
             if not isinstance(value, Tensor):
                 kind = "none" if value is None else type(value).__name__
-                raise BadArgument(f"observations[{feature.name!r}]", kind, f"a tensor (B, *{wanted})")
+                raise BadArgument(f"observations[{feature.name!r}]", kind, accepted)
             count = len(value) if count is None and value.ndim else count
             if tuple(value.shape) != (count, *wanted) or not count:
-                accepted = f"(B, *{wanted}), B alike"
-                raise BadArgument(f"observations[{feature.name!r}]", f"shape {tuple(value.shape)}", accepted)
+                given_shape = f"shape {tuple(value.shape)}"
+                raise BadArgument(f"observations[{feature.name!r}]", given_shape, f"{accepted}, B alike,")
             given[feature.name] = to_device(value, self.sampler.device, torch.float32)
         encoded: Tensor = self._observations(given)
         return encoded
