@@ -46,7 +46,8 @@ def read(path: Path) -> dict[str, object]:
     """The options in a file, as it has them.
 
     Raises:
-        ValueError: no regular file of at most `MAX_FILE` bytes, or not a mapping of names.
+        ValueError: no regular file of at most `MAX_FILE` bytes, or not a mapping of names; YAML with an
+            alias, of which a few make any number of values.
         MissingExtra: YAML, without pyyaml.
     """
     if path.suffix.lower() == ".json":
@@ -55,7 +56,10 @@ def read(path: Path) -> dict[str, object]:
         raise BadArgument("--options", quoted(str(path)), "a file ending in .yaml, .yml or .json")
     yaml = needed("yaml", by=str(path))
     try:
-        found = yaml.safe_load(read_bytes(path, MAX_FILE))
+        content = read_bytes(path, MAX_FILE)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.SafeLoader)):
+            raise InputError(f"{path}: an alias (*name) given, values written out accepted")
+        found = yaml.safe_load(content)
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:

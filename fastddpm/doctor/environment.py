@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from fastddpm.checks import shortened
+
 OLDEST = (8, 0)
 """Compute capability of the oldest card that the kernels are built for in the tests: sm_80, Ampere."""
 
@@ -103,7 +105,11 @@ def _providers() -> Part:
     name = "onnxruntime providers"
     if _version("onnxruntime") is None and _version("onnxruntime-gpu") is None:
         return Part(name, None, "`backend=onnx`")
-    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+    try:
+        import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+    except ImportError as error:  # installed, but for another CUDA, or in part
+        why = shortened(str(error))
+        return Part(name, None, f"`backend=onnx`: it is installed and cannot be imported ({why})")
 
     available = onnxruntime.get_available_providers()
     has_cuda = "CUDAExecutionProvider" in available

@@ -57,9 +57,9 @@ class FeatureNetwork:
         cuda: bool = False,
     ) -> None:
         check_choice("features", features, DIMENSIONS)
+        needed("torch_fidelity", by="evaluate")
         if features == "inception":
             _check_weights(weights)
-        needed("torch_fidelity", by="evaluate")
         self.features, self._batch_size, self._cuda = features, batch_size, cuda
         file = DIGIT_WEIGHTS if features == "digits" or weights is None else Path(weights)
         self.weights = _digest(file)

@@ -71,7 +71,7 @@ def downloaded(
         if given.get("revision") is not None:
             raise BadArgument("revision", f"{given['revision']!r} with {source!r}", "one revision")
         given["revision"] = found["revision"]
-    hub = needed("huggingface_hub", by=f"{source!r}, which is not here, of the Hugging Face Hub")
+    hub = needed("huggingface_hub", by=f"{source!r}, not here but perhaps on the Hugging Face Hub")
     return _Repository(hub, source, found["id"], given).model(found["inside"].strip("/"), ema, variant)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checkpoint import CheckpointError
-from fastddpm.checks import BadArgument
+from fastddpm.checks import BadArgument, shortened
 from fastddpm.extras import needed
 from fastddpm.inputs import Json
 from fastddpm.locks import exclusive
@@ -335,8 +335,10 @@ class Trainer:
             checkpoints.restore_optimizer(self._bare_optimizer(), tensors["optimizer"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.step, self.best = state["step"], (state["best_loss"], state["best_step"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.step, self.best = step, (float(state["best_loss"]), int(state["best_step"]))
+            if state["step"] != step:
+                raise ValueError(f"state.json has step {shortened(repr(state['step']))}")
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"checkpoint of step {step} in {self.run}: does not fit ({error})"
             ) from error

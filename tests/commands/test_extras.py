@@ -15,6 +15,7 @@ from PIL import Image
 import fastddpm
 from fastddpm import NoiseSchedule, score
 from fastddpm.data import open_dataset
+from fastddpm.doctor import environment
 from fastddpm.extras import EXTRAS, MissingExtra, needed
 
 ROOT = Path(__file__).parents[2]
@@ -75,24 +76,30 @@ COMMANDS = {
     "onnxscript": "export FOLDER/model --out FOLDER/export",
     "onnxruntime": "sample FOLDER/model --backend onnx",
     "scipy": "sample FOLDER/model --method unipc --steps 4 --spacing beta",
-    "torch_fidelity": "evaluate FOLDER/images.npz --reference FOLDER/images.npz --features digits",
+    "torch_fidelity": "evaluate FOLDER/images.npz --reference FOLDER/images.npz",
     "ray": "sample FOLDER/model --format npz --outdir FOLDER/job --workers ray",
     "huggingface_hub": "sample some-organisation/a-model",
     "starlette": "serve FOLDER/model --port 0",
     "uvicorn": "serve FOLDER/model --port 0",
     "prometheus_client": "serve FOLDER/model --port 0",
 }
+FURTHER = [
+    ("huggingface_hub", "push FOLDER/model some-organisation/a-model"),
+    ("huggingface_hub", "train --init-from some-organisation/a-model --data FOLDER/data --out FOLDER/run"),
+    ("huggingface_hub", "serve some-organisation/a-model/model.pt --port 0"),
+    ("onnx", "sample FOLDER/model --engine onnxruntime"),
+    ("onnxruntime", "sample FOLDER/model --backend onnx --format npz --outdir FOLDER/job"),
+    ("ray", "serve FOLDER/model --workers ray --port 0"),
+]
 
 
-@pytest.mark.parametrize("package", COMMANDS)
-def test_a_command_says_what_to_install(without, run, folder, monkeypatch, package):
-    if package == "torch_fidelity":
-        np.savez(folder / "images.npz", arr_0=np.zeros((70, 28, 28, 1), np.uint8))
+@pytest.mark.parametrize(("package", "words"), [*COMMANDS.items(), *FURTHER])
+def test_a_command_says_what_to_install(without, run, folder, monkeypatch, package, words):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("fastddpm.data.mnist._digits", getattr(_digits(), "__wrapped__", None) or _digits())
     before = sorted(folder.rglob("*"))
     without(package)
-    code, out, err = run(*COMMANDS[package].replace("FOLDER", str(folder)).split())
+    code, out, err = run(*words.replace("FOLDER", str(folder)).split())
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert f"pip install 'fastddpm[{EXTRAS[package][1]}]'" in err
     assert sorted(folder.rglob("*")) == before
@@ -122,6 +129,13 @@ def test_a_function_says_what_to_install(without, monkeypatch, package):
     name, extra = EXTRAS[package]
     with pytest.raises(MissingExtra, match=rf"needs the package {name}: pip install 'fastddpm\[{extra}\]'"):
         CALLS[package]()
+
+
+def test_the_doctor_says_what_is_installed_and_broken(without):
+    without("onnxruntime")  # whose metadata are there
+    part = environment._providers()
+    assert part.found is None
+    assert "it is installed and cannot be imported (import of onnxruntime halted" in part.disables
 
 
 def test_a_package_that_needs_another_says_which(monkeypatch, tmp_path):

@@ -69,6 +69,8 @@ BAD = {
     "no YAML": ("a: [", "o.yaml: not readable as YAML (while parsing"),
     "too deep": ("a: " + "[" * 5000, "o.yaml: not readable as YAML"),
     "an object of Python": ("a: !!python/object:os.system 3", "o.yaml: not readable as YAML"),
+    "an alias": ("a: &x [1, 2]\nseeds: *x", "o.yaml: an alias (*name) given, values written out accepted"),
+    "a merged alias": ("a: &x {steps: 2}\n<<: [*x, *x]", "o.yaml: an alias (*name) given"),
     "too large": ("a: " + "b" * option_file.MAX_FILE, "o.yaml: more than 1,048,576 bytes"),
 }
 

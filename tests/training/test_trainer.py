@@ -235,6 +235,12 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_that_is_not(tmp_path):
         shutil.rmtree(tmp_path / "checkpoints" / f"step_{step:08d}")
     trainer(tmp_path, steps=30, keep=3).train(progress=False)
     assert checkpoints.steps(tmp_path) == [10, 20, 30]
+    state = tmp_path / "checkpoints" / "step_00000030" / "state.json"
+    state.with_name("sha256.json").unlink()
+    for field, value in (("step", "10"), ("best_step", None), ("best_loss", [])):
+        state.write_text(json.dumps({"step": 30, "best_loss": 0.5, "best_step": 10, field: value}))
+        with pytest.raises(CheckpointError, match=r"checkpoint of step 30 in .*: does not fit \("):
+            trainer(tmp_path, steps=40, keep=3).train(progress=False)
     file = tmp_path / "train.json"
     file.write_text(file.read_text()[:-20])
     with pytest.raises(CheckpointError, match=r"train.json: not readable"):
