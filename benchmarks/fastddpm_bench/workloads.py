@@ -92,6 +92,22 @@ PIXELS_256 = Workload(
     _ddpm_options((128, 128, 256, 256, 512, 512), attention=4, size=256),
     needs_gpu=True,
 )
+# The bundled super-resolution network's levels on one of its tiles, without the tile that it is given besides: an
+# unconditional chain, which diffusers' pipelines can run.
+PHOTO = Workload(
+    "photo 128x128, 0.6 M",
+    (3, 128, 128),
+    {
+        "sample_size": 128,
+        "block_out_channels": (16, 32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D"] * 3,
+        "up_block_types": ["UpBlock2D"] * 3,
+        "norm_num_groups": 8,
+        "add_attention": False,
+        "attention_head_dim": None,
+    },
+)
 WORKLOADS = (MNIST, CIFAR10, PIXELS_64, PIXELS_256)
 
 

@@ -24,7 +24,7 @@ from fastddpm_bench import exported
 from fastddpm_bench.contest import BenchSettings, Contest, Contestant
 from fastddpm_bench.costs import OpCost, watched
 from fastddpm_bench.subjects.variants import Layout, arranged, engines, in_bfloat16, layouts
-from fastddpm_bench.workloads import CIFAR10, MNIST, PIXELS_64, PIXELS_256, Workload
+from fastddpm_bench.workloads import CIFAR10, MNIST, PHOTO, PIXELS_64, PIXELS_256, Workload
 
 SEED = 1
 FULL_STEPS = 1000
@@ -111,6 +111,7 @@ def contests(settings: BenchSettings) -> list[Contest]:
     if not settings.quick and not settings.is_cuda:
         sizes += [(MNIST, "ddim", 1, few, None), (MNIST, "ddim", 32, 5, None)]
         sizes += [(CIFAR10, "ddpm", 2, 10, None), (CIFAR10, "ddpm", 1, 10, None)]
+        sizes += [(PHOTO, "ddpm", 1, 10, None), (PHOTO, "ddpm", 2, 10, None)]
         sizes += [(PIXELS_64, "ddpm", 16, 50, None), (PIXELS_256, "ddpm", 4, 50, None)]
     return [
         chain_contest("pipelines", workload, method, batch, steps, settings, precision)
@@ -134,7 +135,7 @@ def chain_contest(
         workload=f"{workload.name}, {method}, {steps} steps, batch {batch}{in_words}",
         setup=functools.partial(Chain, workload, method, batch, steps, settings.device, precision),
         contestants=contestants(
-            settings, with_onnx=workload in (MNIST, CIFAR10), in_float32=precision is None
+            settings, with_onnx=workload in (MNIST, CIFAR10, PHOTO), in_float32=precision is None
         ),
         # Our plans are computed in float64 and theirs in float32, and layouts sum in other orders: over a
         # chain that is below what a uint8 level shows (1/255 in [0, 1]), as asked of any two backends.
