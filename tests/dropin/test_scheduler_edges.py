@@ -257,6 +257,7 @@ def test_rows_of_the_scale_without_noise_where_they_do():
         twin = fastddpm.optimize(getattr(diffusers, name)(beta_start=0.00085, beta_end=0.012))
         chain(twin, {"num_inference_steps": 2})
         assert walked(twin).in_sigmas == twice
+        assert ("one by one" in str(twin.report().not_fused)) == twice
 
 
 @pytest.mark.parametrize("name", ["LMSDiscreteScheduler", "KDPM2AncestralDiscreteScheduler"])

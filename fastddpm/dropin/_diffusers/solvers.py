@@ -65,6 +65,11 @@ class FastSolver:
         held = self.__dict__.get("_walk")
         if isinstance(held, str):
             why.append(f"this chain, by the original's step: {held}")
+        is_written = isinstance(held, Walk) and held.plan.in_sigmas
+        if is_written:
+            why.append(
+                "this chain, at levels where the original's rounding is seen: its operations, one by one"
+            )
         if self.config.get("thresholding"):
             why.append("dynamic thresholding: the quantile of |x0| is a pass of its own")
         return Report(
@@ -73,7 +78,7 @@ class FastSolver:
             engine="eager: one reverse_step a step, on a copy of the sample",
             noise="torch generators, drawn as the original draws",
             precision="the caller's",
-            fused=("x0", "clip", "update with kept predictions", "noise"),
+            fused=() if is_written else ("x0", "clip", "update with kept predictions", "noise"),
             not_fused=tuple(why),
         )
 
