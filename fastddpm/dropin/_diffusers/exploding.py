@@ -19,6 +19,7 @@ from fastddpm.dropin._diffusers.generators import one_each
 from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun
 from fastddpm.dropin._diffusers.network import Way, image_shape
+from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.overrides import check_published
 from fastddpm.network import model_device_dtype, unwrapped
 from fastddpm.plans import Plan
@@ -81,7 +82,12 @@ class FastKarrasVePipeline(_Exploding):
         return Way("slope", _slope, False)
 
     def _plan(
-        self, num_inference_steps: int, *, eta: float | None = None, use_clipped_model_output: bool = False
+        self,
+        num_inference_steps: int,
+        *,
+        eta: float | None = None,
+        use_clipped_model_output: bool = False,
+        times: Times | None = None,
     ) -> Plan:
         self._check_scheduler()
         return from_karras_ve_scheduler(self.scheduler, num_inference_steps)
@@ -159,7 +165,12 @@ class FastScoreSdeVePipeline(_Exploding):
         return super().sample_trajectory(*args, frames=frames, **options)
 
     def _plan(
-        self, num_inference_steps: int, *, eta: float | None = None, use_clipped_model_output: bool = False
+        self,
+        num_inference_steps: int,
+        *,
+        eta: float | None = None,
+        use_clipped_model_output: bool = False,
+        times: Times | None = None,
     ) -> Plan:
         self._check_scheduler()
         return from_score_sde_ve_scheduler(self.scheduler, num_inference_steps)

@@ -95,19 +95,12 @@ class FastPipeline(DropIn):
             raise
 
     def _plan(
-        self, num_inference_steps: int, *, eta: float | None = None, use_clipped_model_output: bool = False
-    ) -> Plan:
-        return self._plan_at(
-            None, num_inference_steps, eta=eta, use_clipped_model_output=use_clipped_model_output
-        )
-
-    def _plan_at(
         self,
-        times: Times | None,
         num_inference_steps: int,
         *,
         eta: float | None = None,
         use_clipped_model_output: bool = False,
+        times: Times | None = None,
     ) -> Plan:
         """The plan of a number of steps, which is not looked at where times are given."""
         if times is None:

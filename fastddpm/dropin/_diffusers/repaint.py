@@ -17,6 +17,7 @@ from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun, callback_every
 from fastddpm.dropin._diffusers.pictures import mask, picture
 from fastddpm.dropin._diffusers.standin import stand_in
+from fastddpm.dropin._diffusers.times import Times
 from fastddpm.engine import Loop
 from fastddpm.network import model_device_dtype, without_grad
 from fastddpm.plans import Plan
@@ -49,7 +50,12 @@ class FastRePaintPipeline(LatentPipeline):
         raise BadArgument("sample_trajectory", "a RePaintPipeline", "a pipeline whose chain never goes back")
 
     def _plan(
-        self, num_inference_steps: int, *, eta: float | None = None, use_clipped_model_output: bool = False
+        self,
+        num_inference_steps: int,
+        *,
+        eta: float | None = None,
+        use_clipped_model_output: bool = False,
+        times: Times | None = None,
     ) -> Plan:
         steps = whole("num_inference_steps", num_inference_steps, least=1)
         total = int(self.scheduler.config["num_train_timesteps"])

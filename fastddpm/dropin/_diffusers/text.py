@@ -86,7 +86,7 @@ class TextPipeline(LatentPipeline):
     def _chain(self, asked: Asked) -> Chain:
         times, steps = Times.of(asked), asked["num_inference_steps"]
         self._check_network()
-        plan = self._plan_at(times, steps, eta=check_number("eta", asked["eta"]))
+        plan = self._plan(steps, eta=check_number("eta", asked["eta"]), times=times)
         _check(asked)
         stand = stand_in(self.original, steps, device=self.original._execution_device, times=times)
         if times is not None:  # as of a solver that has more of them than steps: the original counts all
