@@ -48,7 +48,6 @@ class Refusal(NamedTuple):
 def refusal(model: Model, shape: Sequence[int], **options: Unpack[FakeRun]) -> Refusal:
     """What a capture would refuse of a model.
 
-
     A copy of the model's structure is run, which shares its weights: the model itself is not touched, so that
     other threads may use it.
 
