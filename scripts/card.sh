@@ -18,7 +18,7 @@
 # and where --part names them:
 #   in_flight     requests that come at random: in flight, in static batches, one at a time
 #   precisions    highest, tf32, bf16 and fp16: times, and how far the images are apart
-#   pictures      large pictures by rows of tiles
+#   large_pictures  by rows of tiles
 #
 # Other options: --out FOLDER, --seconds N for everything, --python PROGRAM. Nothing is fetched: a wheel that lies in
 # .whl/ (diffusers' is needed for its rows in `speed`) is unpacked into the folder of results.
@@ -26,7 +26,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 2
 PARTS="" OUT=card-results BUDGET=410 PYTHON=python3 NAME="" TINY="" PATIENCE=1
 USUAL="environment doctor tests speed dropins policies bandwidth profile"
-ALL="$USUAL in_flight precisions pictures"
+ALL="$USUAL in_flight precisions large_pictures"
 wrong() { echo "card.sh: $1" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case $1 in
@@ -113,6 +113,6 @@ fi
 wants profile && part profile 45 "$PYTHON" "$KIT/profile_step.py" "$OUT" $TINY
 timed in_flight 60
 timed precisions 90
-timed pictures 60
+timed large_pictures 60
 "$PYTHON" "$KIT/results.py" end "$OUT" ${NAME:+--name "$NAME"}
 echo "all: $SECONDS s"

@@ -23,7 +23,7 @@ MORE = {
     "policies": "A chunk of a diffusion policy, batch 1",
     "in_flight": "Requests that come at random, of the model in the box",
     "precisions": "50 DDIM steps in each precision, a step",
-    "pictures": "Pictures restored by rows of tiles",
+    "large_pictures": "Pictures restored by rows of tiles",
 }
 """Parts whose rows are shown with all their figures."""
 NOBODY = "No card has run this yet: there is no file in `benchmarks/results/cards`."

@@ -70,9 +70,7 @@ NEEDED = {"dropins": ("diffusers", "denoising_diffusion_pytorch"), "policies": (
 @pytest.mark.parametrize("part", tables.MORE)
 def test_what_else_may_be_asked_for(part, tmp_path, monkeypatch):
     """On a CPU, small, and here: five processes would import torch five times."""
-    for name in {"dropins": ("diffusers", "denoising_diffusion_pytorch"), "policies": ("diffusers",)}.get(
-        part, ()
-    ):
+    for name in NEEDED.get(part, ()):
         pytest.importorskip(name)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setattr(sys, "argv", [part, str(tmp_path), "--tiny", "--seconds", "300"])
@@ -88,7 +86,7 @@ def test_what_else_may_be_asked_for(part, tmp_path, monkeypatch):
     if part in ("dropins", "policies"):
         assert len(found) == 2 * len(ours)
         assert max(row["largest_difference"] for row in ours) < 1e-3
-    if part == "pictures":
+    if part == "large_pictures":
         assert [row["largest_difference"] for row in found if "largest_difference" in row] == [0.0]
     shown = "\n".join(tables.card("x.json", document(**{part: {"rows": found}})))
     assert tables.MORE[part] in shown

@@ -267,7 +267,7 @@ class FastPipeline(DropIn):
 def check_cut(scheduler: Peer, unet: Peer) -> None:
     """ValueError where SA-Solver, of learned variances, takes the first three channels and needs more."""
     variance_type, prediction_type = scheduler.config.variance_type, scheduler.config.prediction_type
-    channels = int(unet.config.out_channels)
+    channels = int(unet.config.out_channels or unet.config.in_channels)  # None of DiT's for the same
     if channels == 2 * unet.config.in_channels:
         channels //= 2
     if variance_type in ("learned", "learned_range") and prediction_type == "epsilon" and channels > 3:

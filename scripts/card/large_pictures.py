@@ -1,6 +1,6 @@
 """A picture restored by rows of tiles, beside the whole of it at once: the same picture, and what it takes.
 
-    python scripts/card/pictures.py OUT [--seconds N] [--tiny]
+    python scripts/card/large_pictures.py OUT [--seconds N] [--tiny]
 
 A network of random weights doubles the sides of a random picture, by 4 DDIM steps. The difference is in
 levels of 255 of the pictures as written.
@@ -40,7 +40,7 @@ def restorer(tile: int, width: int, device: torch.device) -> Restorer:
 def main() -> None:
     """Measures small pictures both ways, and a large one by rows."""
     args = arguments(__doc__, seconds={"type": float, "default": 60.0})
-    watch = Watch(Part("pictures", args.out), args.seconds, args.device)
+    watch = Watch(Part("large_pictures", args.out), args.seconds, args.device)
     one = restorer(16, 32, args.device) if args.tiny else restorer(128, 64, args.device)
     sizes = [(12, 10)] if args.tiny else [(512, 512), (4096, 1024)]
     with tempfile.TemporaryDirectory() as folder:
