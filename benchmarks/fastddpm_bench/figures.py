@@ -45,27 +45,37 @@ def draw(document: Document, folder: Path) -> list[Path]:
 
 
 def speedups(document: Document, figure: Any) -> bool:
-    """Baseline's time over each contestant's in whole chains, with 95 % intervals."""
-    bars = []
-    for result in document.results:
-        if result.subject in CHAINS:
-            for row in result.rows[1:]:
-                ratio = result.ratio(row)
-                label = f"{row.name}\n{result.workload}"
-                bars.append((label, 1 / ratio.value, 1 / ratio.high, 1 / ratio.low, row.ours))
-    if not bars:
+    """Baseline's time over each contestant's in whole chains, with 95 % intervals: a panel a contest."""
+    results = [result for result in document.results if result.subject in CHAINS and len(result.rows) > 1]
+    if not results:
         return False
-    labels, values, low, high, ours = zip(*bars, strict=True)
-    figure.set_size_inches(8, 1.2 + 0.42 * len(bars))
-    axes = figure.subplots()
-    places = np.arange(len(bars))
-    errors = np.abs(np.array([np.subtract(values, low), np.subtract(high, values)]))
-    axes.barh(places, values, xerr=errors, color=[OURS if mine else THEIRS for mine in ours], capsize=2)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(places, labels, fontsize=6)
-    axes.set_ylim(len(bars) - 0.4, -0.6)
-    axes.set_xlabel("times as fast as the baseline as it comes (95 % interval); ours in blue")
+    columns = min(3, len(results))
+    lines = -(-len(results) // columns)
+    most = max(len(result.rows) for result in results)
+    figure.set_size_inches(4.5 * columns, (0.6 + 0.17 * most) * lines)
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
+    for axes in grid.flat[len(results) :]:
+        axes.set_axis_off()
+    for axes, result in zip(grid.flat, results, strict=False):
+        _bars(result, axes)
+    figure.supxlabel("times as fast as the baseline as it comes (95 % interval); ours in blue", fontsize=9)
     return True
+
+
+def _bars(result: Result, axes: Any) -> None:
+    rows, places = result.rows[1:], np.arange(len(result.rows) - 1)
+    ratios = [result.ratio(row) for row in rows]
+    values = np.array([1 / ratio.value for ratio in ratios])
+    errors = np.array(
+        [values - [1 / ratio.high for ratio in ratios], [1 / ratio.low for ratio in ratios] - values]
+    )
+    colours = [OURS if row.ours else THEIRS for row in rows]
+    axes.barh(places, values, xerr=np.abs(errors), color=colours, capsize=2, error_kw={"linewidth": 0.8})
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(places, [row.name for row in rows], fontsize=6)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_title(f"{result.workload}\nbaseline: {result.baseline.name}", fontsize=7)
 
 
 def roofline(document: Document, figure: Any) -> bool:
