@@ -9,6 +9,7 @@ import torch
 
 import fastddpm
 from fastddpm.checks import BadArgument
+from fastddpm.engine import executors
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -28,6 +29,7 @@ from latent_pipelines import (  # noqa: E402
     quiet,
     text_pipeline,
 )
+from replay import RecordingBackend  # noqa: E402
 
 # NumPy's, of how diffusers makes arrays of tensors: hundreds of thousands.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -282,3 +284,8 @@ def test_pipelines_from_such_a_level(name, monkeypatch):
         num_inference_steps=6,
         output_type="np",
     )
+    monkeypatch.setattr("fastddpm.runner.resolve_engine", lambda engine, device: "cudagraph")
+    monkeypatch.setattr(executors, "CudaGraphBackend", RecordingBackend)
+    monkeypatch.setattr(RecordingBackend, "captures", 0)
+    hold(pipeline, guidance_scale=3.0, **call)
+    assert RecordingBackend.captures > 0, "steps recorded once and replayed"

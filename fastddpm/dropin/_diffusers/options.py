@@ -79,14 +79,21 @@ def plan_of(
         ValueError: another scheduler, or a configuration or times that cannot be reproduced.
     """
     kind = scheduler_kind(scheduler)
-    if times is not None and kind in KINDS:
-        return _plan_at(times, scheduler, options, kind, eta, start, as_written=as_written)
+    if kind not in KINDS:
+        raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
+    ready: Peer = None
+    if times is not None:
+        ready = copy.copy(scheduler)
+        times.set(ready)
     if kind == "DDPMScheduler":
-        variance_type = variance_type_of(scheduler, options)
         return from_ddpm_scheduler(
-            scheduler, num_inference_steps, variance_type=variance_type, log_variance=True
+            scheduler if ready is None else ready,
+            num_inference_steps if ready is None else None,
+            timesteps=None if ready is None else ready.timesteps.tolist(),
+            variance_type=variance_type_of(scheduler, options),
+            log_variance=True,
         )
-    if kind == "DDIMScheduler":
+    if kind == "DDIMScheduler":  # which takes no times
         return from_ddim_scheduler(
             scheduler,
             num_inference_steps,
@@ -94,31 +101,8 @@ def plan_of(
             use_clipped_model_output=use_clipped_model_output,
             previous_timestep=options.previous_timestep,
         )
-    if kind not in KINDS:
-        raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
-    ready = with_timesteps(scheduler, num_inference_steps)
-    return set_rows(ready, kind=kind, eta=eta, start=start, as_written=as_written).plan
-
-
-def _plan_at(
-    times: Times,
-    scheduler: Peer,
-    options: Options,
-    kind: str,
-    eta: float | None,
-    start: int,
-    *,
-    as_written: bool,
-) -> Plan:
-    ready = copy.copy(scheduler)
-    times.set(ready)
-    if kind == "DDPMScheduler":  # DDIM's takes none
-        return from_ddpm_scheduler(
-            ready,
-            timesteps=ready.timesteps.tolist(),
-            variance_type=variance_type_of(scheduler, options),
-            log_variance=True,
-        )
+    if ready is None:
+        ready = with_timesteps(scheduler, num_inference_steps)
     return set_rows(ready, kind=kind, eta=eta, start=start, as_written=as_written).plan
 
 
