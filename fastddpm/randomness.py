@@ -135,6 +135,9 @@ class TorchNoise:
         dtype: of the draws; they are then made float32, as the state is.
         rows: samples that a draw of one generator is of, where a library draws for more than there are, which
             have the first; None for as many as there are.
+        order: of the axes in memory, for rows of a plan after the first: where a library draws like a state
+            that its network has left in that order, torch's generator fills it in another way; None for that
+            of the axes.
     """
 
     kind: Literal["torch"] = "torch"
@@ -147,8 +150,10 @@ class TorchNoise:
         dtype: torch.dtype = torch.float32,
         *,
         rows: int | None = None,
+        order: Sequence[int] | None = None,
     ) -> None:
         self.generator, self.device, self.dtype, self.rows = generator, device, dtype, rows
+        self.order = order
         self._staging: Staging | None = None
 
     @property
@@ -189,26 +194,31 @@ class TorchNoise:
         if self.is_staged and self._staging is None:
             self._staging = Staging(tuple(ring.shape))
         target = ring if self._staging is None else self._staging.take()
-        rows = [k % len(ring) for k in range(start, stop) if plan.draws is not None and plan.draws[k]]
-        for slot in rows:
-            target[slot].copy_(self._drawn(tuple(ring.shape[1:])))
+        rows = [k for k in range(start, stop) if plan.draws is not None and plan.draws[k]]
+        for k in rows:
+            target[k % len(ring)].copy_(self._drawn(tuple(ring.shape[1:]), self.order if k else None))
         if self._staging is not None:
-            for slot in rows:
+            for slot in (k % len(ring) for k in rows):
                 ring[slot].copy_(target[slot], non_blocking=True)
             self._staging.sent()
 
-    def _drawn(self, shape: tuple[int, ...]) -> Tensor:
+    def _drawn(self, shape: tuple[int, ...], order: Sequence[int] | None = None) -> Tensor:
         """In the dtype of the draws; on the host where it is staged, else on the state's device."""
         place = torch.device("cpu") if self.is_staged else self.device
         if isinstance(self.generator, (list, tuple)):
-            rows = [self._draw((1, *shape[1:]), generator).to(place) for generator in self.generator]
+            rows = [self._draw((1, *shape[1:]), generator, order).to(place) for generator in self.generator]
             return torch.cat(rows)
-        drawn = self._draw((self.rows or shape[0], *shape[1:]), self.generator)  # type: ignore[arg-type]
+        drawn = self._draw((self.rows or shape[0], *shape[1:]), self.generator, order)  # type: ignore[arg-type]
         return drawn[: shape[0]].to(place)
 
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    def _draw(
+        self, shape: tuple[int, ...], generator: torch.Generator | None, order: Sequence[int] | None
+    ) -> Tensor:
         source = self.device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
+        if order is None:
+            return torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
+        drawn = torch.empty_permuted(shape, tuple(order), device=source, dtype=self.dtype)
+        return drawn.normal_(generator=generator)
 
 
 class Event(Protocol):

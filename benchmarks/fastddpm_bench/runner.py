@@ -20,7 +20,7 @@ from fastddpm_bench.light import speed_of_light
 from fastddpm_bench.limits import Limits
 from fastddpm_bench.results import Document, Result, Row
 
-QUICK = Effort(seconds=1.5, least=5, most=30, warm_up=1)
+QUICK = Effort(seconds=1.2, least=5, most=30, warm_up=1)
 FULL = Effort(seconds=15.0, least=7, most=60, warm_up=1)
 # Chains take longer than FULL's seconds for its least, and processes of their own differ more.
 CHAINS = Effort(seconds=15.0, least=11, most=60, warm_up=1)

@@ -36,6 +36,7 @@ PEERS = (
     "sr3",
     "guided_diffusion",
     "policies",
+    "trajectories",
 )
 
 __all__ = ["PEERS", "Report", "Settings", "Unrecognised", "optimize"]

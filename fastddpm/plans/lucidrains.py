@@ -1,8 +1,8 @@
 """Plans of denoising-diffusion-pytorch (lucidrains): its float32 buffers, in its order.
 
 Source: denoising-diffusion-pytorch 2.3.4, denoising_diffusion_pytorch.py, classifier_free_guidance.py,
-learned_gaussian_diffusion.py and denoising_diffusion_pytorch_1d.py. Tables go in as the mapping that a
-diffusion object's buffers are.
+learned_gaussian_diffusion.py and denoising_diffusion_pytorch_1d.py; and of jannerm/diffuser, whose models/
+diffusion.py grew out of that. Tables go in as the mapping that a diffusion object's buffers are.
 """
 
 from __future__ import annotations
@@ -50,14 +50,16 @@ class Habits:
             classifier-free guidance and sequences, and versions before 1.3, keep the network's).
         learned: the network returns 2C channels, the second half a variance (LearnedGaussianDiffusion); eps
             is then never taken from the clipped x0, and ancestral sampling reads the output as eps.
+        draws_last: ancestral sampling draws noise in the last step too, where it is multiplied by 0.
     """
 
     objective: str
     rederives: bool
     learned: bool = False
+    draws_last: bool = False
 
 
-def ancestral_plan(buffers: Mapping[str, Tensor], habits: Habits) -> Plan:
+def ancestral_plan(buffers: Mapping[str, Tensor], habits: Habits, *, clip: bool = True) -> Plan:
     """`p_sample_loop`: all T timesteps, x0 clipped to [-1, 1], noise wherever t > 0.
 
         x_next = posterior_mean_coef1*x0 + posterior_mean_coef2*x + exp(posterior_log_variance_clipped/2)*z
@@ -67,6 +69,7 @@ def ancestral_plan(buffers: Mapping[str, Tensor], habits: Habits) -> Plan:
     Args:
         buffers: float32 ``[T]`` each, by the names in `BUFFERS`.
         habits: of the class.
+        clip: whether x0 is clipped.
 
     Raises:
         ValueError: an objective that is not one of the three.
@@ -84,7 +87,7 @@ def ancestral_plan(buffers: Mapping[str, Tensor], habits: Habits) -> Plan:
     table = build_table(
         len(visited),
         **columns,
-        x0_bound=1.0,
+        x0_bound=1.0 if clip else np.inf,
         from_x0=_float64(tables["posterior_mean_coef1"][order]),
         from_x=_float64(tables["posterior_mean_coef2"][order]),
         from_noise=np.where(visited > 0, _float64(sigma[order]), 0.0),
@@ -95,9 +98,9 @@ def ancestral_plan(buffers: Mapping[str, Tensor], habits: Habits) -> Plan:
         model_time=visited,
         table=table,
         prediction_type=OBJECTIVES[objective],
-        clip=True,
+        clip=clip,
         learned_range=habits.learned,
-        draws=visited > 0,
+        draws=visited > (-1 if habits.draws_last else 0),
     )
 
 

@@ -17,6 +17,7 @@ from fastddpm.dropin import PEERS, Report, Settings, Unrecognised
 from fastddpm.engine import Loops
 from fastddpm_bench.peers import abarankab as peers_abarankab
 from fastddpm_bench.peers import sr3 as peers_sr3
+from fastddpm_bench.peers import trajectories as peers_trajectories
 
 
 class Hostile:
@@ -92,6 +93,8 @@ def test_objects_are_recognised_by_one_peer_alone():
         "sr3": peers_sr3.Diffusion(peers_sr3.Network("sr3", 2, 1, 4, norm_groups=2), 4, 1),
     }
     objects["sr3"].set_betas(betas)
+    network = peers_trajectories.TemporalUnet(8, 5, 3, dim=8, dim_mults=(1, 2))
+    objects["trajectories"] = peers_trajectories.Diffusion(network, 8, 3, 2, n_timesteps=4)
     for owner, obj in objects.items():
         modules = [
             name for name in PEERS if importlib.import_module(f"fastddpm.dropin.{name}").recognises(obj)
