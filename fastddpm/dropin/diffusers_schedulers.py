@@ -14,7 +14,7 @@ from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
 from fastddpm.plans.diffusers import from_solver_scheduler
-from fastddpm.plans.diffusers.solvers import STEPPED
+from fastddpm.plans.diffusers.solver_classes import STEPPED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

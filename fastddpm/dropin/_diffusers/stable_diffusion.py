@@ -15,7 +15,7 @@ from fastddpm.dropin._diffusers.text import TextPipeline, Texts, common_inputs, 
 from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.peer import Peer
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 from fastddpm.randomness import PhiloxNoise, TorchNoise
 
 
