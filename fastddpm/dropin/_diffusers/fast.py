@@ -1,4 +1,4 @@
-"""What the schedulers of diffusers have in common whose step is a fused kernel on rows looked up by timestep."""
+"""What schedulers of diffusers share whose step is a fused kernel on rows that are looked up by timestep."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from fastddpm.dropin._diffusers.network import (
     check_network,
     image_shape,
 )
-from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
+from fastddpm.dropin._diffusers.options import Options, Plans, Steps, variance_type_of
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
 from fastddpm.dropin._diffusers.states import SIGMA_SPACE
 from fastddpm.dropin._diffusers.times import Times
@@ -110,16 +110,14 @@ class FastPipeline(DropIn):
             whole("num_inference_steps", num_inference_steps, least=1)
         check_published(self.scheduler, STEPS, "scheduler")
         kind = scheduler_kind(self.scheduler)
-        plan = self._plans.get(
-            self.scheduler,
+        steps = Steps(
             num_inference_steps,
-            self.options,
-            kind=kind,
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
             times=times,
             as_written=self._as_written,
         )
+        plan = self._plans.get(self.scheduler, steps, self.options, kind=kind)
         if self.unscaled and kind in SIGMA_SPACE:
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
             raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
