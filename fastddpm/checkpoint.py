@@ -1,7 +1,7 @@
 """Models on disk, whoever wrote them: a ready `Sampler` from a folder, a file or the name of a model.
 
-`load` reads a model folder (`fastddpm.model_folder`), the model in the box, or a checkpoint of another library
-(`fastddpm.formats`). Nothing read is executed.
+`load` reads a model folder (`fastddpm.model_folder`), the model in the box, or a checkpoint of another
+library (`fastddpm.formats`). Nothing read is executed.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def load(
     """Reads a model into a sampler with the network at ``.model``.
 
     Args:
-        source: a folder that :func:`fastddpm.save_folder` wrote, the run of a training, or ``"mnist"``, the model in
-            the box; a file that a training script wrote, with a network of a library in docs/formats.md in
+        source: a folder that `fastddpm.save_folder` wrote, the run of a training, or ``"mnist"``, the model
+            in the box; a file that a training script wrote, with a network of a library in docs/formats.md in
             it; a folder of diffusers or accelerate, or of a policy of LeRobot; a state dict or other document
             of any of them; or ``organisation/name`` of the Hugging Face Hub (extra ``hub``), if need be with
             a folder or file in it, ``organisation/name/model.pt``, and ``@revision``.

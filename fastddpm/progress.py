@@ -156,7 +156,7 @@ def _has(package: str) -> bool:
 
 
 def is_first_rank() -> bool:
-    """Whether this is the process of rank 0, as where torch was never loaded: ONNX Runtime runs without it."""
+    """Whether this is the process of rank 0, as where torch was never loaded: beside ONNX Runtime."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return True

@@ -30,7 +30,11 @@ class State:
     """
 
     def __init__(
-        self, unet: UNet, average: MovingAverage, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+        self,
+        unet: UNet,
+        average: MovingAverage[UNet],
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
     ) -> None:
         self.unet, self.average = unet, average
         self.optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
