@@ -17,13 +17,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastddpm.checkpoint import CheckpointError, load, save_folder
+    from fastddpm.checkpoint import CheckpointError, load
     from fastddpm.checks import BadArgument
     from fastddpm.dropin import optimize
     from fastddpm.engine import EngineUnavailable
     from fastddpm.export import export_onnx
     from fastddpm.finite import NonFiniteSamples
     from fastddpm.fusion import fuse_norms
+    from fastddpm.model_folder import save_folder
     from fastddpm.plans import Method, Plan, ddim_plan, ddpm_plan, dpmpp_2m_plan
     from fastddpm.policy.policy import load_policy
     from fastddpm.publishing import push_to_hub
@@ -76,7 +77,7 @@ _HOMES = {
     "load_policy": "policy.policy",
     "optimize": "dropin",
     "push_to_hub": "publishing",
-    "save_folder": "checkpoint",
+    "save_folder": "model_folder",
 }
 
 

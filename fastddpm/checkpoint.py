@@ -1,23 +1,19 @@
-"""Models on disk: a folder of `config.json`, `model.safetensors`, `schedule.json` and `sampler.json`.
+"""Models on disk, whoever wrote them: a ready `Sampler` from a folder, a file or the name of a model.
 
-`save_folder` writes one; `load` reads one, the model in the box, or a checkpoint of another library
-(`fastddpm.formats`), and gives a ready `Sampler`. Everything written is JSON or safetensors; nothing read is
-executed. Files are written under a temporary name and renamed together.
+`load` reads a model folder (`fastddpm.model_folder`), the model in the box, or a checkpoint of another
+library (`fastddpm.formats`). Nothing read is executed.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted, image_shape
-from fastddpm.files import WRITER, check_replaceable, made_folder, replacing, write_tensors
 from fastddpm.formats import accelerate, diffusers, lerobot, refused
 from fastddpm.formats.documents import StandIn, read_document
 from fastddpm.formats.files import (
@@ -27,95 +23,25 @@ from fastddpm.formats.files import (
     check_finite,
     check_tensors,
     read_json,
-    read_tensors,
 )
 from fastddpm.formats.loaded import Loaded, check_shape, known
 from fastddpm.formats.registry import FORMATS as STATE_FORMATS
 from fastddpm.formats.wrapped import chosen, networks, state_dicts
 from fastddpm.inputs import Json
-from fastddpm.interruption import postponed
-from fastddpm.options import HubOptions, ModelOptions, SamplerOptions
+from fastddpm.model_folder import read_folder
+from fastddpm.options import HubOptions, ModelOptions
 from fastddpm.sampler import Sampler
-from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked, in_words
-from fastddpm.sources import FILES, located
+from fastddpm.sources import located
 from fastddpm.transfer import device_of
-from fastddpm.unet import UNet, UNetConfig
-from fastddpm.unet.inference import assemble
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-T = TypeVar("T")
 FORMATS = ("auto", *STATE_FORMATS)
 Source = str | Path | Mapping[str, Any] | Sequence[Any]
 
-__all__ = ["CheckpointError", "load", "read", "save_folder"]
-
-
-@checked
-def save_folder(
-    folder: str | Path, model: UNet, schedule: NoiseSchedule, sampler: SamplerOptions | None = None
-) -> Path:
-    """Writes a model folder. One of the same network, schedule and options gets its weights at one stroke.
-
-    Args:
-        folder: made if need be; an earlier model folder is replaced, other files in it stay.
-        model: the network, weights as they are.
-        schedule: the schedule it was trained with.
-        sampler: default options of :class:`Sampler` (JSON values), such as ``method`` or ``shape``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: an option that is not accepted, or is no JSON value; a folder with a `config.json` or the
-            like that is of something else. The folder is as it was then, and after an error while the files
-            are written.
-        OSError: it cannot be written.
-    """
-    folder = Path(folder)
-    options: SamplerOptions = {**(sampler or {})}
-    Sampler(model, schedule, **options)  # an option that cannot be read back fails here
-    documents = {
-        "config.json": _as_json(model.config.to_dict()),
-        "sampler.json": _as_json(options),
-        "schedule.json": _as_json(schedule.to_dict()),
-    }
-    check_replaceable(folder, FILES, folder / "model.safetensors")
-    # All four are written before the first takes its name. They take it in reverse, config.json last, and the
-    # old config.json goes before that: whatever ends the process in between leaves a folder that `load`
-    # refuses, never the weights of one model with the schedule or the options of another.
-    with ExitStack() as stack:
-        stack.enter_context(made_folder(folder))
-        if not _differ(folder, documents):
-            documents = {}  # weights alone: whoever reads the folder meanwhile has one model or the other
-        for name, text in documents.items():
-            stack.enter_context(replacing(folder / name)).write_text(text)
-        weights = stack.enter_context(replacing(folder / "model.safetensors"))
-        write_tensors(weights, model.state_dict(), format=WRITER)
-        with postponed():
-            if documents:
-                (folder / "config.json").unlink(missing_ok=True)
-            stack.close()
-    return folder
-
-
-def _differ(folder: Path, documents: Mapping[str, str]) -> bool:
-    """Whether a folder holds other documents than these, or not all of them."""
-    try:
-        return any((folder / name).read_text() != text for name, text in documents.items())
-    except (OSError, ValueError):
-        return True
-
-
-def _as_json(document: Mapping[str, object]) -> str:
-    for name, value in document.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise BadArgument(name, repr(value), "a value that JSON can hold") from error
-    return json.dumps(document, indent=2) + "\n"
+__all__ = ["CheckpointError", "load", "read"]
 
 
 @checked
@@ -137,8 +63,8 @@ def load(
     """Reads a model into a sampler with the network at ``.model``.
 
     Args:
-        source: a folder that :func:`save_folder` wrote, the run of a training, or ``"mnist"``, the model in
-            the box; a file that a training script wrote, with a network of a library in docs/formats.md in
+        source: a folder that `fastddpm.save_folder` wrote, the run of a training, or ``"mnist"``, the model
+            in the box; a file that a training script wrote, with a network of a library in docs/formats.md in
             it; a folder of diffusers or accelerate, or of a policy of LeRobot; a state dict or other document
             of any of them; or ``organisation/name`` of the Hugging Face Hub (extra ``hub``), if need be with
             a folder or file in it, ``organisation/name/model.pt``, and ``@revision``.
@@ -215,10 +141,7 @@ def read(
     if format not in ("auto", "fastddpm"):
         raise CheckpointError(f"{path}: a folder, a file that torch.save wrote is what {format} has")
     known(given, ("image_size",))
-    model = _read_model(path)
-    schedule = _parsed(path / "schedule.json", NoiseSchedule.from_dict)
-    stored = cast("SamplerOptions", read_json(path / "sampler.json"))  # which `Sampler` checks
-    return Loaded(model, schedule, stored)
+    return read_folder(path)
 
 
 def _read_document(
@@ -285,23 +208,3 @@ def _configuration(config: Mapping[str, object] | str | Path | None) -> Json:
     if not isinstance(config, Mapping):
         raise BadArgument("config", type(config).__name__, "a mapping or a JSON file")
     return dict(config)
-
-
-def _read_model(path: Path) -> UNet:
-    config = _parsed(path / "config.json", UNetConfig.from_dict)
-    weights = path / "model.safetensors"
-    state = read_tensors(weights)
-    check_finite(state, str(weights))
-    try:
-        return assemble(config, state)
-    except ValueError as error:
-        raise CheckpointError(f"{weights}: {error} from config.json") from error
-
-
-def _parsed(path: Path, parse: Callable[[Json], T]) -> T:
-    try:
-        return parse(read_json(path))
-    except CheckpointError:
-        raise
-    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
-        raise CheckpointError(f"{path}: {error}") from error

@@ -23,9 +23,10 @@ from fastddpm.plans.formula import VarianceType
 from fastddpm.plans.method import FIELDS
 from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.owned import MAX_VALUE, RATIO
-from fastddpm.plans.plan import PredictionType, TimeInput
+from fastddpm.plans.plan import PredictionType
 from fastddpm.plans.scheduler import SCHEDULER
 from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing
+from fastddpm.plans.time_input import TimeInput
 from fastddpm.precision import DTYPES, Precision, described
 from fastddpm.progress import progress_bar
 from fastddpm.runner import Runner

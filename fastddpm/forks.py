@@ -26,24 +26,17 @@ class ForkLock:
     def __init__(self, in_child: Callable[[], None] | None = None) -> None:
         self._lock = threading.Lock()
         self._in_child = in_child
-        self._is_watched = False
         self.owner: int | None = None
+        _watch()
+        _made.add(self)
 
     def __enter__(self) -> None:
-        if not self._is_watched:
-            self.watch()
         self._lock.acquire()
         self.owner = threading.get_ident()
 
     def __exit__(self, *error: object) -> None:
         self.owner = None
         self._lock.release()
-
-    def watch(self) -> None:
-        """From here on a child of a fork makes it right; entering it says so too."""
-        _watch()
-        _used.add(self)
-        self._is_watched = True
 
     def forked(self) -> None:
         """Makes it right in a child, whose only thread is the one that forked and has kept its identifier."""
@@ -54,7 +47,7 @@ class ForkLock:
 
 
 # Only those that live: a sampler and its lock go as they always did.
-_used: weakref.WeakSet[ForkLock] = weakref.WeakSet()
+_made: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 
 
 @functools.cache
@@ -64,5 +57,5 @@ def _watch() -> None:
 
 
 def _forked() -> None:
-    for lock in list(_used):
+    for lock in list(_made):
         lock.forked()

@@ -1,9 +1,9 @@
 """What the loop calls for a prediction: a model with its conditioning held in static buffers.
 
-A `Network` is made once per loop and filled once per chain, whose values go into its buffers before `begin`
-derives the rest from them and the weights; the buffers keep their addresses, so that a captured graph or a
-compiled step goes on reading the right memory. Calling it with the
-state and the device counter gives the model's output for the current plan row, without touching the host.
+A `Network` is made once per loop. For each chain the loop puts values into its buffers, and `begin` derives
+the rest from them and the weights; the buffers keep their addresses, so that a captured graph or a compiled
+step goes on reading the right memory. Calling it with the state and the device counter gives the model's
+output for the current plan row, without touching the host.
 """
 
 from __future__ import annotations
@@ -133,15 +133,6 @@ class Network:
         self.condition = None if condition is None else torch.empty_like(condition, device=device)
         self.time = torch.zeros(capacity, dtype=time_dtype, device=device)
         self._compiled: Callable[[Tensor, Tensor], Tensor] | None = None
-
-    def load(self, time: Tensor, cond: Mapping[str, Tensor], condition: Tensor | None) -> None:
-        """Fills the buffers for one chain; ``time`` is ``(S,)`` with S up to the capacity."""
-        self.time[: len(time)].copy_(time)
-        for name, value in cond.items():
-            self.given[name].copy_(value)
-        if self.condition is not None and condition is not None:
-            self.condition.copy_(condition)
-        self.begin(len(time))
 
     def begin(self, rows: int) -> None:
         """Derives what else a chain of so many plan rows needs from the buffers and the weights.

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from fastddpm.interruption import raise_again
 
@@ -38,20 +38,22 @@ def progress_bar(
     Raises:
         KeyboardInterrupt: (by ``advance``) a signal that should have ended the command was dropped.
     """
-    with _shown(show, total, description, unit) as shown:
+    bar: AbstractContextManager[Callable[[int], None] | None] = nullcontext()
+    if show and is_first_rank():
+        bar = _shown(total, description, unit)
+    with bar as shown:
 
         def advance(n: int) -> None:
             raise_again()
-            shown(n)
+            if shown is not None:
+                shown(n)
 
         yield advance
 
 
 @contextmanager
-def _shown(show: bool, total: int, description: str, unit: str | None) -> Iterator[Callable[[int], None]]:
-    if not show or _rank() != 0:
-        yield lambda n: None
-    elif sys.stderr.isatty() and _has("rich"):
+def _shown(total: int, description: str, unit: str | None) -> Iterator[Callable[[int], None]]:
+    if sys.stderr.isatty() and _has("rich"):
         with _on_terminal(total, description, unit) as advance:
             yield advance
     elif _in_notebook():
@@ -153,9 +155,9 @@ def _has(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def _rank() -> int:
-    """This process's rank; 0 where torch was never loaded, and ONNX Runtime runs without it."""
+def is_first_rank() -> bool:
+    """Whether this is the process of rank 0, as where torch was never loaded: beside ONNX Runtime."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return 0
-    return int(torch.distributed.get_rank())
+        return True
+    return int(torch.distributed.get_rank()) == 0

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import fastddpm
-from fastddpm.checkpoint import load, save_folder
+from fastddpm.checkpoint import load
 from fastddpm.checks import BadArgument, check_number, fitted, quoted
 from fastddpm.class_names import listed
 from fastddpm.extras import needed
 from fastddpm.formats.files import CheckpointError
 from fastddpm.formats.hub import REPOSITORY
+from fastddpm.model_folder import save_folder
 from fastddpm.options import SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.signatures import checked

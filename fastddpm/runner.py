@@ -85,7 +85,7 @@ class Runner:
     @property
     def engine(self) -> Engine:
         """The engine that runs: of `auto`, eager once a capture has failed."""
-        return self.loops.choice.engine
+        return self.loops.engine
 
     def segments(
         self,
@@ -109,7 +109,7 @@ class Runner:
             keep_x0: keep each step's predicted clean image in the loop's buffers.
             self_condition: give the model the last one, as ``x_self_cond``.
         """
-        in_python = not executors.is_captured(self.engine, self.device)
+        in_python = not executors.is_captured(self.loops.engine, self.device)
         case = self._case(batch, plan, in_python, keep_x0=keep_x0, self_condition=self_condition)
         inventories = self.loops.inventories(self.model, is_ours=self.copies is not None)
         with in_eval_mode(self.model, inventories):
@@ -156,7 +156,7 @@ class Runner:
         ring = 0
         if is_noisy and is_torch:
             ring = ring_length(batch.shape, 1 if in_python else NOISE_SEGMENT)
-        elif is_noisy and executors.is_uncompiled(self.engine, self.device):
+        elif is_noisy and executors.is_uncompiled(self.loops.engine, self.device):
             ring = rows_at_once(batch.shape)
         return StepCase(
             shape=batch.shape,

@@ -89,14 +89,8 @@ class TabulatedUNet(Network):
         else:
             # Of both halves under guidance.
             bias = (bias + self.class_bias.view(-1, *bias.shape)).flatten(0, 1)
+        # Compiled without what stands above: with the choice of a row in it, each block would copy its part.
         return (self._compiled or self.predict)(x, bias)
-
-    def predict(self, x: Tensor, time: Tensor) -> Tensor:
-        """Model output for x and the bias of time and class, ``(N, bias_width)``.
-
-        Compiled by itself: with the choice of a row in it, each block would copy its part of the row.
-        """
-        return self.core(*self.arguments(x, time))
 
     def arguments(self, x: Tensor, time: Tensor) -> tuple[Tensor, ...]:
         """x as the network takes it, and the bias of time and class."""

@@ -60,14 +60,13 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._fork = ForkLock(self._forget_other_threads)
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
         self._inside = 0
         self._setting: tuple[str, str] | None = None
         self._restore: Callable[[], None] | None = None
         self._mine = threading.local()
-        self._is_watched = False
+        self._fork = ForkLock(self._forget_other_threads)  # never taken: for what it calls in a child
 
     @contextmanager
     def taken(self, precision: str | None, device: torch.device) -> Iterator[None]:
@@ -83,9 +82,6 @@ class Turns:
             finally:
                 restore()
             return
-        if not self._is_watched:
-            self._fork.watch()
-            self._is_watched = True
         with self._changed:
             if self._waiting or (self._inside and self._setting != setting):
                 self._wait(setting)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from fastddpm.checkpoint import FORMATS, read, save_folder
+from fastddpm.checkpoint import FORMATS, read
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.formats.files import read_json
 from fastddpm.formats.writing import save_pipeline
+from fastddpm.model_folder import save_folder
 from fastddpm.unet import UNet
 
 TARGETS = ("fastddpm", "diffusers")

@@ -10,7 +10,7 @@ from fastddpm.checkpoint import load
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.cli.arguments import naming
 from fastddpm.cli.ranges import parse_ranges
-from fastddpm.plans.plan import TimeInput
+from fastddpm.plans.time_input import TimeInput
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks import Task

@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastddpm.checks import BadArgument
+from fastddpm.dropin._diffusers.fast import OWN
 from fastddpm.dropin._diffusers.options import Options
 from fastddpm.dropin._diffusers.scheduler_kinds import INVERSE, STEPS, scheduler_kind
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
 from fastddpm.plans.diffusers import from_solver_scheduler
-from fastddpm.plans.diffusers.solvers import STEPPED
+from fastddpm.plans.diffusers.solver_classes import STEPPED
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,8 +46,6 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
         ValueError: an option is not as there; variance_type "fixed_large_log", which is NaN in diffusers; a
             solver's configuration that has no rows.
     """
-    from fastddpm.dropin._diffusers import schedulers
-
     if settings.noise != "torch":
         raise BadArgument("noise", f"{settings.noise!r} for a scheduler alone", '"torch"')
     if settings.engine not in ("auto", "eager"):
@@ -67,7 +66,7 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     is_ddpm = name == "DDPMScheduler"
     kind: Any = __getattr__(f"Fast{name}")
     fast = kind.from_config(obj.config)
-    kept = {name: value for name, value in vars(obj).items() if name not in schedulers.OWN}
+    kept = {name: value for name, value in vars(obj).items() if name not in OWN}
     vars(fast).update(kept, original=obj, _options=habits)
     if is_ddpm:
         variance_type = habits.variance_type or obj.config["variance_type"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_known, shown
-from fastddpm.dropin._diffusers.options import Options, Plans
+from fastddpm.dropin._diffusers.options import Options, Plans, Steps
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin.network import PeerNetwork
 from fastddpm.dropin.peer import Peer
@@ -155,10 +155,11 @@ class ActionLoop:
 
     def _plan(self, options: dict[str, object]) -> Plan:
         scheduler = self.policy.noise_scheduler
-        kind, steps = scheduler_kind(scheduler), self.policy.num_inference_steps
+        kind = scheduler_kind(scheduler)
         takes = STEP_OPTIONS if kind == "DDIMScheduler" else ()
         check_known(options, takes, of=f"the step of {type(scheduler).__name__}")
-        plan = self._plans.get(scheduler, steps, Options(), kind=kind, **options)  # type: ignore[arg-type]
+        steps = Steps(self.policy.num_inference_steps, **options)  # type: ignore[arg-type]
+        plan = self._plans.get(scheduler, steps, Options(), kind=kind)
         if plan.learned_range:
             raise BadArgument("variance_type", "a learned one in a policy", "a fixed one")
         return plan

@@ -17,6 +17,7 @@ from fastddpm_kernels import normal
 AT_ONCE = 2**17
 """Numbers in one draw at most; from there on memory takes what the host no longer does."""
 MOST_ROWS = 32
+NOTHING = range(0), 0
 
 
 def rows_at_once(shape: tuple[int, ...]) -> int:
@@ -36,13 +37,13 @@ class DrawnAhead:
     def __init__(self, seeds: Tensor, ring: Tensor) -> None:
         self._seeds, self._ring = seeds, ring
         self._slots = torch.arange(len(ring))
-        # Of each sample the first row whose noise is there, and its repeat.
-        self._held: list[tuple[int, int] | None] = [None] * len(seeds)
+        # Of each sample the rows whose noise is there, and their repeat.
+        self._held = [NOTHING] * len(seeds)
 
     def forget(self, places: Sequence[int] | None = None) -> None:
         """What is in the ring is of no use any more, of some samples or of all."""
         for place in range(len(self._seeds)) if places is None else places:
-            self._held[place] = None
+            self._held[place] = NOTHING
 
     def noise_of(self, counter: Tensor, base: Tensor | None = None) -> Tensor:
         """The noise of each sample at its row and repeat, ``(1, B, C, H, W)``; of the ring's own memory
@@ -58,7 +59,7 @@ class DrawnAhead:
         absent = [
             place
             for place, (row, repeat) in enumerate(zip(rows, repeats, strict=True))
-            if not self._holds(place, row, repeat)
+            if row not in self._held[place][0] or repeat != self._held[place][1]
         ]
         if absent:
             self._draw(absent, [rows[place] for place in absent], [repeats[place] for place in absent])
@@ -66,10 +67,6 @@ class DrawnAhead:
         if slots.count(slots[0]) == len(slots):
             return self._ring[slots[0]][None]
         return self._ring[slots, torch.arange(len(slots))][None]
-
-    def _holds(self, place: int, row: int, repeat: int) -> bool:
-        held = self._held[place]
-        return held is not None and held[1] == repeat and held[0] <= row < held[0] + len(self._ring)
 
     def _draw(self, places: list[int], rows: list[int], repeats: list[int]) -> None:
         """Puts the noise of the next rows of some samples into their slots."""
@@ -84,4 +81,4 @@ class DrawnAhead:
         )
         self._ring[:, places] = drawn.view(length, len(places), *self._ring.shape[2:])
         for place, row, repeat in zip(places, rows, repeats, strict=True):
-            self._held[place] = row, repeat
+            self._held[place] = range(row, row + length), repeat

@@ -23,7 +23,7 @@ from fastddpm.checks import check_choice
 from fastddpm.engine.watch import Offence, Watch
 from fastddpm.facts import model_facts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, modules_of
-from fastddpm.plans.plan import TIME_INPUTS, TimeInput
+from fastddpm.plans.time_input import TIME_INPUTS, TimeInput
 from fastddpm.tabulated import ModelInputs, bind
 
 if TYPE_CHECKING:

@@ -30,21 +30,6 @@ ENGINES = ("auto", "eager", "compile", "cudagraph", "max", "onnxruntime")
 Run = Callable[[], None]
 
 
-class EngineChoice:
-    """The engine that runs, which a failed capture changes for all loops that share it.
-
-    Args:
-        engine: a resolved name.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def fall_back(self) -> None:
-        """Eager steps from here on."""
-        self.engine = "eager"
-
-
 class Executor(Protocol):
     """Advances a loop's state."""
 

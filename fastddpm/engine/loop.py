@@ -117,7 +117,9 @@ class Loop:
             if value is not None:
                 values[name] = value
         with self.current():
-            self._hold(plan)
+            if plan is not self._plan:  # plans are read-only: one that is there is as it was
+                self._hold(torch.tensor(plan.table), torch.tensor(plan.model_time))
+                self._plan = plan
             if x is not None:
                 self.buffers.x.copy_(x)
             if batch.condition is not None and self.network.condition is not None:
@@ -130,14 +132,10 @@ class Loop:
             begin = functools.partial(self._begin, len(plan), x is None, copies)
             self._executor.prepare((len(plan), x is None, copies and copies.places), begin)
 
-    def _hold(self, plan: Plan) -> None:
-        """The plan's rows in the buffers; a plan is read-only, so that one that is there is as it was."""
-        if plan is self._plan:
-            return
-        buffers = ((self.buffers.table, plan.table), (self.network.time, plan.model_time))
-        for buffer, values in buffers:
-            buffer[: len(plan)].copy_(to_device(torch.tensor(values), self.device))
-        self._plan = plan
+    def _hold(self, table: Tensor, time: Tensor) -> None:
+        """Rows of the host in the buffers, from the first on."""
+        for buffer, values in ((self.buffers.table, table), (self.network.time, time)):
+            buffer[: len(values)].copy_(to_device(values, self.device))
 
     def hold_arena(
         self, table: Tensor, time: Tensor, *, learned_range: bool = False, copies: Copies | None = None
@@ -152,8 +150,7 @@ class Loop:
         """
         self._first.expect(learned_range)
         with self.current():
-            self.buffers.table[: len(table)].copy_(to_device(table, self.device))
-            self.network.time[: len(time)].copy_(to_device(time, self.device))
+            self._hold(table, time)
             if copies is not None:
                 copies.refresh()
             self.network.begin(len(table))

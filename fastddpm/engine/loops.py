@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.copies import Copies
-from fastddpm.engine.executors import Engine, EngineChoice
+from fastddpm.engine.executors import Engine
 from fastddpm.engine.graph import LONGEST_GRAPH, WARM_UP_STEPS
 from fastddpm.engine.loop import Loop
 from fastddpm.engine.refusal import refusal
@@ -35,7 +35,7 @@ class Loops:
         in_integers: as of `Loop`.
 
     Attributes:
-        choice: the engine that runs: eager once a capture has failed that may.
+        engine: the one that runs: eager once a capture has failed that may.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Loops:
     ) -> None:
         self.limit = limit
         self._in_integers = in_integers
-        self.choice, self._may_fall_back = EngineChoice(engine), may_fall_back
+        self.engine, self._may_fall_back = engine, may_fall_back
         self._steps_per_graph = steps_per_graph
         self._loops: OrderedDict[tuple[object, ...], Loop] = OrderedDict()
         self._inventories: dict[int, Inventory] = {}
@@ -118,13 +118,17 @@ class Loops:
             network,
             case,
             capacity,
-            self.choice.engine,
+            self.engine,
             in_integers=self._in_integers,
             steps_per_graph=self._steps_per_graph or min(n_steps, LONGEST_GRAPH),
-            on_fallback=self.choice.fall_back if self._may_fall_back else None,
+            on_fallback=self._fall_back if self._may_fall_back else None,
             refusal=ask,
         )
         return self._loops[key]
+
+    def _fall_back(self) -> None:
+        """Eager steps from here on, in loops to come too."""
+        self.engine = "eager"
 
     def inventories(self, model: Model, *, is_ours: bool = False) -> list[Inventory]:
         """What the modules of a model hold now, one each; kept, as looking again is quicker.

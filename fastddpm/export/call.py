@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.export.nodes import FLOAT, INT64
-from fastddpm.plans.plan import TimeInput
+from fastddpm.plans.time_input import TimeInput
 
 EXAMPLE_BATCH = 2
 

@@ -11,9 +11,9 @@ import numpy as np
 from fastddpm.checks import BadArgument
 from fastddpm.onnx.walk import KEPT_IN_FILES
 from fastddpm.plans import METHODS, Method, Plan
-from fastddpm.plans.plan import TIME_INPUTS, time_input_of
 from fastddpm.plans.registry import Entry
 from fastddpm.plans.spacing import SIGMA_SPACINGS
+from fastddpm.plans.time_input import TIME_INPUTS, time_input_of
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule
 from fastddpm_kernels.table import FROM_KEPT, KEPT, Column

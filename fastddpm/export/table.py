@@ -17,8 +17,9 @@ from fastddpm.export.errors import ExportError
 from fastddpm.export.nodes import BOOL, DOUBLE, END, FLOAT, INT32, INT64, Graph
 from fastddpm.export.vector import Vector
 from fastddpm.plans.formula import Columns, FormulaOptions, Passed
-from fastddpm.plans.plan import Float64, LevelInput, collapsed
+from fastddpm.plans.plan import Float64, collapsed
 from fastddpm.plans.registry import formulas
+from fastddpm.plans.time_input import LevelInput
 from fastddpm_kernels.table import Column
 
 LARGEST = 3.0e38

@@ -27,8 +27,8 @@ from fastddpm.export.table import (
 )
 from fastddpm.onnx.walk import KEPT_IN_FILES
 from fastddpm.plans import Plan
-from fastddpm.plans.plan import TimeInput
 from fastddpm.plans.registry import formulas
+from fastddpm.plans.time_input import TimeInput
 from fastddpm_kernels.table import EPS, KEPT, N_COLUMNS, Column
 
 REMEMBERED = slice(int(Column.FROM_KEPT_2), int(Column.KEPT_SLOT) + 1)

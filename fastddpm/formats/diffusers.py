@@ -20,7 +20,7 @@ from fastddpm.formats.files import CheckpointError, ConfigError, read_json
 from fastddpm.formats.loaded import SHARED, Loaded, ask, known, schedule_of, square
 from fastddpm.inputs import Fields, Json
 from fastddpm.options import SamplerOptions
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 from fastddpm.unet import diffusers as dialect
 from fastddpm.unet.diffusers_classes import NETWORK
 

@@ -22,7 +22,7 @@ from fastddpm.inputs import (
 )
 from fastddpm.onnx.errors import OnnxFolderError
 from fastddpm.plans import Method
-from fastddpm.plans.plan import LEVEL_INPUTS, TimeInput
+from fastddpm.plans.time_input import LEVEL_INPUTS, TimeInput
 from fastddpm.schedule import NoiseSchedule
 
 FORMAT = "fastddpm-onnx"

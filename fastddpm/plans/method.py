@@ -18,14 +18,7 @@ from fastddpm.inputs import Fields
 from fastddpm.plans.formula import VARIANCE_TYPES, FormulaOptions, VarianceType, formula_plan
 from fastddpm.plans.method_options import MethodName, MethodOptions
 from fastddpm.plans.owned import MAX_VALUE, RATIO, check_owned
-from fastddpm.plans.plan import (
-    PREDICTION_TYPES,
-    TIME_INPUTS,
-    Plan,
-    PredictionType,
-    TimeInput,
-    check_clip_range,
-)
+from fastddpm.plans.plan import PREDICTION_TYPES, Plan, PredictionType, check_clip_range
 from fastddpm.plans.points import Levels, points_at, points_of_sigmas, spaced_points
 from fastddpm.plans.registry import METHODS
 from fastddpm.plans.scheduler import PRECONDITIONED, SCHEDULER, clip_range, held, scheduler_plan
@@ -42,6 +35,7 @@ from fastddpm.plans.spacing import (
     warn_if_late,
 )
 from fastddpm.plans.tableau import Point
+from fastddpm.plans.time_input import TIME_INPUTS, TimeInput
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked
 

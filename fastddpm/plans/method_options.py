@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from fastddpm.plans.formula import VarianceType
-from fastddpm.plans.plan import PredictionType, TimeInput
+from fastddpm.plans.plan import PredictionType
 from fastddpm.plans.spacing import Sigmas, Timesteps, TimestepSpacing
+from fastddpm.plans.time_input import TimeInput
 
 if TYPE_CHECKING:
     from fastddpm.plans.diffusers.config import SchedulerOrConfig

@@ -80,7 +80,6 @@ def resolve_timesteps(
     total = schedule.num_train_timesteps
     check_choice("timestep_spacing", spacing, SPACINGS)
     if timesteps is None:
-        check_choice("timestep_spacing", spacing, SPACINGS)
         steps = total if num_inference_steps is None else num_inference_steps
         return spaced_timesteps(total, steps, spacing, skip_last=skip_last)
     visited = check_timesteps(total, timesteps)

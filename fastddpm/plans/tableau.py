@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastddpm.plans.formula import check_recoverable, epsilon_columns, prediction_columns
-from fastddpm.plans.plan import Float64, Plan, PredictionType, TimeInput, build_table, level_told
+from fastddpm.plans.plan import Float64, Plan, PredictionType, build_table
+from fastddpm.plans.time_input import TimeInput, level_told
 from fastddpm_kernels.table import FROM_KEPT, MOST_KEPT, Column
 
 Prediction = Literal["x0", "eps", "m"]

@@ -16,13 +16,8 @@ from torch import Tensor
 from fastddpm.checks import BadArgument, check_choice, check_number, whole
 from fastddpm.facts import ModelFacts
 from fastddpm.network import Model, in_eval_mode, model_device_dtype, unwrapped
-from fastddpm.plans.plan import (
-    PREDICTION_TYPES,
-    TIME_INPUTS,
-    PredictionType,
-    TimeInput,
-    time_input_of,
-)
+from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType
+from fastddpm.plans.time_input import TIME_INPUTS, TimeInput, time_input_of
 from fastddpm.score.schedule_sde import ScheduleSDE
 from fastddpm.score.sdes import SDE, like
 from fastddpm.signatures import checked

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastddpm.checks import check_choice, check_number
-from fastddpm.plans.plan import PREDICTION_TYPES, TIME_INPUTS, PredictionType, TimeInput
+from fastddpm.plans.plan import PREDICTION_TYPES, PredictionType
+from fastddpm.plans.time_input import TIME_INPUTS, TimeInput
 from fastddpm.schedule import NoiseSchedule
 from fastddpm.tasks.task import Task
 from fastddpm_kernels import noise_mse, q_sample

@@ -1,4 +1,4 @@
-"""What the processes of a run do as one, so that none waits for another that has stopped."""
+"""The processes of a run, and what they do as one, so that none waits for another that has stopped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+
+from fastddpm.checks import BadArgument
+from fastddpm.extras import needed
+from fastddpm.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,6 +22,34 @@ T = TypeVar("T")
 
 class MainProcessFailed(RuntimeError):
     """What every other process raises where the main process raised; the message is that of the cause."""
+
+
+def accelerator_for(config: TrainConfig) -> Accelerator:
+    """What runs a training's processes.
+
+    Raises:
+        ValueError: a mixed precision that is not to be had here, or a batch size that does not divide.
+    """
+    needed("accelerate", by="fastddpm.training")
+    from accelerate import Accelerator, PartialState
+
+    if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
+        # accelerate would train in float32 and say nothing.
+        raise BadArgument("mixed_precision", "'fp16' on a CPU", "'no' or 'bf16'")
+    try:
+        accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    except ValueError as error:
+        raise BadArgument(
+            "mixed_precision", f"{config.mixed_precision!r}, which fails here ({error}),", "'no'"
+        ) from error
+    chunks = accelerator.num_processes * config.gradient_accumulation
+    if config.batch_size % chunks:
+        raise BadArgument(
+            "batch_size",
+            str(config.batch_size),
+            f"a multiple of {chunks} (processes times gradient_accumulation)",
+        )
+    return accelerator
 
 
 def on_main(accelerator: Accelerator, work: Callable[[Unpack[Ts]], T], *arguments: Unpack[Ts]) -> T:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastddpm.checkpoint import save_folder
 from fastddpm.inputs import Json
+from fastddpm.model_folder import save_folder
 from fastddpm.options import SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.schedule import NoiseSchedule

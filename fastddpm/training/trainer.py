@@ -19,9 +19,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastddpm.checkpoint import CheckpointError
-from fastddpm.checks import BadArgument, shortened
-from fastddpm.extras import needed
 from fastddpm.inputs import Json
 from fastddpm.locks import exclusive
 from fastddpm.options import SamplerOptions
@@ -31,7 +28,6 @@ from fastddpm.schedule import NoiseSchedule
 from fastddpm.signatures import checked
 from fastddpm.tasks import Task
 from fastddpm.temporaries import remove_leftovers
-from fastddpm.training import checkpoints
 from fastddpm.training.average import MovingAverage
 from fastddpm.training.config import TrainConfig
 from fastddpm.training.description import begin_or_go_on, describe, make_run, names_of
@@ -40,8 +36,9 @@ from fastddpm.training.initial import begin_with, digest
 from fastddpm.training.interruption import Interrupted, stop_on_interrupt
 from fastddpm.training.loading import Batches
 from fastddpm.training.objective import NoisedBatch, Noiser
-from fastddpm.training.processes import on_any, on_main
+from fastddpm.training.processes import accelerator_for, on_any, on_main
 from fastddpm.training.results import Results
+from fastddpm.training.state import State
 from fastddpm.training.validation import TrainingData, on_device, validation_loss
 from fastddpm.unet import UNet, UNetConfig
 from fastddpm.unet.size import MAX_PARAMETERS
@@ -88,27 +85,9 @@ class Trainer:
         initial: UNet | None = None,
         max_parameters: int = MAX_PARAMETERS,
     ) -> None:
-        needed("accelerate", by="fastddpm.training")
-        from accelerate import Accelerator, PartialState
-
         self.config, self.schedule, self.data, self.validation = config, schedule, data, validation
         self.run, self.task = Path(run), task
-        if config.mixed_precision == "fp16" and PartialState().device.type == "cpu":
-            # accelerate would train in float32 and say nothing.
-            raise BadArgument("mixed_precision", "'fp16' on a CPU", "'no' or 'bf16'")
-        try:
-            self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        except ValueError as error:
-            raise BadArgument(
-                "mixed_precision", f"{config.mixed_precision!r}, which fails here ({error}),", "'no'"
-            ) from error
-        chunks = self.accelerator.num_processes * config.gradient_accumulation
-        if config.batch_size % chunks:
-            raise BadArgument(
-                "batch_size",
-                str(config.batch_size),
-                f"a multiple of {chunks} (processes times gradient_accumulation)",
-            )
+        self.accelerator = accelerator_for(config)
         self.device = self.accelerator.device
         place = {"processes": self.accelerator.num_processes, "process": self.accelerator.process_index}
         self.batches = Batches(data, config, **place)
@@ -123,6 +102,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         prepared = torch.compile(network) if config.compile else network
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
+        self.state = State(network, self.ema, self.optimizer, self.accelerator)
         null = model.num_classes if model.null_class else None
         self.sampler_options: SamplerOptions = {"class_names": names_of(data, model), **(sampler or {})}
         noiser = functools.partial(
@@ -273,25 +253,12 @@ class Trainer:
         assert self.results is not None
         self.results.write(entry)
         if checkpoint:
-            self.results.checkpoint(*self._state())
+            self.results.checkpoint(*self.state.saved(self.step, self.best))
             self.results.model(self._averaged())
 
     def _draw(self, stopped: Sequence[int]) -> None:
         assert self.results is not None
         self.results.pictures(self.step, self._sampler(), stopped)
-
-    def _state(self) -> tuple[dict[str, dict[str, Tensor]], Json]:
-        """The tensors and the counters of a checkpoint."""
-        tensors = {
-            "model": self.unet.state_dict(),
-            "ema": self.ema.module.state_dict(),
-            "optimizer": checkpoints.optimizer_tensors(self._bare_optimizer()),
-        }
-        state: Json = {"step": self.step, "best_loss": self.best[0], "best_step": self.best[1]}
-        scaler = self.accelerator.scaler
-        if scaler is not None:
-            state["scaler"] = scaler.state_dict()
-        return tensors, state
 
     def _finish(self) -> None:
         assert self.results is not None
@@ -302,7 +269,7 @@ class Trainer:
         """Begins the run, or puts every process where its last checkpoint is; holds the folder."""
         step = on_main(self.accelerator, self._begin, resume, held)
         if step:
-            self._restore(step)
+            self.step, self.best = step, self.state.restore(self.run, step)
         on_main(self.accelerator, self._open_results)
 
     def _begin(self, resume: bool, held: contextlib.ExitStack) -> int:
@@ -326,23 +293,3 @@ class Trainer:
             task=self.task,
             data=self.validation or self.data,
         )
-
-    def _restore(self, step: int) -> None:
-        tensors, state = checkpoints.read(self.run, step)
-        try:
-            self.unet.load_state_dict(tensors["model"])
-            self.ema.module.load_state_dict(tensors["ema"])
-            checkpoints.restore_optimizer(self._bare_optimizer(), tensors["optimizer"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.step, self.best = step, (float(state["best_loss"]), int(state["best_step"]))
-            if state["step"] != step:
-                raise ValueError(f"state.json has step {shortened(repr(state['step']))}")
-        except (RuntimeError, TypeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint of step {step} in {self.run}: does not fit ({error})"
-            ) from error
-
-    def _bare_optimizer(self) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return optimizer

@@ -11,8 +11,8 @@ from pictures import big_png, random_pixels
 from PIL import Image
 
 from fastddpm import NoiseSchedule, UNet, UNetConfig, load
-from fastddpm.checkpoint import save_folder
 from fastddpm.cli import app as cli
+from fastddpm.model_folder import save_folder
 from fastddpm.tasks import Colorize, Deblur, Inpaint, SuperResolve, write_task
 
 SAMPLER = {"method": "ddim", "num_inference_steps": 2, "clip_sample_range": 1.0}

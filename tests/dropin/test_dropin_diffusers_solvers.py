@@ -9,7 +9,7 @@ import torch
 
 import fastddpm
 from fastddpm.dropin import diffusers_schedulers
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -316,13 +316,13 @@ def euler():
 @pytest.mark.parametrize("last", ["zero", "sigma_min"])
 def test_the_scale_of_states(euler, last):
     euler = EulerDiscreteScheduler(**{**euler.config, "final_sigmas_type": last})
-    plan = options.plan_of(euler, 5, options.Options())
+    plan = options.plan_of(euler, options.Steps(5), options.Options())
     euler.set_timesteps(5)
     scale = states.state_scale(euler, plan)
     assert np.allclose(scale, np.sqrt(1 + euler.sigmas.double().numpy() ** 2), rtol=1e-5)
     assert (scale[-1] == 1) == (last == "zero")
     ddim = DDIMScheduler()
-    assert (states.state_scale(ddim, options.plan_of(ddim, 5, options.Options())) == 1).all()
+    assert (states.state_scale(ddim, options.plan_of(ddim, options.Steps(5), options.Options())) == 1).all()
 
 
 @pytest.mark.parametrize("cls", [None, StableDiffusionImg2ImgPipeline])

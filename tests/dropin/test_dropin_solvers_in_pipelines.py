@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import fastddpm
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")

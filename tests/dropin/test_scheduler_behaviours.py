@@ -10,7 +10,7 @@ import torch
 
 from fastddpm.checks import BadArgument
 from fastddpm.dropin import diffusers_schedulers
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 

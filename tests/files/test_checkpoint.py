@@ -52,7 +52,7 @@ def test_nothing_half_written_and_nothing_left_over(folder, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(fastddpm.checkpoint, "write_tensors", broken)
+    monkeypatch.setattr(fastddpm.model_folder, "write_tensors", broken)
     with pytest.raises(OSError, match="no space left"):
         save_folder(folder, make_unet(seed=1), NoiseSchedule.linear(), OPTIONS)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

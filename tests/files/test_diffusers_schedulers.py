@@ -14,7 +14,7 @@ from tolerances import DROP_IN
 
 from fastddpm import CheckpointError, NoiseSchedule, load, save_folder
 from fastddpm.formats.writing import save_pipeline
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 import fastddpm
-from fastddpm.plans.diffusers.solvers import STEPPED
+from fastddpm.plans.diffusers.solver_classes import STEPPED
 
 diffusers = pytest.importorskip("diffusers")
 

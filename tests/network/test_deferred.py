@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from networks import TINY, make_unet
+from networks import TINY, fill, make_unet
 from replay import RecordingBackend
 from torch import nn
 
@@ -169,7 +169,7 @@ def test_conditions_classes_and_guidance_go_through_it(name):
     outputs = []
     for form in ("plain", "deferred"):
         network = network_of(unet, cond=cond, condition=condition, guided=True, form=form)
-        network.load(torch.tensor([10, 500, 900]), cond, condition)
+        fill(network, torch.tensor([10, 500, 900]), cond, condition)
         x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
         outputs.append(network(x, torch.tensor([1])))
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-9, atol=1e-11)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import TINY, make_unet
+from networks import TINY, fill, make_unet
 from tolerances import NETWORK
 
 from fastddpm import UNet, UNetConfig
@@ -27,7 +27,7 @@ def test_tabulated_time_path_is_the_forward_pass(unet):
     buffers = {"capacity": 5, "guided": False, "time_dtype": torch.int64, "condition": None}
     buffers |= {"device": torch.device("cpu"), "dtype": torch.float32}
     network = bind(unet, cond={"class_labels": y}, **buffers)
-    network.load(torch.tensor([999, 500, 0]), {"class_labels": y}, None)
+    fill(network, torch.tensor([999, 500, 0]), {"class_labels": y})
     for row, time in enumerate((999, 500, 0)):
         expected = unet(x, torch.full((3,), time), y)
         assert (network(x, torch.tensor([row])) - expected).abs().max() <= NETWORK
@@ -224,7 +224,7 @@ def test_dialects_tabulated(dialect):
     levels = torch.tensor([0.99, 0.55, 0.1])
     buffers = {"capacity": 5, "guided": False, "time_dtype": torch.float32, "condition": None}
     tabulated = bind(unet, cond=cond, device=torch.device("cpu"), dtype=torch.float32, **buffers)
-    tabulated.load(levels, cond, None)
+    fill(tabulated, levels, cond)
     for row in range(3):
         expected = unet(x, levels[row].expand(3), y if cond else None)
         assert (tabulated(x, torch.tensor([row])) - expected).abs().max() <= NETWORK

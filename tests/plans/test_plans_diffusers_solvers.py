@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastddpm.plans.diffusers import from_solver_scheduler
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 from fastddpm_kernels import reverse_step
 from fastddpm_kernels.table import Column
 

@@ -20,7 +20,7 @@ from test_http import make_sampler, pixels_of
 from test_http_events import Gate
 
 from fastddpm import NoiseSchedule
-from fastddpm.checkpoint import save_folder
+from fastddpm.model_folder import save_folder
 from fastddpm.serving.http.service import Service
 
 ROOT = Path(__file__).parents[2]

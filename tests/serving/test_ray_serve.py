@@ -17,7 +17,7 @@ from test_http import close, pixels_of
 
 import fastddpm
 from fastddpm import NoiseSchedule
-from fastddpm.checkpoint import save_folder
+from fastddpm.model_folder import save_folder
 
 pytest.importorskip("ray.serve")
 

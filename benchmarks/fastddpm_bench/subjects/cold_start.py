@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastddpm.checkpoint import save_folder
+from fastddpm.model_folder import save_folder
 from fastddpm.options import SamplerOptions
 from fastddpm.sampler import Sampler
 from fastddpm.timing import Call, Effort

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument, check_number, is_whole
-from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun
 from fastddpm.dropin._diffusers.network import Way, check_call
+from fastddpm.dropin._diffusers.pictures import handed_out
 from fastddpm.dropin._diffusers.standin import stand_in
 from fastddpm.dropin._diffusers.states import state_scale
 from fastddpm.dropin.peer import Peer

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument, whole
 from fastddpm.dropin._diffusers.generators import one_each
-from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun
 from fastddpm.dropin._diffusers.network import Way, image_shape
+from fastddpm.dropin._diffusers.pictures import handed_out
 from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.overrides import check_published
 from fastddpm.network import model_device_dtype, unwrapped

@@ -9,8 +9,8 @@ from diffusers.schedulers.scheduling_ddim_inverse import DDIMInverseScheduler, D
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.dropin._diffusers.fast import Fast, needs_gradient
 from fastddpm.dropin._diffusers.rows import Rows, is_on_device, take_step
-from fastddpm.dropin._diffusers.schedulers import Fast, needs_gradient
 from fastddpm.plans.diffusers.ddim_inverse import from_ddim_inverse_scheduler
 
 
@@ -61,7 +61,7 @@ class FastDDIMInverseScheduler(Fast, DDIMInverseScheduler):  # type: ignore[misc
                 rows.tensors(self.timesteps.device)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _restored, (), super().__reduce__()[2]
+        return _restored, (), self._state()
 
     def _rows_at(self, timestep: int | Tensor) -> Rows:
         """The rows of ``timesteps``; of one other timestep, or of one where another row is not finite."""

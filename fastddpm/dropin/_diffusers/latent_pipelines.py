@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastddpm.checks import BadArgument, whole
-from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun
 from fastddpm.dropin._diffusers.network import Way, image_shape
-from fastddpm.dropin._diffusers.pictures import picture
+from fastddpm.dropin._diffusers.pictures import handed_out, picture
 from fastddpm.dropin._diffusers.standin import stand_in
 from fastddpm.dropin._diffusers.states import state_scale, unset_noise_sigma
 from fastddpm.network import model_device_dtype

@@ -58,22 +58,29 @@ def variance_type_of(scheduler: Scheduler, options: Options) -> str:
     return options.variance_type or str(scheduler.config["variance_type"])
 
 
-def plan_of(
-    scheduler: Scheduler,
-    num_inference_steps: int,
-    options: Options,
-    *,
-    eta: float | None = None,
-    use_clipped_model_output: bool = False,
-    start: int = 0,
-    times: Times | None = None,
-    as_written: bool = False,
-) -> Plan:
-    """The steps of a scheduler after ``set_timesteps(num_inference_steps)``; it is not touched.
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Which steps of a scheduler a call takes.
 
-    ``eta`` is None where the pipeline's step is not told it. ``start`` is the row at which a chain of a
-    solver begins; its plan has the rows from there on. ``times`` are set instead of a number of steps.
-    ``as_written`` is as of `set_rows`.
+    Attributes:
+        count: as of the scheduler's ``set_timesteps``.
+        eta: of a step; None where the pipeline's is not told it.
+        use_clipped_model_output: likewise.
+        start: the row at which a chain of a solver begins; its plan has the rows from there on.
+        times: set instead of a number of steps.
+        as_written: as of `set_rows`.
+    """
+
+    count: int
+    eta: float | None = None
+    use_clipped_model_output: bool = False
+    start: int = 0
+    times: Times | None = None
+    as_written: bool = False
+
+
+def plan_of(scheduler: Scheduler, steps: Steps, options: Options) -> Plan:
+    """The plan of a scheduler's steps; it is not touched.
 
     Raises:
         ValueError: another scheduler, or a configuration or times that cannot be reproduced.
@@ -82,13 +89,13 @@ def plan_of(
     if kind not in KINDS:
         raise BadArgument("scheduler", str(type(scheduler).__name__), ", ".join(KINDS))
     ready: Peer = None
-    if times is not None:
+    if steps.times is not None:
         ready = copy.copy(scheduler)
-        times.set(ready)
+        steps.times.set(ready)
     if kind == "DDPMScheduler":
         return from_ddpm_scheduler(
             scheduler if ready is None else ready,
-            num_inference_steps if ready is None else None,
+            steps.count if ready is None else None,
             timesteps=None if ready is None else ready.timesteps.tolist(),
             variance_type=variance_type_of(scheduler, options),
             log_variance=True,
@@ -96,14 +103,15 @@ def plan_of(
     if kind == "DDIMScheduler":  # which takes no times
         return from_ddim_scheduler(
             scheduler,
-            num_inference_steps,
-            eta=eta or 0.0,
-            use_clipped_model_output=use_clipped_model_output,
+            steps.count,
+            eta=steps.eta or 0.0,
+            use_clipped_model_output=steps.use_clipped_model_output,
             previous_timestep=options.previous_timestep,
         )
     if ready is None:
-        ready = with_timesteps(scheduler, num_inference_steps)
-    return set_rows(ready, kind=kind, eta=eta, start=start, as_written=as_written).plan
+        ready = with_timesteps(scheduler, steps.count)
+    rows = set_rows(ready, kind=kind, eta=steps.eta, start=steps.start, as_written=steps.as_written)
+    return rows.plan
 
 
 # Of tensors that a scheduler holds and plans are made from.
@@ -120,36 +128,14 @@ class Plans:
     def __init__(self) -> None:
         self._kept: list[tuple[tuple[object, ...], object, dict[str, Tensor], Plan]] = []
 
-    def get(
-        self,
-        scheduler: Scheduler,
-        num_inference_steps: int,
-        options: Options,
-        *,
-        kind: str | None,
-        eta: float | None = None,
-        use_clipped_model_output: bool = False,
-        start: int = 0,
-        times: Times | None = None,
-        as_written: bool = False,
-    ) -> Plan:
+    def get(self, scheduler: Scheduler, steps: Steps, options: Options, *, kind: str | None) -> Plan:
         """The plan of :func:`plan_of`, with its arguments and errors; ``kind`` is the scheduler's."""
-        how = (eta, use_clipped_model_output, start, times, as_written)
-        request = (kind, num_inference_steps, options, how)
+        request = (kind, steps, options)
         config, tensors = getattr(scheduler, "config", None), _tensors(scheduler)
         for kept in self._kept:
             if kept[0] == request and _same(kept[1], config) and _equal(kept[2], tensors):
                 return kept[3]
-        plan = plan_of(
-            scheduler,
-            num_inference_steps,
-            options,
-            eta=eta,
-            use_clipped_model_output=use_clipped_model_output,
-            start=start,
-            times=times,
-            as_written=as_written,
-        )
+        plan = plan_of(scheduler, steps, options)
         held = {name: value.clone() for name, value in tensors.items()}
         self._kept = [(request, copy.deepcopy(config), held, plan), *self._kept[: _KEPT_PLANS - 1]]
         return plan

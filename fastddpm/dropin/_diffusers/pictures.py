@@ -1,4 +1,4 @@
-"""Pictures as callers of diffusers give them: tensors, of PIL, or lists of either."""
+"""Pictures as callers of diffusers give and get them: tensors, of PIL, lists of either, arrays."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument
+from fastddpm.dropin.peer import Peer
 
 
 def picture(name: str, image: object, multiple: int) -> Tensor:
@@ -44,6 +45,32 @@ def mask(name: str, image: object, multiple: int) -> Tensor:
     if isinstance(one, (Tensor, list, tuple)):
         return picture(name, one, multiple)
     return (_resized(name, one, multiple, "NEAREST", "L") >= 0.5).to(torch.float32)
+
+
+def handed_out(pipeline: Peer, images: Any, output_type: str | None, return_dict: bool) -> Any:
+    """Images as the pipelines of diffusers return them.
+
+    Args:
+        pipeline: the original, for its conversion to PIL.
+        images: ``(B, C, H, W)`` in [0, 1], in the dtype of the original's. bfloat16, which NumPy does not
+            have, becomes float32 there; the original raises a TypeError.
+        output_type: ``pt``: ``(B, C, H, W)`` on the device; ``pil``: a list; anything else: NumPy
+            ``(B, H, W, C)``.
+        return_dict: an ImagePipelineOutput, else a tuple of one.
+    """
+    dtype = images.dtype
+    if output_type != "pt":
+        if dtype == torch.bfloat16:
+            images = images.float()
+        images = images.cpu().permute(0, 2, 3, 1).numpy()
+        if output_type == "pil":
+            images = pipeline.numpy_to_pil(images)
+    if not return_dict:
+        return (images,)
+    import diffusers
+
+    output: Any = diffusers.ImagePipelineOutput
+    return output(images=images)
 
 
 def _of_pictures(name: str, image: Any) -> Tensor:

@@ -19,7 +19,7 @@ from fastddpm.dropin._diffusers.network import (
     check_network,
     image_shape,
 )
-from fastddpm.dropin._diffusers.options import Options, Plans, variance_type_of
+from fastddpm.dropin._diffusers.options import Options, Plans, Steps, variance_type_of
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
 from fastddpm.dropin._diffusers.states import SIGMA_SPACE
 from fastddpm.dropin._diffusers.times import Times
@@ -30,7 +30,8 @@ from fastddpm.dropin.settings import Report, Settings
 from fastddpm.engine import resolve_engine
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
+from fastddpm.progress import is_first_rank
 from fastddpm.runner import Runner
 from fastddpm.unet import UNet
 
@@ -61,6 +62,8 @@ class FastPipeline(DropIn):
         self.settings, self.options = settings, options
         self._plans = Plans()
         self._kept: dict[str, PeerNetwork[UNet]] = {}
+        # Whether images are to have the original's rounding; int8 is calibrated in x.
+        self._as_written = settings.noise == "torch" and settings.precision != "int8"
         self.check()
 
     def check(self) -> None:
@@ -107,16 +110,14 @@ class FastPipeline(DropIn):
             whole("num_inference_steps", num_inference_steps, least=1)
         check_published(self.scheduler, STEPS, "scheduler")
         kind = scheduler_kind(self.scheduler)
-        plan = self._plans.get(
-            self.scheduler,
+        steps = Steps(
             num_inference_steps,
-            self.options,
-            kind=kind,
             eta=eta,
             use_clipped_model_output=use_clipped_model_output,
             times=times,
             as_written=self._as_written,
         )
+        plan = self._plans.get(self.scheduler, steps, self.options, kind=kind)
         if self.unscaled and kind in SIGMA_SPACE:
             given = f"{type(self.scheduler).__name__}, {self.unscaled},"
             raise BadArgument("scheduler", given, "one whose state is x, such as a DDIMScheduler,")
@@ -129,11 +130,6 @@ class FastPipeline(DropIn):
         if self.looks_up and kind in SOLVERS and kind != "PNDMScheduler":
             check_first(plan, num_inference_steps, times)
         return plan
-
-    @property
-    def _as_written(self) -> bool:
-        """Whether images are to have the original's rounding; int8 is calibrated in x."""
-        return self.settings.noise == "torch" and self.settings.precision != "int8"
 
     def _check_variance(self, plan: Plan) -> None:
         """ValueError for channels of the network that a plan has no use for."""
@@ -202,7 +198,7 @@ class FastPipeline(DropIn):
         # The original's own method is not called: it would leave an attribute there.
         config = dict(getattr(self, "_progress_bar_config", {}))
         if "disable" not in config:
-            config["disable"] = not _is_first_rank()
+            config["disable"] = not is_first_rank()
         if config["disable"] is True:
             yield lambda steps: None
             return
@@ -284,8 +280,3 @@ def check_first(plan: Plan, num_inference_steps: int, given_times: Times | None 
             raise BadArgument(given_times.names, f"the timestep {times[0]:g} first and again", "others")
         given = f"{num_inference_steps}, of which the first timestep, {times[0]:g}, comes twice,"
         raise BadArgument("num_inference_steps", given, "fewer")
-
-
-def _is_first_rank() -> bool:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0

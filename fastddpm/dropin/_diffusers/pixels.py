@@ -10,8 +10,8 @@ from torch import Tensor
 from fastddpm.batch import Batch, make_batch
 from fastddpm.checks import whole
 from fastddpm.dropin._diffusers.generators import Generators, one_each
-from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.network import image_shape, label_tensors
+from fastddpm.dropin._diffusers.pictures import handed_out
 from fastddpm.dropin._diffusers.pipeline import FastPipeline
 from fastddpm.network import model_device_dtype
 from fastddpm.plans import Plan

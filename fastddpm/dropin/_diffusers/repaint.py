@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, check_number, whole
-from fastddpm.dropin._diffusers.images import handed_out
 from fastddpm.dropin._diffusers.latent import Asked, Chain, LatentPipeline, begun, callback_every
-from fastddpm.dropin._diffusers.pictures import mask, picture
+from fastddpm.dropin._diffusers.pictures import handed_out, mask, picture
 from fastddpm.dropin._diffusers.standin import stand_in
 from fastddpm.dropin._diffusers.times import Times
 from fastddpm.engine import Loop

@@ -27,7 +27,7 @@ from fastddpm.dropin._diffusers.walk import Walk
 from fastddpm.dropin.settings import Report
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers.churn import Churn
-from fastddpm.plans.diffusers.solvers import STEPPED
+from fastddpm.plans.diffusers.solver_classes import STEPPED
 
 OWN = ("_walk", "_options", "original")
 # Arguments of steps with the only values that a plan has.

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.latent import Asked
-from fastddpm.dropin._diffusers.options import plan_of
+from fastddpm.dropin._diffusers.options import Steps, plan_of
 from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin._diffusers.text import TextPipeline, Texts, common_inputs, prompts
 from fastddpm.dropin._diffusers.times import Times
 from fastddpm.dropin.peer import Peer
 from fastddpm.plans import Plan
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 from fastddpm.randomness import PhiloxNoise, TorchNoise
 
 
@@ -106,15 +106,14 @@ class FastStableDiffusionImg2ImgPipeline(TextPipeline):
             return plan
         last = self._last_begun
         if last is None or last[0] is not plan or last[1] != row:
-            rest = plan_of(
-                self.scheduler,
+            steps = Steps(
                 asked["num_inference_steps"],
-                self.options,
                 eta=asked["eta"],
                 start=row,
                 times=Times.of(asked),
                 as_written=self._as_written,
             )
+            rest = plan_of(self.scheduler, steps, self.options)
             table = np.concatenate((plan.table[:row], rest.table))
             starts = np.concatenate((np.asarray(plan.starts)[:row], np.asarray(rest.starts)))
             begun = dataclasses.replace(plan, table=table, starts=starts)

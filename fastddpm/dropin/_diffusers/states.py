@@ -13,7 +13,7 @@ from fastddpm.dropin._diffusers.scheduler_kinds import scheduler_kind
 from fastddpm.dropin.peer import Peer
 from fastddpm.plans import Plan
 from fastddpm.plans.diffusers import solvers
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 from fastddpm.plans.plan import Float64
 
 SIGMA_SPACE = frozenset(kind for kind, solver in SOLVERS.items() if solver.in_sigmas)

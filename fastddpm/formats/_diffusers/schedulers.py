@@ -16,7 +16,7 @@ from fastddpm.formats.files import CheckpointError
 from fastddpm.inputs import Fields, Json
 from fastddpm.options import SamplerOptions
 from fastddpm.plans.diffusers.config import COMMON_DEFAULTS, SchedulerConfig, read_config
-from fastddpm.plans.diffusers.solvers import SOLVERS
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
 from fastddpm.plans.dpmpp import SMALLEST_ALPHA_CUMPROD
 from fastddpm.plans.method import Method
 from fastddpm.plans.plan import PREDICTION_TYPES

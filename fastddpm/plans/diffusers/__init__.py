@@ -17,7 +17,8 @@ from fastddpm.checks import check_choice
 from fastddpm.plans.diffusers.config import SchedulerOrConfig, read_config
 from fastddpm.plans.diffusers.ddim import from_ddim_scheduler
 from fastddpm.plans.diffusers.ddpm import from_ddpm_scheduler
-from fastddpm.plans.diffusers.solvers import SOLVERS, from_edm_scheduler, from_solver_scheduler
+from fastddpm.plans.diffusers.solver_classes import SOLVERS
+from fastddpm.plans.diffusers.solvers import from_edm_scheduler, from_solver_scheduler
 from fastddpm.plans.plan import Plan
 
 if TYPE_CHECKING:
