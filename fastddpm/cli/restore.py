@@ -212,10 +212,14 @@ def _restore(
         check_digits(named, [pair.source for pair in pairs])
     hidden = None if mask is None else read_mask(mask)
     seeds = drawing.seeds
-    for pair in pairs:
+    outs = [sample_paths(pair.out, 1 if drawing.mean else len(seeds)) for pair in pairs]
+    for pair, paths in zip(pairs, outs, strict=True):
+        _check_kept(pair.source, "the source", paths)
+        if mask is not None:
+            _check_kept(mask, "the mask", paths)
+    for pair, paths in zip(pairs, outs, strict=True):
         began = time.perf_counter()
         picture = read_picture(pair.source)
-        paths = sample_paths(pair.out, 1 if drawing.mean else len(seeds))
         if isinstance(restorer, Restorer) and streams and is_large(restorer, picture, pair.out):
             restore_to_files(restorer, picture, paths, seeds=seeds, mask=hidden, progress=True)
         else:
@@ -228,3 +232,10 @@ def _restore(
         height, width = (restorer.factor * side for side in picture.size)
         written = f"{paths[0]}" if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
         print(f"{pair.source} -> {written} ({width}x{height}, {time.perf_counter() - began:.1f} s)")
+
+
+def _check_kept(read: Path, what: str, paths: list[Path]) -> None:
+    """BadArgument where a file that is read would be written over, by a name with a sample's number too."""
+    for path in paths:
+        if path.exists() and path.samefile(read):
+            raise BadArgument("out", f"{str(path)!r}, {what},", "another file")

@@ -17,13 +17,14 @@ from torch.utils.data import Dataset
 
 from fastddpm.arrays import read_array
 from fastddpm.checks import LONGEST, BadArgument, check_choice, fitted
+from fastddpm.data.decoding import to_mode
 from fastddpm.data.folder import SUFFIXES
 from fastddpm.data.mnist import load_mnist
 from fastddpm.images import Pixels
 from fastddpm.inputs import member
 from fastddpm.jobs.manifest import MANIFEST, Record, read_manifest
 from fastddpm.jobs.shards import FORMATS, digest, read_shard
-from fastddpm.pictures import opened
+from fastddpm.pictures import PictureError, opened
 from fastddpm.signatures import checked
 
 Read = Callable[[], Pixels]
@@ -132,7 +133,13 @@ def _of_npz(path: Path) -> ImageSet:
 def _picture(file: Path) -> Read:
     def read() -> Pixels:
         with opened(file) as source:
-            image = source if source.mode in ("L", "RGB") else source.convert("RGB")
+            if source.mode[0] in "IF":  # pillow would clip 16 bits to 8
+                try:
+                    image = to_mode(source, "L")
+                except PictureError as error:
+                    raise PictureError(f"{file}: {error}") from error
+            else:
+                image = source if source.mode in ("L", "RGB") else source.convert("RGB")
             pixels: Pixels = np.array(image)
         return (pixels[..., None] if pixels.ndim == 2 else pixels)[None]
 

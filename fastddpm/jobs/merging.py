@@ -30,8 +30,11 @@ def merge(job: Job) -> None:
     """
     labels, shape = job.blocks.labels, _shape(job)
     dtype = np.dtype(np.uint8 if len(job.drawer.image_shape) == 3 else np.float32)
-    files = (job.outdir / shard_name(i, job.format) for i in range(len(job.blocks)))
-    parts: dict[str, Part] = {"arr_0": (shape, dtype, (read_samples(file, job.format) for file in files))}
+    shards = (
+        read_samples(job.outdir / shard_name(i, job.format), job.format, job.blocks.shard(i)[0])
+        for i in range(len(job.blocks))
+    )
+    parts: dict[str, Part] = {"arr_0": (shape, dtype, shards)}
     if labels is not None:
         parts["arr_1"] = (labels.shape, labels.dtype, [labels])
     with replacing(merged_file(job)) as temporary:

@@ -72,12 +72,19 @@ def write_shard(path: Path, format: str, samples: Samples, seeds: Int64, labels:
             _write_tar(temporary, pixels, seeds, labels)
 
 
-def read_samples(path: Path, format: str) -> Samples:
+def read_samples(path: Path, format: str, seeds: Int64) -> Samples:
     """What a job wrote into a shard, in its order: images, as of `read_shard`, or float32 ``(N, ...)``.
+
+    Args:
+        path: of the shard.
+        format: likewise.
+        seeds: int64 ``(N,)``, those of the shard, as they were given.
 
     Raises:
         ValueError: as of `read_shard`.
     """
+    if format == "png":
+        return read_shard(path, format)[np.argsort(np.argsort(seeds))]
     if format != "npz":
         return read_shard(path, format)
     samples: Samples = read_array(path, "arr_0")
@@ -86,7 +93,7 @@ def read_samples(path: Path, format: str) -> Samples:
 
 
 def read_shard(path: Path, format: str) -> Pixels:
-    """The images of a shard in its order, uint8 ``(N, H, W, C)``.
+    """The images of a shard in its order, of a folder in that of their seeds, uint8 ``(N, H, W, C)``.
 
     Raises:
         ValueError: not a shard, damaged, or with images of several sizes; it names the file.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -60,11 +59,13 @@ def in_and_out(source: Path, out: Path, factor: int = 1, *, streams: bool = Fals
     for path in files:
         check_size(path, factor, MOST_PIXELS if streams else MAX_PIXELS)
     pairs = [Pair(path, out / f"{path.stem}.png") for path in files]
-    for first, second in pairwise(pairs):
-        if first.out == second.out:
+    made: dict[Path, str] = {}
+    for pair in pairs:  # of which two that become one need not be neighbours: a.jpg, a.left.png, a.png
+        if pair.out in made:
             raise ValueError(
-                f"{source}: {first.source.name} and {second.source.name} would both become {first.out}"
+                f"{source}: {made[pair.out]} and {pair.source.name} would both become {pair.out}"
             )
+        made[pair.out] = pair.source.name
     out.mkdir(parents=True, exist_ok=True)
     return pairs
 

@@ -135,25 +135,26 @@ class Restorer:
     def picture(self, restored: Tensor, source: Picture) -> Picture:
         """The picture for a restored image ``(C, H, W)`` in [-1, 1], of the source's mode.
 
-        A grey model gives a colour picture its luma, and the colours are those of the condition.
+        A grey model gives a colour picture its luma, and the colours are those of the condition. A profile of
+        grey is none of the colours that a grey picture is given.
         """
         channels = 3 if isinstance(self.task, Colorize) else len(source.pixels)
+        profile = source.profile if channels == len(source.pixels) else None
         height, width = restored.shape[1:]
         if channels == 3 and self.channels == 1:
             colours = rescaled(source.batch(), height, width)
             luma = rescaled(source.batch(1), height, width)
             restored = (colours + restored[None] - luma)[0]
         pixels = torch.from_numpy(to_uint8(restored)).movedim(-1, 0)
-        picture = Picture(pixels, None, source.profile)
+        picture = Picture(pixels, None, profile)
         if channels != len(pixels):
-            picture = Picture(
-                torch.from_numpy(to_uint8(picture.batch(channels)[0])).movedim(-1, 0), None, source.profile
-            )
+            levels = to_uint8(picture.batch(channels)[0])
+            picture = Picture(torch.from_numpy(levels).movedim(-1, 0), None, profile)
         if source.alpha is None:
             return picture
         alpha = source.alpha[None, None].float() / 127.5 - 1.0
         levels = to_uint8(rescaled(alpha, height, width)[0])[..., 0]
-        return Picture(picture.pixels, torch.from_numpy(levels), source.profile)
+        return Picture(picture.pixels, torch.from_numpy(levels), profile)
 
     def _sized(self, height: int, width: int) -> Sampler:
         """The sampler for images of this size, each at least a tile's."""

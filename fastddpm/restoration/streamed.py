@@ -109,6 +109,14 @@ class _Source:
         planes = made.pixels if made.alpha is None else torch.cat([made.pixels, made.alpha[None]])
         return np.ascontiguousarray(planes[:, above : above + rows].movedim(0, -1).numpy())
 
+    def profile(self) -> bytes | None:
+        """The colour profile of what is made."""
+        factor = self.restorer.factor
+        part, _, _ = self._part(0, factor)
+        height, width = part.size
+        zeros = torch.zeros(self.restorer.channels, factor * height, factor * width)
+        return self.restorer.picture(zeros, part).profile
+
     def _part(self, top: int, bottom: int) -> tuple[Picture, Tensor | None, int]:
         """The picture's rows that rows of the result are made of; how many of the result are above them."""
         factor = self.restorer.factor
@@ -137,7 +145,7 @@ def _draw(
         advance = stack.enter_context(
             progress_bar(progress, len(rows.plan) * len(rows.tops), unit="rows of tiles")
         )
-        profile = source.picture.profile
+        profile = source.profile()
         files = [stack.enter_context(png_rows(path, height, width, channels, profile)) for path in paths]
         top = 0
         for x in rows.drawn(advance):

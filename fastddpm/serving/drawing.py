@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,11 +38,26 @@ class Drawing(concurrent.futures.Future[Tensor]):
     def __init__(self, seed: int, steps: int) -> None:
         super().__init__()
         self.seed, self.steps, self.done_steps = seed, steps, 0
+        self._cancelling, self._is_told = threading.Lock(), False
 
     @property
     def progress(self) -> float:
         """The share of its steps that have run, 0 to 1."""
         return self.done_steps / self.steps
+
+    def cancel(self) -> bool:
+        """Gives it up, unless it has ended; whether it is cancelled now.
+
+        Whoever waits in `concurrent.futures.wait` or `as_completed` is told too, which Python leaves to whom
+        runs a future.
+        """
+        if not super().cancel():
+            return False
+        with self._cancelling:
+            if not self._is_told:
+                self._is_told = True
+                self.set_running_or_notify_cancel()
+        return True
 
     def finish(self, image: Tensor) -> None:
         """Sets the image, unless it was cancelled meanwhile."""

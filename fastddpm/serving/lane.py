@@ -8,6 +8,7 @@ on from it in any other slot, wherever in the arena its plan is then.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -47,8 +48,8 @@ class Lane:
         self._loop: Loop | None = None
         self._asked: tuple[list[Chain], int] | None = None
         # Loops that have run, and those whose tables hold the arena as it is.
-        self._ran: list[Loop] = []
-        self._current: list[Loop] = []
+        self._ran = WeakSet[Loop]()
+        self._current = WeakSet[Loop]()
 
     @property
     def chains(self) -> list[Chain]:
@@ -73,7 +74,7 @@ class Lane:
         assert self._loop is not None
         self._loop.run(steps)
         if self.is_new:
-            self._ran.append(self._loop)
+            self._ran.add(self._loop)
             self.is_new = False
         for chain in self._places:
             chain.drawing.done_steps += steps
@@ -155,7 +156,7 @@ class Lane:
             filled = slice(len(self._arena))
             table, told = (torch.tensor(rows[filled]) for rows in (self._arena.table, self._arena.model_time))
             loop.hold_arena(table, told, learned_range=self.kind.learned_range, copies=self._copies)
-            self._current.append(loop)
+            self._current.add(loop)
         loop.admit(self._values(), begun, self._conditions(), anew=list(back))
 
     def _values(self) -> dict[str, Tensor]:

@@ -72,9 +72,10 @@ class Workshop:
         """Takes no more chains, and waits for those that there are; with ``cancel`` these are cancelled."""
         with self._news:
             self._is_closed = True
-            for drawing in self._chains if cancel else ():
-                drawing.cancel()
+            given_up = list(self._chains) if cancel else []
             self._news.notify_all()
+        for drawing in given_up:  # whose callbacks may be anybody's, and ask for what this lock is for
+            drawing.cancel()
         if self._thread is not None:
             self._thread.join()
         self._sampler.clear()
@@ -83,6 +84,7 @@ class Workshop:
         """How much there is to do, and what was done."""
         with self._news:
             running, slots = self._now
+            running = [chain for chain in running if chain.drawing in self._chains]
             begun = sum(chain.has_begun for chain in self._chains.values())
             return {
                 "waiting": len(self._chains) - begun,
@@ -133,11 +135,14 @@ class Workshop:
     def _next(self, runner: Runner) -> tuple[Lane, list[Chain], int] | None:
         """The lane whose step is next, the chains in it and the batch size; None if nobody is here."""
         with self._news:
-            for chain in list(self._chains.values()):
-                if chain.has_ended():
-                    self._end(chain)
+            here = list(self._chains.values())
+        ended = [chain for chain in here if chain.has_ended()]  # and is told so, without the lock
+        with self._news:
+            for chain in ended:
+                self._end(chain)
             if not self._line:
                 self._now = [], 0
+                self._lanes.clear()  # with the states that were set aside
                 return None
             lane, chains, size = self._lanes.choose(self._line.in_order(), runner)
         return lane, chains, size
@@ -188,8 +193,9 @@ class Workshop:
         """Lets chains go that have come to nothing."""
         with self._news:
             for chain in chains:
-                chain.drawing.fail(error)
                 self._end(chain)
+        for chain in chains:
+            chain.drawing.fail(error)
 
     def _end(self, chain: Chain) -> None:
         """Lets a chain go, wherever it is."""
@@ -210,7 +216,7 @@ class Workshop:
             self._end(chain)
         try:
             check_finite(image, [chain.drawing.seed])
-        except FloatingPointError as error:
+        except Exception as error:  # not finite; or a card's own, which is seen where it is waited for
             chain.drawing.fail(error)
         else:
             chain.drawing.finish(image[0])

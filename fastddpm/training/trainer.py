@@ -30,7 +30,7 @@ from fastddpm.tasks import Task
 from fastddpm.temporaries import remove_leftovers
 from fastddpm.training.average import MovingAverage
 from fastddpm.training.config import TrainConfig
-from fastddpm.training.description import begin_or_go_on, describe, make_run, names_of
+from fastddpm.training.description import begin_or_go_on, describe, make_run
 from fastddpm.training.divergence import check_losses, check_weights
 from fastddpm.training.initial import begin_with, digest
 from fastddpm.training.interruption import Interrupted, stop_on_interrupt
@@ -38,6 +38,7 @@ from fastddpm.training.loading import Batches
 from fastddpm.training.objective import NoisedBatch, Noiser
 from fastddpm.training.processes import accelerator_for, on_any, on_main
 from fastddpm.training.results import Results
+from fastddpm.training.sampling import options_of
 from fastddpm.training.state import State
 from fastddpm.training.validation import TrainingData, on_device, validation_loss
 from fastddpm.unet import UNet, UNetConfig
@@ -58,16 +59,16 @@ class Trainer:
         run: folder of the run; made if need be.
         validation: images whose loss is measured at checkpoints; the best checkpoint is the best on them.
         sampler: default options of the saved model (:class:`fastddpm.Sampler`); also used for the grids. Its
-            ``time_input`` is what the network is trained with, and without ``class_names`` it gets those of
-            ``data``.
+            ``time_input`` is what the network is trained with; without ``class_names`` or ``shape`` it gets
+            those of ``data``, and its ``prediction_type`` is the objective's.
         task: what makes a condition from each x_0 (`fastddpm.tasks`); ``model.in_channels`` are those of the
             condition and the image. The saved model gets a `task.json`. None for generation.
         initial: a network of this architecture, the classes aside, whose weights it begins with.
         max_parameters: that the network may have.
 
     Raises:
-        ValueError: a larger network, a batch size that does not divide, or a mixed precision that is not to
-            be had here.
+        ValueError: a larger network, a batch size that does not divide, a mixed precision that is not to be
+            had here, or options that no sampler of this network has.
     """
 
     @checked
@@ -104,7 +105,7 @@ class Trainer:
         self.network, self.optimizer = self.accelerator.prepare(prepared, optimizer)
         self.state = State(network, self.ema, self.optimizer, self.accelerator)
         null = model.num_classes if model.null_class else None
-        self.sampler_options: SamplerOptions = {"class_names": names_of(data, model), **(sampler or {})}
+        self.sampler_options = options_of(sampler, network, schedule, data, config.objective)
         noiser = functools.partial(
             Noiser,
             schedule,

@@ -207,6 +207,13 @@ def test_what_cannot_be_evaluated_is_named(run, digits, tmp_path):
         _ = open_images(tmp_path / "mixed")[3]
 
 
+def test_sixteen_bits_are_eight(tmp_path):
+    levels = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    [image] = open_images(tmp_path)
+    np.testing.assert_array_equal(image[0], np.rint(levels / 257))
+
+
 def test_an_unfinished_job_is_to_be_finished_first(tmp_path):
     job = tiny_job(tmp_path)
     job.draw_shard = None

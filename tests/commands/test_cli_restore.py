@@ -120,8 +120,10 @@ def test_bad_input_is_refused_and_nothing_written(run, models, grey, tmp_path):
     Image.fromarray(random_pixels(5, 5, 4)).save(tmp_path / "rgba.png")
     Image.fromarray(random_pixels(5, 5)).save(tmp_path / "small.png")
     (tmp_path / "two").mkdir()
-    for name in ("a.png", "a.bmp"):
+    for name in ("a.png", "a.bmp", "a.left.png"):
         Image.fromarray(random_pixels(4, 4)).save(tmp_path / "two" / name)
+    for name in ("o_1.png", "white.png"):
+        Image.fromarray(np.full((12, 20), 255, np.uint8)).save(tmp_path / name)
     (tmp_path / "empty").mkdir()
     sr, there = ("--model", models / "sr"), {*tmp_path.iterdir()}
     cases = [
@@ -131,6 +133,8 @@ def test_bad_input_is_refused_and_nothing_written(run, models, grey, tmp_path):
         (("super-resolve", "grey.png", "o.gif", *sr), "out: 'o.gif' given, a name that ends in .png"),
         (("super-resolve", "grey.png", "no/o.png", *sr), "a file in a folder that is there accepted"),
         (("super-resolve", "grey.png", "grey.png", *sr), "the source, given, another file accepted"),
+        (("super-resolve", "o_1.png", "o.png", *sr, "--samples", 2), "out: 'o_1.png', the source, given"),
+        (("inpaint", "grey.png", "white.png", "--mask", "white.png"), "out: 'white.png', the mask, given"),
         (("super-resolve", "rgba.png", "o.jpg", *sr), "for a picture with alpha, which .jpg has not, given"),
         (("super-resolve", "two", "o", *sr), "a.bmp and a.png would both become"),
         (("super-resolve", "two", "o.png", *sr), "for a folder given, a folder accepted"),

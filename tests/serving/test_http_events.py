@@ -13,6 +13,7 @@ from http_service import events_of, live, wait_for
 from test_http import close, make_sampler, pixels_of, wanted
 
 from fastddpm.serving.http import events
+from fastddpm.serving.http.app import make_app
 from fastddpm.serving.http.limits import Limits
 from fastddpm.serving.http.service import Service
 
@@ -149,6 +150,28 @@ def test_a_client_that_goes_away_cancels_its_images(stream, caplog):
         assert scheduler.stats()["steps"] - steps <= 7 + 2
     gc.collect()  # what asyncio has to say of futures that nobody asks, it says then
     assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+def test_a_stream_that_cannot_begin_cancels_its_images():
+    """A client is gone before the first word, which servers say by an OSError or by nothing."""
+    gate = Gate()
+    service = Service({"tiny": make_sampler(gate)})
+    given = [{"type": "http.request", "body": b'{"seed": 1, "num_inference_steps": 90, "stream": true}'}]
+    scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"", "root_path": ""}
+    scope["headers"] = [(b"content-type", b"application/json")]
+
+    async def receive():
+        return given.pop() if given else {"type": "http.disconnect"}
+
+    async def send(message):
+        raise OSError("nobody is there")
+
+    asyncio.run(make_app(service)(scope, receive, send))
+    gate.open.set()
+    scheduler = service.models["tiny"].scheduler
+    scheduler.close()
+    assert scheduler.stats()["submitted"] == 1
+    assert scheduler.stats()["steps"] <= 2
 
 
 def _gone(client):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import gc
+import itertools
 import random
 import re
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from replay import RecordingBackend
 from tolerances import ACROSS_BATCHES
 
 from fastddpm import NoiseSchedule, NonFiniteSamples, Sampler
+from fastddpm.engine import Loops
 from fastddpm.network import without_grad
 from fastddpm.serving import Busy, Closed, DeadlinePassed, Scheduler, line
 from fastddpm.serving.pace import Pace
@@ -76,6 +81,18 @@ class Affine(torch.nn.Module):
 
     def forward(self, x, t):
         return affine(x, t) / 0.3 * self.scale
+
+
+def asked_by_another(scheduler, answers):
+    """A callback of a drawing that waits until another thread was answered, as one does that takes a lock
+    which that thread has."""
+
+    def ask(_):
+        asking = threading.Thread(target=lambda: answers.append(scheduler.stats()))
+        asking.start()
+        asking.join(5)
+
+    return ask
 
 
 @pytest.fixture
@@ -142,8 +159,12 @@ def test_a_request_that_fails_or_is_cancelled_changes_no_other():
         bad = scheduler.submit(2, cond=y(1))
         gone = scheduler.submit(3, cond=y(0))
         late = scheduler.submit(4, cond=y(0), deadline=0.05)
+        late.add_done_callback(asked_by_another(scheduler, answers := []))
+        late.add_done_callback(lambda _: answers.append("told"))
         assert gate.reached.wait(30)
         assert gone.cancel()
+        assert gone.cancel()
+        assert concurrent.futures.wait([gone], 0).done == {gone}
         time.sleep(0.06)
         gate.open.set()
         image = good.result(30)
@@ -152,6 +173,7 @@ def test_a_request_that_fails_or_is_cancelled_changes_no_other():
         with pytest.raises(DeadlinePassed, match=r"^deadline: \d of 7 steps"):
             late.result(30)
         assert gone.cancelled()
+        assert [type(one) for one in answers] == [dict, str]
         after = scheduler.submit(5, cond=y(0)).result(30)  # in a slot that held NaN
     for seed, found in ((1, image), (5, after)):
         wanted = sampler.sample(seeds=[seed], cond=y(0), progress=False)[0]
@@ -262,11 +284,12 @@ def test_an_image_that_is_set_aside_ends_as_it_would_alone(engine, monkeypatch):
         Affine(), engine="cudagraph" if engine == "captured" else engine, method="dpmpp_2m"
     )
     asked = {0: 20, 1: 3, 2: 4, 3: 4}
-    futures, seen, order = {}, [], []
+    futures, seen, order, ends = {}, [], [], []
 
     def submit(seed, **options):
         futures[seed] = scheduler.submit(seed, num_inference_steps=asked[seed], preview_every=3, **options)
         futures[seed].add_done_callback(lambda _: order.append(seed))
+        futures[seed].add_done_callback(lambda _: ends.append(scheduler.stats()))
 
     def look(done, x0):
         seen.append(scheduler.stats()["parked"])
@@ -286,6 +309,7 @@ def test_an_image_that_is_set_aside_ends_as_it_would_alone(engine, monkeypatch):
         stats = scheduler.stats()
     assert order == [1, 2, 3, 0]
     assert seen == [0, 0, 1, 0, 1, 1, 0, 0, 0]
+    assert [(one["parked"], one["running"], one["filled"]) for one in ends] == [(1, 0, 0)] * 3 + [(0, 0, 0)]
     assert (stats["parked"], stats["running"], stats["waiting"]) == (0, 0, 0)
     monkeypatch.undo()
     for seed, image in images.items():
@@ -293,8 +317,9 @@ def test_an_image_that_is_set_aside_ends_as_it_would_alone(engine, monkeypatch):
         assert (image - one.sample(seeds=[seed], progress=False)[0]).abs().max() <= ACROSS_BATCHES
 
 
-def test_an_error_of_the_model_reaches_those_who_were_in_its_step():
-    calls = []
+def test_an_error_of_the_model_reaches_those_who_were_in_its_step(monkeypatch):
+    """Also one that a card tells of when its image is looked at, and while a callback waits for others."""
+    calls, answers = [], []
 
     def raises_once(x, t):
         calls.append(len(x))
@@ -303,9 +328,17 @@ def test_an_error_of_the_model_reaches_those_who_were_in_its_step():
         return affine(x, t)
 
     with Scheduler(make_sampler(raises_once, engine="eager")) as scheduler:
+        drawing = scheduler.submit(1)
+        drawing.add_done_callback(asked_by_another(scheduler, answers))
+        drawing.add_done_callback(lambda _: answers.append("told"))
         with pytest.raises(RuntimeError, match="out of luck"):
-            scheduler.submit(1).result(30)
+            drawing.result(30)
+        with monkeypatch.context() as patched:
+            patched.setattr("fastddpm.serving.workshop.check_finite", lambda *_: torch.zeros(2).view(3))
+            with pytest.raises(RuntimeError, match="shape"):
+                scheduler.submit(1).result(10)
         assert scheduler.submit(1).result(30).isfinite().all()
+    assert [type(one) for one in answers] == [dict, str]
 
 
 def test_previews_show_x0_on_its_way():
@@ -371,6 +404,31 @@ def test_a_kind_that_must_wait_for_a_lane_gets_one():
             assert future.result(60).shape == SHAPE
 
 
+def test_loops_that_were_given_up_are_let_go(monkeypatch):
+    """By a lane that others have not emptied for long, whose loops made room for theirs."""
+    made, held, sizes = [], [], itertools.cycle([1, 2, 4])
+    monkeypatch.setattr(Pace, "best", lambda self, filled: next(one for one in sizes if one in filled))
+    get = Loops.get
+
+    def kept(self, *given, **options):
+        loop = get(self, *given, **options)
+        made.append(weakref.ref(loop))
+        return loop
+
+    def count(done, x0):
+        gc.collect()
+        held.append(len({id(loop) for one in made if (loop := one()) is not None}))
+
+    monkeypatch.setattr(Loops, "get", kept)
+    with Scheduler(make_sampler(affine, engine="eager"), max_batch=4) as scheduler:
+        scheduler.sampler.runner.loops.limit = 1
+        options = {"num_inference_steps": 30, "preview": count, "preview_every": 30}
+        for drawing in [scheduler.submit(seed, **options) for seed in range(4)]:
+            drawing.result(30)
+    assert len(made) > 10
+    assert max(held) <= 2
+
+
 def test_guided_requests_share_steps_with_others(unmeasured):
     """Each in two slots of one batch, for which the network runs once."""
     sizes = []
@@ -427,9 +485,12 @@ def test_closing_with_cancel_ends_what_is_on_its_way():
     scheduler = Scheduler(make_sampler(gate, engine="eager"), max_batch=1)
     futures = [scheduler.submit(seed) for seed in range(3)]
     assert gate.reached.wait(30)
+    futures[2].add_done_callback(asked_by_another(scheduler, answers := []))
+    futures[2].add_done_callback(lambda _: answers.append("told"))
     gate.open.set()
     scheduler.close(cancel=True)
     assert all(future.done() for future in futures)
+    assert [type(one) for one in answers] == [dict, str]
     assert gate.calls <= 7 * 2
 
 
@@ -441,6 +502,7 @@ def test_weights_that_changed_while_nothing_ran_are_used():
         while scheduler.stats()["running"]:
             time.sleep(0.001)
         time.sleep(0.05)
+        assert not scheduler._workshop._lanes._lanes  # nor the states that were set aside in them
         with without_grad():
             for parameter in unet.parameters():
                 parameter.mul_(1.1)

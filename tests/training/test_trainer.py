@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 from training_cases import MODEL, SCHEDULE, Bars, Broken, config, trainer
 
-from fastddpm import CheckpointError, UNet, UNetConfig, load
-from fastddpm.training import Objective, TrainConfig, TrainingDiverged, checkpoints
+from fastddpm import CheckpointError, NoiseSchedule, UNet, UNetConfig, load
+from fastddpm.training import Objective, TrainConfig, Trainer, TrainingDiverged, checkpoints
 from fastddpm.training.interruption import Interrupted
 from fastddpm.training.objective import Noiser
+
+DDIM = {"_class_name": "DDIMScheduler"}
 
 
 def test_resuming_repeats_the_run_bit_for_bit(tmp_path):
@@ -281,6 +283,21 @@ def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         one.train(progress=False)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000010"]
     assert load_file(tmp_path / "checkpoints" / "step_00000010" / "optimizer.safetensors")
+
+
+def test_a_model_is_sampled_from_as_it_was_trained(tmp_path):
+    """Without a word of how, and what would take its output for something else is refused before any work."""
+    options = config(steps=1, objective=Objective("v_prediction"))
+    found = load(Trainer(options, MODEL, NoiseSchedule.linear(5), Bars(), tmp_path).train(progress=False))
+    assert (found.plan.prediction_type, found.shape) == ("v_prediction", (1, 8, 8))
+    assert (tmp_path / "samples" / "step_00000001.png").exists()
+    for sampler, message in (
+        ({"prediction_type": "epsilon"}, "sampler: prediction_type 'epsilon' to an objective of 'v_predict"),
+        ({"scheduler": DDIM, "method": "diffusers"}, "sampler: prediction_type 'epsilon' to an objective of"),
+        ({"num_inference_steps": 101}, "num_inference_steps: 101 given"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            Trainer(options, MODEL, SCHEDULE, Bars(), tmp_path, sampler=sampler)
 
 
 def test_options_are_checked(tmp_path):

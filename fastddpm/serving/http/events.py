@@ -15,7 +15,7 @@ import concurrent.futures
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -141,14 +141,20 @@ def event(name: str, data: dict[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """An answer of events, which ends when the client goes away."""
+    """An answer of events, which ends when the client goes away.
+
+    Args:
+        stream: of `events`.
+        drawings: cancelled at the end too: a stream whose answer could not begin has not begun itself, and
+            then cancels nothing.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, stream: AsyncGenerator[bytes, None], drawings: Sequence[Drawing]) -> None:
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._stream = stream
+        self._stream, self._drawings = stream, drawings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events.
@@ -170,3 +176,5 @@ class EventStream(Response):
         finally:
             gone.cancel()
             await self._stream.aclose()
+            for drawing in self._drawings:
+                drawing.cancel()

@@ -106,7 +106,7 @@ async def _stream(
         service.metrics.images.labels(model.name).inc()
 
     labels = [one.class_label for one in wanted.asked]
-    return EventStream(events(drawings, news, {"id": entry.id, **about}, labels, count))
+    return EventStream(events(drawings, news, {"id": entry.id, **about}, labels, count), drawings)
 
 
 def _tag(model: ServedModel, asked: Asked) -> str:
