@@ -143,6 +143,30 @@ def test_errors_of_contestants_are_not_hidden():
         assemble(contest(Contestant("base", constant(1.0)), Contestant("other", broken)), None)
 
 
+def test_every_contestant_is_compiled(quick, tmp_path):
+    """Of one function for more of them than torch would: what it no longer compiles runs eagerly, and says so
+    nowhere."""
+    sizes = []
+
+    def function(x):
+        return x + 1
+
+    def compiler(graph, inputs):
+        sizes.append(len(inputs[0]))
+        return graph.forward
+
+    def build(size):
+        def made(shared):
+            compiled = torch.compile(function, backend=compiler, dynamic=False)
+            return lambda: compiled(torch.zeros(size))[:1]
+
+        return made
+
+    many = [Contestant(str(size), build(size)) for size in range(2, 14)]
+    run([contest(*many)], quick, tmp_path / "r.json")
+    assert sizes == list(range(2, 14))
+
+
 def test_interruption_keeps_what_was_measured(quick, tmp_path):
     def interrupted(shared):
         raise KeyboardInterrupt
@@ -182,6 +206,10 @@ def test_every_subject_lists_its_contests(quick, device):
     if device == "cuda" and not quick:
         names = {contestant.name for one in found for contestant in one.contestants}
         assert {"Sampler, cudagraph", "Sampler, max", "fastddpm, replayed"} <= names
+    # No capture may hold torch's own graphs.
+    names = {contestant.name for one in found for contestant in one.contestants}
+    assert [name for name in names if "reduce-overhead, replayed" in name] == []
+    assert ("diffusers UNet2DModel, replayed" in names) == (device == "cuda")
 
 
 def test_large_contests_say_that_they_need_a_card():
