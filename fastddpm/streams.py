@@ -4,8 +4,8 @@ cuBLAS has a workspace for each stream and thread, which torch keeps, and a grap
 was there before a capture is ordinary memory. torch gives it to others when somebody has it forget the
 workspaces: Inductor's graphs have all forgotten (`torch._inductor.cudagraph_trees`), and from torch 2.12 on
 the end of a graph those of its stream (pytorch #193402). The other graphs then go on writing there. In a
-stream where nothing has run before, the workspace is made in the capture, in the graph's own pool, which lives
-as long as the graph.
+stream where nothing has run before, the workspace is made in the capture, in the graph's own pool, which
+lives as long as the graph.
 """
 
 from __future__ import annotations

@@ -135,14 +135,14 @@ def measured(contest: Contest, settings: BenchSettings, rates: Limits) -> Result
 def exactly(contest: Contest, shared: Any, settings: BenchSettings) -> Field:
     """The contest's calls, found to do the same work with TF32 off, which only a GPU has.
 
-    Where they are timed in another precision they are built anew in that: what is captured or compiled has
-    the kernels of the precision that it was made in.
+    Where they are timed in another precision, or do more than was compared, they are built anew for that:
+    what is captured or compiled has the kernels of the precision that it was made in.
     """
     if not settings.is_cuda:
         return assemble(contest, shared)
     with forced("highest"):
-        field = assemble(contest, shared)
-    if settings.precision != "highest":
+        field = assemble(contest, shared if contest.brief is None else contest.brief())
+    if settings.precision != "highest" or contest.brief is not None:
         with forced(settings.precision):
             for contestant in contest.contestants:
                 if contestant.name in field.calls:

@@ -74,7 +74,8 @@ def tests_of(log: Path) -> dict[str, Any] | None:
     if not log.exists():
         return None
     lines = log.read_text(errors="replace").splitlines()
-    ends = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|skipped|deselected)", line)]
+    over = re.compile(r"\d+ (passed|failed|skipped|deselected)\b.* in [\d.]+s")
+    ends = [line.strip("= ") for line in lines if over.search(line)]
     failed = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
     if ends:
         return {"end": ends[-1], "failed": failed}

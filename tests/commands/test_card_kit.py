@@ -257,23 +257,20 @@ def test_what_pytest_said_is_read_from_its_log(tmp_path):
     assert results.tests_of(log)["end"] == "it did not come to its end; 0 failed, 0 passed until then"
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
-def test_what_ended_before_pytest_was_stopped_is_read_too(workers, tmp_path):
-    """As pytest says it, here and in workers; one test's name has a space in it."""
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "test_it.py").write_text(
-        "import os, pytest, signal\n"
-        "@pytest.mark.parametrize('word', ['a b', 'c'])\n"
-        "def test_fine(word): pass\n"
-        "def test_wrong(): assert 0\n"
-        "def test_left(): pytest.skip('no')\n"
-        "def test_slow():\n"
-        "    signal.alarm(1)\n"
-        "    os.killpg(0, signal.SIGTERM)\n"
-    )
-    command = [sys.executable, "-m", "pytest", "-q", "-vv", *workers, "tests/test_it.py"]
-    with (tmp_path / "tests.log").open("w") as log:
-        subprocess.run(command, cwd=tmp_path, stdout=log, check=False, start_new_session=True)
-    found = results.tests_of(tmp_path / "tests.log")
-    assert found["end"] == "it did not come to its end; 1 failed, 2 passed until then"
-    assert found["failed"] == ["FAILED tests/test_it.py::test_wrong"]
+@pytest.mark.parametrize(
+    "said",
+    [
+        "tests/a.py::b[c d] PASSED    [ 25%]\ntests/a.py::e FAILED    [ 50%]\n"
+        "tests/a.py::f SKIPPED (no) [ 75%]\ntests/a.py::g ",
+        "tests/a.py::b[c d] \n[gw1] [ 25%] PASSED tests/a.py::b[c d] \n[gw0] [ 50%] FAILED tests/a.py::e \n"
+        "[gw0] [ 75%] SKIPPED tests/a.py::f \n",
+    ],
+)
+def test_what_ended_before_pytest_was_stopped_is_read_too(said, tmp_path):
+    """As pytest 9.2 says it with -vv, alone and in workers."""
+    log = tmp_path / "tests.log"
+    log.write_text(f"collecting ... collected 9 items / 5 deselected / 4 selected\n\n{said}")
+    assert results.tests_of(log) == {
+        "end": "it did not come to its end; 1 failed, 1 passed until then",
+        "failed": ["FAILED tests/a.py::e"],
+    }
