@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from fastddpm.streams import stream_of
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -162,15 +164,10 @@ def replayed(call: Call, warm_up: int = 3) -> Call:
         call: works on the same memory each time, and returns the same tensor.
         warm_up: calls before the capture.
     """
-    kind: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
-    stream = kind()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(warm_up):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
+    for _ in range(warm_up):
+        call()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream_of(graph)):
         output = call()
 
     def replay() -> object:

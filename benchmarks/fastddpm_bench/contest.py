@@ -72,6 +72,8 @@ class Contest:
         subject: what is measured, such as ``reverse_step``.
         workload: on what, with every size in it.
         setup: makes what the contestants share.
+        brief: of a GPU, makes the same of less work, on which outputs are compared where rounding grows over
+            the whole until nothing is alike; None for the whole.
         contestants: the first is the baseline: what people would otherwise use.
         tolerance: largest difference between outputs, relative to the largest value where that is above 1.
         per: steps or calls in one call of a contestant; reports divide by it.
@@ -100,6 +102,7 @@ class Contest:
     needs_gpu: bool = False
     effort: Effort | None = None
     isolated: bool = False
+    brief: Callable[[], Any] | None = None
 
     def check_runs_on(self, device: torch.device) -> None:
         """Raises `LeftOut` where the contest is too large for the device."""

@@ -6,6 +6,7 @@ import datetime
 import gc
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ QUICK = Effort(seconds=1.2, least=5, most=30, warm_up=1)
 FULL = Effort(seconds=15.0, least=7, most=60, warm_up=1)
 # Chains take longer than FULL's seconds for its least, and processes of their own differ more.
 CHAINS = Effort(seconds=15.0, least=11, most=60, warm_up=1)
+
+MOST_COMPILED = 64
+"""Of one function, in a contest."""
 
 Report = Callable[[Result], None]
 
@@ -83,13 +87,14 @@ def measured(contest: Contest, settings: BenchSettings, rates: Limits) -> Result
     contest.check_runs_on(settings.device)
     shared = contest.setup()
     isolated = contest.isolated and not settings.is_cuda
-    field = assemble_isolated(contest, settings) if isolated else exactly(contest, shared, settings)
-    before = machine.state(settings.device)
-    try:
-        with forced(settings.precision if settings.is_cuda else None):
-            times = _sampled(contest, field, settings)
-    finally:
-        close(field)
+    with _compiling_as_often_as_asked():
+        field = assemble_isolated(contest, settings) if isolated else exactly(contest, shared, settings)
+        before = machine.state(settings.device)
+        try:
+            with forced(settings.precision if settings.is_cuda else None):
+                times = _sampled(contest, field, settings)
+        finally:
+            close(field)
     after = machine.state(settings.device)
     work: dict[str, Any] | None = None
     if contest.costs is not None:
@@ -130,19 +135,28 @@ def measured(contest: Contest, settings: BenchSettings, rates: Limits) -> Result
 def exactly(contest: Contest, shared: Any, settings: BenchSettings) -> Field:
     """The contest's calls, found to do the same work with TF32 off, which only a GPU has.
 
-    Where they are timed in another precision they are built anew in that: what is captured or compiled has
-    the kernels of the precision that it was made in.
+    Where they are timed in another precision, or do more than was compared, they are built anew for that:
+    what is captured or compiled has the kernels of the precision that it was made in.
     """
     if not settings.is_cuda:
         return assemble(contest, shared)
     with forced("highest"):
-        field = assemble(contest, shared)
-    if settings.precision != "highest":
+        field = assemble(contest, shared if contest.brief is None else contest.brief())
+    if settings.precision != "highest" or contest.brief is not None:
         with forced(settings.precision):
             for contestant in contest.contestants:
                 if contestant.name in field.calls:
                     field.calls[contestant.name], _ = first_call(contestant, shared)
     return field
+
+
+def _compiling_as_often_as_asked() -> AbstractContextManager[None]:
+    """On a GPU a contest compiles one network for many contestants; from the ninth time on torch would run it
+    eagerly, under the name of a compiled one."""
+    import torch._dynamo
+
+    limited: AbstractContextManager[None] = torch._dynamo.config.patch(recompile_limit=MOST_COMPILED)
+    return limited
 
 
 def now() -> str:

@@ -44,7 +44,7 @@ def doctor(
         console.print(f"{why}: kernels run in Triton's interpreter; graphs and bandwidth are not examined")
     console.print(f"checks run in {EXACT}")
     with console.status("") as status:
-        found = examine(place, lambda name: status.update(name))
+        found = examine(place, lambda name: status.update(name), lambda found: found.save(json_file))
     _show(found, console)
     found.save(json_file)
     console.print(str(json_file))

@@ -31,6 +31,7 @@ class Examination:
         checks: the comparisons.
         rates: kernels' bandwidths as (name, bytes a second, share of a copy's of as many bytes); none on a
             CPU.
+        complete: whether it came to its end.
     """
 
     device: str
@@ -38,6 +39,7 @@ class Examination:
     parts: list[Part] = dataclasses.field(default_factory=list)
     checks: list[Check] = dataclasses.field(default_factory=list)
     rates: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
+    complete: bool = False
 
     @property
     def ok(self) -> bool:
@@ -57,13 +59,18 @@ class Examination:
         write_json(path, self.to_dict())
 
 
-def examine(device: torch.device, tell: Callable[[str], None] = lambda line: None) -> Examination:
+def examine(
+    device: torch.device,
+    tell: Callable[[str], None] = lambda line: None,
+    keep: Callable[[Examination], None] = lambda found: None,
+) -> Examination:
     """Examines this machine.
 
     Args:
         device: a CUDA device, or the CPU where there is none; then the kernels run in Triton's interpreter,
             if it is installed, and CUDA graphs and bandwidths are left out.
         tell: called with the name of each check before it runs.
+        keep: called after each, with what was found so far.
     """
     found = Examination(str(device), parts=environment.parts())
     comparisons = [*kernels.references(), *kernels.comparisons(device), *chains.comparisons(device)]
@@ -71,17 +78,19 @@ def examine(device: torch.device, tell: Callable[[str], None] = lambda line: Non
         for comparison in comparisons:
             tell(comparison.name)
             found.checks.append(compared(comparison))
-    if device.type == "cuda" and not compat.HAS_TRITON:
+            keep(found)
+    if device.type != "cuda":
+        tell("kernels in Triton's interpreter")
+        found.checks += kernels.interpreted()
+        found.checks.append(Check("graphs and bandwidth", "skipped", note="need a CUDA device"))
+    elif not compat.HAS_TRITON:
         found.checks.append(Check("kernels and bandwidth", "skipped", note="triton is not installed"))
-        return found
-    if device.type == "cuda":
+    else:
         together = bandwidth.working_set(device)
         for movement in bandwidth.examined(device):
             tell(movement.name)
             rate = bandwidth.measure(movement, device, together)
             found.rates.append((rate.name, rate.bytes_per_second, rate.share))
-        return found
-    tell("kernels in Triton's interpreter")
-    found.checks += kernels.interpreted()
-    found.checks.append(Check("graphs and bandwidth", "skipped", note="need a CUDA device"))
+            keep(found)
+    found.complete = True
     return found

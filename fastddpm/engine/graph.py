@@ -20,6 +20,7 @@ from torch import Tensor
 from fastddpm.engine.constants import SEND, Constants
 from fastddpm.engine.watch import SENT
 from fastddpm.forks import ForkLock
+from fastddpm.streams import stream_of
 from fastddpm_kernels.compat import pool_segments
 
 Run = Callable[[], None]
@@ -58,15 +59,12 @@ class CudaGraphBackend:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.stream = stream_of(self, device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Run) -> None:
-        """Runs it on the side stream and waits for it in stream order."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            run()
-        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+        """Runs it in the caller's stream: nothing else may run in that of captures (`fastddpm.streams`)."""
+        run()
 
     def capture(self, run: Run) -> Run:
         """Captures into a new graph in the shared pool; other threads may use the device meanwhile.

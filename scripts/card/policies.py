@@ -9,6 +9,7 @@ seed, of networks with random weights; times are with torch's settings as they c
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ MOST = {10: 200, 100: 60}
 
 
 def main() -> None:
-    """Measures, case by case."""
+    """Measures, case by case: first what takes seconds to begin, then what is compiled."""
     args = arguments(__doc__, seconds={"type": float, "default": 40.0})
     watch = Watch(Part("policies", args.out), args.seconds, args.device)
     engines, cases = ["cudagraph", "compile"], [("pusht", 10), ("pusht", 100), ("lerobot", 10)]
@@ -32,20 +33,26 @@ def main() -> None:
         policy.SIZES["tiny"] = {"down_dims": (16, 32), "diffusion_step_embed_dim": 16}
         engines, cases = ["eager"], [("tiny", 2)]
     observations = torch.randn(1, policy.OBS_STEPS, policy.OBS_DIM, device=args.device)
-    for size, steps in cases:
-        wanted: list[torch.Tensor] = []
-        for name, made in policy.contestants(policy.Case(size, steps), engines, args.device):
+    originals: dict[tuple[str, int], torch.Tensor] = {}
+    for engine, (size, steps) in itertools.product(engines, cases):
+        for name, made in policy.contestants(policy.Case(size, steps), [engine], args.device):
+            if name == "original" and (size, steps) in originals:
+                continue
 
-            def figures(made: Any = made, steps: int = steps, wanted: Any = wanted) -> dict[str, Any]:
+            def figures(
+                made: Any = made, name: str = name, case: tuple[str, int] = (size, steps)
+            ) -> dict[str, Any]:
                 call = policy.chunk(made, observations)
                 torch.manual_seed(7)
                 with forced("highest"):
-                    wanted.append(call())
+                    actions = call()
                 for _ in range(3):
                     call()
-                taken = watch.seconds_of(call, most=MOST.get(steps, 3), together=3.0)
+                taken = watch.seconds_of(call, most=MOST.get(case[1], 3), together=3.0)
                 half, most = (1e3 * float(np.quantile(taken, share)) for share in (0.5, 0.99))
-                apart = differences(wanted[-1], wanted[0])
+                if name == "original":
+                    originals[case] = actions
+                apart = differences(actions, originals[case]) if case in originals else {}
                 return {"p50_ms": half, "p99_ms": most, "chunks": len(taken), **apart}
 
             row = {"name": name, "ours": name.startswith("ours"), "case": f"{size}, {steps} steps"}

@@ -65,14 +65,25 @@ def collect(out: Path) -> dict[str, Any]:
     return document
 
 
+# Of a test as it ends: its place in front, or a worker's and its share of all.
+ENDED = re.compile(r"^(?:\[gw\d+\] \[ *\d+%\] (\w+) (.+?) *|(tests/.+?) ([A-Z]+)\b.*)$")
+
+
 def tests_of(log: Path) -> dict[str, Any] | None:
-    """pytest's last line and what failed."""
+    """pytest's last line and what failed; of a run that was stopped, what had ended by then."""
     if not log.exists():
         return None
     lines = log.read_text(errors="replace").splitlines()
-    ends = [line.strip("= ") for line in lines if re.search(r"\d+ (passed|failed|skipped|deselected)", line)]
+    over = re.compile(r"\d+ (passed|failed|skipped|deselected)\b.* in [\d.]+s")
+    ends = [line.strip("= ") for line in lines if over.search(line)]
     failed = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
-    return {"end": ends[-1] if ends else "it did not come to its end", "failed": failed}
+    if ends:
+        return {"end": ends[-1], "failed": failed}
+    found = [(one[1] or one[4], one[2] or one[3]) for one in map(ENDED.match, lines) if one is not None]
+    failed = [f"{how} {place}" for how, place in found if how in ("FAILED", "ERROR")]
+    passed = sum(how == "PASSED" for how, _ in found)
+    words = f"it did not come to its end; {len(failed)} failed, {passed} passed until then"
+    return {"end": words, "failed": failed}
 
 
 def end(out: Path, name: str | None) -> None:

@@ -96,7 +96,9 @@ def correct(document: dict[str, Any]) -> list[str]:
         checks = document["doctor"]["checks"]
         failed = [check["name"] for check in checks if check["status"] == "failed"]
         passed = sum(check["status"] == "passed" for check in checks)
-        lines.append(f"- `fastddpm doctor`: {passed} checks passed, {len(failed)} failed{_listed(failed)}")
+        ended = "" if document["doctor"].get("complete", True) else ", before its time was up"
+        counts = f"{passed} checks passed, {len(failed)} failed{ended}"
+        lines.append(f"- `fastddpm doctor`: {counts}{_listed(failed)}")
     if document["tests"] is not None:
         failed = document["tests"]["failed"]
         lines.append(f"- `pytest -m gpu`: {document['tests']['end']}{_listed(failed)}")

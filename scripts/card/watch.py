@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import statistics
 import time
@@ -44,18 +45,20 @@ class Watch:
             self.part.add({**row, "error": "no time left"})
             return
         limit = max(1, int(min(most, left))) if self.on_card else 300
-        signal.alarm(limit)
         try:
-            row = {**row, **figures()}
+            signal.alarm(limit)
+            try:
+                row = {**row, **figures()}
+            finally:
+                signal.alarm(0)  # before anything is said: it would end the part
         except TimeIsUp:
             row = {**row, "error": f"stopped after {limit} s"}
         except Exception as error:
             row = {**row, "error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
             traceback.print_exc(limit=8)
-        finally:
-            signal.alarm(0)
         self.part.add(row)
         if self.on_card:
+            gc.collect()  # of graphs that a row made and that hold each other
             torch.cuda.empty_cache()
 
     def seconds_of(self, call: Call, *, least: int = 3, most: int = 20, together: float = 1.0) -> list[float]:

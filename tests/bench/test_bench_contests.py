@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -143,6 +144,30 @@ def test_errors_of_contestants_are_not_hidden():
         assemble(contest(Contestant("base", constant(1.0)), Contestant("other", broken)), None)
 
 
+def test_every_contestant_is_compiled(quick, tmp_path):
+    """Of one function for more of them than torch would: what it no longer compiles runs eagerly, and says so
+    nowhere."""
+    sizes = []
+
+    def function(x):
+        return x + 1
+
+    def compiler(graph, inputs):
+        sizes.append(len(inputs[0]))
+        return graph.forward
+
+    def build(size):
+        def made(shared):
+            compiled = torch.compile(function, backend=compiler, dynamic=False)
+            return lambda: compiled(torch.zeros(size))[:1]
+
+        return made
+
+    many = [Contestant(str(size), build(size)) for size in range(2, 12)]
+    run([contest(*many)], quick, tmp_path / "r.json")
+    assert sizes == list(range(2, 12))
+
+
 def test_interruption_keeps_what_was_measured(quick, tmp_path):
     def interrupted(shared):
         raise KeyboardInterrupt
@@ -179,9 +204,15 @@ def test_every_subject_lists_its_contests(quick, device):
         assert not one.contestants[0].ours
         assert any(contestant.ours for contestant in one.contestants)
         assert ("64x64" in one.workload or "256x256, 113" in one.workload) <= one.needs_gpu
+        random = "cifar10" in one.workload and "ddim" in one.workload
+        assert (one.brief is not None) == random, one.workload
     if device == "cuda" and not quick:
         names = {contestant.name for one in found for contestant in one.contestants}
         assert {"Sampler, cudagraph", "Sampler, max", "fastddpm, replayed"} <= names
+    # No capture may hold torch's own graphs.
+    names = {contestant.name for one in found for contestant in one.contestants}
+    assert [name for name in names if "reduce-overhead, replayed" in name] == []
+    assert ("diffusers UNet2DModel, replayed" in names) == (device == "cuda")
 
 
 def test_large_contests_say_that_they_need_a_card():
@@ -224,3 +255,12 @@ def test_on_a_card_outputs_are_compared_with_tf32_off_and_timed_as_asked(monkeyp
         runner._sampled(contest, field, settings)
     assert read == seen
     assert conv.fp32_precision == "tf32"
+    # What grows over the whole is compared by less work, and then built for the whole.
+    worked = []
+    brief = dataclasses.replace(
+        contest,
+        contestants=[Contestant("one", lambda shared: lambda: worked.append(shared) or torch.zeros(1))],
+        brief=lambda: "less",
+    )
+    runner.exactly(brief, "all", settings).calls["one"]()
+    assert worked == ["less", "all", "all"]

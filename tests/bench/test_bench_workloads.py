@@ -184,11 +184,20 @@ def test_torch_s_own_graphs_are_among_the_contestants_on_a_gpu(monkeypatch):
 
     class Timed(torch.nn.Module):
         def forward(self, x, t):
-            assert t.device == x.device
+            assert (t.device, t.dtype) == (x.device, torch.int64)
             return x
 
-    network = variants.arranged(Timed(), variants.REDUCED)
-    assert network(torch.zeros(1, device="meta"), torch.tensor(3)).device.type == "meta"
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            copies.append("copy" in func.name())  # which would wait for the steps before
+            return func(*args, **(kwargs or {}))
+
+    network, copies = variants.arranged(Timed(), variants.REDUCED), []
+    with Copies():
+        assert network(torch.zeros(1, device="meta"), torch.tensor(3)).device.type == "meta"
+    assert copies
+    assert not any(copies)
+    assert network(torch.zeros(2), torch.tensor([3, 4])).device.type == "cpu"
     assert modes == ["reduce-overhead"]
 
 

@@ -167,8 +167,8 @@ def test_goals_are_held_to_the_fastest_of_ours_and_the_named_of_theirs():
         row("diffusers, eager, channels_last", False, 256, 12.0),
         row("diffusers, reduce-overhead, channels_last", False, 256, 9.0),
         row("Sampler, cudagraph", True, 256, 10.0),
-        row("Sampler, max", True, 256, 8.0),
-        row("Sampler, max", True, 256, 1.0, dtype="float32"),
+        row("Sampler, compile", True, 256, 8.0),
+        row("Sampler, compile", True, 256, 1.0, dtype="float32"),
         {"name": "Sampler, other", "ours": True, "batch": 256, "dtype": "bfloat16", "error": "no time left"},
     ]
     bandwidth = [
@@ -184,6 +184,27 @@ def test_goals_are_held_to_the_fastest_of_ours_and_the_named_of_theirs():
     assert held["a step at batch 1 (bound 0.037 ms)"] == (None, None)
     assert held["q_sample, noise drawn"] == (91.0, "goal")
     assert held["noise_mse float32, forward"] == (None, None)
+
+
+def test_a_goal_compares_like_with_like():
+    """A row of ours for which cuDNN or Inductor has tried kernels is none to hold theirs to that has none."""
+    name = "diffusers, reduce-overhead, channels_last"
+    rows = [
+        row("diffusers, eager", False, 256, 16.0),
+        row(name, False, 256, 9.0),
+        row("Sampler, cudagraph, cudnn.benchmark", True, 256, 6.0),
+        row("Sampler, max", True, 256, 8.0),
+        row("Sampler, compile", True, 256, 10.0),
+    ]
+    tried, timed = (row(f"{name}, {how}", False, 256, 7.5) for how in ("cudnn.benchmark", "max-autotune"))
+    failed, elsewhere = {**tried, "ms_per_step": None}, {**tried, "batch": 1}
+    assert {"cudnn.benchmark", ", max"} == set(goals.TUNINGS)
+    for more, wanted in (([], 9 / 10), ([failed, elsewhere], 9 / 10), ([tried], 7.5 / 6), ([timed], 7.5 / 8)):
+        found = document(speed={"rows": [*rows, *more]})
+        held = {goal["what"]: goal["measured"] for goal in found["goals"]}
+        assert held["over diffusers reduce-overhead, batch 256"] == wanted
+        assert held["over diffusers eager, batch 256"] == 2.0
+        assert held["a step at batch 256 (bound 5.87 ms)"] == 6.0
 
 
 def test_the_bounds_are_those_of_the_page():
@@ -233,4 +254,23 @@ def test_what_pytest_said_is_read_from_its_log(tmp_path):
         "failed": ["FAILED tests/a.py::b - no"],
     }
     log.write_text("Fatal error\n")
-    assert results.tests_of(log)["end"] == "it did not come to its end"
+    assert results.tests_of(log)["end"] == "it did not come to its end; 0 failed, 0 passed until then"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "tests/a.py::b[c d] PASSED    [ 25%]\ntests/a.py::e FAILED    [ 50%]\n"
+        "tests/a.py::f SKIPPED (no) [ 75%]\ntests/a.py::g ",
+        "tests/a.py::b[c d] \n[gw1] [ 25%] PASSED tests/a.py::b[c d] \n[gw0] [ 50%] FAILED tests/a.py::e \n"
+        "[gw0] [ 75%] SKIPPED tests/a.py::f \n",
+    ],
+)
+def test_what_ended_before_pytest_was_stopped_is_read_too(said, tmp_path):
+    """As pytest 9.2 says it with -vv, alone and in workers."""
+    log = tmp_path / "tests.log"
+    log.write_text(f"collecting ... collected 9 items / 5 deselected / 4 selected\n\n{said}")
+    assert results.tests_of(log) == {
+        "end": "it did not come to its end; 1 failed, 1 passed until then",
+        "failed": ["FAILED tests/a.py::e"],
+    }

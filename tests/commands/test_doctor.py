@@ -42,6 +42,7 @@ def test_a_healthy_cpu(run):
     with open("doctor.json") as file:
         found = json.load(file)
     assert found["ok"]
+    assert found["complete"]
     assert found["device"] == "cpu"
     assert found["rates"] == []
     assert {part["name"] for part in found["parts"]} >= {"torch", "triton", "driver", "onnxruntime providers"}
@@ -106,6 +107,27 @@ def test_an_unwritable_path_is_found_before_any_work(run, monkeypatch):
     code, _, err = run("--json", "missing/doctor.json")
     assert code == 2
     assert "missing" in err
+
+
+def test_what_was_found_until_it_was_stopped_is_kept(run, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    found = [
+        Comparison("a", 0.0, lambda: 0.0),
+        Comparison("b", 0.0, lambda: 1.0),
+        Comparison("c", 0.0, stopped),
+    ]
+    monkeypatch.setattr(kernels, "references", lambda: found)
+    run()
+    with open("doctor.json") as file:
+        kept = json.load(file)
+    assert [(check["name"], check["status"]) for check in kept["checks"]] == [
+        ("a", "passed"),
+        ("b", "failed"),
+    ]
+    assert not kept["ok"]
+    assert not kept["complete"]
 
 
 @pytest.mark.parametrize(("error", "status"), [(0.5, "passed"), (0.6, "failed"), (math.nan, "failed")])
