@@ -14,18 +14,17 @@ from pathlib import Path
 
 from fastddpm.files import replacing
 from fastddpm_bench import excerpts, tables
-from fastddpm_bench.results import Document
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("benchmarks.md", "dropin.md", "onnx.md")
 
 
 def main() -> None:
-    document = Document.load(ROOT / "benchmarks" / "results" / "cpu.json")
-    texts = {ROOT / "docs" / "benchmarks_cpu.md": tables.markdown(document)}
+    results = excerpts.loaded(ROOT / "benchmarks" / "results")
+    texts = {ROOT / "docs" / "benchmarks_cpu.md": tables.markdown(results["cpu"])}
     for name in DOCUMENTS:
         path = ROOT / "docs" / name
-        texts[path] = excerpts.filled(path.read_text(), document)
+        texts[path] = excerpts.filled(path.read_text(), results)
     for path, text in texts.items():
         with replacing(path) as temporary:
             temporary.write_text(text)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from fastddpm_bench.results import Document, Result, Row
 from fastddpm_bench.statistics import Ratio, summary
@@ -15,11 +16,20 @@ _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def chains(document: Document) -> list[str]:
     """Milliseconds of processor time a step of every chain, and in brackets over diffusers compiled."""
+    return _chains(document, _step)
+
+
+def chains_on_the_wall(document: Document) -> list[str]:
+    """The same of wall time: threads that wait for each other take processor time too."""
+    return _chains(document, _step_on_the_wall)
+
+
+def _chains(document: Document, step: Callable[[Result, Row | None], str]) -> list[str]:
     results = [result for result in document.results if result.subject == "pipelines"]
     names = dict.fromkeys(row.name for result in results for row in result.rows)
     ours = {row.name for result in results for row in result.rows if row.ours}
     body = [
-        [f"**{name}**" if name in ours else name, *(_step(result, result.row(name)) for result in results)]
+        [f"**{name}**" if name in ours else name, *(step(result, result.row(name)) for result in results)]
         for name in names
     ]
     return markdown_table(["", *(_headed(result.workload) for result in results)], body)
@@ -76,10 +86,23 @@ def onnx(document: Document) -> list[str]:
     return markdown_table(["", "time of the batch", "to plain PyTorch", "to the denoiser in a loop"], body)
 
 
-TABLES: dict[str, Callable[[Document], list[str]]] = {"chains": chains, "dropins": dropins, "onnx": onnx}
+RESULTS = ("cpu", "cpu_2_threads")
+"""Files of benchmarks/results that tables are made of."""
+TABLES: dict[str, tuple[str, Callable[[Document], list[str]]]] = {
+    "chains": ("cpu", chains),
+    "chains_2_threads": ("cpu_2_threads", chains_on_the_wall),
+    "dropins": ("cpu", dropins),
+    "onnx": ("cpu", onnx),
+}
+"""By the name in a document: the results, and what makes the table of them."""
 
 
-def filled(text: str, document: Document) -> str:
+def loaded(folder: Path) -> dict[str, Document]:
+    """The results by name, of benchmarks/results."""
+    return {name: Document.load(folder / f"{name}.json") for name in RESULTS}
+
+
+def filled(text: str, results: Mapping[str, Document]) -> str:
     """A Markdown text with its tables made anew.
 
     Raises:
@@ -87,7 +110,8 @@ def filled(text: str, document: Document) -> str:
     """
 
     def table(found: re.Match[str]) -> str:
-        return "\n".join((found[1], *TABLES[found[2]](document), "", found[3]))
+        name, make = TABLES[found[2]]
+        return "\n".join((found[1], *make(results[name]), "", found[3]))
 
     return _BLOCK.sub(table, text)
 
@@ -118,6 +142,13 @@ def _step(result: Result, row: Row | None) -> str:
         return "-"
     base = _row(result, COMPILED)
     return f"{_milliseconds(row, result)} ({_ratio(result, row, base).value:.2f})"
+
+
+def _step_on_the_wall(result: Result, row: Row | None) -> str:
+    if row is None:
+        return "-"
+    took, base = (summary(one.wall).median / result.per * 1e3 for one in (row, _row(result, COMPILED)))
+    return f"{took:.3g} ms ({took / base:.2f})"
 
 
 def _over(result: Result, name: str, base: str | None = None) -> str:
