@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastddpm.checks import BadArgument
 from fastddpm.dropin._diffusers.fast import OWN
 from fastddpm.dropin._diffusers.options import Options
-from fastddpm.dropin._diffusers.scheduler_kinds import INVERSE, STEPS, scheduler_kind
+from fastddpm.dropin._diffusers.scheduler_kinds import INVERSE, STEPS, exploding_kind, scheduler_kind
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
@@ -24,13 +24,14 @@ CHECKED_STEPS = (10, 4, 1)
 """Chains of so many steps show whether a solver's configuration has rows: one that has some is enough."""
 
 DESCRIPTION = (
-    "diffusers DDPMScheduler, DDIMScheduler, its solvers, and the inverses of DDIM and DPMSolverMultistep"
+    "diffusers DDPMScheduler, DDIMScheduler, its solvers, the inverses of DDIM and DPMSolverMultistep, "
+    "ScoreSdeVeScheduler and KarrasVeScheduler"
 )
 
 
 def recognises(obj: object) -> bool:
     """Whether an object has the step, the tables and the configuration of one of the schedulers."""
-    return scheduler_kind(obj) is not None
+    return scheduler_kind(obj) is not None or exploding_kind(obj) is not None
 
 
 def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
@@ -61,6 +62,8 @@ def build(obj: Peer, settings: Settings, **options: Unpack[PeerOptions]) -> Any:
     name = scheduler_kind(obj)
     if name in STEPPED:
         return _solver(obj, name, habits)
+    if name is None:
+        return _exploding(obj, habits)
     if name == INVERSE and habits != Options():
         raise BadArgument("variance_type, previous_timestep", f"of a {INVERSE}", "neither")
     is_ddpm = name == "DDPMScheduler"
@@ -89,6 +92,18 @@ def _solver(obj: Peer, kind: str, habits: Options) -> Any:
     _check_rows(obj, kind)
     fast: Any = solvers.TWINS[kind].from_config(obj.config)  # type: ignore[attr-defined]
     kept = {name: value for name, value in vars(obj).items() if name not in solvers.OWN}
+    vars(fast).update(kept, original=obj)
+    return fast
+
+
+def _exploding(obj: Peer, habits: Options) -> Any:
+    from fastddpm.dropin._diffusers.exploding_twin import OWN
+
+    kind = exploding_kind(obj)
+    if habits != Options():
+        raise BadArgument("variance_type, previous_timestep", f"of a {kind}", "neither")
+    fast: Any = __getattr__(f"Fast{kind}").from_config(obj.config)
+    kept = {name: value for name, value in vars(obj).items() if name not in OWN}
     vars(fast).update(kept, original=obj)
     return fast
 
@@ -122,4 +137,12 @@ def __getattr__(name: str) -> Any:
     kind = name.removeprefix("Fast")
     if kind in STEPPED:
         return solvers.TWINS[kind]
+    if kind == "ScoreSdeVeScheduler":
+        from fastddpm.dropin._diffusers.score_sde_ve import FastScoreSdeVeScheduler
+
+        return FastScoreSdeVeScheduler
+    if kind == "KarrasVeScheduler":
+        from fastddpm.dropin._diffusers.karras_ve import FastKarrasVeScheduler
+
+        return FastKarrasVeScheduler
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,7 +42,7 @@ from fastddpm.export.spacing import spacing_of  # noqa: E402
 from fastddpm.export.verify import self_test, verified  # noqa: E402
 from fastddpm.export.verify_requests import verified_requests  # noqa: E402
 from fastddpm.files import sha256  # noqa: E402
-from fastddpm.onnx.folder import TIMES  # noqa: E402
+from fastddpm.onnx.folder import LOG_SIGMA, TIMES  # noqa: E402
 from fastddpm.options import ExportOptions  # noqa: E402
 from fastddpm.plans.registry import formulas  # noqa: E402
 from fastddpm.sampler import Sampler  # noqa: E402
@@ -118,7 +118,8 @@ def export_onnx(
         for name, proto in made.items():
             save_model(proto, temporary / name)
         parity = verified(temporary, settings) if verify else None
-        about = {**_about(settings, temporary, dtype, parity), "times_between": recipe.network.tells_between}
+        between = recipe.network.tells_between or settings.call.preconditioned
+        about = {**_about(settings, temporary, dtype, parity), "times_between": between}
         (temporary / README).write_text(readme(made, about))
         about["readme"] = sha256(temporary / README)
         (temporary / DESCRIPTION).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
@@ -174,6 +175,9 @@ def export_triton(
         cond=cond,
         options={},
     )
+    if settings.call.preconditioned:
+        given = f"one of {settings.method.fields['_class_name']}, whose network is told log(sigma)/4,"
+        raise BadArgument("sampler", given, "one whose network is told timesteps or levels")
     spacing = spacing_of(settings.method)
     model = sampler_of_requests(_recipe(settings), spacing)
     about = triton.described(model, settings)
@@ -222,12 +226,12 @@ def _about(
         **_conditions(call),
         **_class_names(settings),
         "prediction_type": settings.method.prediction_type,
-        "time": next(word for word, time_input in TIMES.items() if time_input == call.time_input),
+        "time": _time(call),
         "learned_range": settings.method.variance_type == "learned_range",
         "network_dtype": dtype,
         "num_train_timesteps": len(settings.schedule),
         "schedule": settings.schedule.to_dict(),
-        "methods": list(formulas()),
+        "methods": [] if call.preconditioned else list(formulas()),
         "defaults": settings.defaults,
         "timesteps": settings.sampler.plan.timesteps.tolist(),
         "parity": parity,
@@ -238,6 +242,12 @@ def _about(
         },
         "self_test": self_test(),
     }
+
+
+def _time(call: NetworkCall) -> str:
+    if call.preconditioned:
+        return LOG_SIGMA
+    return next(word for word, time_input in TIMES.items() if time_input == call.time_input)
 
 
 def _conditions(call: NetworkCall) -> dict[str, Any]:

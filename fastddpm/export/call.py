@@ -59,6 +59,8 @@ class NetworkCall:
         half: whether it runs in float16.
         between: whether the exported plan tells it times between two timesteps of training, as float32.
         cond: what it is given by name besides, in order.
+        preconditioned: whether it is told log(sigma)/4 (Karras et al. 2022), float32, as by the plans of
+            diffusers' EDM schedulers alone.
     """
 
     shape: tuple[int, ...]
@@ -69,6 +71,7 @@ class NetworkCall:
     half: bool
     between: bool = False
     cond: tuple[Condition, ...] = ()
+    preconditioned: bool = False
 
     @property
     def channels(self) -> int:
@@ -92,8 +95,8 @@ class NetworkCall:
 
     @property
     def tells_levels(self) -> bool:
-        """Whether it is told levels instead of timesteps."""
-        return self.time_input != "timestep"
+        """Whether it is told levels, or logarithms of them, instead of timesteps."""
+        return self.time_input != "timestep" or self.preconditioned
 
     @property
     def dtype(self) -> torch.dtype:

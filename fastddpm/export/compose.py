@@ -14,10 +14,11 @@ import onnx
 from fastddpm.export import noise
 from fastddpm.export.network import OPSET, ExportedNetwork
 from fastddpm.export.nodes import BOOL, FLOAT, INT64, UINT8, Graph, as_model, value
-from fastddpm.export.table import ROW_COLUMNS, TableOptions
+from fastddpm.export.table import LARGEST, ROW_COLUMNS, TableOptions
 from fastddpm.export.update import Kept, guided_output, remember, split_output, update
 from fastddpm.export.walk import Times, row_inputs, walk
 from fastddpm.plans import Plan
+from fastddpm.plans.registry import formulas
 
 NOISE_ELEMENTS = 64
 """Numbers per seed that noise.onnx gives."""
@@ -47,10 +48,12 @@ class Recipe:
     @property
     def times(self) -> Times:
         """What the network is told in a loop."""
-        network = self.network
-        kind = FLOAT if network.tells_between else network.call.time_kind
-        last = 1 if network.call.tells_levels else np.size(self.table.alphas_cumprod) - 1
-        return Times(kind, time_input=network.call.time_input, last=last)
+        network, call = self.network, self.network.call
+        kind = FLOAT if network.tells_between else call.time_kind
+        if call.preconditioned:
+            return Times(kind, call.time_input, least=-LARGEST, last=LARGEST, formulas=())
+        last = 1 if call.tells_levels else np.size(self.table.alphas_cumprod) - 1
+        return Times(kind, call.time_input, least=0, last=last, formulas=tuple(formulas()))
 
     @property
     def image(self) -> tuple[int, ...]:

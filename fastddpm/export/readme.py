@@ -9,8 +9,9 @@ from typing import Any
 import onnx
 
 from fastddpm.class_names import listed
-from fastddpm.plans.registry import formulas
+from fastddpm.onnx.folder import LOG_SIGMA
 
+LEVELS = "sqrt(alphas_cumprod), in (0, 1]"
 _KINDS = {1: "float32", 2: "uint8", 6: "int32", 7: "int64", 9: "bool"}
 PURPOSES = {
     "sampler.onnx": "The whole sampler: seeds in, images out. For the CPU and any language.",
@@ -63,7 +64,7 @@ def readme(models: Mapping[str, onnx.ModelProto], about: Mapping[str, Any]) -> s
 
 def snippet(about: Mapping[str, Any]) -> str:
     """Python that draws images with numpy and onnxruntime alone, run in the folder."""
-    method, known = about["defaults"]["method"], list(formulas())
+    method, known = about["defaults"]["method"], about["methods"]
     number = known.index(method) if method in known else len(known)
     # A solver's rows are in the file, and have their own.
     timesteps = _listed(about["timesteps"]) if method in known else "[]"
@@ -75,7 +76,7 @@ def snippet(about: Mapping[str, Any]) -> str:
         "inputs = {",
         '    "seeds": np.arange(4, dtype=np.int64),',
         f'    "timesteps": np.array({timesteps}, dtype=np.int64),',
-        f'    "method": np.array({number}, dtype=np.int64),  # {_methods()}',
+        f'    "method": np.array({number}, dtype=np.int64),  # {_methods(about)}',
         f'    "eta": np.array({about["defaults"]["eta"]}, dtype=np.float32),',
     ]
     if about["num_classes"] is not None:
@@ -119,8 +120,8 @@ def _listed(timesteps: list[int]) -> str:
     return str(timesteps)
 
 
-def _methods() -> str:
-    return ", ".join(f"{index} {name}" for index, name in enumerate([*formulas(), "rows"]))
+def _methods(about: Mapping[str, Any]) -> str:
+    return ", ".join(f"{index} {name}" for index, name in enumerate([*about["methods"], "rows"]))
 
 
 def _what(about: Mapping[str, Any]) -> str:
@@ -139,9 +140,9 @@ def _ranges(about: Mapping[str, Any]) -> dict[str, str]:
             labels += f"; {about['null_label']}: no class"
         if about.get("class_names"):
             labels += f"; in this order {listed(tuple(about['class_names']))}"
-    time = f"0 to {last}" if about["time"] == "index" else "sqrt(alphas_cumprod), in (0, 1]"
+    time = {"index": f"0 to {last}", LOG_SIGMA: "log(sigma)/4"}.get(about["time"], LEVELS)
     method = about["defaults"]["method"]
-    own = "none" if method in formulas() else f"those of {method}, as exported"
+    own = "none" if method in about["methods"] else f"those of {method}, as exported"
     cond: dict[str, str] = {}
     for one in about.get("cond", []):
         cond |= {f"cond_{one['name']}": f"the network's {one['name']}"}
@@ -149,10 +150,10 @@ def _ranges(about: Mapping[str, Any]) -> dict[str, str]:
     return cond | {
         "seeds": "0 to 2**63 - 1, one per image",
         "timesteps": f"strictly descending, 0 to {last}; with rows not read",
-        "method": _methods(),
+        "method": _methods(about),
         "eta": "of ddim: 0 deterministic to 1; 0 with the others",
         "rows": "`table` of any plan of fastddpm (`OnnxSampler.plan`), such as a solver's, with method "
-        f"{len(formulas())}; left out: {own}",
+        f"{len(about['methods'])}; left out: {own}",
         "times": "its `model_time`",
         "time_offset": "added to the time, which may so lie between two; left out: 0",
         "class_labels": labels,

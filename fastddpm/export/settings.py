@@ -102,9 +102,8 @@ def resolve(
     sides = sampler.facts.checked_shape(image)
     plan = sampler.plan
     method = recognised(plan, sampler)
-    if method.scheduler is not None and method.fields["_class_name"] in PRECONDITIONED:
-        given = f"one of {method.fields['_class_name']}, whose network is told log(sigma)/4,"
-        raise BadArgument("model", given, "a network that is told timesteps or levels")
+    preconditioned = method.scheduler is not None and method.fields["_class_name"] in PRECONDITIONED
+    told_times = plan.model_time.dtype.kind == "f" and method.time_input == "timestep"
     classes = _num_classes(network, num_classes)
     null = sampler.facts.null_label
     if null is not None and classes is None:
@@ -116,8 +115,9 @@ def resolve(
         null_label=null,
         time_input=method.time_input,
         half=dtype == "float16",
-        between=plan.model_time.dtype.kind == "f" and method.time_input == "timestep",
+        between=told_times and not preconditioned,
         cond=_conditions(sampler, cond or _observed(network), has_labels=classes is not None),
+        preconditioned=preconditioned,
     )
     reference = Sampler.from_plan(
         plain_copy(network, torch.float32),

@@ -239,6 +239,10 @@ def _chains(settings: ExportSettings, *, between: bool) -> Iterator[tuple[Plan, 
     and by some solvers."""
     guidance = GUIDANCE if settings.call.guides else 1.0
     yield settings.sampler.plan, settings.method.eta, 1.0
+    if settings.call.preconditioned:
+        few = min(STEPS_OF_SOLVERS, len(settings.schedule))
+        yield settings.method.adapted(num_inference_steps=few).plan(settings.schedule), 0.0, guidance
+        return
     for name in (*formulas(), *MORE_METHODS, *([BETWEEN] if between else [])):
         eta = 0.5 if "eta" in METHODS[name].takes else 0.0
         steps = min(FEW_STEPS if name in formulas() else STEPS_OF_SOLVERS, len(settings.schedule))
@@ -258,6 +262,7 @@ def _sampler_error(folder: Path, settings: ExportSettings) -> float:
     errors = []
     kinds = {one.name: one.type for one in run.get_overridable_initializers()}
     between = kinds["times"] == "tensor(float)" and not call.tells_levels
+    known = [] if call.preconditioned else list(formulas())
     for plan, eta, guidance in _chains(settings, between=between):
         sampler = Sampler.from_plan(
             settings.sampler.model,
@@ -278,7 +283,7 @@ def _sampler_error(folder: Path, settings: ExportSettings) -> float:
             progress=False,
         )
         feed = fed([one.name for one in run.get_inputs()], given)
-        feed |= {"seeds": np.array(SEEDS, np.int64), **_walked(plan, eta, kinds["times"])}
+        feed |= {"seeds": np.array(SEEDS, np.int64), **_walked(plan, eta, kinds["times"], known)}
         if plan is settings.sampler.plan:  # which the file has
             feed = {name: array for name, array in feed.items() if name not in ("rows", "times")}
         if call.guides:
@@ -288,9 +293,8 @@ def _sampler_error(folder: Path, settings: ExportSettings) -> float:
     return max(errors)
 
 
-def _walked(plan: Plan, eta: float, kind: str) -> Arrays:
-    """The inputs of sampler.onnx that say which plan."""
-    known = list(formulas())
+def _walked(plan: Plan, eta: float, kind: str, known: Sequence[str]) -> Arrays:
+    """The inputs of sampler.onnx, which knows these formulas, that say which plan."""
     told: Arrays = {"eta": np.array(eta, np.float32)}
     if plan.method in known:
         number = np.array(known.index(plan.method), np.int64)

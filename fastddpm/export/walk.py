@@ -41,13 +41,18 @@ class Times:
 
     Attributes:
         kind: ONNX's number of the dtype.
-        time_input: what that is.
+        time_input: what that is; with no formulas, logarithms of levels.
+        least: the smallest.
         last: the largest.
+        formulas: methods whose rows the file computes, by their numbers; rows that it is given have the
+            number behind these.
     """
 
     kind: int
     time_input: TimeInput
-    last: int
+    least: float
+    last: float
+    formulas: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,10 @@ def walk(g: Graph, options: TableOptions, times: Times, conditions: Sequence[str
         conditions: names of bools of other inputs, which have to hold too.
     """
     conditions = [*conditions, *accepted(g, "method", "eta")]
+    is_given = g("Equal", "method", g.int64(len(times.formulas)))
+    if not times.formulas:
+        _given(g, times, [*conditions, is_given])
+        return _walked(g, "given_table", "given_times")
     branches = [_given(Graph(g), times, conditions), computed(Graph(g), options, times, conditions)]
     finished = [
         branch.finished(
@@ -106,15 +115,13 @@ def walk(g: Graph, options: TableOptions, times: Times, conditions: Sequence[str
         )
         for name, branch in zip(("given", "computed"), branches, strict=True)
     ]
-    is_given = g("Equal", "method", g.int64(len(formulas())))
     table, told = g.subgraphs("If", is_given, outputs=2, then_branch=finished[0], else_branch=finished[1])
-    return Walk(
-        table=table,
-        times=told,
-        steps=g("Size", told),
-        remembers=_any(g, table, REMEMBERED),
-        combines=_any(g, table, KEPT),
-    )
+    return _walked(g, table, told)
+
+
+def _walked(g: Graph, table: str, times: str) -> Walk:
+    steps, remembers, combines = g("Size", times), _any(g, table, REMEMBERED), _any(g, table, KEPT)
+    return Walk(table=table, times=times, steps=steps, remembers=remembers, combines=combines)
 
 
 def row_inputs(g: Graph, plan: Plan | None, times: Times) -> list[onnx.ValueInfoProto]:
@@ -128,7 +135,7 @@ def row_inputs(g: Graph, plan: Plan | None, times: Times) -> list[onnx.ValueInfo
 
 
 def _given(g: Graph, times: Times, conditions: Sequence[str]) -> Graph:
-    """A branch that gives the inputs themselves."""
+    """A branch that gives the inputs themselves: ``given_table`` and ``given_times``."""
     length = g("Gather", g("Shape", "rows"), g.int64(0))
     # Of no rows, reading the first is an error.
     index = g("Range", g.int64(0), g("Max", length, g.int64(1)), g.int64(1))
@@ -141,7 +148,7 @@ def _given(g: Graph, times: Times, conditions: Sequence[str]) -> Graph:
         *conditions,
         g("LessOrEqual", g("Abs", "rows"), g.float32(largest)),
         g("Equal", length, g("Size", "times")),
-        g("GreaterOrEqual", "times", number(0)),
+        g("GreaterOrEqual", "times", number(times.least)),
         g("LessOrEqual", "times", number(times.last)),
     ]
     g("Gather", "rows", only_if(g, conditions, index, length), axis=0, out="given_table")

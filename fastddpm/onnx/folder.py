@@ -36,8 +36,14 @@ CONDITION_DTYPES = ("float32", "int64", "int32", "bool")
 MAX_CONDITIONS = 64
 FIRST_METHODS = ("ddpm", "ddim", "dpmpp_2m")
 """Of exports that do not list theirs."""
-TIMES: dict[str, TimeInput] = {"index": "timestep", **{level: level for level in LEVEL_INPUTS}}
-"""What the network is told about time: the words of export.json, and those of a sampler's `time_input`."""
+LOG_SIGMA = "log_sigma"
+TIMES: dict[str, TimeInput] = {
+    "index": "timestep",
+    **{level: level for level in LEVEL_INPUTS},
+    LOG_SIGMA: "timestep",
+}
+"""What the network is told about time: the words of export.json, and those of a sampler's `time_input`. A
+network of diffusers' EDM schedulers is told log(sigma)/4, which is their matter and no option."""
 
 
 @dataclass(frozen=True)

@@ -292,7 +292,8 @@ class OnnxSampler:
         """Holds two steps of sampler.onnx, whose noise the provider computes, to step.onnx with NumPy's."""
         folder = self.folder
         last = len(folder.schedule) - 1
-        plan = self.plan(method="ddpm", timesteps=sorted({last, last // 2}, reverse=True))
+        asked: PlanOptions = {"method": "ddpm", "timesteps": sorted({last, last // 2}, reverse=True)}
+        plan = self.plan(**(asked if folder.methods else {"num_inference_steps": 2}))
         shape = (1, *folder.condition_shape)
         batch = make_request(
             folder,

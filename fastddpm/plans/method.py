@@ -234,7 +234,10 @@ class Method:
 
     def warn_if_late(self, schedule: NoiseSchedule, plan: Plan, *, stacklevel: int = 4) -> None:
         """UserWarning where the spacing has a plan of this method start far below T-1; see
-        `fastddpm.plans.spacing.warn_if_late`. Timesteps that were given are as they were wanted."""
+        `fastddpm.plans.spacing.warn_if_late`. Timesteps that were given are as they were wanted, and those of
+        a preconditioned network count rows."""
+        if self.scheduler is not None and self.fields["_class_name"] in PRECONDITIONED:
+            return
         if self.timesteps is None and self.sigmas is None and self.timestep_spacing == "leading":
             warn_if_late(schedule, plan.timesteps[np.asarray(plan.starts)], stacklevel=stacklevel)
 

@@ -274,6 +274,10 @@ def test_a_langevin_row():
     scaled, noise = langevin(m, ring, torch.tensor([4, 4]), 0.1, 2)
     assert torch.allclose(scaled, 0.18 * m)
     assert torch.allclose(noise, 0.6 * ring[1:2])
+    # By engine="compile" in the step's one graph.
+    traced = torch.compile(langevin, fullgraph=True, backend="eager")(m, ring, torch.tensor([4, 4]), 0.1, 2)
+    assert torch.equal(traced[0], scaled)
+    assert torch.equal(traced[1], noise)
     scaled, noise = langevin(m, ring, torch.tensor([5, 5]), 0.1, 2)
     assert scaled.equal(m)
     assert noise.equal(ring[2:])

@@ -180,6 +180,19 @@ def test_pndm_from_the_timestep_that_comes_twice(begin):
     assert (states[0] - states[1]).abs().max() <= 1e-5
 
 
+def test_pndm_from_a_timestep_of_ones_own():
+    """The original steps from what it is told, wherever its timesteps are."""
+    states = []
+    for scheduler in pair("PNDMScheduler", skip_prk_steps=True):
+        scheduler.set_timesteps(7)
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+        for t in (501, 359):
+            x = scheduler.step(torch.tanh(x + 1e-3 * t), t, x).prev_sample
+        states.append(x)
+    assert states[1].equal(states[0])
+    assert "it begins at none of the timesteps" in str(scheduler.report())
+
+
 def test_a_few_steps_where_more_have_no_rows():
     """Ten steps have two at one level, and no step of order 3 exists; the original takes fewer."""
     short = {"num_train_timesteps": 7, "steps_offset": 1}

@@ -15,6 +15,7 @@ from torch import nn
 
 import fastddpm
 from fastddpm import NoiseSchedule, Sampler
+from fastddpm.export import export_triton
 from fastddpm.onnx import OnnxSampler
 from fastddpm.onnx.kept import Kept, keeps_more
 from fastddpm.plans import METHODS, make_plan, register_solver
@@ -75,7 +76,7 @@ def test_every_solver_draws_the_images_of_pytorch(runs, loop, method, guidance_s
         {"method": "lms", "timestep_spacing": "karras", "num_inference_steps": 5},
         {"method": "euler_ancestral", "timestep_spacing": "exponential", "num_inference_steps": 4},
         {"method": "deis", "solver_order": 2, "timesteps": [990, 640, 300, 40]},
-        {"method": "heun", "sigmas": [9.0, 2.2, 0.6, 0.1, 0.0]},
+        {"method": "heun", "sigmas": [9.0, 2.2, 0.6, 0.1, 0.0], "eta": 0.7},  # churns
         {"method": "unipc", "solver_order": 3, "num_inference_steps": 19, "timestep_spacing": "trailing"},
     ],
     ids=lambda options: options["method"],
@@ -141,15 +142,45 @@ def test_an_export_of_a_schedulers_steps(tmp_path):
         assert difference(images, sampler.sample(**call)) > 0.01
 
 
-def test_no_export_of_a_preconditioned_network(tmp_path):
-    """Which is told log(sigma)/4: a file's times are timesteps or levels."""
-    scheduler = {"_class_name": "EDMDPMSolverMultistepScheduler"}
-    sampler = changed(tiny_sampler("classes"), method="diffusers", scheduler=scheduler, num_inference_steps=6)
-    with pytest.raises(
-        ValueError, match=r"model: one of EDMDPMSolverMultistepScheduler, whose network is told"
-    ):
-        fastddpm.export_onnx(sampler, tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+class Preconditioned(nn.Module):
+    """Of what it is told, log(sigma)/4, its output depends."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, x, t):
+        return self.last(torch.tanh(self.first(x) + t.float().view(-1, 1, 1, 1)))
+
+
+def test_an_export_of_a_preconditioned_network(tmp_path):
+    """Which is told down to -1.55: its files have no formulas, and take the rows of its own scheduler."""
+    scheduler = {"_class_name": "EDMDPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}
+    options = {"method": "diffusers", "scheduler": scheduler, "num_inference_steps": 6, "shape": (3, 4, 4)}
+    sampler = Sampler(Preconditioned(), NoiseSchedule.linear(1000), engine="eager", **options)
+    assert sampler.plan.model_time.min() < -1
+    folder = fastddpm.export_onnx(sampler, tmp_path / "model")
+    about = json.loads((folder / "export.json").read_text())
+    assert (about["time"], about["methods"]) == ("log_sigma", [])
+    call = {"seeds": SEEDS, "progress": False}
+    for loop in ("file", "steps"):
+        run = OnnxSampler(folder, "cpu", threads=1, loop=loop)
+        for asked in ({}, {"num_inference_steps": 9}):
+            expected = changed(sampler, **asked).sample(**call)
+            assert expected.std() > 0.1
+            assert difference(run.sample(**asked, **call), expected) < OF_FEW_STEPS
+        with pytest.raises(ValueError, match="method: 'ddim' for a network of EDMDPMSolver"):
+            run.sample(method="ddim", **call)
+    file = onnxruntime.InferenceSession(folder / "sampler.onnx", providers=["CPUExecutionProvider"])
+    feed = {"seeds": np.array(SEEDS), "timesteps": np.array([900, 400]), "eta": np.zeros((), np.float32)}
+    images = file.run(["images"], {**feed, "method": np.array(0)})[0]  # by the rows that are in it
+    assert difference(images, sampler.sample(**call)) < OF_FEW_STEPS
+    for number in (1, -1):
+        with pytest.raises(Exception, match="out of data bounds"):
+            file.run(None, {**feed, "method": np.array(number)})
+    with pytest.raises(ValueError, match="sampler: one of EDMDPMSolverMultistepScheduler, whose network is"):
+        export_triton(sampler, tmp_path / "repository", "model")
 
 
 # ------------------------------------------------------------------ what is kept

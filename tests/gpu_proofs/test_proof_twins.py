@@ -92,6 +92,42 @@ def test_steps_after_the_first_stay_on_the_card(configuration, monkeypatch, proo
     proof("i", configuration, **{"operators of a step, at most": max(counts), "on the host": 0})
 
 
+LEVELS = (9.0, 4.0)
+EXPLODING = {
+    "predictor": lambda twin, m, x, t, *levels: twin.step_pred(m, t, x),
+    "Euler's step": lambda twin, m, x, t, *levels: twin.step(m, *levels, x),
+    "its correction": lambda twin, m, x, t, *levels: twin.step_correct(m, *levels, x, x, m),
+}
+
+
+@pytest.mark.parametrize("name", EXPLODING)
+def test_steps_between_exploding_levels_stay_on_the_card(name, monkeypatch, proof):
+    """Of ScoreSdeVe and KarrasVe, by levels that are on the card; once their rows have been sent."""
+    kind = diffusers.ScoreSdeVeScheduler if name == "predictor" else diffusers.KarrasVeScheduler
+    twin, take = fastddpm.optimize(kind()), EXPLODING[name]
+    twin.set_timesteps(STEPS)
+    take(twin, torch.zeros(SHAPE), torch.zeros(SHAPE), 0.5, *LEVELS)
+    for module in ("score_sde_ve", "karras_ve"):
+        monkeypatch.setattr(
+            f"fastddpm.dropin._diffusers.{module}.current", lambda device: contextlib.nullcontext()
+        )
+    with pretended(TARGETS["sm_90"]), FakeTensorMode(), torch.no_grad():
+        x, m = (torch.empty(SHAPE, device="cuda") for _ in range(2))
+        levels = tuple(torch.empty((), device="cuda") for _ in range(3))
+        rows = vars(twin).get("_rows", {})
+        for row, _ in list(rows):
+            rows[row, x.device] = torch.empty((1, 32), device="cuda")
+        if "_levels" in vars(twin):
+            held = vars(twin)["_levels"][2]
+            held[x.device] = torch.empty((len(twin.discrete_sigmas) + 1, 32), device="cuda")
+        with Devices() as devices:
+            out = take(twin, m, x, *levels)
+    assert devices.strays == []
+    assert devices.operators.count("fastddpm::reverse_step") == (1 if name == "predictor" else 2)
+    assert out.prev_sample.device == x.device
+    proof("i", name, **{"operators of a step, at most": len(devices.operators), "on the host": 0})
+
+
 # Not of thresholds: torch 2.11 reads the q of `quantile` on the host, whose number it is.
 @pytest.mark.parametrize("configuration", [name for name in CONFIGURATIONS if "thresholds" not in name])
 def test_the_timestep_is_read_once_a_chain(configuration, monkeypatch):

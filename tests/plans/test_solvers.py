@@ -104,6 +104,7 @@ def exact_ends():
         ("dpm_solver", 1, 1, 80),
         ("dpm_solver", 2, 2, 80),
         ("dpm_solver", 3, 3, 100),
+        ("deis", 2, 2, 80),
         ("dpmpp_3m", 3, 3, 80),
         ("dpmpp_2s", 2, 2, 80),
         ("unipc", 1, 2, 80),  # the corrector adds one
@@ -126,6 +127,36 @@ def test_order_of_convergence(name, order, expected, count):
         np.abs(walk(plan_of(name, even_points(n), order), mixture, STARTS) - exact_ends()).max()
         for n in (count, 2 * count)
     ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(expected, abs=0.2), errors
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "expected", "eta"),
+    [
+        ("euler_ancestral", None, 1, 0.0),
+        ("dpm2_ancestral", None, 2, 0.0),
+        ("dpmpp_2s_sde", None, 1, 0.0),
+        ("dpmpp_2m_sde", None, 2, 0.0),
+        ("sa_solver", 1, 2, 0.6),  # its corrector adds one here too
+    ],
+)
+def test_order_of_convergence_with_noise(name, order, expected, eta):
+    """Of the deviation, for data N(0, 0.5^2): rows are linear then, and what a chain of them ends with is
+    known from what becomes of its start and of each row's noise alone."""
+
+    def network(x, time):
+        ratio = np.exp(np.interp(time, np.arange(1000), LEVELS.log_ratio))
+        alpha = 1 / np.hypot(1, ratio)
+        return ratio * x / (alpha * (0.5**2 + ratio**2))
+
+    errors = []
+    for count in (160, 320):
+        points = even_points(count)
+        plan = plan_of(name, points, order, eta=eta)
+        first, last = (point.alpha * math.hypot(0.5, point.ratio) for point in (points[0], points[-1]))
+        alone = np.eye(len(plan) + 1)
+        parts = walk(plan, network, first * alone[0], lambda k: alone[k + 1])  # noqa: B023
+        errors.append(abs(np.linalg.norm(parts) - last))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(expected, abs=0.2), errors
 
 

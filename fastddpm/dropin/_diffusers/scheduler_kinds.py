@@ -123,6 +123,26 @@ _FOREIGN = {
     "original_inference_steps": "LCMScheduler TCDScheduler",
     "sigma_data": "EDMEulerScheduler EDMDPMSolverMultistepScheduler",  # or consistency models
 }
+# Of those whose variance explodes, which are no step alone: parameters of their methods; attributes; keys.
+_EXPLODING: dict[str, tuple[dict[str, str], str, str]] = {
+    "ScoreSdeVeScheduler": (
+        {
+            "step_pred": "model_output timestep sample generator return_dict",
+            "step_correct": "model_output sample generator return_dict",
+        },
+        "discrete_sigmas timesteps set_sigmas get_adjacent_sigma",
+        "snr sigma_min sigma_max sampling_eps correct_steps",
+    ),
+    "KarrasVeScheduler": (
+        {
+            "step": "model_output sigma_hat sigma_prev sample_hat return_dict",
+            "step_correct": "model_output sigma_hat sigma_prev sample_hat sample_prev derivative return_dict",
+            "add_noise_to_input": "sample sigma generator",
+        },
+        "schedule timesteps num_inference_steps",
+        "sigma_min sigma_max s_noise s_churn s_min s_max",
+    ),
+}
 INVERSE = "DDIMInverseScheduler"
 KINDS = tuple(kind for kind in _WORDS if "Inverse" not in kind)
 """Those that draw."""
@@ -160,6 +180,11 @@ STEPS = (
     "precondition_inputs",
     "precondition_noise",
     "precondition_outputs",
+    "step_pred",
+    "step_correct",
+    "get_adjacent_sigma",
+    "set_sigmas",
+    "add_noise_to_input",
 )
 """Methods of schedulers that make their steps."""
 
@@ -172,9 +197,7 @@ def scheduler_kind(obj: Peer) -> str | None:
         step, is_wrapped = parameters_of(obj.step)
         made_with = parameters_of(type(obj).__init__)[0]
         for kind, (parameters, attributes, keys) in _KINDS.items():
-            # A step that someone counts or logs may take (*args, **kwargs).
-            has_step = step <= parameters if is_wrapped else step == parameters
-            if not has_step:
+            if not _fits(step, is_wrapped, parameters):
                 continue
             if any(name in made_with and kind not in of for name, of in _FOREIGN.items()):
                 continue
@@ -183,6 +206,28 @@ def scheduler_kind(obj: Peer) -> str | None:
     except Exception:  # an unknown object's properties may raise anything
         pass
     return None
+
+
+def exploding_kind(obj: Peer) -> str | None:
+    """Which of ScoreSdeVe and KarrasVe an object is, which no pipeline but their own takes; or None."""
+    try:
+        if isinstance(obj, type) or not isinstance(getattr(obj, "config", None), Mapping):
+            return None
+        for kind, (methods, attributes, keys) in _EXPLODING.items():
+            if not all(hasattr(obj, name) for name in (*methods, *attributes.split())):
+                continue
+            takes = {name: parameters_of(getattr(obj, name)) for name in methods}
+            has_steps = all(_fits(*takes[name], frozenset(told.split())) for name, told in methods.items())
+            if has_steps and all(key in obj.config for key in keys.split()):
+                return kind
+    except Exception:  # likewise
+        pass
+    return None
+
+
+def _fits(found: frozenset[str], is_wrapped: bool, parameters: frozenset[str]) -> bool:
+    """Whether a function has these parameters; one that someone counts or logs may take (*args, **kwargs)."""
+    return found <= parameters if is_wrapped else found == parameters
 
 
 def parameters_of(function: Callable[..., object]) -> tuple[frozenset[str], bool]:

@@ -133,8 +133,10 @@ class FastSolver:
             return None
         if why is None:
             why = "predictions were given" if self._has_history() else None
-        if why is None:
-            start = self._begin(given["timestep"])
+        start = None if why is not None else self._begin(given["timestep"])
+        if why is None and start is None:
+            why = "it begins at none of the timesteps"
+        if start is not None:
             try:
                 made = Walk.of(self, self.kind, eta=given.get("eta"), churn=_churn(given), start=start)
             except ValueError as error:
@@ -190,12 +192,13 @@ class FastSolver:
         histories = [getattr(self, name, None) or () for name in _HISTORIES]
         return any(value is not None for history in histories for value in history)
 
-    def _begin(self, timestep: Any) -> int:
-        """The row of a chain's first step, and the original's step index set to it."""
+    def _begin(self, timestep: Any) -> int | None:
+        """The row of a chain's first step, and the original's step index set to it; None of PNDM where it has
+        no such timestep, which the original steps from all the same."""
         scheduler = cast("Any", self)
         if self.kind == "PNDMScheduler":
             places = (self.timesteps == timestep).nonzero()
-            return int(places[0]) if len(places) else 0
+            return int(places[0]) if len(places) else None
         if scheduler.step_index is None:
             scheduler._init_step_index(timestep)
         return int(scheduler.step_index)
