@@ -1,4 +1,4 @@
-"""`push_to_hub`: what arrives at a server that takes and gives files as the Hub does, and comes back from it."""
+"""`push_to_hub`: what arrives at a server that takes and gives files as the Hub does, and what comes back."""
 
 from __future__ import annotations
 
