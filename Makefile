@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sample test test-torch211 smoke-torch29 lint runtime mutations docs clean
+.PHONY: sample test test-torch211 smoke-torch29 lint runtime release mutations docs clean
 
 sample: $(VENV)/.core
 	$(BIN)/fastddpm sample --out digits.png
@@ -47,6 +47,10 @@ lint: $(VENV)/.dev
 # The distribution without torch, in dist.
 runtime: $(VENV)/.dev
 	$(BIN)/python scripts/build_runtime.py dist
+
+# Both distributions for a package index, in dist; their links lead to the remote `origin`, or to REPOSITORY.
+release: $(VENV)/.dev
+	$(BIN)/python scripts/build_release.py dist $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 # Breaks the code in the known ways and expects a test to fail each time; SHARE=1/3 takes every third, from the second on.
 SHARE ?= 0/1

@@ -21,13 +21,18 @@ EDITED_AT = {"github.com": "edit/main/docs/", "gitlab.com": "-/edit/main/docs/"}
 
 def on_config(config: Any) -> Any:
     """Where the repository is and its pages are edited, of the remote `origin`; nothing where it has none."""
-    if config.repo_url is None and (ROOT / ".git").exists():
-        asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
-        address = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-        if found := edited(address):
-            config.repo_url, config.edit_uri = found
-            config.repo_name = config.repo_url.partition("://")[2].partition("/")[2]
+    if config.repo_url is None and (found := edited(origin())):
+        config.repo_url, config.edit_uri = found
+        config.repo_name = config.repo_url.partition("://")[2].partition("/")[2]
     return config
+
+
+def origin() -> str:
+    """The address of the checkout's remote `origin`; empty where there is none."""
+    if not (ROOT / ".git").exists():
+        return ""
+    asked = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def edited(address: str) -> tuple[str, str] | None:

@@ -14,6 +14,7 @@ from fastddpm.dropin._diffusers.scheduler_kinds import INVERSE, STEPS, exploding
 from fastddpm.dropin.overrides import check_published
 from fastddpm.dropin.peer import Peer
 from fastddpm.dropin.settings import PeerOptions, Settings
+from fastddpm.extras import needed
 from fastddpm.plans.diffusers import from_solver_scheduler
 from fastddpm.plans.diffusers.solver_classes import STEPPED
 
@@ -128,6 +129,7 @@ def _check_rows(obj: Peer, kind: str) -> None:
 def __getattr__(name: str) -> Any:
     if not name.startswith("Fast"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    needed("diffusers", by=name)
     from fastddpm.dropin._diffusers import inverse, schedulers, solvers
 
     if name == f"Fast{INVERSE}":

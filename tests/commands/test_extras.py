@@ -118,6 +118,7 @@ CALLS = {
     "scipy": lambda: score.ScheduleSDE(NoiseSchedule.linear(20)),
     "onnx": lambda: fastddpm.export_onnx,
     "onnxruntime": lambda: fastddpm.onnx,
+    "diffusers": lambda: importlib.import_module("fastddpm.dropin").FastDDIMScheduler,
     "matplotlib": lambda: __import__("fastddpm.training.report").training.report.plot_losses(Path(), []),
 }
 
@@ -129,6 +130,10 @@ def test_a_function_says_what_to_install(without, monkeypatch, package):
     name, extra = EXTRAS[package]
     with pytest.raises(MissingExtra, match=rf"needs the package {name}: pip install 'fastddpm\[{extra}\]'"):
         CALLS[package]()
+
+
+def test_every_package_of_an_extra_is_tried():
+    assert {*COMMANDS, *CALLS} == {*EXTRAS}
 
 
 def test_the_doctor_says_what_is_installed_and_broken(without):

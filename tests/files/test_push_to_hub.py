@@ -1,9 +1,11 @@
-"""`fastddpm.push_to_hub`: what arrives at a server that speaks the Hub's way of taking files."""
+"""`push_to_hub`: what arrives at a server that takes and gives files as the Hub does, and what comes back."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import re
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,14 +23,22 @@ from fastddpm.tasks import SuperResolve, write_task
 OPTIONS = {"method": "ddim", "num_inference_steps": 2, "clip_sample_range": 1.0, "shape": [3, 8, 8]}
 
 
+COMMIT = "ab" * 20
+TOKEN = "hf_secret"
+
+
 class Server(ThreadingHTTPServer):
-    """Takes repositories and commits of files; says no to ``closed/...``."""
+    """Takes repositories and commits of files, and gives the last to whoever has the token.
+
+    Says no to ``closed/...``.
+    """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, dict] = {}
         self.commits: list[dict] = []
         self.tokens: list[str | None] = []
+        self.given: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -63,20 +73,45 @@ class Handler(BaseHTTPRequestHandler):
         return self._answer({"errors": [], "warnings": []})  # of the card's metadata
 
     def do_GET(self):
-        self._answer({"error": "nothing here"}, 404)
+        place = r"(?:/api/models)?/([\w-]+/[\w-]+)/(revision|tree|resolve)/\w+/?(.*)"
+        found = re.fullmatch(place, self.path.partition("?")[0])
+        if found is None or not self.server.commits:
+            return self._answer({"error": "nothing here"}, 404)
+        if self.headers["authorization"] != f"Bearer {TOKEN}":  # as if it were not there
+            return self._answer({"error": "nothing here"}, 401, {"X-Error-Code": "RepoNotFound"})
+        files, (name, kind, path) = self.server.commits[-1]["files"], found.groups()
+        if kind == "revision":
+            return self._answer(
+                {"id": name, "sha": COMMIT, "siblings": [{"rfilename": one} for one in files]}
+            )
+        sums = {one: hashlib.sha1(content).hexdigest() for one, content in files.items()}
+        if kind == "tree":
+            return self._answer(
+                [
+                    {"type": "file", "path": one, "size": len(content), "oid": sums[one]}
+                    for one, content in files.items()
+                ]
+            )
+        if self.command == "GET":
+            self.server.given.append(path)
+        about = {"X-Repo-Commit": COMMIT, "ETag": f'"{sums[path]}"'}
+        return self._answer(files[path], 200, about)
 
     do_HEAD = do_GET
 
     def _place(self):
         return f"http://{self.headers['host']}"
 
-    def _answer(self, content, status=200):
-        data = json.dumps(content).encode()
+    def _answer(self, content, status=200, headers=None):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def log_message(self, *_):
         pass
@@ -87,7 +122,10 @@ def hub(monkeypatch):
     server = Server()
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    files = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", files)
     yield server
     server.shutdown()
     thread.join()
@@ -112,7 +150,7 @@ def test_a_sampler_arrives_as_a_folder_that_draws_its_images(hub, tmp_path):
         sampler,
         "some-lab/animals",
         private=True,
-        token="hf_secret",
+        token=TOKEN,
         message="first",
         license="apache-2.0",
         dataset="some-lab/photos",
@@ -121,7 +159,7 @@ def test_a_sampler_arrives_as_a_folder_that_draws_its_images(hub, tmp_path):
     assert url == f"http://127.0.0.1:{hub.server_port}/some-lab/animals/commit/abc"
     made = hub.repositories["some-lab/animals"]  # releases of huggingface_hub say it in two ways
     assert made.get("private") is True or made.get("visibility") == "private"
-    assert set(hub.tokens) == {"Bearer hf_secret"}
+    assert set(hub.tokens) == {f"Bearer {TOKEN}"}
     assert hub.commits[0]["summary"] == "first"
     folder = arrived(hub, tmp_path / "there")
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -146,6 +184,27 @@ def test_a_sampler_arrives_as_a_folder_that_draws_its_images(hub, tmp_path):
     assert result["metrics"] == [{"type": "fid", "value": 3.25}]
     assert 'fastddpm.load("some-lab/animals")' in text
     assert "4: cat, dog, cow, owl" in text
+
+
+def test_what_was_sent_is_fetched_by_name_and_then_asked_for_no_more(hub, tmp_path):
+    """By huggingface_hub itself: its requests, its files on the way, its cache."""
+    sampler, name, cache = make_sampler(engine="eager"), "some-lab/animals", {"cache_dir": tmp_path / "cache"}
+    fastddpm.push_to_hub(sampler, name, private=True, token=TOKEN)
+    with pytest.raises(CheckpointError, match=f"^{name}: not found here or on the Hugging Face Hub"):
+        fastddpm.load(name, token="hf_other", **cache)
+    assert hub.given == []
+    again = fastddpm.load(name, token=TOKEN, engine="eager", **cache)
+    needed = ["config.json", "model.safetensors", "sampler.json", "schedule.json"]
+    assert sorted(hub.given) == needed
+    wanted = {"seeds": [1, 2], "class_labels": 1, "progress": False}
+    assert (again.sample(**wanted) - sampler.sample(**wanted)).abs().max() < 1e-5
+    for option in (
+        {"token": TOKEN},
+        {"local_files_only": True},
+        {"local_files_only": True, "revision": COMMIT},
+    ):
+        assert fastddpm.load(name, **option, **cache).shape == sampler.shape
+    assert sorted(hub.given) == needed
 
 
 def test_the_command_sends_a_folder_with_its_task_and_its_card(hub, tmp_path, monkeypatch, capsys):
@@ -177,5 +236,5 @@ def test_what_is_refused(hub):
         fastddpm.push_to_hub(Sampler(lambda x, t: x, NoiseSchedule.linear(20)), "some-lab/animals")
     assert hub.repositories == {}
     with pytest.raises(CheckpointError, match="closed/door: the Hugging Face Hub does not let this account"):
-        fastddpm.push_to_hub(sampler, "closed/door", token="hf_secret")
+        fastddpm.push_to_hub(sampler, "closed/door", token=TOKEN)
     assert hub.commits == []
