@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# An environment is made without bytecode, and each module's is written when it is first imported: a tenth of what pip
+# would compile. This variable would have every process compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: sample test test-torch211 smoke-torch29 lint runtime release mutations docs clean
 
 sample: $(VENV)/.core
@@ -11,7 +15,7 @@ sample: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/gpu_proofs
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/interpreter
-	$(BIN)/python -m pytest -n 2 tests/gpu_proofs
+	$(BIN)/python -m pytest -n 2 --dist loadgroup tests/gpu_proofs
 
 # Other releases of torch, each in an environment of its own beside $(VENV). The Pythons are those of people who have
 # these releases; where they are not here, $(PYTHON) takes their place. `python3.12` may be a shim that does not run.
@@ -20,20 +24,23 @@ PYTHON_TORCH211 ?= $(call first_python,python3.12 $(wildcard $(HOME)/.pyenv/vers
 PYTHON_TORCH29 ?= $(call first_python,python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python) $(PYTHON))
 
 # What depends on torch and Triton: steps, engines, operators, kernels and their builds, drop-ins, export, training.
-# Of the compilations, marked slow, the engine's are enough: a drop-in's step is compiled the same way.
-COMPILED_TESTS = tests/engine/test_engine.py
-TORCH_TESTS = $(wildcard $(addprefix tests/*/test_,$(addsuffix .py,compat deferred engine_captured sessions sampler \
+# Of what is marked slow, the engine's compilation is enough: a drop-in's step is compiled the same way.
+TORCH_TESTS = $(wildcard $(addprefix tests/*/test_,$(addsuffix .py,compat deferred engine engine_captured sessions sampler \
     kernel_ops capturable noise_mse fusion trainer dropin_diffusers dropin_diffusers_schedulers dropin_guided_diffusion \
     dropin_lucidrains export_networks export_table)))
+
+# SAMPLE=3 runs of each test as few cases as have every value of every parameter, others with another number.
+SAMPLE ?=
+sampled = $(if $(SAMPLE),--sample $(SAMPLE))
 
 test-torch211: $(VENV)-torch211/.test
 	$(VENV)-torch211/bin/fastddpm sample --out $(VENV)-torch211/digits.png
 	$(VENV)-torch211/bin/python scripts/same_picture.py $(VENV)-torch211/digits.png docs/images/digits.png
 	$(VENV)-torch211/bin/fastddpm doctor --json $(VENV)-torch211/doctor.json
-	$(VENV)-torch211/bin/python -m pytest -n 2 $(COMPILED_TESTS)
-	TRITON_INTERPRET=1 $(VENV)-torch211/bin/python -m pytest -n 2 tests/interpreter
-	$(VENV)-torch211/bin/python -m pytest -n 2 tests/gpu_proofs
-	$(VENV)-torch211/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow' $(TORCH_TESTS)
+	TRITON_INTERPRET=1 $(VENV)-torch211/bin/python -m pytest -n 2 $(sampled) tests/interpreter
+	$(VENV)-torch211/bin/python -m pytest -n 2 --dist loadgroup $(sampled) tests/gpu_proofs
+	$(VENV)-torch211/bin/python -m pytest -n 2 $(sampled) --dist loadfile --no-loadscope-reorder \
+		-m 'not slow or every_torch' $(TORCH_TESTS)
 
 smoke-torch29: $(VENV)-torch29/.core
 	$(VENV)-torch29/bin/fastddpm sample --out $(VENV)-torch29/digits.png
@@ -64,12 +71,12 @@ docs: $(VENV)/.dev
 
 $(VENV)/.core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml benchmarks/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --editable benchmarks
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --editable '.[dev]' --editable benchmarks
 	touch $@ $(VENV)/.core
 
 $(VENV)-torch211/.test: pyproject.toml benchmarks/pyproject.toml

@@ -14,21 +14,34 @@ import onnx_exports
 import pytest
 import torch
 from networks import make_unet
+from sampled import sample
 
 from fastddpm import NoiseSchedule, Sampler, UNet
 from fastddpm.precision import forced
 from fastddpm_kernels import machine_code
 
-# The tensors here are tiny: more threads only wait for each other.
+# The tensors here are tiny: more threads only wait for each other, those of commands that tests start too.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor then compiles in the process itself; others would import torch first.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
-LONG_ROOMS = ("export", "engine", "dropin", "training", "commands", "applications")
+LONG_ROOMS = ("export", "engine", "dropin", "training", "commands", "applications", "serving")
 """With the files that take minutes."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "Of each test as few cases as have every value of every parameter; others with another K."
+    parser.addoption("--sample", type=int, metavar="K", help=what)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begins with the rooms of long files, so that no worker is left with one while the others are done."""
+    k = config.getoption("--sample")
+    if k is not None:
+        items[:], left_out = sample(items, k)
+        config.hook.pytest_deselected(items=left_out)
     items.sort(key=lambda item: item.path.parent.name not in LONG_ROOMS)
 
 
@@ -157,6 +170,20 @@ def popen() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.fixture
+def one_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training draws one image at each checkpoint: 40 take longer than the few steps of a test."""
+    from fastddpm.training import report
+
+    monkeypatch.setattr(report.draw_grid, "__defaults__", (None, 1))
+
+
+@pytest.fixture
+def translated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.export and its translation make of a `tiny_sampler`'s UNet is made once in a process."""
+    monkeypatch.setattr("fastddpm.export.export_network", onnx_exports.translated)
 
 
 @pytest.fixture

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 import fastddpm
 
 CARD = Path(fastddpm.__file__).parent / "assets" / "mnist" / "README.md"
-# What keeps the test under a minute on one slow core; everything else is the card's. Each checkpoint
-# validates on 500 digits and draws 40 in 50 steps, which costs more than the training between, and on a CPU
-# that only emulates bfloat16 three minutes.
+# What keeps the test under a minute on one slow core; everything else is the card's, but for the samples of
+# which a checkpoint draws one. It validates on 500 digits, which costs more than the training between, and on
+# a CPU that only emulates bfloat16 three minutes.
 SHORT = {"--steps": "40", "--batch": "16", "--checkpoint-every": "20", "--warmup": "5"}
 SHORT |= {"--mixed-precision": "no"}
 
@@ -41,27 +37,17 @@ def shortened(words: list[str], out: Path) -> list[str]:
     ]
 
 
-def fastddpm_command(*words: str | Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "fastddpm", *map(str, words)],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        timeout=540,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_command_of_the_card_goes_from_data_to_samples(tmp_path):
+def test_the_command_of_the_card_goes_from_data_to_samples(run, one_drawn, tmp_path):
     command = shortened(command_of_the_card(), tmp_path / "run")
-    fastddpm_command(*command)
+    code, _, errors = run(*command)
+    assert code == 0, errors
     first, last = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open())
     assert (first["step"], last["step"]) == (20, 40)
     assert last["loss"] < 0.8 * first["loss"]
     assert last["validation_loss"] < first["validation_loss"]
     model, folder = tmp_path / "run" / "model", tmp_path / "digits"
-    fastddpm_command("sample", model, "--seeds", "0-3", "--steps", "5", "--outdir", folder)
+    code, _, errors = run("sample", model, "--seeds", "0-3", "--steps", "5", "--outdir", folder)
+    assert code == 0, errors
     digits = [Image.open(path) for path in sorted(folder.iterdir())]
     assert [digit.size for digit in digits] == [(28, 28)] * 4
     for digit in digits:

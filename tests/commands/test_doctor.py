@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,7 +37,26 @@ def run(monkeypatch, capsys, tmp_path):
     return call
 
 
-def test_a_healthy_cpu(run):
+@pytest.fixture(scope="module")
+def run_once():
+    """`subprocess.run`, once for each command: the interpreter takes 10 s for what two tests look at."""
+    done = {}
+
+    def called(command, **options):
+        key = tuple(command)
+        if key not in done:
+            done[key] = subprocess.run(command, **options)
+        return done[key]
+
+    return called
+
+
+@pytest.fixture
+def interpreted_once(monkeypatch, run_once):
+    monkeypatch.setattr(kernels, "subprocess", SimpleNamespace(run=run_once))
+
+
+def test_a_healthy_cpu(run, interpreted_once):
     code, out, err = run()
     assert (code, err) == (0, "")
     assert "graphs and bandwidth are not examined" in out
@@ -75,7 +96,7 @@ def test_a_wrong_operator_is_found_and_fails(run, monkeypatch):
     assert "2 failed" in out
 
 
-def test_a_broken_kernel_is_found_in_the_interpreter(monkeypatch):
+def test_a_broken_kernel_is_found_in_the_interpreter(monkeypatch, interpreted_once):
     monkeypatch.setattr(kernels, "limit", lambda operator: 0.0)
     assert {check.status for check in kernels.interpreted()} == {"failed"}
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)

@@ -100,6 +100,17 @@ def test_same_seed_same_images_and_random_state(name, network):
         assert torch.equal(state_after, state)
 
 
+class Little(nn.Module):
+    """Long chains are about their rows: a network of one layer is as good, and 20 times as fast."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, time, y=None):
+        return self.layer(x) * torch.cos(time / 100)[:, None, None, None]
+
+
 class Trained(nn.Module):
     """eps for images with pixels N(0, 1/4), exactly, plus a little of a network: chains stay near [-1, 1]."""
 
@@ -119,7 +130,7 @@ def test_whole_chains_of_a_network_that_denoises(steps):
     betas = peer.linear_betas(steps)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        network = Trained(peer.Network(3, 4, num_res_blocks=1, num_groups=2), betas)
+        network = Trained(Little(), betas)
     diffusion = peer.Diffusion(network, (4, 4), 3, betas).eval()
     theirs, state = seeded(7, diffusion.sample, 2, "cpu")
     ours, state_after = seeded(7, fastddpm.optimize(diffusion).sample, 2, "cpu")

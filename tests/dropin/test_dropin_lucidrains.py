@@ -310,8 +310,7 @@ def test_recognised_by_what_it_holds():
         assert not recognises(other)
 
 
-@pytest.mark.slow
-def test_the_engine_compile_gives_the_same_images():
+def test_the_engine_compile_gives_the_same_images(traced):
     theirs = diffusion(Tiny(), timesteps=6)
     ours = fast(theirs, engine="compile")
     same_images(theirs.sample, ours.sample, 2)

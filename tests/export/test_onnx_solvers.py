@@ -128,7 +128,7 @@ def test_nothing_of_one_chain_is_in_the_next(runs, loop):
         np.testing.assert_array_equal(run.sample(method=name, num_inference_steps=3, **call), images[name])
 
 
-def test_an_export_of_a_schedulers_steps(tmp_path):
+def test_an_export_of_a_schedulers_steps(tmp_path, translated_once):
     """At other timesteps than those of the formula of its name, which is in the file too; in both loops."""
     scheduler = {"_class_name": "DDIMScheduler", "steps_offset": 100, "prediction_type": "v_prediction"}
     sampler = changed(tiny_sampler("classes"), method="diffusers", scheduler=scheduler, num_inference_steps=4)

@@ -44,12 +44,13 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
-def alone(site, code, cwd, *, absent=()):
+def alone(site, code, cwd, *, absent=(), given=""):
     """(exit code, output, errors) of code in a process that has nothing else of ours."""
     gone = f"import sys; sys.modules.update(dict.fromkeys({(*ABSENT, *absent)!r}))"
     done = subprocess.run(
         [sys.executable, "-c", f"{gone}; sys.path.insert(0, {str(site)!r})\n{code}"],
         cwd=cwd,
+        input=given,
         capture_output=True,
         text=True,
         check=False,
@@ -123,27 +124,44 @@ def test_without_an_output_a_grid(site, tmp_path):
     assert (code, [path.name for path in tmp_path.iterdir()]) == (0, ["samples.png"])
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--steps", "0"), "--steps: 0 given, an integer in [1, 1000] accepted"),
-        (("--steps", "many"), "argument --steps: invalid int value: 'many'"),
-        (("--batch", "0"), "--batch: 0 given"),
-        (("--class", "7"), "--class: 7 given, 0 to 3 accepted"),
-        (("--order", "2"), "--order: 2 with method 'ddpm' given, None accepted"),
-        (("--device", "tpu"), "--device: 'tpu' given, cpu, cuda or cuda:N accepted"),
-        (("--out", "a.bmp"), "--out: 'a.bmp' given, a file ending in .png or .npz"),
-        (("--method", "deis", "--spacing", "beta"), "--spacing: 'beta' without scipy given, another, "),
-        (("--sigmas", "9,x"), "--sigmas: '9,x' given, numbers such as 14.6,2.7,0.4, or a file of them,"),
-        (("--timesteps", "9.5"), "--timesteps: '9.5' given, integers accepted"),
-        (("--trajectory", "a.gif"), "unrecognized arguments: --trajectory a.gif"),
-        (("--seed", "1"), "unrecognized arguments: --seed 1"),
-    ],
-)  # fmt: skip
-def test_errors_are_one_line_and_leave_nothing(site, tmp_path, words, said):
-    code, out, err = command(site, tmp_path, "sample", exported("classes"), *words)
-    assert (code, out, err.count("\n"), [*tmp_path.iterdir()]) == (2, "", 1, [])
-    assert err.startswith(f"fastddpm-onnx: error: {said}")
+REFUSED = [
+    (("--steps", "0"), "--steps: 0 given, an integer in [1, 1000] accepted"),
+    (("--steps", "many"), "argument --steps: invalid int value: 'many'"),
+    (("--batch", "0"), "--batch: 0 given"),
+    (("--class", "7"), "--class: 7 given, 0 to 3 accepted"),
+    (("--order", "2"), "--order: 2 with method 'ddpm' given, None accepted"),
+    (("--device", "tpu"), "--device: 'tpu' given, cpu, cuda or cuda:N accepted"),
+    (("--out", "a.bmp"), "--out: 'a.bmp' given, a file ending in .png or .npz"),
+    (("--method", "deis", "--spacing", "beta"), "--spacing: 'beta' without scipy given, another, "),
+    (("--sigmas", "9,x"), "--sigmas: '9,x' given, numbers such as 14.6,2.7,0.4, or a file of them,"),
+    (("--timesteps", "9.5"), "--timesteps: '9.5' given, integers accepted"),
+    (("--trajectory", "a.gif"), "unrecognized arguments: --trajectory a.gif"),
+    (("--seed", "1"), "unrecognized arguments: --seed 1"),
+]  # fmt: skip
+SEVERAL = """
+import contextlib, io, json, os
+from fastddpm_onnx.cli.onnx_command import main
+
+def ended(words):
+    sys.argv, out, err = words, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code, out.getvalue(), err.getvalue(), os.listdir()
+
+print(json.dumps([ended(words) for words in json.loads(sys.stdin.read())]))
+"""
+
+
+def test_errors_are_one_line_and_leave_nothing(site, tmp_path):
+    """Of several commands in one process."""
+    commands = [["fastddpm-onnx", "sample", str(exported("classes")), *words] for words, _ in REFUSED]
+    status, ends, err = alone(site, SEVERAL, tmp_path, given=json.dumps(commands))
+    assert (status, err) == (0, "")
+    for (words, said), (code, out, err, there) in zip(REFUSED, json.loads(ends), strict=True):
+        assert (code, out, err.count("\n"), there) == (2, "", 1, []), words
+        assert err.startswith(f"fastddpm-onnx: error: {said}")
 
 
 def test_a_folder_that_is_none(site, tmp_path):

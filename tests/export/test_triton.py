@@ -38,9 +38,10 @@ ORT_TYPES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Four classes and a null label, ddpm."""
-    return export_triton(
-        onnx_exports.tiny_sampler("classes"), tmp_path_factory.mktemp("repository"), "tiny", verify=False
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastddpm.export.export_network", onnx_exports.translated)
+        sampler, repository = onnx_exports.tiny_sampler("classes"), tmp_path_factory.mktemp("repository")
+        return export_triton(sampler, repository, "tiny", verify=False)
 
 
 def session(folder):
@@ -144,7 +145,7 @@ def test_what_is_out_of_range_fails(folder, name, wrong):
         drawn(folder, **{**good, name: wrong})
 
 
-def test_a_solver_and_a_condition_are_held_to_pytorch(tmp_path):
+def test_a_solver_and_a_condition_are_held_to_pytorch(tmp_path, translated_once):
     """Verification draws by every formula and by the solver in one batch, and compares with each alone."""
     sampler = onnx_exports.tiny_sampler("superres").replace(method="unipc", num_inference_steps=4)
     folder = export_triton(sampler, tmp_path, "solver")

@@ -18,6 +18,9 @@ from fastddpm.plans.diffusers.solver_classes import SOLVERS
 
 diffusers = pytest.importorskip("diffusers")
 
+# NumPy's, of how diffusers makes arrays of tensors: tens of thousands, each of which a worker would hand on.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 TINY = {
     "sample_size": 8,
     "block_out_channels": (8, 16),

@@ -19,6 +19,8 @@ from diffusers import DDPMScheduler
 from fastddpm.engine.step import StepBuffers, StepCase, step
 from fastddpm_bench.costs import Watch
 
+# By one process, which starts the interpreter once.
+pytestmark = pytest.mark.xdist_group("interpreted")
 SCRIPT = Path(__file__).with_name("interpreted.py")
 
 

@@ -19,7 +19,8 @@ from lowering import STEP_LAUNCHES, captured_operators, compile_kernel, is_copy,
 from fastddpm.fusion import fuse_norms  # noqa: E402
 from fastddpm.unet import diffusers  # noqa: E402
 
-pytestmark = pytest.mark.slow
+# By one process, which lowers each network once.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("lowering")]
 TARGET = "sm_90"
 
 

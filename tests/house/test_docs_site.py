@@ -89,17 +89,17 @@ def test_a_broken_link_and_a_name_that_is_not_there_fail(tmp_path):
     (tmp_path / "mkdocs.yml").write_text(re.sub(r"(?m)^nav:\n(?: .*\n)+", "", site))  # of pages not here
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     (tmp_path / "docs").mkdir()
-    for text, message in (
-        ("# A page\n\n[there](nowhere.md)\n", "nowhere.md"),
-        ("# A page\n\n[there](../nowhere.md)\n", "nowhere.md"),
-        ("# A page\n\n[there](#nothing)\n", "nothing"),
-        ("# A page\n\n::: json.nothing\n", "json.nothing"),
-        ("# A page\n\nThat $\\nothing_0$ is.\n", "has \\nothing, which is not known"),
+    links = "[there](nowhere.md), [there](../above.md), [there](#nothing)"
+    for text, messages in (
+        (links, ("'nowhere.md'", "'../above.md'", "'#nothing'")),
+        ("::: json.nothing", ("json.nothing",)),
+        ("That $\\nothing_0$ is.", ("has \\nothing, which is not known",)),
     ):
-        (tmp_path / "docs" / "index.md").write_text(text)
+        (tmp_path / "docs" / "index.md").write_text(f"# A page\n\n{text}\n")
         done = build(tmp_path, tmp_path / "site")
         assert done.returncode != 0
-        assert message in done.stderr
+        for message in messages:
+            assert message in done.stderr
     (tmp_path / "docs" / "index.md").write_text("# A page\n\n[the hooks](../scripts/docs_hooks.py)\n")
     assert build(tmp_path, tmp_path / "site").returncode == 0
     assert "Edit this page" not in (tmp_path / "site" / "index.html").read_text()

@@ -37,13 +37,6 @@ def test_kernels_folder_does_not_shadow_the_package_of_that_name(tmp_path):
     assert python("from kernels import get_kernel; print(get_kernel)", path=str(tmp_path)) == "the real one"
 
 
-def test_diffusers_imports_from_the_repository_root():
-    assert (
-        python("from diffusers import DDPMPipeline, UNet2DModel; print(UNet2DModel.__name__)")
-        == "UNet2DModel"
-    )
-
-
 def source_names() -> list[str]:
     """The files of the project: what git tracks, or in an unpacked sdist all that it holds."""
     if (ROOT / ".git").exists():
@@ -161,12 +154,12 @@ def test_import_is_light_and_touches_no_gpu():
         "heavy = {'triton', 'diffusers', 'accelerate', 'onnx', 'onnxruntime', 'rich', 'PIL', 'typer'}\n"
         "print(seconds, torch.cuda.is_initialized(), sorted(heavy & (set(sys.modules) - before)))"
     )
-    times = []
-    for _ in range(3):
+    for _ in range(3):  # the first may find no bytecode
         seconds, initialized, heavy = python(code).split(" ", 2)
-        times.append(float(seconds))
         assert (initialized, heavy) == ("False", "[]")
-    assert min(times) < 0.3
+        if float(seconds) < 0.3:
+            return
+    pytest.fail(f"{seconds} s")
 
 
 def test_kernel_package_does_not_import_the_library():

@@ -89,7 +89,7 @@ def test_a_folder_and_the_command_line_draw_with_it(unet, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_a_file_of_onnx_runtime_draws_with_it(tmp_path):
+def test_a_file_of_onnx_runtime_draws_with_it(tmp_path, translated_once):
     pytest.importorskip("onnxruntime")
     sampler = tiny_sampler("classes").replace(**OPTIONS)
     fastddpm.export_onnx(sampler, tmp_path / "onnx", verify=False)

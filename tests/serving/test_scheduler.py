@@ -113,7 +113,7 @@ def test_mixed_requests_in_any_order_are_what_they_are_alone(engine, monkeypatch
         Parked, "take", lambda self, *given: taken_up.append(len(given[0])) or take(self, *given)
     )
     sampler, draw = make_sampler(engine=engine), random.Random(1)
-    count, methods, scales = (300, METHODS, [1.0, 2.5]) if engine == "eager" else (24, METHODS[:3], [1.0])
+    count, methods, scales = (120, METHODS, [1.0, 2.5]) if engine == "eager" else (24, METHODS[:3], [1.0])
     asked = [
         (seed, draw.choice(methods), draw.choice([0, 1, 2]), draw.choice(scales)) for seed in range(count)
     ]

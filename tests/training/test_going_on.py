@@ -17,12 +17,7 @@ from fastddpm.training import checkpoints, report, results
 from fastddpm.training import trainer as training
 from fastddpm.training.interruption import Interrupted
 
-
-@pytest.fixture
-def run(run, monkeypatch):
-    """With grids of one image."""
-    monkeypatch.setattr(report.draw_grid, "__defaults__", (None, 1))
-    return run
+pytestmark = pytest.mark.usefixtures("one_drawn")
 
 
 @pytest.fixture
