@@ -132,8 +132,8 @@ def chain_contest(
 ) -> Contest:
     """Everybody's chain of some steps, in float32 or with the network in bfloat16."""
     in_words = "" if precision is None else f", {precision}"
-    # Of random weights that keep their own eps: by ten steps in bfloat16, and by fifty in float32, two layouts
-    # on a CPU come 0.7 of 1 apart.
+    # Of random weights that keep their own eps: by ten steps in bfloat16, and by fifty in float32, two
+    # layouts on a CPU come 0.7 of 1 apart.
     grows = workload.options is not None and method == "ddim"
     brief = functools.partial(Chain, workload, method, batch, BRIEF, settings.device, precision)
     return Contest(
