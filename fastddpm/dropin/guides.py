@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fastddpm.checks import BadArgument, shown, whole
-from fastddpm.dropin.peer import Peer
-from fastddpm.dropin.policy_loops import parameters_of
+from fastddpm.dropin.peer import Peer, parameters_of
 
 Guide = Callable[[Tensor, Mapping[int, Tensor], int], tuple[Tensor, Tensor]]
 """Of the state ``(B, T, D)``, the conditions and the timestep: the state moved, and its values ``(B,)``."""

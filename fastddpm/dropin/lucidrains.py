@@ -6,9 +6,9 @@ from fastddpm.checks import BadArgument
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.lucidrains_1d import FastLucidrains1D
 from fastddpm.dropin.lucidrains_guidance import FastGuidedLucidrains
-from fastddpm.dropin.lucidrains_loops import DESCRIPTION, FastLucidrains, parameters_of
+from fastddpm.dropin.lucidrains_loops import DESCRIPTION, FastLucidrains
 from fastddpm.dropin.overrides import check_published
-from fastddpm.dropin.peer import Peer, holds
+from fastddpm.dropin.peer import Peer, holds, parameters_of
 from fastddpm.dropin.settings import NetworkChoice, Settings
 from fastddpm.plans.lucidrains import BUFFERS, OBJECTIVES
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, shown, whole
-from fastddpm.dropin.lucidrains_loops import DrawOptions, FastLucidrains, parameters_of
+from fastddpm.dropin.lucidrains_loops import DrawOptions, FastLucidrains
+from fastddpm.dropin.peer import parameters_of
 from fastddpm.plans import Plan
 from fastddpm.plans.lucidrains import Habits, ddim_plan
 from fastddpm.runner import Runner

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, check_choice, whole
 from fastddpm.dropin.network import PeerNetwork
-from fastddpm.dropin.peer import DropIn, Peer
+from fastddpm.dropin.peer import DropIn, Peer, parameters_of
 from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.engine import Engine
 from fastddpm.network import model_device_dtype
@@ -277,8 +276,3 @@ def _learned(module: nn.Module, x: Tensor, t: Tensor) -> object:
 def _self_conditioned(module: nn.Module, x: Tensor, t: Tensor, x_self_cond: Tensor | None = None) -> object:
     # Positional, as there: networks of the library name the third argument in two ways.
     return module(x, t, x_self_cond)
-
-
-def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:
-    """The names of a function's parameters."""
-    return tuple(inspect.signature(function).parameters)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -58,6 +59,11 @@ def holds(
         return all(hasattr(obj, name) and isinstance(getattr(obj, name), kind) for name, kind in kinds)
     except Exception:  # a property of an unknown object may raise anything
         return False
+
+
+def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:
+    """The names of a function's parameters."""
+    return tuple(inspect.signature(function).parameters)
 
 
 def check_device(device: torch.device | str | int, network: torch.device) -> None:

@@ -14,8 +14,8 @@ from fastddpm.checks import BadArgument, check_choice
 from fastddpm.dropin._diffusers.scheduler_kinds import STEPS, scheduler_kind
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.overrides import check_published
-from fastddpm.dropin.peer import Peer, holds
-from fastddpm.dropin.policy_loops import ActionLoop, parameters_of
+from fastddpm.dropin.peer import Peer, holds, parameters_of
+from fastddpm.dropin.policy_loops import ActionLoop
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Settings
 
 DESCRIPTION = "policies of real-stanford/diffusion_policy, and LeRobot's DiffusionPolicy"

@@ -228,10 +228,5 @@ def check_rows(cond: dict[str, Tensor], count: int) -> None:
             raise BadArgument(name, f"shape {tuple(value.shape)}", accepted)
 
 
-def parameters_of(function: Callable[..., object]) -> tuple[str, ...]:
-    """The names of a function's parameters."""
-    return tuple(inspect.signature(function).parameters)
-
-
 def _by_name(module: nn.Module, x: Tensor, t: Tensor, **cond: Tensor) -> object:
     return module(x, t, **cond)

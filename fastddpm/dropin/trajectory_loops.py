@@ -12,8 +12,7 @@ from fastddpm.batch import make_batch
 from fastddpm.checks import BadArgument, shown, whole
 from fastddpm.dropin.guides import guide_of
 from fastddpm.dropin.network import PeerNetwork
-from fastddpm.dropin.peer import DropIn, Peer
-from fastddpm.dropin.policy_loops import parameters_of
+from fastddpm.dropin.peer import DropIn, Peer, parameters_of
 from fastddpm.dropin.settings import NetworkChoice, Report, Settings
 from fastddpm.network import in_eval_mode, model_device_dtype, unwrapped, without_grad
 from fastddpm.plans import Plan
