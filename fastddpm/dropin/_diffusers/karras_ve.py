@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import KarrasVeScheduler
@@ -14,7 +14,7 @@ from fastddpm.transfer import current
 from fastddpm_kernels import Column, reverse_step
 
 
-class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):  # type: ignore[misc]
+class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):
     """A KarrasVeScheduler with a fused step and correction; ``add_noise_to_input`` is the original's."""
 
     public_name = "FastKarrasVeScheduler"
@@ -42,7 +42,8 @@ class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):  # type: ignore[misc]
             return_dict: a KarrasVeOutput, else a tuple (prev_sample, derivative).
         """
         if not self._takes((model_output, sample_hat), (sigma_hat, sigma_prev)):
-            return super().step(model_output, sigma_hat, sigma_prev, sample_hat, return_dict)
+            original = cast("Any", super())
+            return original.step(model_output, sigma_hat, sigma_prev, sample_hat, return_dict)
         slope, x0 = self._slope(sample_hat, model_output, sigma_hat)
         x = self._moved(sample_hat, slope, sigma_prev - sigma_hat)
         return _result(x, slope, x0) if return_dict else (x, slope)
@@ -71,7 +72,7 @@ class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):  # type: ignore[misc]
         given = (model_output, sigma_hat, sigma_prev, sample_hat, sample_prev, derivative, return_dict)
         states = (model_output, sample_hat, sample_prev, derivative)
         if not self._takes(states, (sigma_hat, sigma_prev)):
-            return super().step_correct(*given)
+            return cast("Any", super()).step_correct(*given)
         slope, x0 = self._slope(sample_prev, model_output, sigma_prev)
         x = self._moved(sample_hat, (0.5 * derivative).add_(slope, alpha=0.5), sigma_prev - sigma_hat)
         return _result(x, derivative, x0) if return_dict else (x, derivative)

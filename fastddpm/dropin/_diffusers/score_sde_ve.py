@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.schedulers.scheduling_sde_ve import ScoreSdeVeScheduler, SdeVeOutput
@@ -20,6 +20,9 @@ class FastScoreSdeVeScheduler(Exploding, ScoreSdeVeScheduler):  # type: ignore[m
     """A ScoreSdeVeScheduler with a fused predictor and corrector."""
 
     public_name = "FastScoreSdeVeScheduler"
+    # The original's.
+    config: Any
+    timesteps: Any
     precision = "float32; of float64 states the original's step"
     not_fused = ("the corrector's length: norms over the batch, in passes of their own",)
 
@@ -50,7 +53,8 @@ class FastScoreSdeVeScheduler(Exploding, ScoreSdeVeScheduler):  # type: ignore[m
         if self.timesteps is not None and is_ours(model_output, sample):
             place = self._place(timestep, sample)
         if place is None:
-            return super().step_pred(model_output, timestep, sample, generator, return_dict)
+            original = cast("Any", super())
+            return original.step_pred(model_output, timestep, sample, generator, return_dict)
         noise = TorchNoise(one_each(generator, len(sample)), sample.device, sample.dtype).draw(sample.shape)
         x, mean = copied(sample), torch.empty(sample.shape, dtype=torch.float32, device=sample.device)
         with current(x.device):
@@ -78,7 +82,8 @@ class FastScoreSdeVeScheduler(Exploding, ScoreSdeVeScheduler):  # type: ignore[m
             ValueError: set_timesteps was not called.
         """
         if self.timesteps is None or not is_ours(model_output, sample):
-            return super().step_correct(model_output, sample, generator, return_dict)
+            original = cast("Any", super())
+            return original.step_correct(model_output, sample, generator, return_dict)
         host = TorchNoise(one_each(generator, len(sample)), torch.device("cpu"), torch.get_default_dtype())
         noise = to_device(host.draw(sample.shape), sample.device)
         length, noise_length = (torch.norm(v.flatten(1), dim=-1).mean() for v in (model_output, noise))
