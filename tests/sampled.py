@@ -1,7 +1,7 @@
 """Of the cases of each test as few as have every value of every parameter once: `pytest --sample K`.
 
-For what is run in full elsewhere, as under another torch: what a version changes shows in a value, a kernel or
-a scheduler, rather than in all that they are combined with. Another K is another choice.
+For what is run in full elsewhere, as under another torch: what a version changes shows in a value, a kernel
+or a scheduler, rather than in all that they are combined with. Another K is another choice.
 """
 
 from __future__ import annotations
