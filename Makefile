@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-# An environment is made without bytecode, and each module's is written when it is first imported: a tenth of what pip
-# would compile. This variable would have every process compile torch anew.
+# An environment is made without bytecode; each module's is written when it is first imported, and most never are.
+# This variable would have every process compile torch anew: 5.4 s of a processor in place of 2.1 for its import alone.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: sample test test-torch211 smoke-torch29 lint runtime release mutations docs clean
