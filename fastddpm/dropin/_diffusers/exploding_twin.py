@@ -51,10 +51,9 @@ class Exploding:
             not_fused=(*self.not_fused, "steps that need gradients: they go through the original's step"),
         )
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # By the public name: pickle would look for the original's class under the name that this one bears.
-        state = {name: value for name, value in vars(self).items() if name not in OWN[:2]}
-        return _restored, (type(self).__name__,), state
+    def _state(self) -> dict[str, Any]:
+        """What is pickled."""
+        return {name: value for name, value in vars(self).items() if name not in OWN[:2]}
 
     def __repr__(self) -> str:
         return f"{self.public_name} in the place of {super().__repr__()}"
@@ -90,10 +89,3 @@ def copied(sample: Tensor) -> Tensor:
 def first(x: Tensor) -> Tensor:
     """Of each sample, the first row."""
     return torch.zeros((1, 2), dtype=torch.int64, device=x.device).expand(len(x), 2)
-
-
-def _restored(kind: str) -> Any:
-    from fastddpm.dropin import diffusers_schedulers
-
-    twin: Any = getattr(diffusers_schedulers, f"Fast{kind}")
-    return twin.__new__(twin)

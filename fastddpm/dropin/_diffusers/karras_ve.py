@@ -24,6 +24,10 @@ class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):
         "the noise before a step: the original's passes",
     )
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # By name pickle would look for the original's class, whose name this one bears.
+        return _restored, (), self._state()
+
     def step(
         self,
         model_output: Tensor,
@@ -103,6 +107,11 @@ class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):
 def _result(x: Tensor, slope: Tensor, x0: Tensor) -> Any:
     made = sys.modules[KarrasVeScheduler.__module__].KarrasVeOutput
     return made(prev_sample=x, derivative=slope, pred_original_sample=x0)
+
+
+def _restored() -> FastKarrasVeScheduler:
+    made: FastKarrasVeScheduler = FastKarrasVeScheduler.__new__(FastKarrasVeScheduler)
+    return made
 
 
 FastKarrasVeScheduler.__name__ = FastKarrasVeScheduler.__qualname__ = KarrasVeScheduler.__name__

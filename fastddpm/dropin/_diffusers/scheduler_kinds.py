@@ -197,7 +197,9 @@ def scheduler_kind(obj: Peer) -> str | None:
         step, is_wrapped = parameters_of(obj.step)
         made_with = parameters_of(type(obj).__init__)[0]
         for kind, (parameters, attributes, keys) in _KINDS.items():
-            if not _fits(step, is_wrapped, parameters):
+            # A step that someone counts or logs may take (*args, **kwargs).
+            has_step = step <= parameters if is_wrapped else step == parameters
+            if not has_step:
                 continue
             if any(name in made_with and kind not in of for name, of in _FOREIGN.items()):
                 continue
@@ -226,7 +228,7 @@ def exploding_kind(obj: Peer) -> str | None:
 
 
 def _fits(found: frozenset[str], is_wrapped: bool, parameters: frozenset[str]) -> bool:
-    """Whether a function has these parameters; one that someone counts or logs may take (*args, **kwargs)."""
+    """Whether a function has these parameters; a wrapped one may take (*args, **kwargs)."""
     return found <= parameters if is_wrapped else found == parameters
 
 

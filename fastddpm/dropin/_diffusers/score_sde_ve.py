@@ -26,6 +26,10 @@ class FastScoreSdeVeScheduler(Exploding, ScoreSdeVeScheduler):  # type: ignore[m
     precision = "float32; of float64 states the original's step"
     not_fused = ("the corrector's length: norms over the batch, in passes of their own",)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # By name pickle would look for the original's class, whose name this one bears.
+        return _restored, (), self._state()
+
     def step_pred(
         self,
         model_output: Tensor,
@@ -128,6 +132,11 @@ class FastScoreSdeVeScheduler(Exploding, ScoreSdeVeScheduler):  # type: ignore[m
             table[-1] = torch.nan
             tables[device] = to_device(table, device)
         return tables[device]
+
+
+def _restored() -> FastScoreSdeVeScheduler:
+    made: FastScoreSdeVeScheduler = FastScoreSdeVeScheduler.__new__(FastScoreSdeVeScheduler)
+    return made
 
 
 FastScoreSdeVeScheduler.__name__ = FastScoreSdeVeScheduler.__qualname__ = ScoreSdeVeScheduler.__name__
