@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -99,6 +102,12 @@ def test_a_value_guides(options):
     torch.manual_seed(7)
     unguided = ours(given(3))
     assert (found[0] - unguided.trajectories).abs().max() > 1e-2
+    text = (Path(__file__).parents[2] / "docs" / "policies.md").read_text()
+    [block] = [one for one in re.findall(r"```python\n(.*?)```", text, re.S) if "batch_size=64" in one]
+    guided = peers.GuidedPolicy(guide, theirs, 1.0, sample_fn=options["sample_fn"])
+    names = {"fastddpm": fastddpm, "policy": guided, "observation": np.zeros(3)}
+    exec(block, names)
+    assert names["plans"].observations.shape == (64, 8, 3)
     policies = [peers.GuidedPolicy(guide, theirs, 2.0, sample_fn=options["sample_fn"], scale=2.0)]
     policies.append(fastddpm.optimize(policies[0]))
     assert policies[1].original is policies[0]

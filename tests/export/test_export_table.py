@@ -178,6 +178,7 @@ def test_the_snippet_lists_timesteps_that_are_no_range():
         "image_shape": [1, 8, 8],
         "timesteps": [9, 5, 2],
         "defaults": {"method": "ddim", "eta": 0.0},
+        "methods": ["ddpm", "ddim"],
         "num_classes": None,
         "null_label": None,
         "condition_channels": 0,
