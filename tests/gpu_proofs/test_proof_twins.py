@@ -25,6 +25,8 @@ from fastddpm.plans.diffusers.solver_classes import STEPPED
 
 diffusers = pytest.importorskip("diffusers")
 
+from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler  # noqa: E402
+
 import fastddpm.dropin._diffusers.rows as rows_module  # noqa: E402
 import fastddpm.dropin._diffusers.walk as walk_module  # noqa: E402
 
@@ -103,7 +105,7 @@ EXPLODING = {
 @pytest.mark.parametrize("name", EXPLODING)
 def test_steps_between_exploding_levels_stay_on_the_card(name, monkeypatch, proof):
     """Of ScoreSdeVe and KarrasVe, by levels that are on the card; once their rows have been sent."""
-    kind = diffusers.ScoreSdeVeScheduler if name == "predictor" else diffusers.KarrasVeScheduler
+    kind = diffusers.ScoreSdeVeScheduler if name == "predictor" else KarrasVeScheduler
     twin, take = fastddpm.optimize(kind()), EXPLODING[name]
     twin.set_timesteps(STEPS)
     take(twin, torch.zeros(SHAPE), torch.zeros(SHAPE), 0.5, *LEVELS)

@@ -6,7 +6,9 @@ import sys
 from typing import Any, cast
 
 import torch
-from diffusers import KarrasVeScheduler
+
+# Under its shorter name it is a dummy where transformers is not installed.
+from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeScheduler
 from torch import Tensor
 
 from fastddpm.dropin._diffusers.exploding_twin import Exploding, Number, copied, first, is_ours
