@@ -16,7 +16,7 @@ from fastddpm.transfer import current
 from fastddpm_kernels import Column, reverse_step
 
 
-class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):
+class FastKarrasVeScheduler(Exploding, KarrasVeScheduler):  # type: ignore[misc]
     """A KarrasVeScheduler with a fused step and correction; ``add_noise_to_input`` is the original's."""
 
     public_name = "FastKarrasVeScheduler"
