@@ -12,7 +12,7 @@ from typing import Any
 from fastddpm.checks import BadArgument, check_choice
 from fastddpm.dropin.alterations import warn_if_random
 from fastddpm.dropin.overrides import check_published
-from fastddpm.dropin.peer import Peer, holds
+from fastddpm.dropin.peer import Peer, holds, parameters_of
 from fastddpm.dropin.settings import NETWORK_CHOICES, NetworkChoice, Settings
 from fastddpm.dropin.trajectory_loops import FastTrajectories
 from fastddpm.plans.lucidrains import BUFFERS
@@ -28,6 +28,12 @@ _STEPS = (
     "q_posterior",
 )
 _INSIDE = "diffusion_model"
+# Parameters of the published loops. Those of others, such as Decision Diffuser's, are told returns too, and
+# begin from another noise.
+_LOOPS = (
+    ("shape", "cond", "verbose", "return_diffusion"),
+    ("shape", "cond", "verbose", "return_chain", "sample_fn", "sample_kwargs"),
+)
 
 
 def recognises(obj: Peer) -> bool:
@@ -55,6 +61,10 @@ def build(obj: Peer, settings: Settings, *, network: NetworkChoice = "auto", **o
     check_choice("network", network, NETWORK_CHOICES)
     if _is_diffusion(obj):
         check_published(obj, _STEPS)
+        taken = parameters_of(obj.p_sample_loop)
+        if taken not in _LOOPS:
+            given = f"{type(obj).__name__}, whose p_sample_loop takes {', '.join(taken)},"
+            raise BadArgument("obj", given, "one of jannerm/diffuser, of 2022 or the main branch,")
         warn_if_random(obj.model, "model")
         return FastTrajectories(obj, settings, network)
     fast = copy.copy(obj)

@@ -176,3 +176,13 @@ def test_what_is_refused():
 
     with pytest.raises(ValueError, match="p_mean_variance"):
         fastddpm.optimize(diffusion(Other))
+
+    class DecisionDiffuser(peers.Tables):  # a class of its own, which holds the same
+        def conditional_sample(self, cond, returns=None, horizon=None):
+            return self.p_sample_loop((1, 8, 5), cond, returns)
+
+        def p_sample_loop(self, shape, cond, returns=None, verbose=True, return_diffusion=False):
+            return 0.5 * torch.randn(shape)
+
+    with pytest.raises(ValueError, match="takes shape, cond, returns, verbose, return_diffusion, given"):
+        fastddpm.optimize(diffusion(DecisionDiffuser))
