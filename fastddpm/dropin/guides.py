@@ -13,8 +13,8 @@ from fastddpm.dropin.peer import Peer, parameters_of
 
 Guide = Callable[[Tensor, Mapping[int, Tensor], int], tuple[Tensor, Tensor]]
 """Of the state ``(B, T, D)``, the conditions and the timestep: the state moved, and its values ``(B,)``."""
-_DEFAULTS = {"scale": 0.001, "t_stopgrad": 0, "n_guide_steps": 1, "scale_grad_by_std": True}
-_GUIDED = {"model", "x", "cond", "t", "guide", *_DEFAULTS}
+_GIVEN = {"guide", "scale", "t_stopgrad", "n_guide_steps", "scale_grad_by_std"}
+_GUIDED = {"model", "x", "cond", "t", *_GIVEN}
 _STEP = "the published n_step_guided_p_sample, or none"
 
 
@@ -40,7 +40,7 @@ def guide_of(
         return None
     if set(parameters_of(sample_fn)) != _GUIDED:
         raise BadArgument("sample_fn", shown(sample_fn), _STEP)
-    unknown = set(options) - _GUIDED
+    unknown = set(options) - _GIVEN
     if unknown:
         raise TypeError(f"n_step_guided_p_sample() got an unexpected keyword argument {min(unknown)!r}")
     if not hasattr(options.get("guide"), "gradients"):

@@ -52,7 +52,7 @@ class FastTrajectories(DropIn):
         super().__init__(original)
         self.settings, self._choice = settings, network
         self._network: PeerNetwork[UNet1D] | None = None
-        self._ordered: tuple[int, tuple[int, ...], tuple[int, ...]] | None = None
+        self._ordered: tuple[nn.Module, tuple[int, ...], tuple[int, ...]] | None = None
         self._running()
 
     def __call__(self, cond: Conditions, *args: object, **options: object) -> object:
@@ -166,14 +166,14 @@ class FastTrajectories(DropIn):
         if self.original.predict_epsilon:
             return None
         module = self.original.model
-        if self._ordered is None or self._ordered[:2] != (id(module), shape):
+        if self._ordered is None or self._ordered[0] is not module or self._ordered[1] != shape:
             device = model_device_dtype(module)[0]
             x, t = torch.zeros(shape, device=device), torch.zeros(shape[0], device=device, dtype=torch.long)
             with without_grad(), in_eval_mode(module):
                 out = unwrapped(module(x, dict(cond), t))
             strides = out.stride()
             order = tuple(sorted(range(out.ndim), key=lambda axis: -strides[axis]))
-            self._ordered = id(module), shape, order
+            self._ordered = module, shape, order
         order = self._ordered[2]
         return None if order == tuple(range(len(order))) else order
 

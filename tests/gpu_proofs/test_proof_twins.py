@@ -127,7 +127,8 @@ def test_steps_between_exploding_levels_stay_on_the_card(name, monkeypatch, proo
     assert devices.strays == []
     assert devices.operators.count("fastddpm::reverse_step") == (1 if name == "predictor" else 2)
     assert out.prev_sample.device == x.device
-    proof("i", name, **{"operators of a step, at most": len(devices.operators), "on the host": 0})
+    words = f"{kind.__name__}, {name}"
+    proof("i", words, **{"operators of a step, at most": len(devices.operators), "on the host": 0})
 
 
 # Not of thresholds: torch 2.11 reads the q of `quantile` on the host, whose number it is.
